@@ -1,0 +1,46 @@
+# Two commands do everything on a fresh machine: `make vqa` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# What `accelerate config` would ask; override for your machines: make vqa LAUNCH="--multi_gpu --num_processes 8"
+LAUNCH ?= --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+
+.PHONY: vqa test test-slow check format detector golden clean
+
+vqa: $(VENV)/.train ## train on the embedded corpus and score it
+	$(BIN)/accelerate launch $(LAUNCH) examples/run_vqa.py --output_dir runs/vqa --resume
+
+test: $(VENV)/.dev ## the default test suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+test-slow: $(VENV)/.dev ## longer tests: training processes, compilation
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+
+check: $(VENV)/.dev ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev ## format and fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+detector: $(VENV)/.dev ## train the region detector that ships with the package
+	$(BIN)/accelerate launch $(LAUNCH) examples/train_detector.py --output_dir runs/detector --resume
+
+golden: $(VENV)/.dev ## worst difference to the authors' code, case by case
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/golden_table.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.train: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train]"
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@ $(VENV)/.train
+
+clean: ## remove what was built, trained models too
+	rm -rf $(VENV) runs build dist *.egg-info
