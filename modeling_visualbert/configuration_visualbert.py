@@ -1,0 +1,107 @@
+"""VisualBERT configuration."""
+
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PretrainedConfig
+
+from .configuration_region_encoder import QueryRegionEncoderConfig
+
+
+@strict
+class VisualBertConfig(PretrainedConfig):
+    r"""
+    Configuration of all VisualBERT models. The defaults are those of BERT base, which the paper starts from.
+
+    Args:
+        vocab_size (`int`, *optional*, defaults to 30522):
+            Number of word pieces.
+        hidden_size (`int`, *optional*, defaults to 768):
+            Size of the hidden states of the encoder.
+        visual_embedding_dim (`int`, *optional*, defaults to 512):
+            Length of one region feature: 2048 in the published VQA checkpoints, 1024 for NLVR2, 512 for VCR, 2054 for
+            Flickr30k. Taken from `region_encoder_config` when that is given.
+        num_hidden_layers (`int`, *optional*, defaults to 12):
+            Number of encoder layers.
+        num_attention_heads (`int`, *optional*, defaults to 12):
+            Number of attention heads of each layer.
+        intermediate_size (`int`, *optional*, defaults to 3072):
+            Size of the feed-forward layers.
+        hidden_act (`str`, *optional*, defaults to `"gelu"`):
+            Activation of the feed-forward layers.
+        hidden_dropout_prob (`float`, *optional*, defaults to 0.1):
+            Dropout of embeddings, layer outputs and head inputs.
+        attention_probs_dropout_prob (`float`, *optional*, defaults to 0.1):
+            Dropout of the attention weights.
+        max_position_embeddings (`int`, *optional*, defaults to 512):
+            Longest text. Regions take no text position.
+        type_vocab_size (`int`, *optional*, defaults to 2):
+            Number of segments. Regions have their own table of the same size: 0 for a single image (VQA, VCR, Flickr30k,
+            COCO), 0 and 1 for the two images of NLVR2.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of new weights.
+        layer_norm_eps (`float`, *optional*, defaults to 1e-12):
+            Epsilon of the layer normalisations.
+        bypass_transformer (`bool`, *optional*, defaults to `False`):
+            The paper's "without early fusion" ablation: only the text goes through the encoder, one additional layer
+            then reads text and regions.
+        special_visual_initialize (`bool`, *optional*, defaults to `True`):
+            Start the regions' segment and position tables as copies of the text tables, after those were loaded from
+            BERT, when the checkpoint has none of its own.
+        region_encoder_config (`QueryRegionEncoderConfig` or `dict`, *optional*):
+            When given, the model owns a region encoder and answers from `pixel_values`.
+        freeze_region_encoder (`bool`, *optional*, defaults to `True`):
+            Whether the region encoder stays as it is (and in evaluation mode) while the model is trained.
+    """
+
+    model_type = "visual_bert"
+    sub_configs: ClassVar[dict[str, Any]] = {"region_encoder_config": AutoConfig}
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    visual_embedding_dim: int = 512
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    bypass_transformer: bool = False
+    special_visual_initialize: bool = True
+    region_encoder_config: Any = None
+    freeze_region_encoder: bool = True
+    pad_token_id: int | None = 0
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs):
+        if isinstance(self.region_encoder_config, dict):
+            self.region_encoder_config = _region_encoder_config(self.region_encoder_config)
+        if self.region_encoder_config is not None:
+            self.visual_embedding_dim = self.region_encoder_config.region_dim
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Called by the strict dataclass after every change of a field."""
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
+            )
+
+
+def _region_encoder_config(values: dict) -> PretrainedConfig:
+    values = dict(values)
+    model_type = values.pop("model_type", None)
+    if model_type != QueryRegionEncoderConfig.model_type:
+        raise ValueError(
+            f"`region_encoder_config` has model_type {model_type!r}; expected {QueryRegionEncoderConfig.model_type!r}"
+        )
+    return QueryRegionEncoderConfig(**values)
+
+
+__all__ = ["VisualBertConfig"]

@@ -1,0 +1,168 @@
+"""Regions from any object detector of `transformers`: pixels -> features, boxes, scores, class ids.
+
+Letters: B batch, Q queries of the detector, R regions kept, D hidden size, V region feature, C classes.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModelForObjectDetection, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .configuration_region_encoder import QueryRegionEncoderConfig
+from .regions_visualbert import box_geometry, center_to_corners, suppress_overlaps
+
+
+@dataclass
+class RegionEncoderOutput(ModelOutput):
+    """
+    Regions of a batch of pictures, most confident first, in the form every region encoder returns.
+
+    Args:
+        visual_embeds (`torch.FloatTensor` of shape `(batch_size, regions, region_dim)`):
+            Region features.
+        visual_attention_mask (`torch.LongTensor` of shape `(batch_size, regions)`):
+            1 for a region, 0 for padding.
+        boxes_unit (`torch.FloatTensor` of shape `(batch_size, regions, 4)`):
+            x1, y1, x2, y2 in units of the image (0..1).
+        scores (`torch.FloatTensor` of shape `(batch_size, regions)`):
+            Confidence of the best class.
+        class_ids (`torch.LongTensor` of shape `(batch_size, regions)`):
+            Best class, an index of `config.detector_config.id2label`.
+    """
+
+    visual_embeds: torch.Tensor | None = None
+    visual_attention_mask: torch.Tensor | None = None
+    boxes_unit: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
+    class_ids: torch.Tensor | None = None
+
+
+class QueryRegionEncoder(PreTrainedModel):
+    """
+    The query states of a detector as region features (optionally with the box's geometry), standardised.
+
+    `feature_mean` and `feature_std` are buffers of length `config.region_dim`, measured over a training set by
+    [`QueryRegionEncoder.fit_standardisation`]; until then they are zeros and ones.
+    """
+
+    config_class = QueryRegionEncoderConfig
+    config: QueryRegionEncoderConfig
+    main_input_name = "pixel_values"
+    base_model_prefix = "region_encoder"
+    input_modalities = ("image",)
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: QueryRegionEncoderConfig):
+        super().__init__(config)
+        if config.detector_config is None:
+            raise ValueError("`detector_config` is missing; expected the config of an object detection model")
+        self.detector = AutoModelForObjectDetection.from_config(config.detector_config)
+        self.feature_mean = nn.Buffer(torch.zeros(config.region_dim))
+        self.feature_std = nn.Buffer(torch.ones(config.region_dim))
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, QueryRegionEncoder):
+            for buffer, value in ((module.feature_mean, 0.0), (module.feature_std, 1.0)):
+                if not getattr(buffer, "_is_hf_initialized", False):
+                    buffer.fill_(value)
+
+    @classmethod
+    def from_detector(cls, detector: PreTrainedModel, **config_kwargs) -> "QueryRegionEncoder":
+        """Wrap a loaded detector; `config_kwargs` are fields of [`QueryRegionEncoderConfig`]."""
+        encoder = cls(QueryRegionEncoderConfig(detector_config=detector.config.to_dict(), **config_kwargs))
+        encoder.detector.load_state_dict(detector.state_dict())
+        return encoder
+
+    def forward(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None) -> RegionEncoderOutput:
+        """
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`):
+                Pictures, as the checkpoint's image processor makes them.
+            pixel_mask (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
+                1 for a pixel of the picture, 0 for padding.
+        """
+        found = self.detect(pixel_values, pixel_mask)
+        num_regions = min(self.config.max_regions, found["scores"].shape[1])
+        scores_BR, order_BR = found["scores"].topk(num_regions, dim=1)
+        boxes_BR4 = _take(found["boxes_unit"], order_BR)
+        keep_BR = scores_BR >= self.config.score_threshold
+        if self.config.nms_threshold < 1.0:
+            keep_BR = suppress_overlaps(boxes_BR4, keep_BR, self.config.nms_threshold)
+        # Survivors move to the front, in order, so that padding is always at the end.
+        front_BR = keep_BR.to(torch.int8).argsort(dim=1, descending=True, stable=True)
+        order_BR = order_BR.gather(1, front_BR)
+        return RegionEncoderOutput(
+            visual_embeds=(_take(found["features"], order_BR) - self.feature_mean) / self.feature_std,
+            visual_attention_mask=keep_BR.gather(1, front_BR).long(),
+            boxes_unit=_take(found["boxes_unit"], order_BR),
+            scores=found["scores"].gather(1, order_BR),
+            class_ids=found["class_ids"].gather(1, order_BR),
+        )
+
+    def detect(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """All Q queries before selection: `features` [B, Q, V] (not standardised), `boxes_unit`, `scores`, `class_ids`."""
+        # Not every detector has a mask argument.
+        masked = {} if pixel_mask is None else {"pixel_mask": pixel_mask}
+        found = self.detector(pixel_values=pixel_values, **masked)
+        boxes_BQ4 = center_to_corners(found.pred_boxes).clamp(0.0, 1.0)
+        states_BQD = found.last_hidden_state[:, -boxes_BQ4.shape[1] :]  # YOLOS puts its patches before the queries
+        # Detectors trained with a "no object" class have one logit more than labels, and compare classes by softmax.
+        has_no_object = found.logits.shape[-1] == self.detector.config.num_labels + 1
+        probabilities = found.logits.softmax(dim=-1)[..., :-1] if has_no_object else found.logits.sigmoid()
+        scores_BQ, class_ids_BQ = probabilities.max(dim=-1)
+        features = (states_BQD, box_geometry(boxes_BQ4)) if self.config.geometry_features else (states_BQD,)
+        return {
+            "features": torch.cat(features, dim=-1),
+            "boxes_unit": boxes_BQ4,
+            "scores": scores_BQ,
+            "class_ids": class_ids_BQ,
+        }
+
+    def fingerprint(self) -> str:
+        """Hash of configuration and weights: two encoders with the same one find the same regions."""
+        digest = hashlib.sha256(self.config.to_json_string(use_diff=False).encode())
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    @torch.no_grad()
+    def fit_standardisation(self, batches) -> None:
+        """Set `feature_mean` and `feature_std` to those of the regions kept in `batches` (an iterable of model inputs).
+
+        Raises:
+            ValueError: No region was kept in any batch.
+        """
+        count, total, squares = (
+            0,
+            torch.zeros(self.config.region_dim).double(),
+            torch.zeros(self.config.region_dim).double(),
+        )
+        self.feature_mean.zero_()
+        self.feature_std.fill_(1.0)
+        for batch in batches:
+            found = self(**batch)
+            rows = found.visual_embeds[found.visual_attention_mask.bool()].double().cpu()
+            count += len(rows)
+            total += rows.sum(dim=0)
+            squares += rows.square().sum(dim=0)
+        if not count:
+            raise ValueError(
+                "no region scored above `score_threshold` in the pictures given; train the detector longer"
+            )
+        mean = total / count
+        self.feature_mean.copy_(mean)
+        self.feature_std.copy_((squares / count - mean.square()).clamp(min=1e-8).sqrt())
+
+
+def _take(rows_BQX: torch.Tensor, order_BR: torch.Tensor) -> torch.Tensor:
+    return rows_BQX.gather(1, order_BR[..., None].expand(-1, -1, rows_BQX.shape[-1]))
+
+
+__all__ = ["QueryRegionEncoder", "RegionEncoderOutput"]

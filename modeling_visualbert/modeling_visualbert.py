@@ -1,0 +1,937 @@
+"""VisualBERT: one BERT that reads a text and the regions of an image (Li et al., arXiv 1908.03557).
+
+The file reads in the order in which it runs: embeddings, layer, encoder, base model, five heads. Parameter names are
+those of the published checkpoints. Numbers agree with the authors' code, see `tests/test_golden.py`.
+
+Letters: B batch, T text tokens, R regions, S = T + R, D hidden size, V region feature, L labels, C choices, A aligned
+words per region, E phrases (entities), I images per example.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPooling,
+    MultipleChoiceModelOutput,
+    SequenceClassifierOutput,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_visualbert import VisualBertConfig
+from .modeling_region_encoder import QueryRegionEncoder, RegionEncoderOutput
+
+
+class VisualBertEmbeddings(nn.Module):
+    """Word pieces and regions in one sequence: text first, then regions, one LayerNorm over both (paper, section 3.2)."""
+
+    def __init__(self, config: VisualBertConfig):
+        super().__init__()
+        size = config.hidden_size
+        self.word_embeddings = nn.Embedding(config.vocab_size, size, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, size)
+        self.LayerNorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.visual_token_type_embeddings = nn.Embedding(config.type_vocab_size, size)
+        self.visual_position_embeddings = nn.Embedding(config.max_position_embeddings, size)
+        self.visual_projection = nn.Linear(config.visual_embedding_dim, size)
+        self.starts_from_text_tables = config.special_visual_initialize
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        visual_embeds: torch.Tensor | None = None,
+        visual_token_type_ids: torch.Tensor | None = None,
+        image_text_alignment: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Returns [B, S, D]; see [`VisualBertModel.forward`] for the arguments."""
+        states_BSD = self.embed_text(input_ids, token_type_ids, position_ids, inputs_embeds)
+        if visual_embeds is not None:
+            regions_BRD = self.embed_regions(visual_embeds, visual_token_type_ids, image_text_alignment)
+            # One picture may serve every text of the batch.
+            regions_BRD = regions_BRD.expand(states_BSD.shape[0], -1, -1)
+            states_BSD = torch.cat((states_BSD, regions_BRD), dim=1)
+        return self.dropout(self.LayerNorm(states_BSD))
+
+    def embed_text(self, input_ids, token_type_ids=None, position_ids=None, inputs_embeds=None) -> torch.Tensor:
+        """Word + segment (0 when not given) + position, [B, T, D], before LayerNorm."""
+        words_BTD = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        if position_ids is None:
+            position_ids = torch.arange(words_BTD.shape[1], device=words_BTD.device)[None]
+        if token_type_ids is None:
+            token_type_ids = torch.zeros_like(position_ids)
+        return words_BTD + self.token_type_embeddings(token_type_ids) + self.position_embeddings(position_ids)
+
+    def embed_regions(self, visual_embeds, visual_token_type_ids=None, image_text_alignment=None) -> torch.Tensor:
+        """Projected feature + segment (0 when not given) + position, [B, R, D], before LayerNorm."""
+        regions_BRD = self.visual_projection(visual_embeds)
+        if visual_token_type_ids is None:
+            # The authors trained segment 0 in every single-image task; `transformers` defaults to the untrained row 1.
+            visual_token_type_ids = torch.zeros(visual_embeds.shape[:2], dtype=torch.long, device=visual_embeds.device)
+        regions_BRD = regions_BRD + self.visual_token_type_embeddings(visual_token_type_ids)
+        # Every region sits at position 0 of the regions' own table ...
+        regions_BRD = regions_BRD + self.visual_position_embeddings.weight[0]
+        if image_text_alignment is not None:
+            # ... plus the mean *text* position of the words that name it. -1 is padding, anywhere in the row.
+            alignment_BRA = image_text_alignment[:, : visual_embeds.shape[1]]
+            is_word_BRA1 = (alignment_BRA != -1).to(regions_BRD.dtype)[..., None]
+            positions_BRAD = self.position_embeddings(alignment_BRA.clamp(min=0)) * is_word_BRA1
+            regions_BRD = regions_BRD + positions_BRAD.sum(dim=2) / is_word_BRA1.sum(dim=2).clamp(min=1)
+        return regions_BRD
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention that also returns its weights; the other implementations come from `transformers`."""
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = F.dropout(scores.softmax(dim=-1), p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class VisualBertSelfAttention(nn.Module):
+    """Multi-head attention of every position to every visible position."""
+
+    def __init__(self, config: VisualBertConfig):
+        super().__init__()
+        self.config = config
+        self.attention_head_size = config.hidden_size // config.num_attention_heads
+        self.scaling = self.attention_head_size**-0.5
+        self.is_causal = False
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        shape = (*hidden_states.shape[:-1], -1, self.attention_head_size)
+        query, key, value = (
+            layer(hidden_states).view(shape).transpose(1, 2) for layer in (self.query, self.key, self.value)
+        )
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        context, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.dropout.p if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return context.reshape(hidden_states.shape).contiguous(), weights
+
+
+class VisualBertResidual(nn.Module):
+    """Linear layer, dropout, residual, LayerNorm: the end of both halves of a layer."""
+
+    def __init__(self, in_features: int, config: VisualBertConfig):
+        super().__init__()
+        self.dense = nn.Linear(in_features, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, hidden_states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        return self.LayerNorm(self.dropout(self.dense(hidden_states)) + residual)
+
+
+class VisualBertAttention(nn.Module):
+    """Attention half of a layer."""
+
+    def __init__(self, config: VisualBertConfig):
+        super().__init__()
+        self.self = VisualBertSelfAttention(config)
+        self.output = VisualBertResidual(config.hidden_size, config)
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs) -> torch.Tensor:
+        context, _ = self.self(hidden_states, attention_mask, **kwargs)
+        return self.output(context, hidden_states)
+
+
+class VisualBertDense(nn.Module):
+    """Linear layer and activation."""
+
+    def __init__(self, out_features: int, config: VisualBertConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, out_features)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.activation(self.dense(hidden_states))
+
+
+class VisualBertLayer(GradientCheckpointingLayer):
+    """One BERT layer."""
+
+    def __init__(self, config: VisualBertConfig):
+        super().__init__()
+        self.attention = VisualBertAttention(config)
+        self.intermediate = VisualBertDense(config.intermediate_size, config)
+        self.output = VisualBertResidual(config.intermediate_size, config)
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs) -> torch.Tensor:
+        hidden_states = self.attention(hidden_states, attention_mask, **kwargs)
+        return self.output(self.intermediate(hidden_states), hidden_states)
+
+
+class VisualBertEncoder(nn.Module):
+    """The stack of layers."""
+
+    def __init__(self, config: VisualBertConfig):
+        super().__init__()
+        self.layer = nn.ModuleList(VisualBertLayer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs) -> torch.Tensor:
+        for layer in self.layer:
+            hidden_states = layer(hidden_states, attention_mask, **kwargs)
+        return hidden_states
+
+
+class VisualBertPooler(nn.Module):
+    """tanh of a linear layer over the [CLS] state."""
+
+    def __init__(self, config: VisualBertConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.dense(hidden_states[:, 0]))
+
+
+class VisualBertPredictionHeadTransform(nn.Module):
+    """What the masked-LM head does before it compares a state with the word embeddings."""
+
+    def __init__(self, config: VisualBertConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.LayerNorm(self.activation(self.dense(hidden_states)))
+
+
+class VisualBertLMPredictionHead(nn.Module):
+    """Scores of every word piece; the decoder is tied to the word embeddings."""
+
+    def __init__(self, config: VisualBertConfig):
+        super().__init__()
+        self.transform = VisualBertPredictionHeadTransform(config)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.decoder(self.transform(hidden_states))
+
+
+class VisualBertPreTrainingHeads(nn.Module):
+    """Masked-LM head and sentence-image head."""
+
+    def __init__(self, config: VisualBertConfig):
+        super().__init__()
+        self.predictions = VisualBertLMPredictionHead(config)
+        self.seq_relationship = nn.Linear(config.hidden_size, 2)
+
+
+class VisualBertPreTrainedModel(PreTrainedModel):
+    """What all VisualBERT models share: configuration, initialisation, ways to load."""
+
+    config_class = VisualBertConfig
+    config: VisualBertConfig
+    base_model_prefix = "visual_bert"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["VisualBertEmbeddings", "VisualBertLayer"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": VisualBertLayer, "attentions": VisualBertSelfAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, VisualBertLMPredictionHead):
+            init.zeros_(module.bias)
+        elif isinstance(module, VisualBertEmbeddings) and module.starts_from_text_tables:
+            # `init.copy_` leaves tables alone that came from the checkpoint. Runs after the text tables were loaded.
+            init.copy_(module.visual_token_type_embeddings.weight, module.token_type_embeddings.weight)
+            init.copy_(module.visual_position_embeddings.weight, module.position_embeddings.weight)
+
+    def set_attn_implementation(self, attn_implementation: str | dict, **kwargs) -> None:
+        """Choose eager, sdpa, flex or flash attention. Given by name, it is that of the text model: detectors do not have
+        them all, so a region encoder keeps its own."""
+        if isinstance(attn_implementation, dict) or self.config.region_encoder_config is None:
+            super().set_attn_implementation(attn_implementation, **kwargs)
+        else:
+            self.config._attn_implementation_internal = self._check_and_adjust_attn_implementation(
+                attn_implementation, is_init_check=False
+            )
+
+    @classmethod
+    def from_bert(cls, pretrained_model_name_or_path, **config_kwargs) -> "VisualBertPreTrainedModel":
+        """
+        Start from a BERT checkpoint, as the paper does: the text part is loaded, the regions' segment and position tables
+        become copies of the text ones (`special_visual_initialize`), projection and head are new.
+
+        Args:
+            pretrained_model_name_or_path: A BERT checkpoint, by Hub name or folder.
+            config_kwargs: Fields of [`VisualBertConfig`] that BERT does not have or that should differ, such as
+                `visual_embedding_dim`, `region_encoder_config` or `num_labels`.
+        """
+        bert_fields, _ = VisualBertConfig.get_config_dict(pretrained_model_name_or_path)
+        if bert_fields.get("model_type") != "bert":
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is a {bert_fields.get('model_type')!r} checkpoint; expected 'bert'"
+            )
+        shared = (
+            *("vocab_size", "type_vocab_size", "max_position_embeddings", "pad_token_id", "layer_norm_eps"),
+            *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
+            *("hidden_dropout_prob", "attention_probs_dropout_prob"),
+        )
+        fields = {name: bert_fields[name] for name in shared if name in bert_fields}
+        config = VisualBertConfig(**{**fields, **config_kwargs})
+        return cls.from_pretrained(
+            pretrained_model_name_or_path,
+            config=config,
+            key_mapping={
+                r"^bert\.": "visual_bert.",
+                r"LayerNorm\.gamma$": "LayerNorm.weight",  # checkpoints of 2018
+                r"LayerNorm\.beta$": "LayerNorm.bias",
+            },
+        )
+
+
+class VisualBertModel(VisualBertPreTrainedModel):
+    """
+    The encoder without a head. With `config.region_encoder_config` it owns a region encoder and also takes pixels.
+    """
+
+    def __init__(self, config: VisualBertConfig, add_pooling_layer: bool = True):
+        super().__init__(config)
+        self.embeddings = VisualBertEmbeddings(config)
+        self.encoder = VisualBertEncoder(config)
+        self.pooler = VisualBertPooler(config) if add_pooling_layer else None
+        if config.bypass_transformer:
+            self.additional_layer = VisualBertLayer(config)
+        if config.region_encoder_config is not None:
+            self.region_encoder = QueryRegionEncoder(config.region_encoder_config)
+            self.region_encoder.requires_grad_(not config.freeze_region_encoder)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.embeddings.word_embeddings = value
+
+    def train(self, mode: bool = True) -> "VisualBertModel":
+        super().train(mode)
+        if self.config.region_encoder_config is not None and self.config.freeze_region_encoder:
+            self.region_encoder.eval()  # frozen also means: batch statistics stay as they are
+        return self
+
+    def get_image_features(
+        self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None, **kwargs
+    ) -> RegionEncoderOutput:
+        """
+        Find the regions of pictures: encode once, ask many times.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`):
+                Pictures, as the checkpoint's image processor makes them.
+            pixel_mask (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
+                1 for a pixel of the picture, 0 for padding.
+
+        Returns:
+            A mapping with `visual_embeds`, `visual_attention_mask`, `boxes_unit`, `scores` and `class_ids`.
+
+        Raises:
+            ValueError: The model has no region encoder.
+        """
+        if self.config.region_encoder_config is None:
+            raise ValueError(
+                "this model has no region encoder (`config.region_encoder_config` is not set), so it cannot read "
+                "`pixel_values`; pass precomputed `visual_embeds` instead"
+            )
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_region_encoder):
+            return self.region_encoder(pixel_values, pixel_mask)
+
+    def _regions_from_pixels(
+        self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Features [B, R, V], mask [B, R] and segments of [B, 3, H, W] or, for several images, of [B, I, 3, H, W] pixels."""
+        if pixel_values.dim() == 4:
+            found = self.get_image_features(pixel_values, pixel_mask)
+            return found["visual_embeds"], found["visual_attention_mask"], None
+        batch_size, num_images = pixel_values.shape[:2]
+        flat_mask = None if pixel_mask is None else pixel_mask.flatten(0, 1)
+        found = self.get_image_features(pixel_values.flatten(0, 1), flat_mask)
+        regions_BIRV = found["visual_embeds"].unflatten(0, (batch_size, num_images))
+        mask_BIR = found["visual_attention_mask"].unflatten(0, (batch_size, num_images))
+        segments_BIR = torch.arange(num_images, device=mask_BIR.device)[:, None].expand_as(mask_BIR)
+        return regions_BIRV.flatten(1, 2), mask_BIR.flatten(1, 2), segments_BIR.flatten(1, 2)
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        visual_embeds: torch.Tensor | None = None,
+        visual_attention_mask: torch.Tensor | None = None,
+        visual_token_type_ids: torch.Tensor | None = None,
+        image_text_alignment: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        image_sizes: torch.Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling:
+        r"""
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, text_length)`):
+                Word pieces, padded on the right.
+            attention_mask (`torch.Tensor` of shape `(batch_size, text_length)`, *optional*):
+                1 for a token, 0 for padding. All ones when not given.
+            token_type_ids (`torch.LongTensor` of shape `(batch_size, text_length)`, *optional*):
+                Segments of the text. Zeros when not given.
+            position_ids (`torch.LongTensor` of shape `(batch_size, text_length)`, *optional*):
+                Positions of the text. 0, 1, 2, ... when not given.
+            inputs_embeds (`torch.Tensor` of shape `(batch_size, text_length, hidden_size)`, *optional*):
+                Word embeddings instead of `input_ids`.
+            visual_embeds (`torch.Tensor` of shape `(batch_size, regions, visual_embedding_dim)`, *optional*):
+                Region features. A batch size of 1 serves every text. Without them (and without pixels) the model is BERT.
+            visual_attention_mask (`torch.Tensor` of shape `(batch_size, regions)`, *optional*):
+                1 for a region, 0 for padding. All ones when not given.
+            visual_token_type_ids (`torch.LongTensor` of shape `(batch_size, regions)`, *optional*):
+                Segments of the regions, looked up in their own table. Zeros when not given, as the authors trained it.
+            image_text_alignment (`torch.LongTensor` of shape `(batch_size, regions, words)`, *optional*):
+                Text positions of the words that name each region; -1 is padding. May be padded to more regions than there
+                are.
+            pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`, *optional*):
+                Pictures instead of `visual_embeds`, for models with a region encoder. With one more dimension,
+                `(batch_size, images, channels, height, width)`, the regions of all images of an example follow one
+                another with segments 0, 1, ...
+            pixel_mask (`torch.LongTensor`, *optional*):
+                1 for a pixel of the picture, 0 for padding; shaped like `pixel_values` without channels.
+            image_sizes (`torch.LongTensor` of shape `(batch_size, 2)`, *optional*):
+                Original sizes, as the processor returns them beside the pixels; not read by the model.
+
+        Returns:
+            `last_hidden_state` of shape `(batch_size, text_length + regions, hidden_size)` and `pooler_output`. With late
+            fusion (`config.bypass_transformer`) `hidden_states` and `attentions` hold the text-only layers followed by
+            the additional layer over text and regions.
+
+        Raises:
+            ValueError: Both or none of `input_ids` and `inputs_embeds`, or both `pixel_values` and `visual_embeds`.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("pass exactly one of `input_ids` and `inputs_embeds`")
+        if pixel_values is not None:
+            if visual_embeds is not None:
+                raise ValueError("pass either `pixel_values` or `visual_embeds`, not both")
+            visual_embeds, visual_attention_mask, segments = self._regions_from_pixels(pixel_values, pixel_mask)
+            visual_token_type_ids = segments if visual_token_type_ids is None else visual_token_type_ids
+
+        states_BSD = self.embeddings(
+            input_ids=input_ids,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            visual_embeds=visual_embeds,
+            visual_token_type_ids=visual_token_type_ids,
+            image_text_alignment=image_text_alignment,
+        )
+        text_length = _second_dim(input_ids, inputs_embeds)
+        mask_BS = _joint_mask(attention_mask, visual_attention_mask, states_BSD, text_length)
+        if self.config.bypass_transformer and visual_embeds is not None:
+            text_mask_BT = None if mask_BS is None else mask_BS[:, :text_length]
+            text_BTD = self._encode(self.encoder, states_BSD[:, :text_length], text_mask_BT, **kwargs)
+            states_BSD = torch.cat((text_BTD, states_BSD[:, text_length:]), dim=1)
+            states_BSD = self._encode(self.additional_layer, states_BSD, mask_BS, **kwargs)
+        else:
+            states_BSD = self._encode(self.encoder, states_BSD, mask_BS, **kwargs)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=states_BSD,
+            pooler_output=self.pooler(states_BSD) if self.pooler is not None else None,
+        )
+
+    def _encode(self, layers: nn.Module, states: torch.Tensor, mask: torch.Tensor | None, **kwargs) -> torch.Tensor:
+        expanded = create_bidirectional_mask(config=self.config, inputs_embeds=states, attention_mask=mask)
+        return layers(states, expanded, **kwargs)
+
+
+def _joint_mask(
+    text_mask: torch.Tensor | None, visual_mask: torch.Tensor | None, states_BSD: torch.Tensor, text_length: int
+) -> torch.Tensor | None:
+    """Bool [B, S] over text and regions; a mask that is not given is all ones; None when neither is."""
+    if text_mask is None and visual_mask is None:
+        return None
+    batch_size, total_length = states_BSD.shape[:2]
+    if text_mask is None:
+        text_mask = torch.ones(batch_size, text_length, dtype=torch.bool, device=states_BSD.device)
+    if visual_mask is None:
+        visual_mask = torch.ones(batch_size, total_length - text_length, dtype=torch.bool, device=states_BSD.device)
+    return torch.cat((text_mask.to(torch.bool), visual_mask.to(torch.bool).expand(batch_size, -1)), dim=1)
+
+
+@dataclass
+class VisualBertForPreTrainingOutput(ModelOutput):
+    """
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
+            Masked-LM loss plus sentence-image loss, of those whose labels were given.
+        prediction_logits (`torch.FloatTensor` of shape `(batch_size, text_length + regions, vocab_size)`):
+            Masked-LM scores before softmax.
+        seq_relationship_logits (`torch.FloatTensor` of shape `(batch_size, 2)`):
+            Sentence-image scores before softmax; index 1 is "the text belongs to the image".
+        hidden_states, attentions:
+            As in [`VisualBertModel`].
+    """
+
+    loss: torch.Tensor | None = None
+    prediction_logits: torch.Tensor | None = None
+    seq_relationship_logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class VisualBertForPreTraining(VisualBertPreTrainedModel):
+    """Masked language modelling with the image, and the sentence-image objective (paper, section 3.3)."""
+
+    _tied_weights_keys = {
+        "cls.predictions.decoder.weight": "visual_bert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    }
+
+    def __init__(self, config: VisualBertConfig):
+        super().__init__(config)
+        self.visual_bert = VisualBertModel(config)
+        self.cls = VisualBertPreTrainingHeads(config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.cls.predictions.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        self.cls.predictions.decoder = new_embeddings
+        self.cls.predictions.bias = new_embeddings.bias
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        visual_embeds: torch.Tensor | None = None,
+        visual_attention_mask: torch.Tensor | None = None,
+        visual_token_type_ids: torch.Tensor | None = None,
+        image_text_alignment: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        sentence_image_labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> VisualBertForPreTrainingOutput:
+        r"""
+        Args (beside those of [`VisualBertModel.forward`]):
+            labels (`torch.LongTensor` of shape `(batch_size, text_length)`, *optional*):
+                Word pieces to predict, -100 elsewhere. Labels over text and regions are accepted too; the part over the
+                regions is not read, since regions are never predicted.
+            sentence_image_labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+                1 when the text belongs to the image, 0 when it does not, as the authors trained it (the documentation
+                of `transformers` says the opposite); -100 is ignored.
+
+        Both losses are means over their labels; a batch without labels has loss 0.
+        """
+        outputs = self.visual_bert(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            visual_embeds=visual_embeds,
+            visual_attention_mask=visual_attention_mask,
+            visual_token_type_ids=visual_token_type_ids,
+            image_text_alignment=image_text_alignment,
+            **kwargs,
+        )
+        prediction_logits = self.cls.predictions(outputs.last_hidden_state)
+        seq_relationship_logits = self.cls.seq_relationship(outputs.pooler_output)
+        losses = []
+        if labels is not None:
+            text_length = _second_dim(input_ids, inputs_embeds)
+            losses.append(_cross_entropy(prediction_logits[:, :text_length], labels[:, :text_length]))
+        if sentence_image_labels is not None:
+            losses.append(_cross_entropy(seq_relationship_logits, sentence_image_labels.view(-1)))
+        return VisualBertForPreTrainingOutput(
+            loss=torch.stack(losses).sum() if losses else None,
+            prediction_logits=prediction_logits,
+            seq_relationship_logits=seq_relationship_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class VisualBertForQuestionAnswering(VisualBertPreTrainedModel):
+    """
+    VQA: scores of `config.num_labels` answers, read from the `[MASK]` token that the processor appends to the question.
+    """
+
+    def __init__(self, config: VisualBertConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.visual_bert = VisualBertModel(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.cls = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        visual_embeds: torch.Tensor | None = None,
+        visual_attention_mask: torch.Tensor | None = None,
+        visual_token_type_ids: torch.Tensor | None = None,
+        image_text_alignment: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> SequenceClassifierOutput:
+        r"""
+        Args (beside those of [`VisualBertModel.forward`]):
+            labels (`torch.FloatTensor` of shape `(batch_size, num_labels)`, *optional*):
+                Score of each answer in 0..1; a row need not sum to one. The loss is the KL divergence of the predicted
+                distribution from the scores, summed over answers.
+            num_items_in_batch (`int`, *optional*):
+                What the summed loss is divided by: the number of questions in the global batch. Defaults to this batch's.
+        """
+        outputs = self.visual_bert(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            visual_embeds=visual_embeds,
+            visual_attention_mask=visual_attention_mask,
+            visual_token_type_ids=visual_token_type_ids,
+            image_text_alignment=image_text_alignment,
+            **kwargs,
+        )
+        states_BSD = outputs.last_hidden_state
+        if attention_mask is not None:
+            text_lengths_B = attention_mask.long().sum(dim=1)
+        else:
+            text_length = _second_dim(input_ids, inputs_embeds)
+            text_lengths_B = torch.full(states_BSD.shape[:1], text_length, device=states_BSD.device)
+        # `... ? [MASK] [SEP]`: the answer is read one before the last token.
+        mask_BD = _gather_states(states_BSD, (text_lengths_B - 2).clamp(min=0)[:, None])[:, 0]
+        logits_BL = self.cls(self.dropout(mask_BD))
+        loss = None
+        if labels is not None:
+            count = labels.shape[0] if num_items_in_batch is None else num_items_in_batch
+            loss = F.kl_div(logits_BL.log_softmax(dim=-1), labels.to(logits_BL.dtype), reduction="sum") / count
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits_BL, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class VisualBertForMultipleChoice(VisualBertPreTrainedModel):
+    """VCR: one score for each choice, read from the pooled [CLS] state."""
+
+    def __init__(self, config: VisualBertConfig):
+        super().__init__(config)
+        self.visual_bert = VisualBertModel(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.cls = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        visual_embeds: torch.Tensor | None = None,
+        visual_attention_mask: torch.Tensor | None = None,
+        visual_token_type_ids: torch.Tensor | None = None,
+        image_text_alignment: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> MultipleChoiceModelOutput:
+        r"""
+        Args (beside those of [`VisualBertModel.forward`]; the text arguments have a second dimension `num_choices`):
+            visual_embeds (`torch.Tensor` of shape `(batch_size, regions, visual_embedding_dim)`):
+                One image per example, shared by its choices, or one per choice: `(batch_size, num_choices, regions, dim)`.
+                The same holds for `visual_attention_mask`, `visual_token_type_ids` and `image_text_alignment`, each on
+                its own.
+            pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`):
+                One picture per example.
+            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+                Index of the right choice.
+        """
+        num_choices = _second_dim(input_ids, inputs_embeds)  # the second dimension is the choice here
+        if pixel_values is not None:
+            if visual_embeds is not None:
+                raise ValueError("pass either `pixel_values` or `visual_embeds`, not both")
+            visual_embeds, visual_attention_mask, _ = self.visual_bert._regions_from_pixels(pixel_values, pixel_mask)
+        outputs = self.visual_bert(
+            _flatten_choices(input_ids),
+            attention_mask=_flatten_choices(attention_mask),
+            token_type_ids=_flatten_choices(token_type_ids),
+            position_ids=_flatten_choices(position_ids),
+            inputs_embeds=_flatten_choices(inputs_embeds),
+            visual_embeds=_for_each_choice(visual_embeds, num_choices, ndim=3),
+            visual_attention_mask=_for_each_choice(visual_attention_mask, num_choices, ndim=2),
+            visual_token_type_ids=_for_each_choice(visual_token_type_ids, num_choices, ndim=2),
+            image_text_alignment=_for_each_choice(image_text_alignment, num_choices, ndim=3),
+            **kwargs,
+        )
+        logits_BC = self.cls(self.dropout(outputs.pooler_output)).view(-1, num_choices)
+        return MultipleChoiceModelOutput(
+            loss=None if labels is None else _cross_entropy(logits_BC, labels, num_items_in_batch),
+            logits=logits_BC,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class VisualBertForVisualReasoning(VisualBertPreTrainedModel):
+    """NLVR2: is the sentence true of the two images? Two scores, read from the pooled [CLS] state; 1 is "True"."""
+
+    def __init__(self, config: VisualBertConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.visual_bert = VisualBertModel(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.cls = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        visual_embeds: torch.Tensor | None = None,
+        visual_attention_mask: torch.Tensor | None = None,
+        visual_token_type_ids: torch.Tensor | None = None,
+        image_text_alignment: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> SequenceClassifierOutput:
+        r"""
+        Args (beside those of [`VisualBertModel.forward`]):
+            visual_token_type_ids (`torch.LongTensor` of shape `(batch_size, regions)`):
+                0 for the regions of the first image, 1 for those of the second.
+            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+                1 when the sentence is true of the images, else 0.
+        """
+        outputs = self.visual_bert(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            visual_embeds=visual_embeds,
+            visual_attention_mask=visual_attention_mask,
+            visual_token_type_ids=visual_token_type_ids,
+            image_text_alignment=image_text_alignment,
+            **kwargs,
+        )
+        logits_BL = self.cls(self.dropout(outputs.pooler_output))
+        return SequenceClassifierOutput(
+            loss=None if labels is None else _cross_entropy(logits_BL, labels.view(-1), num_items_in_batch),
+            logits=logits_BL,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class VisualBertRegionToPhraseAttention(nn.Module):
+    """One attention head whose raw scores say which region a phrase means. `value` is in the checkpoints but not used."""
+
+    def __init__(self, config: VisualBertConfig):
+        super().__init__()
+        head_size = config.hidden_size // config.num_attention_heads
+        self.scaling = head_size**-0.5
+        self.query = nn.Linear(config.hidden_size, head_size)
+        self.key = nn.Linear(config.hidden_size, head_size)
+        self.value = nn.Linear(config.hidden_size, head_size)
+
+    def forward(
+        self, phrases_BED: torch.Tensor, regions_BRD: torch.Tensor, mask_BR: torch.Tensor | None
+    ) -> torch.Tensor:
+        scores_BER = torch.matmul(self.query(phrases_BED), self.key(regions_BRD).transpose(1, 2)) * self.scaling
+        if mask_BR is None:
+            return scores_BER
+        return scores_BER + (1.0 - mask_BR.to(scores_BER.dtype))[:, None] * -10000.0
+
+
+class VisualBertForRegionToPhraseAlignment(VisualBertPreTrainedModel):
+    """Flickr30k Entities: which region does each phrase of the sentence mean?"""
+
+    _tied_weights_keys = {
+        "cls.predictions.decoder.weight": "visual_bert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    }
+
+    def __init__(self, config: VisualBertConfig):
+        super().__init__(config)
+        self.visual_bert = VisualBertModel(config)
+        self.cls = VisualBertPreTrainingHeads(config)  # in the checkpoints, not used for this task
+        self.attention = VisualBertRegionToPhraseAttention(config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.cls.predictions.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        self.cls.predictions.decoder = new_embeddings
+        self.cls.predictions.bias = new_embeddings.bias
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        visual_embeds: torch.Tensor | None = None,
+        visual_attention_mask: torch.Tensor | None = None,
+        visual_token_type_ids: torch.Tensor | None = None,
+        image_text_alignment: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        region_to_phrase_position: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs,
+    ) -> SequenceClassifierOutput:
+        r"""
+        Args (beside those of [`VisualBertModel.forward`]):
+            region_to_phrase_position (`torch.LongTensor` of shape `(batch_size, phrases)`):
+                Text position of the last word piece of each phrase; -1 is padding (its scores mean nothing).
+            labels (`torch.FloatTensor` of shape `(batch_size, phrases, regions)`, *optional*):
+                For each phrase a distribution over regions, uniform over those that match; all zero for phrases without
+                one and for padding. The loss is the KL divergence, summed and divided by the batch size.
+
+        Returns:
+            `logits` of shape `(batch_size, phrases, regions)`; about -10000 at padded regions.
+        """
+        if region_to_phrase_position is None:
+            raise ValueError("`region_to_phrase_position` is missing; expected a tensor of shape (batch_size, phrases)")
+        if pixel_values is not None:
+            if visual_embeds is not None:
+                raise ValueError("pass either `pixel_values` or `visual_embeds`, not both")
+            visual_embeds, visual_attention_mask, _ = self.visual_bert._regions_from_pixels(pixel_values, pixel_mask)
+        outputs = self.visual_bert(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            visual_embeds=visual_embeds,
+            visual_attention_mask=visual_attention_mask,
+            visual_token_type_ids=visual_token_type_ids,
+            image_text_alignment=image_text_alignment,
+            **kwargs,
+        )
+        states_BSD = outputs.last_hidden_state
+        text_length = _second_dim(input_ids, inputs_embeds)
+        phrases_BED = _gather_states(states_BSD, region_to_phrase_position.clamp(min=0))
+        logits_BER = self.attention(phrases_BED, states_BSD[:, text_length:], visual_attention_mask)
+        loss = None
+        if labels is not None:
+            count = labels.shape[0] if num_items_in_batch is None else num_items_in_batch
+            loss = F.kl_div(logits_BER.log_softmax(dim=-1), labels.to(logits_BER.dtype), reduction="sum") / count
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits_BER, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+def _second_dim(input_ids: Any, inputs_embeds: Any) -> int:
+    return (inputs_embeds if input_ids is None else input_ids).shape[1]
+
+
+def _gather_states(states_BSD: torch.Tensor, positions_BN: torch.Tensor) -> torch.Tensor:
+    """[B, N, D]: the states at the given positions."""
+    return states_BSD.gather(1, positions_BN[..., None].expand(-1, -1, states_BSD.shape[-1]))
+
+
+def _cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """Sum over labels that are not -100, divided by their number here or in the global batch; 0 without any."""
+    labels = labels.to(logits.device)
+    total = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), reduction="sum")
+    count = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
+    return total / (count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1))
+
+
+def _flatten_choices(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return None if tensor is None else tensor.flatten(0, 1)
+
+
+def _for_each_choice(tensor: torch.Tensor | None, num_choices: int, ndim: int) -> torch.Tensor | None:
+    """[B * C, ...] from one image per example (`ndim` dimensions) or from one per choice (one dimension more)."""
+    if tensor is None:
+        return None
+    return tensor.repeat_interleave(num_choices, dim=0) if tensor.dim() == ndim else tensor.flatten(0, 1)
+
+
+__all__ = [
+    "VisualBertForMultipleChoice",
+    "VisualBertForPreTraining",
+    "VisualBertForPreTrainingOutput",
+    "VisualBertForQuestionAnswering",
+    "VisualBertForRegionToPhraseAlignment",
+    "VisualBertForVisualReasoning",
+    "VisualBertModel",
+    "VisualBertPreTrainedModel",
+]

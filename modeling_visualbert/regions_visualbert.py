@@ -1,0 +1,200 @@
+"""Boxes and regions: the numbers that pass from a picture to the text model.
+
+A *region* is a box with a feature vector. Regions cross the house as mappings with these keys, never as a class (a
+class reached through two copies of this file would be two classes):
+
+    visual_embeds          float [R, V]  one feature per region
+    visual_attention_mask  int   [R]     1 = a region, 0 = padding (batches only)
+    boxes                  float [R, 4]  x1, y1, x2, y2
+    scores                 float [R]     detector's confidence in 0..1 (optional)
+    class_ids              int   [R]     detector's class (optional)
+    image_size             int   [2]     height, width of the picture in pixels (optional, needed to draw)
+
+`boxes` of a single picture are in pixels of the original image. Inside the model, where the original size is
+unknown, they are in units of the image (0..1) and the key is `boxes_unit`. Letters: B batch, R regions, V feature.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def center_to_corners(boxes: torch.Tensor) -> torch.Tensor:
+    """[..., 4] boxes from centre x, centre y, width, height to x1, y1, x2, y2."""
+    center, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat((center - half, center + half), dim=-1)
+
+
+def corners_to_center(boxes: torch.Tensor) -> torch.Tensor:
+    """[..., 4] boxes from x1, y1, x2, y2 to centre x, centre y, width, height."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return torch.cat(((low + high) / 2, high - low), dim=-1)
+
+
+def scale_boxes(boxes: torch.Tensor, image_size: Sequence[int]) -> torch.Tensor:
+    """[..., 4] corner boxes from units of the image to pixels; `image_size` is (height, width)."""
+    height, width = (float(side) for side in image_size)
+    return boxes * boxes.new_tensor([width, height, width, height])
+
+
+def box_iou(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Pairwise intersection over union of corner boxes: [..., N, 4] x [..., M, 4] -> [..., N, M].
+
+    Areas are plain differences (no + 1 for inclusive pixels). Two boxes without area have IoU 0.
+    """
+    low = torch.maximum(first[..., :, None, :2], second[..., None, :, :2])
+    high = torch.minimum(first[..., :, None, 2:], second[..., None, :, 2:])
+    intersection = (high - low).clamp(min=0).prod(dim=-1)
+    area_first = (first[..., 2:] - first[..., :2]).prod(dim=-1)
+    area_second = (second[..., 2:] - second[..., :2]).prod(dim=-1)
+    union = area_first[..., :, None] + area_second[..., None, :] - intersection
+    return intersection / union.clamp(min=torch.finfo(union.dtype).tiny)
+
+
+def suppress_overlaps(boxes: torch.Tensor, keep: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Greedy non-maximum suppression of [B, R, 4] corner boxes that are sorted by falling confidence.
+
+    `keep` [B, R] (bool) marks the candidates; returns the survivors in the same form. The loop runs over positions, for
+    all images at once, so that it compiles and exports.
+    """
+    overlaps = box_iou(boxes, boxes) > threshold
+    survivors = [keep[:, 0]]
+    for i in range(1, boxes.shape[1]):
+        beaten = (overlaps[:, i, :i] & torch.stack(survivors, dim=1)).any(dim=1)
+        survivors.append(keep[:, i] & ~beaten)
+    return torch.stack(survivors, dim=1)
+
+
+def box_geometry(boxes_unit: torch.Tensor) -> torch.Tensor:
+    """[..., 4] corner boxes in units of the image -> [..., 9]: corners, centre, width, height, area."""
+    center = corners_to_center(boxes_unit)
+    return torch.cat((boxes_unit, center, center[..., 2:3] * center[..., 3:4]), dim=-1)
+
+
+def check_regions(regions: Mapping[str, Any], region_dim: int | None, name: str = "regions") -> dict[str, torch.Tensor]:
+    """Check one picture's regions and return them as tensors (see the module's docstring for the keys).
+
+    Args:
+        regions: Mapping with at least `visual_embeds`; arrays, tensors or lists.
+        region_dim: Expected length of a feature, or `None` to accept any.
+        name: What to call these regions in an error.
+
+    Raises:
+        ValueError: A key is unknown or missing, a shape is wrong, a number is not finite, or a box is inverted or
+            outside the image. The message names the key and the first offending row.
+    """
+    known = ("visual_embeds", "boxes", "scores", "class_ids", "image_size")
+    unknown = sorted(set(regions) - set(known))
+    if unknown:
+        raise ValueError(f"{name}: unknown key {unknown[0]!r}; expected {', '.join(known)}")
+    if regions.get("visual_embeds") is None:
+        raise ValueError(f"{name}: key 'visual_embeds' is missing; expected an array of shape (regions, dim)")
+    checked = {key: _as_tensor(value, f"{name}: '{key}'") for key, value in regions.items() if value is not None}
+    features = checked["visual_embeds"] = checked["visual_embeds"].float()
+    if features.dim() != 2:
+        raise ValueError(f"{name}: 'visual_embeds' has shape {tuple(features.shape)}; expected (regions, dim)")
+    if region_dim is not None and features.shape[1] != region_dim:
+        raise ValueError(f"{name}: features have dim {features.shape[1]}, this model expects {region_dim}")
+    _check_rows_finite(features, f"{name}: 'visual_embeds'")
+    expected = {
+        "boxes": (len(features), 4),
+        "scores": (len(features),),
+        "class_ids": (len(features),),
+        "image_size": (2,),
+    }
+    for key, shape in expected.items():
+        if key in checked and tuple(checked[key].shape) != shape:
+            raise ValueError(f"{name}: '{key}' has shape {tuple(checked[key].shape)}; expected {shape}")
+    if "boxes" in checked:
+        checked["boxes"] = checked["boxes"].float()
+        _check_boxes(checked["boxes"], checked.get("image_size"), f"{name}: 'boxes'")
+    return checked
+
+
+def pad_regions(regions: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Pad checked regions of B pictures to the longest: `visual_embeds` [B, R, V] and `visual_attention_mask` [B, R]."""
+    lengths = [len(item["visual_embeds"]) for item in regions]
+    features = regions[0]["visual_embeds"].new_zeros(len(regions), max(lengths), regions[0]["visual_embeds"].shape[1])
+    mask = torch.zeros(features.shape[:2], dtype=torch.long)
+    for row, (item, length) in enumerate(zip(regions, lengths, strict=True)):
+        features[row, :length] = item["visual_embeds"]
+        mask[row, :length] = 1
+    return {"visual_embeds": features, "visual_attention_mask": mask}
+
+
+def split_regions(
+    batch: Mapping[str, torch.Tensor], image_sizes: Sequence[Sequence[int]]
+) -> list[dict[str, torch.Tensor]]:
+    """What a region encoder returned for B pictures -> one mapping per picture, padding removed, boxes in pixels.
+
+    Args:
+        batch: `visual_embeds` [B, R, V], `visual_attention_mask` [B, R], `boxes_unit` [B, R, 4] and optionally `scores`
+            and `class_ids` [B, R].
+        image_sizes: Original (height, width) of each picture.
+
+    Raises:
+        ValueError: The number of sizes is not B.
+    """
+    if len(image_sizes) != len(batch["visual_embeds"]):
+        raise ValueError(f"{len(image_sizes)} image sizes for regions of {len(batch['visual_embeds'])} images")
+    pictures = []
+    for row, image_size in enumerate(image_sizes):
+        keep = batch["visual_attention_mask"][row].bool()
+        picture = {"visual_embeds": batch["visual_embeds"][row][keep]}
+        picture["boxes"] = scale_boxes(batch["boxes_unit"][row][keep], image_size)
+        for key in ("scores", "class_ids"):
+            if batch.get(key) is not None:
+                picture[key] = batch[key][row][keep]
+        picture["image_size"] = torch.as_tensor([int(side) for side in image_size])
+        pictures.append(picture)
+    return pictures
+
+
+def _as_tensor(value: Any, what: str) -> torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        return value
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"{what} holds {array.dtype}; expected numbers")
+    return torch.from_numpy(array.copy() if not array.flags.writeable else array)
+
+
+def _check_rows_finite(rows: torch.Tensor, what: str) -> None:
+    bad = ~torch.isfinite(rows).all(dim=-1)
+    if bad.any():
+        raise ValueError(f"{what}: row {int(bad.nonzero()[0])} holds NaN or infinity; expected finite numbers")
+
+
+def _check_boxes(boxes: torch.Tensor, image_size: torch.Tensor | None, what: str) -> None:
+    _check_rows_finite(boxes, what)
+    inverted = (boxes[:, 2] < boxes[:, 0]) | (boxes[:, 3] < boxes[:, 1])
+    if inverted.any():
+        row = int(inverted.nonzero()[0])
+        raise ValueError(f"{what}: row {row} is inverted, {boxes[row].tolist()}; expected x1 <= x2 and y1 <= y2")
+    if image_size is None:
+        return
+    height, width = image_size.tolist()
+    slack = 1.0 + 1e-3 * max(height, width)  # detectors overshoot the border by a pixel or by rounding
+    limit = boxes.new_tensor([width, height, width, height])
+    outside = ((boxes < -slack) | (boxes > limit + slack)).any(dim=-1)
+    if outside.any():
+        row = int(outside.nonzero()[0])
+        raise ValueError(
+            f"{what}: row {row} {boxes[row].tolist()} is outside the image of {width} x {height} pixels; "
+            "expected x1, y1, x2, y2 in pixels"
+        )
+
+
+__all__ = [
+    "box_geometry",
+    "box_iou",
+    "center_to_corners",
+    "check_regions",
+    "corners_to_center",
+    "pad_regions",
+    "scale_boxes",
+    "split_regions",
+    "suppress_overlaps",
+]
