@@ -1,0 +1,36 @@
+"""Answer vocabularies of VQA: the published one, and how such a list is built from annotations.
+
+The published checkpoints use the 3129 answers of Pythia's `answers_vqa.txt` (BSD-3-Clause, see `assets/NOTICE`): `<unk>` at
+index 0, then the answers in code-point order. LXMERT's list holds the same answers in another order under other indices.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from functools import lru_cache
+from importlib.resources import files
+
+from .metrics.vqa import normalise_answer
+from .processing_visualbert import UNKNOWN_ANSWER
+
+
+@lru_cache
+def pythia_answers() -> tuple[str, ...]:
+    """The 3129 answers of the published VQA checkpoints, in the order of their logits."""
+    text = (files("modeling_visualbert") / "assets" / "pythia_answers_vqa.txt").read_text(encoding="utf-8")
+    return tuple(text.removesuffix("\n").split("\n"))
+
+
+def build_answer_vocabulary(answers_per_question: Iterable[list[str]], min_count: int = 9) -> list[str]:
+    """`<unk>`, then in code-point order the answers that are the most common one of at least `min_count` questions.
+
+    Answers are normalised as the official evaluation does before they are counted; empty ones are left out. This is how
+    the field built its 3129 answers of VQA v2 train + val (`min_count` 9). Of equally common answers of one question the
+    one given first counts.
+    """
+    counts = Counter(Counter(map(normalise_answer, answers)).most_common(1)[0][0] for answers in answers_per_question)
+    return [UNKNOWN_ANSWER, *sorted(answer for answer, count in counts.items() if count >= min_count and answer)]
+
+
+__all__ = ["build_answer_vocabulary", "pythia_answers"]

@@ -1,0 +1,234 @@
+"""Checkpoints of others -> ours: the authors' `.th` files and the `uclanlp/visualbert-*` repositories.
+
+The authors save an ordered dict with `torch.save`. Its names carry the `bert.` prefix of a wrapper and older spellings::
+
+    bert.bert.embeddings.token_type_embeddings_visual.weight  ->  visual_bert.embeddings.visual_token_type_embeddings.weight
+    bert.bert.embeddings.projection.weight                    ->  visual_bert.embeddings.visual_projection.weight
+    bert.classifier.weight                                    ->  cls.weight
+    bert.flickr_attention.query.weight                        ->  attention.query.weight
+
+Files are read with `weights_only=True`: a checkpoint that wants to run code is refused.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from .answers import pythia_answers
+from .configuration_visualbert import VisualBertConfig
+from .modeling_visualbert import (
+    VisualBertForMultipleChoice,
+    VisualBertForPreTraining,
+    VisualBertForQuestionAnswering,
+    VisualBertForRegionToPhraseAlignment,
+    VisualBertForVisualReasoning,
+)
+
+HEADS: dict[str, type[PreTrainedModel]] = {
+    "pretraining": VisualBertForPreTraining,
+    "vqa": VisualBertForQuestionAnswering,
+    "vcr": VisualBertForMultipleChoice,
+    "nlvr2": VisualBertForVisualReasoning,
+    "flickr30k": VisualBertForRegionToPhraseAlignment,
+}
+
+_RENAMES = (
+    (r"^bert\.(?=(bert|cls|classifier|flickr_attention)\.)", ""),  # the wrapper
+    (r"^bert\.", "visual_bert."),
+    (r"\.token_type_embeddings_visual\.", ".visual_token_type_embeddings."),
+    (r"\.position_embeddings_visual\.", ".visual_position_embeddings."),
+    (r"\.embeddings\.projection\.", ".embeddings.visual_projection."),
+    (r"^classifier\.", "cls."),
+    (r"^flickr_attention\.", "attention."),
+    (r"\.gamma$", ".weight"),
+    (r"\.beta$", ".bias"),
+)
+
+
+@dataclass(frozen=True)
+class KeyReport:
+    """What became of one tensor. `status` is loaded, tied (a copy of another), skipped (not part of our model) or new."""
+
+    original: str | None
+    name: str | None
+    shape: tuple[int, ...]
+    status: str
+
+    def __str__(self) -> str:
+        shape = "x".join(map(str, self.shape)) or "scalar"
+        return f"{self.status:8} {self.original or '-'} -> {self.name or '-'} [{shape}]"
+
+
+def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """Read a flat dict of tensors from a `.safetensors` or `torch.save` file, without running code from it.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged, holds anything but named tensors, or asks to run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint file")
+    try:
+        weights = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file ({error}); expected safetensors, never a pickle") from error
+    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: not a checkpoint that can be read safely: {reason}") from error
+    if not isinstance(weights, Mapping) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise ValueError(f"{path}: expected a dict of tensors by name, found {type(weights).__name__}")
+    return dict(weights)
+
+
+def rename_original_key(key: str) -> str:
+    """The name in our models of a tensor in the authors' files."""
+    for pattern, replacement in _RENAMES:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def convert_original_checkpoint(
+    path: str | Path, task: str | None = None, **config_kwargs
+) -> tuple[PreTrainedModel, list[KeyReport]]:
+    """Load one of the authors' `.th` files.
+
+    Args:
+        path: The file.
+        task: One of `HEADS`; guessed from the head's tensors when not given.
+        config_kwargs: Fields of [`VisualBertConfig`] that shapes do not tell; `num_attention_heads` defaults to one for
+            each 64 hidden units.
+
+    Returns:
+        The model in evaluation mode, and a report of every tensor of the file and of the model.
+
+    Raises:
+        ValueError: The file is unsafe, damaged or of another model, or shapes differ.
+    """
+    weights = load_weights(path)
+    renamed: dict[str, torch.Tensor] = {}
+    origin: dict[str, str] = {}
+    for key, value in weights.items():
+        name = rename_original_key(key)
+        if name in renamed:
+            raise ValueError(f"{path}: {key!r} and {origin[name]!r} both become {name!r}")
+        renamed[name], origin[name] = value, key
+    task = task or _guess_task(renamed, path)
+    if task not in HEADS:
+        raise ValueError(f"unknown task {task!r}; expected one of {', '.join(HEADS)}")
+    model = HEADS[task](_config_from_shapes(renamed, task, path, config_kwargs))
+    return model.eval(), _fill(model, renamed, origin, path)
+
+
+def convert_published_checkpoint(path: str | Path, **config_kwargs) -> tuple[PreTrainedModel, list[KeyReport]]:
+    """Load a `uclanlp/visualbert-*` folder (or Hub name): same parameter names, but a config without answers.
+
+    The published VQA config calls its 3129 answers `LABEL_0` ... `LABEL_3128`; they are Pythia's, in Pythia's order, and
+    get their names here.
+    """
+    config = VisualBertConfig.from_pretrained(path, **config_kwargs)
+    architecture = (config.architectures or ["VisualBertForPreTraining"])[0]
+    classes = {cls.__name__: cls for cls in HEADS.values()}
+    if architecture not in classes:
+        raise ValueError(f"{path}: architecture {architecture!r}; expected one of {', '.join(classes)}")
+    config.pad_token_id = 0  # BERT's; the published configs say 1, which is an ordinary word piece
+    answers = pythia_answers()
+    if architecture == "VisualBertForQuestionAnswering" and config.num_labels == len(answers):
+        config.id2label = dict(enumerate(answers))
+        config.label2id = {answer: index for index, answer in enumerate(answers)}
+    model, info = classes[architecture].from_pretrained(path, config=config, output_loading_info=True)
+    report = [KeyReport(name, name, tuple(value.shape), "loaded") for name, value in model.state_dict().items()]
+    report = [KeyReport(None, r.name, r.shape, "new") if r.name in info["missing_keys"] else r for r in report]
+    report += [KeyReport(name, None, (), "skipped") for name in sorted(info["unexpected_keys"])]
+    return model.eval(), report
+
+
+def _guess_task(weights: dict[str, torch.Tensor], path: str | Path) -> str:
+    if "attention.query.weight" in weights:
+        return "flickr30k"
+    if "cls.weight" in weights:
+        return {1: "vcr", 2: "nlvr2"}.get(len(weights["cls.weight"]), "vqa")
+    if "cls.seq_relationship.weight" in weights:
+        return "pretraining"
+    raise ValueError(f"{path}: no known head among its {len(weights)} tensors; pass the task ({', '.join(HEADS)})")
+
+
+def _config_from_shapes(
+    weights: dict[str, torch.Tensor], task: str, path: str | Path, overrides: dict
+) -> VisualBertConfig:
+    def shape(name: str) -> torch.Size:
+        if name not in weights:
+            raise ValueError(f"{path}: {name!r} is missing; this is not a VisualBERT checkpoint")
+        return weights[name].shape
+
+    layers = {match[1] for name in weights if (match := re.match(r"visual_bert\.encoder\.layer\.(\d+)\.", name))}
+    hidden_size = shape("visual_bert.embeddings.word_embeddings.weight")[1]
+    fields: dict[str, Any] = {
+        "vocab_size": shape("visual_bert.embeddings.word_embeddings.weight")[0],
+        "hidden_size": hidden_size,
+        "visual_embedding_dim": shape("visual_bert.embeddings.visual_projection.weight")[1],
+        "num_hidden_layers": len(layers),
+        "num_attention_heads": max(1, hidden_size // 64),
+        "intermediate_size": shape("visual_bert.encoder.layer.0.intermediate.dense.weight")[0],
+        "max_position_embeddings": shape("visual_bert.embeddings.position_embeddings.weight")[0],
+        "type_vocab_size": shape("visual_bert.embeddings.token_type_embeddings.weight")[0],
+        "bypass_transformer": "visual_bert.additional_layer.output.dense.weight" in weights,
+    }
+    if task in ("vqa", "nlvr2"):
+        fields["num_labels"] = len(weights["cls.weight"])
+    answers = pythia_answers()
+    if task == "vqa" and fields["num_labels"] == len(answers):
+        fields["id2label"] = dict(enumerate(answers))
+        fields["label2id"] = {answer: index for index, answer in enumerate(answers)}
+        del fields["num_labels"]
+    return VisualBertConfig(**{**fields, **overrides})
+
+
+def _fill(model: PreTrainedModel, weights: dict, origin: dict, path: str | Path) -> list[KeyReport]:
+    ours = model.state_dict()
+    tied = model.all_tied_weights_keys
+    for name in weights.keys() & ours.keys():
+        if weights[name].shape != ours[name].shape:
+            raise ValueError(
+                f"{path}: {origin[name]!r} has shape {tuple(weights[name].shape)}, expected {tuple(ours[name].shape)}"
+            )
+    model.load_state_dict({name: weights[name] for name in weights.keys() & ours.keys()}, strict=False)
+    model.tie_weights()
+    report = []
+    for name, value in weights.items():
+        status = "skipped" if name not in ours else "tied" if name in tied else "loaded"
+        report.append(KeyReport(origin[name], name if name in ours else None, tuple(value.shape), status))
+    for name in ours.keys() - weights.keys():
+        report.append(KeyReport(None, name, tuple(ours[name].shape), "tied" if name in tied else "new"))
+    return report
+
+
+def summarise(report: list[KeyReport]) -> str:
+    """One line such as `61 loaded, 1 tied, 2 new`."""
+    return ", ".join(f"{count} {status}" for status, count in Counter(item.status for item in report).items())
+
+
+__all__ = [
+    "HEADS",
+    "KeyReport",
+    "convert_original_checkpoint",
+    "convert_published_checkpoint",
+    "load_weights",
+    "rename_original_key",
+    "summarise",
+]

@@ -1,0 +1,185 @@
+"""VQA v2: official answer normalisation and accuracy, and training targets.
+
+Equal to the official evaluation script (GT-Vision-Lab/VQA, `vqaEval.py`) on every case of `tests/fixtures/golden`. Pure
+functions: lists in, dicts out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+_TABLES = json.loads((files("modeling_visualbert") / "assets" / "vqa_normalisation_tables.json").read_text("utf-8"))
+_PUNCTUATION: tuple[str, ...] = tuple(_TABLES["punctuation"])
+_ARTICLES = frozenset(_TABLES["articles"])
+_NUMBER_WORDS: dict[str, str] = _TABLES["number_words"]
+_CONTRACTIONS: dict[str, str] = _TABLES["contractions"]
+_DELETABLE_PERIOD = re.compile(r"(?!<=\d)(\.)(?!\d)")  # the look-behind of the reference never matches: kept as it is
+_DELETABLE_PERIODS = int(_TABLES["period_removal_limit"])  # a flag passed where the count belongs
+_THOUSANDS_COMMA = re.compile(r"(\d)(\,)(\d)")
+
+
+def _strip_whitespace(answer: str) -> str:
+    return answer.replace("\n", " ").replace("\t", " ").strip()
+
+
+def _process_punctuation(answer: str) -> str:
+    processed = answer
+    has_thousands_comma = _THOUSANDS_COMMA.search(answer) is not None
+    for mark in _PUNCTUATION:
+        # The tests look at the unchanged answer, the replacements accumulate.
+        if f"{mark} " in answer or f" {mark}" in answer or has_thousands_comma:
+            processed = processed.replace(mark, "")
+        else:
+            processed = processed.replace(mark, " ")
+    return _DELETABLE_PERIOD.sub("", processed, count=_DELETABLE_PERIODS)
+
+
+def _process_words(answer: str) -> str:
+    words = (_NUMBER_WORDS.get(word, word) for word in answer.lower().split())
+    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def normalise_answer(answer: str) -> str:
+    """The official normalisation: whitespace, punctuation, periods, then number words, articles and contractions.
+
+    >>> normalise_answer("The two dogs, dont!")
+    "2 dogs don't"
+    """
+    return _process_words(_process_punctuation(_strip_whitespace(answer)))
+
+
+def question_accuracy(prediction: str, annotator_answers: Sequence[str | Mapping]) -> float:
+    """Official accuracy in 0..1 of one answer: the mean over annotators of min(1, agreements among the others / 3).
+
+    Nothing is normalised when all annotators gave the same string.
+
+    Args:
+        prediction: The answer to score.
+        annotator_answers: What the annotators said: strings, or records with an `answer`. "The others" are the records
+            that differ from an annotator's own; strings are told apart by position. (Records without `answer_id`
+            that are equal are therefore left out together, as in the official script.)
+
+    Raises:
+        ValueError: There are no annotator answers.
+    """
+    if not annotator_answers:
+        raise ValueError("no annotator answers; expected ten")
+    prediction = _strip_whitespace(prediction)
+    records: list[dict[str, Any]] = [
+        dict(a) if isinstance(a, Mapping) else {"answer": a, "answer_id": i} for i, a in enumerate(annotator_answers)
+    ]
+    for record in records:
+        record["answer"] = _strip_whitespace(record["answer"])
+    if len({record["answer"] for record in records}) > 1:
+        prediction = _process_words(_process_punctuation(prediction))
+        for record in records:
+            record["answer"] = _process_words(_process_punctuation(record["answer"]))
+    agreeing = [record for record in records if record["answer"] == prediction]
+    scores = (min(1.0, sum(other != record for other in agreeing) / 3) for record in records)
+    return sum(scores) / len(records)
+
+
+def vqa_accuracy(predictions: Mapping[int, str], annotations: Sequence[Mapping]) -> dict:
+    """Official VQA v2 accuracy in percent.
+
+    Args:
+        predictions: Answer by question id.
+        annotations: Records of the official annotation file: `question_id`, `answers` (each with an `answer`) and, where
+            known, `question_type` and `answer_type`.
+
+    Returns:
+        `overall`, `per_question_type`, `per_answer_type` (only types that occur), `per_question` and `num_examples`.
+
+    Raises:
+        ValueError: A question has no prediction, or a prediction has no question, or a question occurs twice.
+    """
+    known = Counter(record["question_id"] for record in annotations)
+    repeated = [question_id for question_id, count in known.items() if count > 1]
+    missing, surplus = sorted(known.keys() - predictions.keys()), sorted(predictions.keys() - known.keys())
+    for problem, ids in (("repeated in the annotations", repeated), ("not answered", missing), ("unknown", surplus)):
+        if ids:
+            raise ValueError(
+                f"{len(ids)} question ids {problem}, the first is {ids[0]}; expected one answer per question"
+            )
+    if not annotations:
+        raise ValueError("no annotations to score against")
+    per_question: dict[int, float] = {}
+    by_type: dict[str, dict[str, list[float]]] = {"question_type": defaultdict(list), "answer_type": defaultdict(list)}
+    for record in annotations:
+        accuracy = 100.0 * question_accuracy(predictions[record["question_id"]], record["answers"])
+        per_question[record["question_id"]] = accuracy
+        for field, groups in by_type.items():
+            if field in record:
+                groups[record[field]].append(accuracy)
+    return {
+        "overall": _mean(per_question.values()),
+        "per_question_type": {name: _mean(values) for name, values in by_type["question_type"].items()},
+        "per_answer_type": {name: _mean(values) for name, values in by_type["answer_type"].items()},
+        "per_question": per_question,
+        "num_examples": len(per_question),
+    }
+
+
+def soft_targets(
+    annotator_answers: Sequence[str],
+    answer_to_index: Mapping[str, int],
+    unknown: str | None = "<unk>",
+    rule: str = "visualbert",
+) -> dict[int, float]:
+    """Training target of a question, as {answer index: score}; answers outside the vocabulary and `unknown` score nothing.
+
+    Args:
+        annotator_answers: What the annotators said, as it stands in the file.
+        answer_to_index: The answer vocabulary.
+        unknown: The vocabulary's entry for unknown answers, if it has one.
+        rule: `"visualbert"`, the authors' code: an answer given by c annotators scores min(1, 0.3 c).
+            `"uniform"`, the paper's text: the same probability for each distinct answer.
+            `"mmf"`: answers cleaned as MMF does, repeated up to ten, scored like the official accuracy.
+
+    Raises:
+        ValueError: The rule is unknown.
+    """
+    if rule == "mmf":
+        annotator_answers = [_mmf_answer(answer) for answer in annotator_answers]
+    known = [a if a in answer_to_index and a != unknown else None for a in annotator_answers]
+    if rule == "mmf" and known:
+        known = [known[i % len(known)] for i in range(max(10, len(known)))]
+    counts = Counter(answer for answer in known if answer is not None)
+    if rule == "visualbert":
+        return {answer_to_index[answer]: min(1.0, 0.3 * count) for answer, count in counts.items()}
+    if rule == "uniform":
+        return {answer_to_index[answer]: 1.0 / len(counts) for answer in counts}
+    if rule == "mmf":
+        return {answer_to_index[a]: _leave_one_out_mean(count, len(known)) for a, count in counts.items()}
+    raise ValueError(f"unknown rule {rule!r}; expected 'visualbert', 'uniform' or 'mmf'")
+
+
+def best_known_answers(logits: Sequence[Sequence[float]], unknown_index: int | None = 0) -> list[int]:
+    """Index of the best answer of each row, never `unknown_index` (the authors' validation rule)."""
+    scores = np.array(logits, dtype=np.float64)
+    if unknown_index is not None:
+        scores[:, unknown_index] = -np.inf
+    return scores.argmax(axis=1).tolist()
+
+
+def _mmf_answer(answer: str) -> str:
+    return answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
+
+
+def _leave_one_out_mean(agreeing: int, total: int) -> float:
+    return ((total - agreeing) * min(1.0, agreeing / 3) + agreeing * min(1.0, (agreeing - 1) / 3)) / total
+
+
+def _mean(values) -> float:
+    values = list(values)
+    return sum(values) / len(values)
+
+
+__all__ = ["best_known_answers", "normalise_answer", "question_accuracy", "soft_targets", "vqa_accuracy"]
