@@ -1,0 +1,193 @@
+"""Writes the embedded corpus: rendered scenes and everything that can be said about them, in official file formats.
+
+::
+
+    <corpus>/
+      corpus.json                                     what was built, with which seed
+      contact_sheet.png                               some pictures with a question each, to look at
+      images/<split>/shapes_<split>_000000000017.jpg  the pictures
+      scenes/<split>.jsonl                            the scene graphs, see `scenes.py`
+      detection/instances_<split>.json                boxes, COCO detection format
+      vqa/v2_OpenEnded_shapes_<split>_questions.json  VQA v2 questions
+      vqa/v2_shapes_<split>_annotations.json          VQA v2 annotations
+
+Splits are train, val and test; no scene (same objects at nearly the same places) is in two of them. Building takes about a
+minute and the result is kept in the user's cache.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+from tqdm.auto import tqdm
+
+from .scenes import CLASSES, HEIGHT, WIDTH, Scene, render, sample_scene
+from .vqa import vqa_records
+
+SPLITS = ("train", "val", "test")
+FORMAT_VERSION = 1  # raise it when any file of the corpus changes, so that caches are built anew
+
+
+@dataclass(frozen=True)
+class CorpusConfig:
+    """Size and seed of a corpus; different values give different cache folders."""
+
+    train_scenes: int = 8000
+    val_scenes: int = 500
+    test_scenes: int = 1000
+    questions_per_scene: int = 8
+    seed: int = 0
+
+    def scenes(self, split: str) -> int:
+        """Number of scenes of a split."""
+        return getattr(self, f"{split}_scenes")
+
+
+def default_cache_dir() -> Path:
+    """`$MODELING_VISUALBERT_CACHE`, else `~/.cache/modeling_visualbert`."""
+    root = os.environ.get("MODELING_VISUALBERT_CACHE")
+    return Path(root) if root else Path.home() / ".cache" / "modeling_visualbert"
+
+
+def ensure_corpus(config: CorpusConfig | None = None, cache_dir: Path | None = None, progress: bool = True) -> Path:
+    """Folder of the corpus with this configuration; built on first use."""
+    config = config or CorpusConfig()
+    sizes = "-".join(str(config.scenes(split)) for split in SPLITS)
+    name = f"shapes-v{FORMAT_VERSION}-{sizes}-{config.questions_per_scene}q-seed{config.seed}"
+    folder = (cache_dir or default_cache_dir()) / name
+    if not (folder / "corpus.json").is_file():
+        build_corpus(folder, config, progress)
+    return folder
+
+
+def build_corpus(folder: Path, config: CorpusConfig, progress: bool = True) -> None:
+    """Write a corpus to `folder`, which appears only when it is complete.
+
+    Raises:
+        FileExistsError: `folder` exists.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists but is not a complete corpus; remove it to build it anew")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    draft.chmod(0o755)
+    try:
+        scenes = sample_splits(config)
+        for split in SPLITS:
+            _write_images(draft / "images" / split, scenes[split], split, progress)
+            _write_lines(draft / "scenes" / f"{split}.jsonl", (scene.to_dict() for scene in scenes[split]))
+            _write_json(draft / "detection" / f"instances_{split}.json", detection_record(scenes[split], split))
+            questions, annotations = vqa_records(scenes[split], split, config.questions_per_scene, config.seed)
+            _write_json(draft / "vqa" / f"v2_OpenEnded_shapes_{split}_questions.json", questions)
+            _write_json(draft / "vqa" / f"v2_shapes_{split}_annotations.json", annotations)
+            if split == "test":
+                contact_sheet(scenes[split][:20], questions["questions"]).save(draft / "contact_sheet.png")
+        _write_json(draft / "corpus.json", {"format_version": FORMAT_VERSION, **asdict(config)})
+        try:
+            draft.rename(folder)
+        except OSError:
+            if not (folder / "corpus.json").is_file():  # else another process was faster and wrote the same
+                raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def sample_splits(config: CorpusConfig) -> dict[str, list[Scene]]:
+    """The scenes of all splits; a scene that looks like one of an earlier split is drawn again."""
+    taken: set[tuple] = set()
+    splits: dict[str, list[Scene]] = {}
+    image_id = 0
+    for split in reversed(SPLITS):  # test first: growing the training set leaves the test set as it is
+        splits[split] = []
+        for index in range(config.scenes(split)):
+            image_id = _FIRST_ID[split] + index
+            attempt = 0
+            while (scene := sample_scene(image_id, f"{config.seed}/{split}/{index}/{attempt}")).key in taken:
+                attempt += 1
+            splits[split].append(scene)
+        taken |= {scene.key for scene in splits[split]}
+    return splits
+
+
+_FIRST_ID = {"train": 1, "val": 1_000_001, "test": 2_000_001}
+
+
+def image_file_name(split: str, image_id: int) -> str:
+    """Named as COCO does: data type, split, id in twelve digits."""
+    return f"shapes_{split}_{image_id:012d}.jpg"
+
+
+def detection_record(scenes: list[Scene], split: str) -> dict:
+    """COCO detection annotations; `bbox` is x, y, width, height in pixels."""
+    images: list[dict] = []
+    annotations: list[dict] = []
+    for scene in scenes:
+        name = image_file_name(split, scene.image_id)
+        images.append({"id": scene.image_id, "file_name": name, "width": scene.width, "height": scene.height})
+        for item in scene.objects:
+            x1, y1, x2, y2 = item.box()
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": scene.image_id,
+                    "category_id": CLASSES.index(item.class_name) + 1,
+                    "bbox": [round(x1, 2), round(y1, 2), round(x2 - x1, 2), round(y2 - y1, 2)],
+                    "area": round((x2 - x1) * (y2 - y1), 2),
+                    "iscrowd": 0,
+                }
+            )
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def contact_sheet(scenes: list[Scene], questions: list[dict], columns: int = 5) -> Image.Image:
+    """Pictures in a grid, each above its first question."""
+    first_question: dict[int, str] = {}
+    for question in questions:
+        first_question.setdefault(question["image_id"], question["question"])
+    rows, cell = -(-len(scenes) // columns), (2 * WIDTH + 12, 2 * HEIGHT + 30)
+    sheet = Image.new("RGB", (columns * cell[0], rows * cell[1]), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
+    for i, scene in enumerate(scenes):
+        x, y = (i % columns) * cell[0] + 6, (i // columns) * cell[1] + 6
+        sheet.paste(render(scene).resize((2 * WIDTH, 2 * HEIGHT), Image.Resampling.LANCZOS), (x, y))
+        draw.text((x, y + 2 * HEIGHT + 4), first_question.get(scene.image_id, ""), fill="black", font=font)
+    return sheet
+
+
+def _write_images(folder: Path, scenes: list[Scene], split: str, progress: bool) -> None:
+    folder.mkdir(parents=True)
+    write: Callable[[Scene], None] = partial(_write_image, folder, split)
+    with ThreadPoolExecutor() as pool:  # Pillow and NumPy release the interpreter for most of the work
+        for _ in tqdm(
+            pool.map(write, scenes),
+            total=len(scenes),
+            desc=f"drawing {split} scenes",
+            unit="picture",
+            disable=not progress,
+        ):
+            pass
+
+
+def _write_image(folder: Path, split: str, scene: Scene) -> None:
+    render(scene).save(folder / image_file_name(split, scene.image_id), quality=92, subsampling=0)
+
+
+def _write_json(path: Path, record: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record), encoding="utf-8")
+
+
+def _write_lines(path: Path, records) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")

@@ -1,0 +1,186 @@
+"""Questions about a scene, with their answers: colour, shape, size, counting, existence, relation, comparison.
+
+Every question has exactly one right answer, an object is only spoken of by a description that fits no other, and yes/no
+questions are answered "yes" half of the time, so that the text alone says little.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import permutations, product
+from random import Random
+
+from .scenes import COLORS, SHAPES, SIZES, Scene, SceneObject
+
+PLURALS = {shape: f"{shape}es" if shape.endswith("s") else f"{shape}s" for shape in SHAPES}
+ANSWER_TYPES = {
+    "color": "other",
+    "shape": "other",
+    "size": "other",
+    "count": "number",
+    "exist": "yes/no",
+    "relation": "yes/no",
+    "compare": "yes/no",
+}
+_MIN_OFFSET = 14.0  # pixels between centres before "left of" is said: nobody should have to measure
+_RELATIONS: dict[str, Callable[[SceneObject, SceneObject], float]] = {
+    "to the left of": lambda a, b: b.center[0] - a.center[0],
+    "to the right of": lambda a, b: a.center[0] - b.center[0],
+    "above": lambda a, b: b.center[1] - a.center[1],
+    "below": lambda a, b: a.center[1] - b.center[1],
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, its right answer and its kind (a key of `ANSWER_TYPES`)."""
+
+    text: str
+    answer: str
+    kind: str
+
+
+def sample_questions(scene: Scene, count: int, seed: str) -> list[Question]:
+    """Up to `count` different questions about the scene; kinds alternate at random."""
+    rng = Random(seed)
+    found: dict[str, Question] = {}
+    for _ in range(20 * count):  # some kinds cannot be asked of some scenes
+        if len(found) == count:
+            break
+        kind = rng.choices(tuple(_MAKERS), weights=tuple(_WEIGHTS.values()))[0]
+        made = _MAKERS[kind](scene, rng)
+        if made is not None:
+            text, answer = made
+            found.setdefault(text, Question(text, answer, kind))
+    return list(found.values())
+
+
+def _describe(scene: Scene, target: SceneObject, rng: Random, avoid: str) -> str | None:
+    """A phrase such as "small red circle" or "red thing" that fits only `target` and does not tell its `avoid`."""
+    phrases = []
+    for use_size, use_color, use_shape in product((False, True), repeat=3):
+        used = {"size": use_size, "color": use_color, "shape": use_shape}
+        if used.get(avoid) or not any(used.values()):
+            continue
+        fits = [
+            o for o in scene.objects if all(getattr(o, key) == getattr(target, key) for key, use in used.items() if use)
+        ]
+        if len(fits) == 1:
+            words = [target.size] * use_size + [target.color] * use_color
+            phrases.append(" ".join([*words, target.shape if use_shape else rng.choice(("thing", "object"))]))
+    return rng.choice(phrases) if phrases else None
+
+
+def _ask_color(scene: Scene, rng: Random) -> tuple[str, str] | None:
+    target = rng.choice(scene.objects)
+    phrase = _describe(scene, target, rng, avoid="color")
+    if phrase is None:
+        return None
+    template = rng.choice(("What color is the {}?", "What is the color of the {}?", "The {} is what color?"))
+    return template.format(phrase), target.color
+
+
+def _ask_shape(scene: Scene, rng: Random) -> tuple[str, str] | None:
+    target = rng.choice(scene.objects)
+    phrase = _describe(scene, target, rng, avoid="shape")
+    if phrase is None:
+        return None
+    template = rng.choice(("What shape is the {}?", "What is the shape of the {}?", "The {} is what shape?"))
+    return template.format(phrase), target.shape
+
+
+def _ask_size(scene: Scene, rng: Random) -> tuple[str, str] | None:
+    target = rng.choice(scene.objects)
+    phrase = _describe(scene, target, rng, avoid="size")
+    if phrase is None:
+        return None
+    template = rng.choice(("What size is the {}?", "Is the {} small or big?", "Is the {} big or small?"))
+    return template.format(phrase), target.size
+
+
+def _ask_count(scene: Scene, rng: Random) -> tuple[str, str]:
+    things = rng.choice(("things", "objects"))
+    phrases: dict[int, list[str]] = defaultdict(list)
+    for size, color, shape in product((None, *SIZES), (None, *COLORS), (None, *SHAPES)):
+        asked = {"size": size, "color": color, "shape": shape}
+        matching = sum(all(v in (None, getattr(o, k)) for k, v in asked.items()) for o in scene.objects)
+        words = [word for word in (size, color) if word]
+        phrases[matching].append(" ".join([*words, PLURALS[shape] if shape else things]))
+    # First the number, then what to count: otherwise nearly every answer would be 0 or 1.
+    answer = rng.choice(tuple(phrases))
+    # Short phrases are rare among all combinations but are what people ask.
+    phrase = min(rng.sample(phrases[answer], k=min(3, len(phrases[answer]))), key=lambda p: p.count(" "))
+    template = rng.choice(("How many {} are there?", "How many {} are in the picture?", "What number of {} are there?"))
+    return template.format(phrase), str(answer)
+
+
+def _ask_exist(scene: Scene, rng: Random) -> tuple[str, str] | None:
+    present = {(o.color, o.shape) for o in scene.objects}
+    # Both words are true of something, together of nothing.
+    absent = {(a.color, b.shape) for a in scene.objects for b in scene.objects} - present
+    if not absent:
+        return None
+    wanted = rng.random() < 0.5
+    color, shape = rng.choice(sorted(present if wanted else absent))
+    singular = f"{'an' if color[0] in 'aeiou' else 'a'} {color} {shape}"
+    template = rng.choice(("Is there {}?", "Is {} in the picture?", "Can you see {}?"))
+    return template.format(singular), "yes" if wanted else "no"
+
+
+def _ask_relation(scene: Scene, rng: Random) -> tuple[str, str] | None:
+    first, second = rng.sample(scene.objects, k=2)
+    relation = rng.choice(tuple(_RELATIONS))
+    offset = _RELATIONS[relation](first, second)
+    if abs(offset) < _MIN_OFFSET:
+        return None
+    phrases = _describe(scene, first, rng, avoid=""), _describe(scene, second, rng, avoid="")
+    if None in phrases:
+        return None
+    template = rng.choice(("Is the {} {} the {}?", "Is the {} {} the {} in the picture?"))
+    return template.format(phrases[0], relation, phrases[1]), "yes" if offset > 0 else "no"
+
+
+def _ask_compare(scene: Scene, rng: Random) -> tuple[str, str] | None:
+    wanted = rng.random() < 0.5
+    asked = rng.choice(("bigger", "same color", "more"))
+    if asked == "more":
+        colors = sorted({o.color for o in scene.objects})
+        count = {color: sum(o.color == color for o in scene.objects) for color in colors}
+        color_pairs = [(a, b) for a in colors for b in colors if a != b and (count[a] > count[b]) == wanted]
+        if not color_pairs or len(set(count.values())) == 1:
+            return None
+        a, b = rng.choice(color_pairs)
+        return f"Are there more {a} things than {b} things?", "yes" if wanted else "no"
+    avoid = "size" if asked == "bigger" else "color"
+    pairs = [pair for pair in permutations(scene.objects, 2) if _comparison_holds(*pair, asked) == wanted]
+    if not pairs:
+        return None
+    phrases = [_describe(scene, item, rng, avoid) for item in rng.choice(pairs)]
+    if None in phrases:
+        return None
+    if asked == "bigger":
+        text = f"Is the {phrases[0]} {rng.choice(('bigger', 'larger'))} than the {phrases[1]}?"
+    else:
+        text = f"Do the {phrases[0]} and the {phrases[1]} have the same color?"
+    return text, "yes" if wanted else "no"
+
+
+def _comparison_holds(first: SceneObject, second: SceneObject, asked: str) -> bool | None:
+    if asked == "same color":
+        return first.color == second.color
+    return None if first.size == second.size else first.size == "big"
+
+
+# Relations are the hardest to learn and get the most examples; yes/no and small/big the fewest, for they are easy to guess.
+_WEIGHTS = {"color": 3.0, "shape": 3.0, "size": 1.5, "count": 3.0, "exist": 2.0, "relation": 3.5, "compare": 2.0}
+_MAKERS: dict[str, Callable[[Scene, Random], tuple[str, str] | None]] = {
+    "color": _ask_color,
+    "shape": _ask_shape,
+    "size": _ask_size,
+    "count": _ask_count,
+    "exist": _ask_exist,
+    "relation": _ask_relation,
+    "compare": _ask_compare,
+}
