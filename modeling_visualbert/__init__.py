@@ -1,0 +1,44 @@
+"""VisualBERT done right on the Hugging Face stack: picture + question -> answer."""
+
+from .configuration_region_encoder import QueryRegionEncoderConfig
+from .configuration_visualbert import VisualBertConfig
+from .image_processing_visualbert import VisualBertImageProcessor, load_picture
+from .modeling_region_encoder import QueryRegionEncoder, RegionEncoderOutput
+from .modeling_visualbert import (
+    VisualBertForMultipleChoice,
+    VisualBertForPreTraining,
+    VisualBertForPreTrainingOutput,
+    VisualBertForQuestionAnswering,
+    VisualBertForRegionToPhraseAlignment,
+    VisualBertForVisualReasoning,
+    VisualBertModel,
+    VisualBertPreTrainedModel,
+)
+from .pipeline_visualbert import VisualBertVQAPipeline, ask
+from .processing_visualbert import VisualBertProcessor
+from .registration import register_auto_classes
+from .version import __version__
+
+register_auto_classes()
+
+__all__ = [
+    "QueryRegionEncoder",
+    "QueryRegionEncoderConfig",
+    "RegionEncoderOutput",
+    "VisualBertConfig",
+    "VisualBertForMultipleChoice",
+    "VisualBertForPreTraining",
+    "VisualBertForPreTrainingOutput",
+    "VisualBertForQuestionAnswering",
+    "VisualBertForRegionToPhraseAlignment",
+    "VisualBertForVisualReasoning",
+    "VisualBertImageProcessor",
+    "VisualBertModel",
+    "VisualBertPreTrainedModel",
+    "VisualBertProcessor",
+    "VisualBertVQAPipeline",
+    "__version__",
+    "ask",
+    "load_picture",
+    "register_auto_classes",
+]

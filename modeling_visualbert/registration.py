@@ -1,0 +1,56 @@
+"""Makes the Auto classes and `pipeline(...)` of `transformers` use this package for model type "visual_bert"."""
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForMultipleChoice,
+    AutoModelForPreTraining,
+    AutoModelForSequenceClassification,
+    AutoModelForVisualQuestionAnswering,
+    AutoProcessor,
+)
+from transformers.pipelines import PIPELINE_REGISTRY, REMOVED_TASKS
+
+from .configuration_region_encoder import QueryRegionEncoderConfig
+from .configuration_visualbert import VisualBertConfig
+from .image_processing_visualbert import VisualBertImageProcessor
+from .modeling_region_encoder import QueryRegionEncoder
+from .modeling_visualbert import (
+    VisualBertForMultipleChoice,
+    VisualBertForPreTraining,
+    VisualBertForQuestionAnswering,
+    VisualBertForVisualReasoning,
+    VisualBertModel,
+)
+from .pipeline_visualbert import VisualBertVQAPipeline
+from .processing_visualbert import VisualBertProcessor
+
+
+def register_auto_classes() -> None:
+    """
+    Called when the package is imported; calling it again changes nothing.
+
+    `transformers` has classes of its own for "visual_bert"; after this call its Auto classes resolve to ours. It removed
+    the task name "visual-question-answering" in version 5; the name is given back to `pipeline(...)` here.
+    """
+    AutoConfig.register("visual_bert", VisualBertConfig, exist_ok=True)
+    AutoConfig.register("query_region_encoder", QueryRegionEncoderConfig, exist_ok=True)
+    AutoModel.register(VisualBertConfig, VisualBertModel, exist_ok=True)
+    AutoModel.register(QueryRegionEncoderConfig, QueryRegionEncoder, exist_ok=True)
+    AutoModelForPreTraining.register(VisualBertConfig, VisualBertForPreTraining, exist_ok=True)
+    AutoModelForVisualQuestionAnswering.register(VisualBertConfig, VisualBertForQuestionAnswering, exist_ok=True)
+    AutoModelForMultipleChoice.register(VisualBertConfig, VisualBertForMultipleChoice, exist_ok=True)
+    AutoModelForSequenceClassification.register(VisualBertConfig, VisualBertForVisualReasoning, exist_ok=True)
+    for config_class in (VisualBertConfig, QueryRegionEncoderConfig):
+        AutoImageProcessor.register(
+            config_class, image_processor_classes={"pil": VisualBertImageProcessor}, exist_ok=True
+        )
+    AutoProcessor.register(VisualBertConfig, VisualBertProcessor, exist_ok=True)
+    REMOVED_TASKS.pop("visual-question-answering", None)
+    PIPELINE_REGISTRY.register_pipeline(
+        "visual-question-answering",
+        pipeline_class=VisualBertVQAPipeline,
+        pt_model=AutoModelForVisualQuestionAnswering,
+        type="multimodal",
+    )

@@ -1,0 +1,102 @@
+"""Pictures of regions: where they are, and how much the answer looked at each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from .modeling_visualbert import VisualBertForQuestionAnswering
+
+_MIN_WIDTH = 480  # small pictures are enlarged to this, so that boxes and labels can be read
+_QUIET, _LOUD = (90, 140, 190), (230, 85, 13)  # blue to orange: told apart by colour-blind readers too
+
+
+@torch.inference_mode()
+def answer_attention(model: VisualBertForQuestionAnswering, **inputs: torch.Tensor) -> torch.Tensor:
+    """
+    How strongly the answer's `[MASK]` token attends to each region in the last layer, averaged over heads.
+
+    Args:
+        model: The model; its attention implementation is switched to "eager" for the call, which returns weights.
+        inputs: Model inputs with `visual_embeds` (not pixels).
+
+    Returns:
+        Float tensor of shape `(batch_size, regions)`. Rows do not sum to one: the rest went to words.
+    """
+    implementation = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        weights = model(**inputs, output_attentions=True).attentions[-1].mean(dim=1)
+    finally:
+        model.set_attn_implementation(implementation)
+    text_length = inputs["input_ids"].shape[1]
+    mask_position = inputs["attention_mask"].sum(dim=1) - 2
+    rows = torch.arange(len(weights), device=weights.device)
+    return weights[rows, mask_position, text_length:]
+
+
+def draw_regions(
+    image: Image.Image,
+    boxes: Sequence[Sequence[float]],
+    weights: Sequence[float] | None = None,
+    labels: Sequence[str] | None = None,
+) -> Image.Image:
+    """Draw boxes on a copy of the picture, enlarged to a width of at least 480 pixels.
+
+    Args:
+        image: The picture.
+        boxes: x1, y1, x2, y2 in pixels of the picture.
+        weights: Strength of each region; the strongest is thick and orange, the others thin and blue.
+        labels: Text of each box.
+
+    Raises:
+        ValueError: Numbers of boxes, weights and labels differ.
+    """
+    for name, values in (("weights", weights), ("labels", labels)):
+        if values is not None and len(values) != len(boxes):
+            raise ValueError(f"{len(values)} {name} for {len(boxes)} boxes; expected as many")
+    scale = max(1.0, _MIN_WIDTH / image.width)
+    canvas = image.convert("RGB").resize(
+        (round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS
+    )
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)
+    strongest = max(weights, default=0.0) if weights is not None else 0.0
+    for i in sorted(range(len(boxes)), key=lambda i: weights[i] if weights is not None else 0.0):
+        share = weights[i] / strongest if weights is not None and strongest > 0 else 1.0
+        color = tuple(round(q + (loud - q) * share) for q, loud in zip(_QUIET, _LOUD, strict=True))
+        box = [side * scale for side in boxes[i]]
+        draw.rectangle(box, outline=color, width=round(1 + 4 * share))
+        if labels is not None:
+            anchor = (box[0], max(0.0, box[1] - 17))
+            draw.rectangle(draw.textbbox(anchor, labels[i], font=font), fill="white")
+            draw.text(anchor, labels[i], fill=color, font=font)
+    return canvas
+
+
+def captioned(image: Image.Image, lines: Sequence[str]) -> Image.Image:
+    """The picture with lines of text below it."""
+    font, height = ImageFont.load_default(size=15), 20
+    canvas = Image.new("RGB", (image.width, image.height + height * len(lines) + 8), "white")
+    canvas.paste(image, (0, 0))
+    draw = ImageDraw.Draw(canvas)
+    for i, line in enumerate(lines):
+        draw.text((4, image.height + 4 + height * i), line, fill="black", font=font)
+    return canvas
+
+
+def grid(images: Sequence[Image.Image], columns: int = 3, gap: int = 8) -> Image.Image:
+    """Pictures side by side, in cells as large as the largest.
+
+    Raises:
+        ValueError: There are no pictures.
+    """
+    if not images:
+        raise ValueError("no pictures to lay out")
+    columns = min(columns, len(images))
+    width, height = max(i.width for i in images) + gap, max(i.height for i in images) + gap
+    sheet = Image.new("RGB", (columns * width + gap, -(-len(images) // columns) * height + gap), "white")
+    for number, image in enumerate(images):
+        sheet.paste(image, (gap + number % columns * width, gap + number // columns * height))
+    return sheet
