@@ -1,0 +1,67 @@
+"""Train a region detector on pictures with boxes in COCO format, and make a region encoder of it.
+
+    accelerate launch examples/train_detector.py --output_dir runs/detector                      # embedded corpus
+    accelerate launch examples/train_detector.py --output_dir runs/detector \\
+        --train_annotations boxes_train.json --train_images pictures/train \\
+        --dev_annotations boxes_dev.json --dev_images pictures/dev
+
+The result in <output_dir>/region_encoder is what `run_vqa.py --region_encoder` takes. The detector that ships with the package
+was made by the first command.
+"""
+
+from pathlib import Path
+
+from transformers import AutoModelForObjectDetection
+
+from modeling_visualbert import QueryRegionEncoder
+from modeling_visualbert.tasks.detection import DetectionArgs, detection_task, region_scores
+from modeling_visualbert.training.args import parse_args
+from modeling_visualbert.training.loop import make_accelerator, train, write_json
+from modeling_visualbert.training.report import plot_curves
+
+
+def main() -> None:
+    args = parse_args(
+        DetectionArgs,
+        __doc__.split("\n")[0],
+        batch_size=32,
+        epochs=6.0,
+        learning_rate=1.5e-3,
+        warmup_ratio=0.07,
+        schedule="cosine",
+        weight_decay=1e-4,
+        log_steps=50,
+    )
+    accelerator = make_accelerator(args)
+    task = detection_task(args, accelerator)
+    metrics = train(task, args, accelerator)
+    if not accelerator.is_main_process:
+        return
+    output_dir = Path(args.output_dir)
+    encoder = QueryRegionEncoder.from_detector(
+        AutoModelForObjectDetection.from_pretrained(output_dir / "best"),
+        score_threshold=args.score_threshold,
+        nms_threshold=args.nms_threshold,
+        max_regions=args.max_regions,
+    ).to(accelerator.device)
+    encoder.eval()
+    train_rows = task.splits["train"]
+    batches = (
+        [train_rows[i]["image"] for i in range(start, min(start + 50, len(train_rows)))]
+        for start in range(0, len(train_rows), 50)
+    )
+    encoder.fit_standardisation(
+        {"pixel_values": task.processor(batch)["pixel_values"].to(accelerator.device)} for batch in batches
+    )
+    encoder.save_pretrained(output_dir / "region_encoder")
+    task.processor.save_pretrained(output_dir / "region_encoder")
+    last = "test" if "test" in task.splits else "dev"
+    metrics["regions"] = region_scores(encoder, task.processor, task.splits[last])
+    write_json(output_dir / "metrics.json", metrics)
+    write_json(output_dir / "region_encoder" / "metrics.json", metrics)
+    plot_curves(output_dir, "detector")
+    print(f"{last}: {metrics['splits'][last]} {metrics['regions']}\nregion encoder in {output_dir / 'region_encoder'}")
+
+
+if __name__ == "__main__":
+    main()

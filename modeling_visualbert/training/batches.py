@@ -1,0 +1,109 @@
+"""Which examples make up which step: a pure function of the seed, so that resuming and sharding are exact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, Sampler
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """The order of examples in training.
+
+    Epochs are shuffled one by one and laid end to end, and every step takes the next `batch_size` examples, so no example is
+    dropped or repeated within an epoch and every batch is full. Each process takes its contiguous share of a step, in
+    micro-batches.
+
+    Raises:
+        ValueError: The sizes do not divide, or there are no examples.
+    """
+
+    num_examples: int
+    batch_size: int
+    num_processes: int
+    micro_batch_size: int | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.num_examples < 1:
+            raise ValueError("no training examples")
+        if self.batch_size % self.num_processes:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of the {self.num_processes} processes")
+        if self.batch_size % (self.num_processes * self.micro_size):
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_size} "
+                f"x {self.num_processes} processes"
+            )
+
+    @property
+    def micro_size(self) -> int:
+        """Examples in one forward pass of one process."""
+        return self.micro_batch_size or self.batch_size // self.num_processes
+
+    @property
+    def accumulation(self) -> int:
+        """Forward passes of one process in a step."""
+        return self.batch_size // (self.num_processes * self.micro_size)
+
+    def num_steps(self, epochs: float) -> int:
+        """Steps that cover `epochs` passes over the data."""
+        return max(1, round(epochs * self.num_examples / self.batch_size))
+
+    def step_indices(self, step: int) -> list[int]:
+        """Indices of the examples of a step, over all processes."""
+        start = step * self.batch_size
+        places = (divmod(place, self.num_examples) for place in range(start, start + self.batch_size))
+        return [_epoch_order(self.num_examples, self.seed, epoch)[place] for epoch, place in places]
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(num_examples: int, seed: int, epoch: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    return torch.randperm(num_examples, generator=generator).tolist()
+
+
+class MicroBatches(Sampler[list[tuple[int, int]]]):
+    """Batch sampler of one process: its micro-batches, as (step, example) pairs, of the steps `first_step` <= s < `last_step`."""
+
+    def __init__(self, plan: StepPlan, process: int, first_step: int, last_step: int):
+        self.plan, self.process, self.steps = plan, process, range(first_step, last_step)
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.plan.accumulation
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        share, micro = self.plan.batch_size // self.plan.num_processes, self.plan.micro_size
+        for step in self.steps:
+            mine = self.plan.step_indices(step)[self.process * share : (self.process + 1) * share]
+            for start in range(0, share, micro):
+                yield [(step, example) for example in mine[start : start + micro]]
+
+
+class AugmentedRows(Dataset):
+    """Training examples, changed at random by `augment(row, generator)`; the generator knows only seed, step and example."""
+
+    def __init__(self, rows: Sequence[Any], augment: Callable[[Any, torch.Generator], Any] | None, seed: int):
+        self.rows, self.augment, self.seed = rows, augment, seed
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitems__(self, places: list[tuple[int, int]]) -> list[Any]:
+        examples = [example for _, example in places]
+        # `datasets` reads many rows at once much faster than one by one.
+        fetch = getattr(self.rows, "__getitems__", None)
+        rows = fetch(examples) if fetch else [self.rows[example] for example in examples]
+        if self.augment is None:
+            return rows
+        return [self.augment(row, self._generator(*place)) for row, place in zip(rows, places, strict=True)]
+
+    def __getitem__(self, place: tuple[int, int]) -> Any:
+        return self.__getitems__([place])[0]
+
+    def _generator(self, step: int, example: int) -> torch.Generator:
+        return torch.Generator().manual_seed(((self.seed * 1_000_003 + step) * 1_000_003 + example) % 2**63)

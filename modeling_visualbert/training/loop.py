@@ -1,0 +1,357 @@
+"""The training loop of all tasks. The only code that knows Accelerate.
+
+A run is a function of its arguments: order, dropout and initialisation come from the seed and the step, batches are global.
+So one process or many take the same steps, and a run that was killed and resumed ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import resource
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import broadcast_object_list, gather_object
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from .args import TrainArgs
+from .batches import AugmentedRows, MicroBatches, StepPlan
+from .checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from .task import Batch, Predictions, Task, to_device
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """Where a run is; saved in checkpoints."""
+
+    step: int = 0
+    best_metric: float | None = None
+    best_step: int = 0
+    evals_without_gain: int = 0
+    window_loss: float = 0.0  # sum of the losses since the last line of the log
+    window_steps: int = 0
+
+
+def make_accelerator(args: TrainArgs) -> Accelerator:
+    """One accelerator for the run; heads leave some parameters unused, which data-parallel training must be told."""
+    return Accelerator(
+        cpu=args.cpu,
+        mixed_precision=args.mixed_precision,
+        log_with="tensorboard",
+        project_dir=args.output_dir,
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+
+
+def train(task: Task, args: TrainArgs, accelerator: Accelerator | None = None) -> dict:
+    """Train, keep the best weights, evaluate them, and write everything to `args.output_dir`.
+
+    Returns:
+        The contents of `metrics.json`.
+
+    Raises:
+        FileExistsError: `output_dir` holds another run and `resume` is not set.
+        ValueError: Arguments do not fit together, or a resumed run was started with others.
+        FloatingPointError: The loss became NaN or infinite.
+    """
+    started = time.time()
+    accelerator = accelerator or make_accelerator(args)
+    output_dir = Path(args.output_dir)
+    _claim_output_dir(output_dir, args.resume, accelerator)
+    plan = StepPlan(
+        len(task.splits["train"]), args.batch_size, accelerator.num_processes, args.micro_batch_size, args.seed
+    )
+    last_step = args.max_steps or plan.num_steps(args.epochs)
+    eval_steps = max(1, round(plan.num_steps(1.0) / args.evals_per_epoch))
+    if args.gradient_checkpointing:
+        task.model.gradient_checkpointing_enable()
+    model, optimizer = accelerator.prepare(task.model, make_optimizer(task.model, args))
+    progress = _resume(accelerator, output_dir, args) if args.resume else Progress()
+    log = RunLog(output_dir, accelerator, progress.step)
+    batches = _batches(task, plan, args, accelerator, progress.step, last_step)
+    with tqdm(
+        total=last_step, initial=progress.step, desc=f"training {task.name}", disable=not accelerator.is_main_process
+    ) as bar:
+        while progress.step < last_step and not _out_of_patience(progress, args):
+            micro_batches = [to_device(next(batches), accelerator.device) for _ in range(plan.accumulation)]
+            learning_rate = args.learning_rate * rate_factor(progress.step, last_step, args.warmup_ratio, args.schedule)
+            torch.manual_seed(_step_seed(args.seed, progress.step, accelerator.process_index))
+            loss, grad_norm = train_step(task, model, optimizer, micro_batches, learning_rate, args, accelerator)
+            progress.step += 1
+            progress.window_steps += 1
+            progress.window_loss += float(accelerator.reduce(loss, "sum"))
+            if not math.isfinite(progress.window_loss):
+                raise FloatingPointError(
+                    f"the loss is {progress.window_loss} at step {progress.step}; lower the learning rate"
+                )
+            bar.update()
+            if progress.step % args.log_steps == 0 or progress.step == last_step:
+                mean = progress.window_loss / progress.window_steps
+                log.write(progress.step, {"loss": mean, "learning_rate": learning_rate, "grad_norm": float(grad_norm)})
+                bar.set_postfix(loss=f"{mean:.4f}")
+                progress.window_loss, progress.window_steps = 0.0, 0
+            if progress.step % eval_steps == 0 or progress.step == last_step:
+                metrics, _ = evaluate(task, model, "dev", args, accelerator)
+                _note_evaluation(task, model, metrics, progress, output_dir, accelerator)
+                log.write(progress.step, {f"dev_{k}": v for k, v in metrics.items() if isinstance(v, float)})
+            if progress.step % args.save_steps == 0 and progress.step < last_step:
+                save_checkpoint(
+                    accelerator,
+                    output_dir / "checkpoints",
+                    progress.step,
+                    _run_state(progress, args),
+                    args.keep_checkpoints,
+                )
+    log.close()
+    record = _final_evaluation(task, args, progress, accelerator)
+    record["run"] |= {
+        "train_examples": len(task.splits["train"]),
+        "processes": accelerator.num_processes,
+        "seconds": round(time.time() - started, 1),
+        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "torch": torch.__version__,
+        "device": str(accelerator.device),
+    }
+    if accelerator.is_main_process:
+        write_json(output_dir / "metrics.json", record)
+    accelerator.wait_for_everyone()
+    return record
+
+
+def train_step(
+    task: Task,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: list[Batch],
+    learning_rate: float,
+    args: TrainArgs,
+    accelerator: Accelerator,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One optimiser step. Returns this process's part of the loss (parts sum to the global one) and the gradient norm.
+
+    The loss is divided by the number of items in the global batch, so neither accumulation nor the number of processes
+    changes it.
+    """
+    model.train()
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    world = accelerator.num_processes
+    extra = {}
+    if task.count_items is not None:
+        count = torch.tensor(sum(task.count_items(batch) for batch in micro_batches), device=accelerator.device)
+        extra["num_items_in_batch"] = accelerator.reduce(count, "sum")
+    total = torch.zeros((), device=accelerator.device, dtype=torch.float64)
+    for number, batch in enumerate(micro_batches):
+        is_last = number == len(micro_batches) - 1
+        with nullcontext() if is_last else accelerator.no_sync(model), accelerator.autocast():
+            loss = model(**batch, **extra).loss
+            if task.count_items is None:  # a mean: each micro-batch and process counts the same
+                loss = loss / (len(micro_batches) * world)
+            # Data-parallel training averages gradients over processes; the sum is what is wanted.
+            accelerator.backward(loss * world)
+        total += loss.detach()
+    grad_norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return total, grad_norm
+
+
+def evaluate(
+    task: Task, model: torch.nn.Module, split: str, args: TrainArgs, accelerator: Accelerator
+) -> tuple[dict, Predictions]:
+    """Metrics and predictions of a split, the same on every process; each example is predicted once."""
+    examples = task.splits[split]
+    mine = range(accelerator.process_index, len(examples), accelerator.num_processes)
+    loader: DataLoader = DataLoader(
+        examples,
+        batch_sampler=[list(mine[i : i + args.eval_batch_size]) for i in range(0, len(mine), args.eval_batch_size)],
+        collate_fn=lambda rows: (rows, task.collate(rows)),
+    )
+    model.eval()
+    predictions: Predictions = []
+    with torch.inference_mode(), accelerator.autocast():
+        for rows, batch in tqdm(
+            loader, desc=f"evaluating {split}", leave=False, disable=not accelerator.is_main_process
+        ):
+            batch.pop("labels", None)
+            predictions += task.predict(accelerator.unwrap_model(model)(**to_device(batch, accelerator.device)), rows)
+    predictions = sorted(gather_object(predictions), key=lambda record: record["id"])
+    scored = [task.score(predictions, split) if accelerator.is_main_process else None]
+    return broadcast_object_list(scored)[0], predictions
+
+
+def make_optimizer(model: PreTrainedModel, args: TrainArgs) -> torch.optim.AdamW:
+    """AdamW over the parameters that are trained, without decay for biases and normalisation."""
+    decayed: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            (decayed if parameter.dim() > 1 else others).append(parameter)
+    groups = [{"params": decayed, "weight_decay": args.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, args.adam_beta2))
+
+
+def rate_factor(step: int, last_step: int, warmup_ratio: float, schedule: str) -> float:
+    """Share of the peak learning rate at a step: linear warm-up, then linear or cosine decay to zero, or constant."""
+    warmup = round(warmup_ratio * last_step)
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, last_step - warmup)
+    if schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * done))
+    return 1.0 if schedule == "constant" else 1.0 - done
+
+
+def write_json(path: Path, record: dict) -> None:
+    """Write a JSON file that is there completely or not at all."""
+    draft = path.with_name(f".{path.name}.tmp")
+    draft.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    draft.replace(path)
+
+
+class RunLog:
+    """`log.jsonl` and TensorBoard. Lines after the step that a run resumes from are dropped first."""
+
+    def __init__(self, output_dir: Path, accelerator: Accelerator, step: int):
+        self.accelerator, self.path = accelerator, output_dir / "log.jsonl"
+        accelerator.init_trackers("tensorboard")
+        if accelerator.is_main_process:
+            self.path.touch()
+            lines = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= step]
+            self.path.write_text("".join(f"{line}\n" for line in lines))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Append one line."""
+        self.accelerator.log(values, step=step)
+        if self.accelerator.is_main_process:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step, **values}) + "\n")
+
+    def close(self) -> None:
+        """Flush the trackers."""
+        self.accelerator.end_training()
+
+
+def _batches(
+    task: Task, plan: StepPlan, args: TrainArgs, accelerator: Accelerator, first_step: int, last_step: int
+) -> Iterator[Batch]:
+    loader = DataLoader(
+        AugmentedRows(task.splits["train"], task.augment, args.seed),
+        batch_sampler=MicroBatches(plan, accelerator.process_index, first_step, last_step),
+        collate_fn=task.collate,
+        num_workers=args.num_workers,
+        generator=torch.Generator().manual_seed(args.seed),
+    )
+    return iter(loader)
+
+
+def _claim_output_dir(output_dir: Path, resume: bool, accelerator: Accelerator) -> None:
+    # All processes look before the first of them writes.
+    occupied = (output_dir / "log.jsonl").exists()
+    accelerator.wait_for_everyone()
+    if occupied and not resume:
+        raise FileExistsError(
+            f"{output_dir} holds a run already; pass --resume to go on with it, or another --output_dir"
+        )
+    output_dir.mkdir(parents=True, exist_ok=True)
+
+
+# What may differ between a run and its continuation without changing a single bit of the result.
+_FREE_ARGS = frozenset(
+    [
+        "resume",
+        "output_dir",
+        "save_steps",
+        "keep_checkpoints",
+        "log_steps",
+        "num_workers",
+        "eval_batch_size",
+        "max_steps",
+    ]
+)
+
+
+def _run_state(progress: Progress, args: TrainArgs) -> dict:
+    return {"progress": asdict(progress), "args": asdict(args)}
+
+
+def _resume(accelerator: Accelerator, output_dir: Path, args: TrainArgs) -> Progress:
+    checkpoints = list_checkpoints(output_dir / "checkpoints")
+    if not checkpoints:
+        return Progress()
+    state = load_checkpoint(accelerator, checkpoints[-1])
+    for name, value in asdict(args).items():
+        if name not in _FREE_ARGS and state["args"].get(name) != value:
+            raise ValueError(
+                f"{checkpoints[-1]} was trained with {name}={state['args'].get(name)!r}, not {value!r}; expected the same"
+            )
+    logger.info("resuming from %s", checkpoints[-1])
+    return Progress(**state["progress"])
+
+
+def _step_seed(seed: int, step: int, process: int) -> int:
+    return (seed * 1_000_003 + step) * 1009 + process
+
+
+def _out_of_patience(progress: Progress, args: TrainArgs) -> bool:
+    return args.patience is not None and progress.evals_without_gain >= args.patience
+
+
+def _note_evaluation(
+    task: Task, model: torch.nn.Module, metrics: dict, progress: Progress, output_dir: Path, accelerator: Accelerator
+) -> None:
+    value = float(metrics[task.best_metric])
+    if progress.best_metric is not None and value <= progress.best_metric:
+        progress.evals_without_gain += 1
+        return
+    progress.best_metric, progress.best_step, progress.evals_without_gain = value, progress.step, 0
+    state_dict = accelerator.get_state_dict(model)
+    if accelerator.is_main_process:
+        save_model(accelerator.unwrap_model(model), task, output_dir / "best", state_dict)
+    accelerator.wait_for_everyone()
+
+
+def save_model(model: PreTrainedModel, task: Task, folder: Path, state_dict: dict | None = None) -> None:
+    """Write model and processor to `folder`, replacing what was there only when all is written."""
+    draft, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(draft, ignore_errors=True)
+    model.save_pretrained(draft, state_dict=state_dict)
+    task.processor.save_pretrained(draft)
+    if folder.exists():
+        folder.rename(old)
+    draft.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _final_evaluation(task: Task, args: TrainArgs, progress: Progress, accelerator: Accelerator) -> dict:
+    """Scores of the best weights on every split but train; predictions are written first, then scored."""
+    output_dir = Path(args.output_dir)
+    best = type(task.model).from_pretrained(output_dir / "best").to(accelerator.device)
+    record: dict[str, Any] = {
+        "task": task.name,
+        "best_metric": task.best_metric,
+        "splits": {},
+        "run": {"steps": progress.step, "best_step": progress.best_step, "args": asdict(args)},
+    }
+    for split in task.splits:
+        if split == "train":
+            continue
+        metrics, predictions = evaluate(task, best, split, args, accelerator)
+        if accelerator.is_main_process:
+            lines = "".join(json.dumps(prediction) + "\n" for prediction in predictions)
+            (output_dir / f"predictions_{split}.jsonl").write_text(lines, encoding="utf-8")
+        record["splits"][split] = metrics
+    return record
