@@ -75,7 +75,9 @@ class QueryRegionEncoder(PreTrainedModel):
     @classmethod
     def from_detector(cls, detector: PreTrainedModel, **config_kwargs) -> "QueryRegionEncoder":
         """Wrap a loaded detector; `config_kwargs` are fields of [`QueryRegionEncoderConfig`]."""
-        encoder = cls(QueryRegionEncoderConfig(detector_config=detector.config.to_dict(), **config_kwargs))
+        fields = detector.config.to_dict()
+        fields.pop("_name_or_path", None)  # where it lay on this machine says nothing to others
+        encoder = cls(QueryRegionEncoderConfig(detector_config=fields, **config_kwargs))
         encoder.detector.load_state_dict(detector.state_dict())
         return encoder
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -296,6 +297,25 @@ class VisualBertPreTrainedModel(PreTrainedModel):
             self.config._attn_implementation_internal = self._check_and_adjust_attn_implementation(
                 attn_implementation, is_init_check=False
             )
+
+    def get_image_features(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None, **kwargs):
+        """Regions of pictures, to encode once and ask many times; see [`VisualBertModel.get_image_features`]."""
+        return self.visual_bert.get_image_features(pixel_values, pixel_mask, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As in `transformers`; a damaged or disguised weights file is named.
+
+        Raises:
+            ValueError: A `.safetensors` file is truncated, or is something else such as a pickle.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{pretrained_model_name_or_path}: damaged weights, expected safetensors ({error}); "
+                "the file is truncated or of another format"
+            ) from error
 
     @classmethod
     def from_bert(cls, pretrained_model_name_or_path, **config_kwargs) -> "VisualBertPreTrainedModel":

@@ -81,7 +81,7 @@ def ask(model, processor, image, questions: list[str], top_k: int = 5) -> tuple[
         For each question its best answers, and the picture's regions with boxes in pixels.
     """
     pixels = processor(images=[image]).to(model.device)
-    found = model.visual_bert.get_image_features(pixels["pixel_values"], pixels.get("pixel_mask"))
+    found = model.get_image_features(pixels["pixel_values"], pixels.get("pixel_mask"))
     inputs = processor(images=found, text=questions).to(model.device)
     answers = processor.post_process_question_answering(model(**inputs), top_k=top_k)
     return answers, processor.post_process_regions(found, pixels["image_sizes"])[0]

@@ -210,7 +210,7 @@ def draw_examples(
         picture = load_picture(images[row["image_id"]])
         batch = to_device(dict(task.processor(images=[picture], text=[row["question"]])), model.device)
         with torch.inference_mode():
-            found = model.visual_bert.get_image_features(batch.pop("pixel_values"), batch.pop("pixel_mask", None))
+            found = model.get_image_features(batch.pop("pixel_values"), batch.pop("pixel_mask", None))
             (regions,) = task.processor.post_process_regions(found, batch.pop("image_sizes"))
             batch |= {"visual_embeds": found.visual_embeds, "visual_attention_mask": found.visual_attention_mask}
             (answer,) = task.processor.post_process_question_answering(model(**batch), top_k=1)[0]
@@ -299,7 +299,7 @@ def _model(
         "freeze_region_encoder": not args.train_region_encoder,
     }
     if encoder is not None:
-        fields["region_encoder_config"] = encoder.config.to_dict()
+        fields["region_encoder_config"] = {k: v for k, v in encoder.config.to_dict().items() if k != "_name_or_path"}
     elif store is not None:
         fields["visual_embedding_dim"] = store.dim
     if args.init_from is None:
