@@ -9,8 +9,10 @@ The result in <output_dir>/region_encoder is what `run_vqa.py --region_encoder` 
 was made by the first command.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from transformers import AutoModelForObjectDetection
 
 from modeling_visualbert import QueryRegionEncoder
@@ -18,6 +20,16 @@ from modeling_visualbert.tasks.detection import DetectionArgs, detection_task, r
 from modeling_visualbert.training.args import parse_args
 from modeling_visualbert.training.loop import make_accelerator, train, write_json
 from modeling_visualbert.training.report import plot_curves
+from modeling_visualbert.training.task import Task, to_device
+
+
+def pixel_batches(task: Task, device: torch.device, batch_size: int = 50) -> Iterator[dict]:
+    """The training pictures, as the region encoder takes them."""
+    rows = task.splits["train"]
+    for start in range(0, len(rows), batch_size):
+        batch = task.collate([rows[i] for i in range(start, min(start + batch_size, len(rows)))])
+        del batch["labels"]
+        yield to_device(batch, device)
 
 
 def main() -> None:
@@ -45,14 +57,7 @@ def main() -> None:
         max_regions=args.max_regions,
     ).to(accelerator.device)
     encoder.eval()
-    train_rows = task.splits["train"]
-    batches = (
-        [train_rows[i]["image"] for i in range(start, min(start + 50, len(train_rows)))]
-        for start in range(0, len(train_rows), 50)
-    )
-    encoder.fit_standardisation(
-        {"pixel_values": task.processor(batch)["pixel_values"].to(accelerator.device)} for batch in batches
-    )
+    encoder.fit_standardisation(pixel_batches(task, accelerator.device))
     encoder.save_pretrained(output_dir / "region_encoder")
     task.processor.save_pretrained(output_dir / "region_encoder")
     last = "test" if "test" in task.splits else "dev"

@@ -26,6 +26,9 @@ class QueryRegionEncoderConfig(PretrainedConfig):
         geometry_features (`bool`, *optional*, defaults to `True`):
             Append the nine box numbers (corners, centre, width, height and area, in units of the image) to each
             query state.
+        geometry_weight (`float`, *optional*, defaults to 3.0):
+            How much a geometry number counts beside a number of the query state, once both are standardised: without
+            it the few numbers that say where a thing is drown in the many that say what it is.
     """
 
     model_type = "query_region_encoder"
@@ -38,6 +41,7 @@ class QueryRegionEncoderConfig(PretrainedConfig):
     score_threshold: float = 0.2
     nms_threshold: float = 0.5
     geometry_features: bool = True
+    geometry_weight: float = 3.0
 
     def __post_init__(self, **kwargs):
         if isinstance(self.detector_config, dict):

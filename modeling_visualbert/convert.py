@@ -12,7 +12,6 @@ Files are read with `weights_only=True`: a checkpoint that wants to run code is 
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -66,7 +65,7 @@ class KeyReport:
     status: str
 
     def __str__(self) -> str:
-        shape = "x".join(map(str, self.shape)) or "scalar"
+        shape = "x".join(map(str, self.shape))
         return f"{self.status:8} {self.original or '-'} -> {self.name or '-'} [{shape}]"
 
 
@@ -88,8 +87,8 @@ def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
         )
     except SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file ({error}); expected safetensors, never a pickle") from error
-    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # a damaged file can fail anywhere inside the unpickler
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: not a checkpoint that can be read safely: {reason}") from error
     if not isinstance(weights, Mapping) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise ValueError(f"{path}: expected a dict of tensors by name, found {type(weights).__name__}")
@@ -213,7 +212,7 @@ def _fill(model: PreTrainedModel, weights: dict, origin: dict, path: str | Path)
     for name, value in weights.items():
         status = "skipped" if name not in ours else "tied" if name in tied else "loaded"
         report.append(KeyReport(origin[name], name if name in ours else None, tuple(value.shape), status))
-    for name in ours.keys() - weights.keys():
+    for name in sorted(ours.keys() - weights.keys()):
         report.append(KeyReport(None, name, tuple(ours[name].shape), "tied" if name in tied else "new"))
     return report
 

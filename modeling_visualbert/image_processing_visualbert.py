@@ -119,6 +119,27 @@ class VisualBertImageProcessor(PilBackend):
     do_pad = True
     model_input_names = ["pixel_values", "pixel_mask", "image_sizes"]
 
+    @classmethod
+    def from_detector(cls, pretrained_model_name_or_path, **kwargs) -> "VisualBertImageProcessor":
+        """The image processor that treats pictures as a detector of `transformers` was trained with.
+
+        Args:
+            pretrained_model_name_or_path: The detector's checkpoint, by Hub name or folder.
+            kwargs: Fields that should differ.
+        """
+        fields, _ = cls.get_image_processor_dict(pretrained_model_name_or_path)
+        shared = (
+            "do_resize",
+            "size",
+            "resample",
+            "do_rescale",
+            "rescale_factor",
+            "do_normalize",
+            "image_mean",
+            "image_std",
+        )
+        return cls(**{**{name: fields[name] for name in shared if name in fields}, **kwargs})
+
     def preprocess(self, images, return_tensors="pt", **kwargs) -> BatchFeature:
         """`images`: one picture or a list of pictures, see [`load_picture`]; keyword arguments override the fields."""
         sources = images if isinstance(images, (list, tuple)) else [images]

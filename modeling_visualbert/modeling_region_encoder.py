@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForObjectDetection, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from .configuration_region_encoder import QueryRegionEncoderConfig
+from .configuration_region_encoder import NUM_GEOMETRY_FEATURES, QueryRegionEncoderConfig
 from .regions_visualbert import box_geometry, center_to_corners, suppress_overlaps
 
 
@@ -79,7 +79,7 @@ class QueryRegionEncoder(PreTrainedModel):
         fields.pop("_name_or_path", None)  # where it lay on this machine says nothing to others
         encoder = cls(QueryRegionEncoderConfig(detector_config=fields, **config_kwargs))
         encoder.detector.load_state_dict(detector.state_dict())
-        return encoder
+        return encoder.eval()
 
     def forward(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None) -> RegionEncoderOutput:
         """
@@ -114,10 +114,7 @@ class QueryRegionEncoder(PreTrainedModel):
         found = self.detector(pixel_values=pixel_values, **masked)
         boxes_BQ4 = center_to_corners(found.pred_boxes).clamp(0.0, 1.0)
         states_BQD = found.last_hidden_state[:, -boxes_BQ4.shape[1] :]  # YOLOS puts its patches before the queries
-        # Detectors trained with a "no object" class have one logit more than labels, and compare classes by softmax.
-        has_no_object = found.logits.shape[-1] == self.detector.config.num_labels + 1
-        probabilities = found.logits.softmax(dim=-1)[..., :-1] if has_no_object else found.logits.sigmoid()
-        scores_BQ, class_ids_BQ = probabilities.max(dim=-1)
+        scores_BQ, class_ids_BQ = best_classes(found.logits, self.detector.config.num_labels)
         features = (states_BQD, box_geometry(boxes_BQ4)) if self.config.geometry_features else (states_BQD,)
         return {
             "features": torch.cat(features, dim=-1),
@@ -138,14 +135,14 @@ class QueryRegionEncoder(PreTrainedModel):
     def fit_standardisation(self, batches) -> None:
         """Set `feature_mean` and `feature_std` to those of the regions kept in `batches` (an iterable of model inputs).
 
+        Features then have mean 0 and standard deviation 1, box geometry `config.geometry_weight`.
+
         Raises:
             ValueError: No region was kept in any batch.
         """
-        count, total, squares = (
-            0,
-            torch.zeros(self.config.region_dim).double(),
-            torch.zeros(self.config.region_dim).double(),
-        )
+        count = 0
+        total, squares = torch.zeros(2, self.config.region_dim, dtype=torch.float64)
+        self.eval()
         self.feature_mean.zero_()
         self.feature_std.fill_(1.0)
         for batch in batches:
@@ -160,11 +157,25 @@ class QueryRegionEncoder(PreTrainedModel):
             )
         mean = total / count
         self.feature_mean.copy_(mean)
-        self.feature_std.copy_((squares / count - mean.square()).clamp(min=1e-8).sqrt())
+        std = (squares / count - mean.square()).clamp(min=1e-8).sqrt()
+        if self.config.geometry_features:
+            std[-NUM_GEOMETRY_FEATURES:] /= self.config.geometry_weight
+        self.feature_std.copy_(std)
+
+
+def best_classes(logits_BQC: torch.Tensor, num_labels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Score in 0..1 and index of each query's best class.
+
+    Detectors trained with a "no object" class (DETR, YOLOS) have one logit more than labels and compare classes by softmax;
+    the others judge each class by itself.
+    """
+    if logits_BQC.shape[-1] == num_labels + 1:
+        return logits_BQC.softmax(dim=-1)[..., :-1].max(dim=-1)
+    return logits_BQC.sigmoid().max(dim=-1)
 
 
 def _take(rows_BQX: torch.Tensor, order_BR: torch.Tensor) -> torch.Tensor:
     return rows_BQX.gather(1, order_BR[..., None].expand(-1, -1, rows_BQX.shape[-1]))
 
 
-__all__ = ["QueryRegionEncoder", "RegionEncoderOutput"]
+__all__ = ["QueryRegionEncoder", "RegionEncoderOutput", "best_classes"]

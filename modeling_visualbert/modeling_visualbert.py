@@ -40,7 +40,7 @@ class VisualBertEmbeddings(nn.Module):
     def __init__(self, config: VisualBertConfig):
         super().__init__()
         size = config.hidden_size
-        self.word_embeddings = nn.Embedding(config.vocab_size, size, padding_idx=config.pad_token_id)
+        self.word_embeddings = nn.Embedding(config.vocab_size, size)  # the authors train [PAD] like any other piece
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, size)
         self.LayerNorm = nn.LayerNorm(size, eps=config.layer_norm_eps)
@@ -89,7 +89,12 @@ class VisualBertEmbeddings(nn.Module):
         regions_BRD = regions_BRD + self.visual_position_embeddings.weight[0]
         if image_text_alignment is not None:
             # ... plus the mean *text* position of the words that name it. -1 is padding, anywhere in the row.
-            alignment_BRA = image_text_alignment[:, : visual_embeds.shape[1]]
+            num_regions = visual_embeds.shape[1]
+            if image_text_alignment.shape[1] < num_regions:
+                raise ValueError(
+                    f"alignment of {image_text_alignment.shape[1]} regions; expected at least {num_regions}"
+                )
+            alignment_BRA = image_text_alignment[:, :num_regions]
             is_word_BRA1 = (alignment_BRA != -1).to(regions_BRD.dtype)[..., None]
             positions_BRAD = self.position_embeddings(alignment_BRA.clamp(min=0)) * is_word_BRA1
             regions_BRD = regions_BRD + positions_BRAD.sum(dim=2) / is_word_BRA1.sum(dim=2).clamp(min=1)
@@ -276,6 +281,8 @@ class VisualBertPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+    # `num_items_in_batch` counts examples here. `transformers.Trainer` would pass the number of label elements.
+    accepts_loss_kwargs = False
     _can_record_outputs = {"hidden_states": VisualBertLayer, "attentions": VisualBertSelfAttention}
 
     @torch.no_grad()
@@ -316,6 +323,11 @@ class VisualBertPreTrainedModel(PreTrainedModel):
                 f"{pretrained_model_name_or_path}: damaged weights, expected safetensors ({error}); "
                 "the file is truncated or of another format"
             ) from error
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        # For code from outside `transformers` modules without parameters of their own are skipped, and with them the copy
+        # of the text tables below. `_init_weights` looks at every tensor itself, so nothing needs skipping.
+        super()._initialize_weights(module, is_custom_code=False)
 
     @classmethod
     def from_bert(cls, pretrained_model_name_or_path, **config_kwargs) -> "VisualBertPreTrainedModel":
@@ -366,6 +378,7 @@ class VisualBertModel(VisualBertPreTrainedModel):
         if config.region_encoder_config is not None:
             self.region_encoder = QueryRegionEncoder(config.region_encoder_config)
             self.region_encoder.requires_grad_(not config.freeze_region_encoder)
+            self.region_encoder.train(not config.freeze_region_encoder)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -377,7 +390,7 @@ class VisualBertModel(VisualBertPreTrainedModel):
     def train(self, mode: bool = True) -> "VisualBertModel":
         super().train(mode)
         if self.config.region_encoder_config is not None and self.config.freeze_region_encoder:
-            self.region_encoder.eval()  # frozen also means: batch statistics stay as they are
+            self.region_encoder.eval().requires_grad_(False)  # frozen also means: batch statistics stay as they are
         return self
 
     def get_image_features(
@@ -495,6 +508,8 @@ class VisualBertModel(VisualBertPreTrainedModel):
             image_text_alignment=image_text_alignment,
         )
         text_length = _second_dim(input_ids, inputs_embeds)
+        if visual_embeds is None:
+            visual_attention_mask = None
         mask_BS = _joint_mask(attention_mask, visual_attention_mask, states_BSD, text_length)
         if self.config.bypass_transformer and visual_embeds is not None:
             text_mask_BT = None if mask_BS is None else mask_BS[:, :text_length]
@@ -581,6 +596,8 @@ class VisualBertForPreTraining(VisualBertPreTrainedModel):
         visual_attention_mask: torch.Tensor | None = None,
         visual_token_type_ids: torch.Tensor | None = None,
         image_text_alignment: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         sentence_image_labels: torch.Tensor | None = None,
         **kwargs,
@@ -606,6 +623,8 @@ class VisualBertForPreTraining(VisualBertPreTrainedModel):
             visual_attention_mask=visual_attention_mask,
             visual_token_type_ids=visual_token_type_ids,
             image_text_alignment=image_text_alignment,
+            pixel_values=pixel_values,
+            pixel_mask=pixel_mask,
             **kwargs,
         )
         prediction_logits = self.cls.predictions(outputs.last_hidden_state)
@@ -650,6 +669,8 @@ class VisualBertForQuestionAnswering(VisualBertPreTrainedModel):
         visual_attention_mask: torch.Tensor | None = None,
         visual_token_type_ids: torch.Tensor | None = None,
         image_text_alignment: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
@@ -672,6 +693,8 @@ class VisualBertForQuestionAnswering(VisualBertPreTrainedModel):
             visual_attention_mask=visual_attention_mask,
             visual_token_type_ids=visual_token_type_ids,
             image_text_alignment=image_text_alignment,
+            pixel_values=pixel_values,
+            pixel_mask=pixel_mask,
             **kwargs,
         )
         states_BSD = outputs.last_hidden_state
@@ -686,7 +709,7 @@ class VisualBertForQuestionAnswering(VisualBertPreTrainedModel):
         loss = None
         if labels is not None:
             count = labels.shape[0] if num_items_in_batch is None else num_items_in_batch
-            loss = F.kl_div(logits_BL.log_softmax(dim=-1), labels.to(logits_BL.dtype), reduction="sum") / count
+            loss = F.kl_div(logits_BL.float().log_softmax(dim=-1), labels.float(), reduction="sum") / count
         return SequenceClassifierOutput(
             loss=loss, logits=logits_BL, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -731,7 +754,7 @@ class VisualBertForMultipleChoice(VisualBertPreTrainedModel):
             labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
                 Index of the right choice.
         """
-        num_choices = _second_dim(input_ids, inputs_embeds)  # the second dimension is the choice here
+        batch_size, num_choices = (inputs_embeds if input_ids is None else input_ids).shape[:2]  # type: ignore[union-attr]
         if pixel_values is not None:
             if visual_embeds is not None:
                 raise ValueError("pass either `pixel_values` or `visual_embeds`, not both")
@@ -742,10 +765,10 @@ class VisualBertForMultipleChoice(VisualBertPreTrainedModel):
             token_type_ids=_flatten_choices(token_type_ids),
             position_ids=_flatten_choices(position_ids),
             inputs_embeds=_flatten_choices(inputs_embeds),
-            visual_embeds=_for_each_choice(visual_embeds, num_choices, ndim=3),
-            visual_attention_mask=_for_each_choice(visual_attention_mask, num_choices, ndim=2),
-            visual_token_type_ids=_for_each_choice(visual_token_type_ids, num_choices, ndim=2),
-            image_text_alignment=_for_each_choice(image_text_alignment, num_choices, ndim=3),
+            visual_embeds=_for_each_choice(visual_embeds, batch_size, num_choices, ndim=3),
+            visual_attention_mask=_for_each_choice(visual_attention_mask, batch_size, num_choices, ndim=2),
+            visual_token_type_ids=_for_each_choice(visual_token_type_ids, batch_size, num_choices, ndim=2),
+            image_text_alignment=_for_each_choice(image_text_alignment, batch_size, num_choices, ndim=3),
             **kwargs,
         )
         logits_BC = self.cls(self.dropout(outputs.pooler_output)).view(-1, num_choices)
@@ -780,6 +803,8 @@ class VisualBertForVisualReasoning(VisualBertPreTrainedModel):
         visual_attention_mask: torch.Tensor | None = None,
         visual_token_type_ids: torch.Tensor | None = None,
         image_text_alignment: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
@@ -801,6 +826,8 @@ class VisualBertForVisualReasoning(VisualBertPreTrainedModel):
             visual_attention_mask=visual_attention_mask,
             visual_token_type_ids=visual_token_type_ids,
             image_text_alignment=image_text_alignment,
+            pixel_values=pixel_values,
+            pixel_mask=pixel_mask,
             **kwargs,
         )
         logits_BL = self.cls(self.dropout(outputs.pooler_output))
@@ -889,7 +916,10 @@ class VisualBertForRegionToPhraseAlignment(VisualBertPreTrainedModel):
         if pixel_values is not None:
             if visual_embeds is not None:
                 raise ValueError("pass either `pixel_values` or `visual_embeds`, not both")
-            visual_embeds, visual_attention_mask, _ = self.visual_bert._regions_from_pixels(pixel_values, pixel_mask)
+            visual_embeds, visual_attention_mask, segments = self.visual_bert._regions_from_pixels(
+                pixel_values, pixel_mask
+            )
+            visual_token_type_ids = segments if visual_token_type_ids is None else visual_token_type_ids
         outputs = self.visual_bert(
             input_ids,
             attention_mask=attention_mask,
@@ -909,7 +939,7 @@ class VisualBertForRegionToPhraseAlignment(VisualBertPreTrainedModel):
         loss = None
         if labels is not None:
             count = labels.shape[0] if num_items_in_batch is None else num_items_in_batch
-            loss = F.kl_div(logits_BER.log_softmax(dim=-1), labels.to(logits_BER.dtype), reduction="sum") / count
+            loss = F.kl_div(logits_BER.float().log_softmax(dim=-1), labels.float(), reduction="sum") / count
         return SequenceClassifierOutput(
             loss=loss, logits=logits_BER, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -938,11 +968,13 @@ def _flatten_choices(tensor: torch.Tensor | None) -> torch.Tensor | None:
     return None if tensor is None else tensor.flatten(0, 1)
 
 
-def _for_each_choice(tensor: torch.Tensor | None, num_choices: int, ndim: int) -> torch.Tensor | None:
+def _for_each_choice(tensor: torch.Tensor | None, batch_size: int, num_choices: int, ndim: int) -> torch.Tensor | None:
     """[B * C, ...] from one image per example (`ndim` dimensions) or from one per choice (one dimension more)."""
     if tensor is None:
         return None
-    return tensor.repeat_interleave(num_choices, dim=0) if tensor.dim() == ndim else tensor.flatten(0, 1)
+    if tensor.dim() == ndim:
+        tensor = tensor[:, None].expand(batch_size, num_choices, *tensor.shape[1:])
+    return tensor.flatten(0, 1)
 
 
 __all__ = [

@@ -107,6 +107,8 @@ def check_regions(regions: Mapping[str, Any], region_dim: int | None, name: str 
     for key, shape in expected.items():
         if key in checked and tuple(checked[key].shape) != shape:
             raise ValueError(f"{name}: '{key}' has shape {tuple(checked[key].shape)}; expected {shape}")
+    if "scores" in checked:
+        _check_rows_finite(checked["scores"][:, None], f"{name}: 'scores'")
     if "boxes" in checked:
         checked["boxes"] = checked["boxes"].float()
         _check_boxes(checked["boxes"], checked.get("image_size"), f"{name}: 'boxes'")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from .questions import ANSWER_TYPES, Question, sample_questions
+from .questions import OPPOSITES, Question, sample_questions
 from .scenes import COLORS, SHAPES, Scene
 
 _WORDS = {str(i): word for i, word in enumerate(["zero", "one", "two", "three", "four", "five", "six"])}
@@ -29,7 +29,7 @@ def vqa_records(scenes: list[Scene], split: str, questions_per_scene: int, seed:
                 {
                     **ids,
                     "question_type": question.kind,
-                    "answer_type": ANSWER_TYPES[question.kind],
+                    "answer_type": question.answer_type,
                     "multiple_choice_answer": question.answer,
                     "answers": _ten_annotators(question, Random(f"{seed}/annotators/{ids['question_id']}")),
                 }
@@ -39,8 +39,8 @@ def vqa_records(scenes: list[Scene], split: str, questions_per_scene: int, seed:
 
 
 def _ten_annotators(question: Question, rng: Random) -> list[dict]:
-    """Usually all agree; in three questions of ten up to three people err, and some spell the answer differently."""
-    wrong = rng.randint(1, 3) if rng.random() < 0.3 else 0
+    """Usually all agree; in one question of four one or two people err, and some spell the answer differently."""
+    wrong = rng.randint(1, 2) if rng.random() < 0.25 else 0
     respelled = rng.randint(1, 2) if question.answer in _SPELLINGS and rng.random() < 0.2 else 0
     answers = [rng.choice(_mistakes(question)) for _ in range(wrong)]
     answers += [_SPELLINGS[question.answer]] * respelled if respelled else []
@@ -59,10 +59,8 @@ def _ten_annotators(question: Question, rng: Random) -> list[dict]:
 def _mistakes(question: Question) -> list[str]:
     """What a hasty annotator could say instead."""
     answer = question.answer
-    if answer in ("yes", "no"):
-        return ["no" if answer == "yes" else "yes"]
+    if answer in OPPOSITES:
+        return [OPPOSITES[answer]]
     if question.kind == "count":
         return [str(max(0, int(answer) - 1)) if answer != "0" else "1", str(int(answer) + 1)]
-    if question.kind == "size":
-        return ["small" if answer == "big" else "big"]
     return [other for other in (COLORS if question.kind == "color" else SHAPES) if other != answer]

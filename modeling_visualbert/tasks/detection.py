@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModelForObjectDetection, DFineConfig, P
 from ..corpus.build import CorpusConfig, ensure_corpus
 from ..data.files import read_json, require
 from ..image_processing_visualbert import VisualBertImageProcessor, load_picture
-from ..modeling_region_encoder import QueryRegionEncoder
+from ..modeling_region_encoder import QueryRegionEncoder, best_classes
 from ..regions_visualbert import box_iou, center_to_corners
 from ..training.args import TrainArgs
 from ..training.task import Batch, Predictions, Rows, Task
@@ -43,7 +43,7 @@ class DetectionArgs(TrainArgs):
         default=None,
         metadata={"help": "checkpoint of any detector of transformers to start from (default: a tiny D-FINE)"},
     )
-    image_height: int = field(default=128, metadata={"help": "pictures are resized to this height"})
+    image_height: int = field(default=128, metadata={"help": "the tiny D-FINE sees pictures of this height"})
     image_width: int = field(default=160, metadata={"help": "and this width"})
     num_queries: int = field(default=20, metadata={"help": "most objects in a picture, for the tiny D-FINE"})
     score_threshold: float = field(default=0.2, metadata={"help": "regions below this confidence are dropped"})
@@ -150,20 +150,20 @@ def detection_task(args: DetectionArgs, accelerator: Accelerator) -> Task:
     torch.manual_seed(args.seed)
     if args.detector is None:
         model = AutoModelForObjectDetection.from_config(tiny_detector_config(names, args.num_queries))
+        image_processor = VisualBertImageProcessor(size={"height": args.image_height, "width": args.image_width})
     else:
         labels = {"id2label": dict(enumerate(names)), "label2id": {name: label for label, name in enumerate(names)}}
         config = AutoConfig.from_pretrained(args.detector, **labels)
         model = AutoModelForObjectDetection.from_pretrained(args.detector, config=config, ignore_mismatched_sizes=True)
-    size = {"height": args.image_height, "width": args.image_width}
-    image_processor = VisualBertImageProcessor(size=size)
+        image_processor = VisualBertImageProcessor.from_detector(args.detector)
 
     def collate(rows: Rows) -> Batch:
-        pixels = image_processor([row["image"] for row in rows])["pixel_values"]
-        labels = [{"class_labels": row["class_labels"], "boxes": row["boxes"]} for row in rows]
-        return {"pixel_values": pixels, "labels": labels}
+        batch = dict(image_processor([row["image"] for row in rows]))
+        del batch["image_sizes"]
+        return {**batch, "labels": [{"class_labels": row["class_labels"], "boxes": row["boxes"]} for row in rows]}
 
     def predict(outputs: Any, rows: Rows) -> Predictions:
-        return detections(outputs.logits, outputs.pred_boxes, rows)
+        return detections(outputs, len(names), rows)
 
     def score(predictions: Predictions, split: str) -> dict[str, Any]:
         return coco_scores(predictions, splits[split])
@@ -206,10 +206,10 @@ def _splits(args: DetectionArgs) -> dict[str, CocoDetection]:
     }
 
 
-def detections(logits: torch.Tensor, pred_boxes: torch.Tensor, rows: Rows) -> Predictions:
+def detections(outputs: Any, num_labels: int, rows: Rows) -> Predictions:
     """Every query's best class: one record per picture, boxes x1, y1, x2, y2 in units of the image."""
-    scores, labels = logits.sigmoid().max(dim=-1)
-    boxes = center_to_corners(pred_boxes).clamp(0.0, 1.0)
+    scores, labels = best_classes(outputs.logits, num_labels)
+    boxes = center_to_corners(outputs.pred_boxes).clamp(0.0, 1.0)
     return [
         {"id": row["id"], "boxes": b.tolist(), "scores": s.tolist(), "labels": k.tolist()}
         for row, b, s, k in zip(rows, boxes, scores, labels, strict=True)
@@ -265,7 +265,8 @@ def region_scores(
     found = objects = right = exact = 0
     for start in range(0, len(data), 50):
         rows = [data[i] for i in range(start, min(start + 50, len(data)))]
-        regions = encoder(image_processor([row["image"] for row in rows])["pixel_values"].to(encoder.device))
+        pixels = image_processor([row["image"] for row in rows]).to(encoder.device)
+        regions = encoder(pixels["pixel_values"], pixels.get("pixel_mask"))
         for i, row in enumerate(rows):
             keep = regions.visual_attention_mask[i].bool()
             exact += int(keep.sum()) == len(row["boxes"])

@@ -80,7 +80,7 @@ def parse_args(
     values = dict(defaults)
     if recipe is not None:
         values |= read_recipe(recipe, args_class)
-    parser = HfArgumentParser(args_class, description=description)
+    parser = HfArgumentParser(args_class, description=description, usage="%(prog)s --output_dir DIR [options]")
     parser.add_argument("--recipe", metavar="FILE", help="YAML file with values for these arguments; flags override it")
     for action in parser._actions:
         action.required = action.required and action.dest not in values
