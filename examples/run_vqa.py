@@ -51,8 +51,9 @@ def main() -> None:
     if task.model.config.region_encoder_config is not None:
         best = VisualBertForQuestionAnswering.from_pretrained(output_dir / "best").to(accelerator.device).eval()
         draw_examples(best, task, last, args, output_dir / "attention.png")
+        print(f"try: visualbert ask --model {output_dir / 'best'} PICTURE QUESTION")
     print(summary(metrics, last))
-    print(f"model in {output_dir / 'best'}; try: visualbert ask --model {output_dir / 'best'} PICTURE QUESTION")
+    print(f"model in {output_dir / 'best'}")
 
 
 def summary(metrics: dict, split: str) -> str:

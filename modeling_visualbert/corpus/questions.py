@@ -6,7 +6,7 @@ questions are answered "yes" half of the time, so that the text alone says littl
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import permutations, product
@@ -177,38 +177,34 @@ def _name(scene: Scene, target: SceneObject) -> str | None:
 
 
 def _ask_compare(scene: Scene, rng: Random) -> tuple[str, str] | None:
-    wanted = rng.random() < 0.5
-    asked = rng.choice(("bigger", "same color", "more"))
-    if asked == "more":
-        colors = sorted({o.color for o in scene.objects})
-        count = {color: sum(o.color == color for o in scene.objects) for color in colors}
-        color_pairs = [(a, b) for a in colors for b in colors if a != b and (count[a] > count[b]) == wanted]
-        if not color_pairs or len(set(count.values())) == 1:
-            return None
-        a, b = rng.choice(color_pairs)
-        return f"Are there more {a} things than {b} things?", "yes" if wanted else "no"
-    avoid = "size" if asked == "bigger" else "color"
-    pairs = [pair for pair in permutations(scene.objects, 2) if _comparison_holds(*pair, asked) == wanted]
+    return rng.choice((_compare_sizes, _compare_numbers))(scene, rng)
+
+
+def _compare_sizes(scene: Scene, rng: Random) -> tuple[str, str] | None:
+    pairs = [(a, b) for a, b in permutations(scene.objects, 2) if a.size == "big" and b.size == "small"]
     if not pairs:
         return None
-    phrases = [_describe(scene, item, rng, avoid) for item in rng.choice(pairs)]
+    phrases = [_describe(scene, item, rng, avoid="size") for item in rng.choice(pairs)]
     if None in phrases:
         return None
-    if asked == "bigger":
-        text = f"Is the {phrases[0]} {rng.choice(('bigger', 'larger'))} than the {phrases[1]}?"
-    else:
-        text = f"Do the {phrases[0]} and the {phrases[1]} have the same color?"
-    return text, "yes" if wanted else "no"
+    wanted, word = rng.random() < 0.5, rng.choice(("bigger", "larger", "smaller"))
+    first, second = phrases if (word != "smaller") == wanted else reversed(phrases)
+    return f"Is the {first} {word} than the {second}?", "yes" if wanted else "no"
 
 
-def _comparison_holds(first: SceneObject, second: SceneObject, asked: str) -> bool | None:
-    if asked == "same color":
-        return first.color == second.color
-    return None if first.size == second.size else first.size == "big"
+def _compare_numbers(scene: Scene, rng: Random) -> tuple[str, str] | None:
+    counts = Counter(item.color for item in scene.objects)
+    wanted, word = rng.random() < 0.5, rng.choice(("more", "fewer"))
+    pairs = [(a, b) for a, b in permutations(counts, 2) if counts[a] > counts[b]]
+    if not pairs:  # nothing to tell apart; asking would give the answer away
+        return None
+    many, few = rng.choice(pairs)
+    first, second = (many, few) if (word == "more") == wanted else (few, many)
+    return f"Are there {word} {first} things than {second} things?", "yes" if wanted else "no"
 
 
 # Relations are the hardest to learn and get the most examples.
-_WEIGHTS = {"color": 2.0, "shape": 2.0, "size": 1.0, "count": 1.8, "exist": 1.5, "relation": 6.0, "compare": 2.2}
+_WEIGHTS = {"color": 2.0, "shape": 2.0, "size": 1.0, "count": 2.2, "exist": 1.5, "relation": 5.0, "compare": 2.0}
 _MAKERS: dict[str, Callable[[Scene, Random], tuple[str, str] | None]] = {
     "color": _ask_color,
     "shape": _ask_shape,

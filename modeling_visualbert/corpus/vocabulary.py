@@ -19,7 +19,7 @@ _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _WORDS = """
 a above an and are below big bigger by can color do does each every everything have how in is it large larger left less
 little many more number object objects of on or picture right same scene see shape shapes side size small smaller than that
-top bottom half or the there they you thing things this to two under which with what whose where who
+top bottom half or fewer the there they you thing things this to two under which with what whose where who
 no yes zero one two three four five six seven eight nine ten
 """
 

@@ -316,7 +316,14 @@ def _model(
     elif AutoConfig.from_pretrained(args.init_from).model_type == "bert":
         model = VisualBertForQuestionAnswering.from_bert(args.init_from, **fields)
     else:
-        model = VisualBertForQuestionAnswering.from_pretrained(args.init_from, ignore_mismatched_sizes=True, **fields)
+        model, info = VisualBertForQuestionAnswering.from_pretrained(
+            args.init_from, ignore_mismatched_sizes=True, output_loading_info=True, **fields
+        )
+        for name, theirs, ours in info["mismatched_keys"]:
+            if not name.startswith(
+                "cls."
+            ):  # another answer vocabulary gets a new classifier; anything else is a mistake
+                raise ValueError(f"{args.init_from}: {name!r} has shape {tuple(theirs)}, expected {tuple(ours)}")
     if store is not None and store.dim != model.config.visual_embedding_dim:
         raise ValueError(
             f"{store.folder}: features of dim {store.dim} by {store.info['detector']}, "
