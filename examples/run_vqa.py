@@ -12,6 +12,8 @@ evaluation server, log.jsonl, TensorBoard logs, curves.png and attention.png.
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from modeling_visualbert import VisualBertForQuestionAnswering
 from modeling_visualbert.tasks.vqa import (
     VqaArgs,
@@ -23,6 +25,7 @@ from modeling_visualbert.tasks.vqa import (
 from modeling_visualbert.training.args import parse_args
 from modeling_visualbert.training.loop import make_accelerator, train, write_json
 from modeling_visualbert.training.report import plot_curves, table
+from modeling_visualbert.training.task import Task
 
 CORPUS_RECIPE = Path(__file__).parent / "recipes" / "vqa_corpus.yaml"
 
@@ -39,17 +42,24 @@ def main() -> None:
         question_only = replace(
             args, text_only=True, output_dir=f"{args.output_dir}/question_only", epochs=1.0, evals_per_epoch=2
         )
-        question_only_task = vqa_task(question_only, accelerator)
-        metrics["baselines"]["question only"] = train(question_only_task, question_only, accelerator)["splits"][last]
-    if not accelerator.is_main_process:
-        return
+        # An accelerator of its own: checkpoints and TensorBoard of the two runs stay apart.
+        other = make_accelerator(question_only)
+        baseline = train(vqa_task(question_only, other), question_only, other)
+        metrics["baselines"]["question only"] = baseline["splits"][last]
+    if accelerator.is_main_process:
+        report(task, args, metrics, last, accelerator.device)
+    accelerator.end_training()
+
+
+def report(task: Task, args: VqaArgs, metrics: dict, last: str, device: torch.device) -> None:
+    """Write the figures, pictures and official result files of a run, and print the table."""
     output_dir = Path(args.output_dir)
     write_json(output_dir / "metrics.json", metrics)
     for split in metrics["splits"]:
         write_official_results(output_dir / f"predictions_{split}.jsonl", output_dir / f"vqa_results_{split}.json")
     plot_curves(output_dir, "VQA")
     if task.model.config.region_encoder_config is not None:
-        best = VisualBertForQuestionAnswering.from_pretrained(output_dir / "best").to(accelerator.device).eval()
+        best = VisualBertForQuestionAnswering.from_pretrained(output_dir / "best").to(device).eval()
         draw_examples(best, task, last, args, output_dir / "attention.png")
         print(f"try: visualbert ask --model {output_dir / 'best'} PICTURE QUESTION")
     print(summary(metrics, last))

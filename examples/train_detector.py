@@ -47,17 +47,21 @@ def main() -> None:
     accelerator = make_accelerator(args)
     task = detection_task(args, accelerator)
     metrics = train(task, args, accelerator)
-    if not accelerator.is_main_process:
-        return
+    if accelerator.is_main_process:
+        make_region_encoder(task, args, metrics, accelerator.device)
+    accelerator.end_training()
+
+
+def make_region_encoder(task: Task, args: DetectionArgs, metrics: dict, device: torch.device) -> None:
+    """Wrap the best detector as a region encoder, standardise its features, and score its regions."""
     output_dir = Path(args.output_dir)
     encoder = QueryRegionEncoder.from_detector(
         AutoModelForObjectDetection.from_pretrained(output_dir / "best"),
         score_threshold=args.score_threshold,
         nms_threshold=args.nms_threshold,
         max_regions=args.max_regions,
-    ).to(accelerator.device)
-    encoder.eval()
-    encoder.fit_standardisation(pixel_batches(task, accelerator.device))
+    ).to(device)
+    encoder.fit_standardisation(pixel_batches(task, device))
     encoder.save_pretrained(output_dir / "region_encoder")
     task.processor.save_pretrained(output_dir / "region_encoder")
     last = "test" if "test" in task.splits else "dev"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForVisualQuestionAnswering, AutoProcessor, AutoTokenizer
+from transformers import AutoModelForVisualQuestionAnswering, AutoProcessor, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from . import __version__
@@ -67,6 +67,7 @@ def _ask(args: argparse.Namespace) -> None:
     if args.top_k < 1:
         raise ValueError(f"--top_k {args.top_k}; expected at least 1")
     picture = load_picture(args.picture)
+    _check_checkpoint(args.model)
     processor = AutoProcessor.from_pretrained(args.model)
     model = AutoModelForVisualQuestionAnswering.from_pretrained(args.model).eval()
     answers, regions = ask(model, processor, picture, args.question, top_k=args.top_k)
@@ -87,6 +88,12 @@ def _ask(args: argparse.Namespace) -> None:
         print(f"drawn: {args.picture_out}", file=sys.stderr)
 
 
+def _check_checkpoint(name: str) -> None:
+    # A Hub name is "model" or "user/model"; anything else that is not there is a mistyped path.
+    if not Path(name).exists() and (Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1):
+        raise FileNotFoundError(f"{name}: no such checkpoint folder")
+
+
 @torch.no_grad()
 def _convert(args: argparse.Namespace) -> None:
     target = Path(args.target)
@@ -96,18 +103,23 @@ def _convert(args: argparse.Namespace) -> None:
         heads = {} if args.num_attention_heads is None else {"num_attention_heads": args.num_attention_heads}
         model, report = convert_original_checkpoint(args.source, args.task, **heads)
     else:
+        _check_checkpoint(args.source)
         model, report = convert_published_checkpoint(args.source)
+    processor = _processor_of(model, args.tokenizer) if args.tokenizer else None
     model.save_pretrained(target)
-    if args.tokenizer:
-        names = model.config.id2label
-        answers = [names[i] for i in sorted(names)] if type(model) is HEADS["vqa"] else None
-        VisualBertProcessor(
-            tokenizer=AutoTokenizer.from_pretrained(args.tokenizer),
-            answers=answers,
-            region_dim=model.config.visual_embedding_dim,
-        ).save_pretrained(target)
+    if processor is not None:
+        processor.save_pretrained(target)
     (target / "key_report.txt").write_text("".join(f"{line}\n" for line in report), encoding="utf-8")
     print(f"{type(model).__name__}: {summarise(report)}; every key in {target / 'key_report.txt'}")
+
+
+def _processor_of(model: PreTrainedModel, tokenizer: str) -> VisualBertProcessor:
+    names = model.config.id2label
+    return VisualBertProcessor(
+        tokenizer=AutoTokenizer.from_pretrained(tokenizer),
+        answers=[names[i] for i in sorted(names)] if isinstance(model, HEADS["vqa"]) else None,
+        region_dim=model.config.visual_embedding_dim,
+    )
 
 
 def _corpus(args: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """Pictures -> `pixel_values`: loads what users have (paths, PIL images, arrays), refuses what would be read wrongly."""
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,17 @@ def load_picture(source: ImageSource, name: str | None = None) -> Image.Image:
                 return _checked_rgb(image, name)
         except UnidentifiedImageError as error:
             raise ValueError(f"{name}: not an image that Pillow can read") from error
-        except Image.DecompressionBombError as error:
-            raise ValueError(f"{name}: {error}") from error
+        except (
+            Image.DecompressionBombError,
+            OSError,
+            SyntaxError,
+            EOFError,
+            LookupError,
+            TypeError,
+            struct.error,
+        ) as error:
+            # Readers of formats fail in their own ways when a file ends too early.
+            raise ValueError(f"{name}: damaged or truncated image file ({error})") from error
     name = name or "image"
     if isinstance(source, Image.Image):
         return _checked_rgb(source, name)
@@ -70,7 +80,7 @@ def _checked_rgb(image: Image.Image, name: str) -> Image.Image:
     except (OSError, SyntaxError) as error:  # Pillow reports a truncated PNG as a SyntaxError
         raise ValueError(f"{name}: damaged or truncated image file ({error})") from error
     image = ImageOps.exif_transpose(image)
-    if (image.mode in ("RGBA", "LA", "P") and "transparency" in image.info) or image.mode in ("RGBA", "LA"):
+    if image.mode in ("RGBA", "LA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")

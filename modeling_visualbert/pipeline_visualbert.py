@@ -1,11 +1,13 @@
 """Picture + question -> answers in one call."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from transformers import Pipeline
-
-from .image_processing_visualbert import load_picture
 
 
 class VisualBertVQAPipeline(Pipeline):
@@ -27,42 +29,78 @@ class VisualBertVQAPipeline(Pipeline):
     _load_feature_extractor = False
     _load_tokenizer = False
 
-    def __call__(self, image=None, question: str | list[str] | None = None, **kwargs) -> list:
+    def __call__(
+        self, image=None, question: str | list[str] | None = None, top_k: int = 5, batch_size: int = 1, **unknown
+    ) -> list:
         """
         Args:
             image: A path, PIL image, array, or mapping of precomputed regions; or, without `question`, what pipelines
                 take: a dict with the keys `image` and `question`, or an iterable of such dicts.
             question: One question or a list of questions about the picture.
-            top_k: How many answers to each question (5).
+            top_k: How many answers to each question.
+            batch_size: How many dicts of an iterable go through the model at once.
 
         Raises:
             ValueError: The question is missing or empty, or the picture cannot be used.
         """
-        if question is None:
-            if isinstance(image, dict) and "question" not in image:
-                raise ValueError("no question; expected `question=` or a dict with the keys 'image' and 'question'")
-            return super().__call__(image, **kwargs)
-        return super().__call__({"image": image, "question": question}, **kwargs)
-
-    def _sanitize_parameters(self, top_k: int | None = None, **unknown):
         if unknown:
             raise TypeError(f"unknown argument {sorted(unknown)[0]!r}; expected image, question or top_k")
-        return {}, {}, {} if top_k is None else {"top_k": top_k}
+        if question is not None:
+            return self._answer([{"image": image, "question": question}], top_k)[0]
+        if isinstance(image, dict):
+            return self._answer([image], top_k)[0]
+        if isinstance(image, (str, Path, Image.Image, np.ndarray, torch.Tensor)):
+            raise ValueError(_NO_QUESTION)
+        items = list(image)
+        chunks = (items[start : start + batch_size] for start in range(0, len(items), batch_size))
+        return [answers for chunk in chunks for answers in self._answer(chunk, top_k)]
+
+    def _answer(self, items: list[dict[str, Any]], top_k: int) -> list:
+        """Answers of several pictures at once; each dict holds a picture and one or more questions."""
+        for item in items:
+            if "question" not in item:
+                raise ValueError(_NO_QUESTION)
+            if "image" not in item:
+                raise ValueError("no picture; expected dicts with the keys 'image' and 'question'")
+        answers = iter(self.run_single({"items": items}, {}, {}, {"top_k": top_k}))
+        questions = [item["question"] for item in items]
+        return [next(answers) if isinstance(q, str) else [next(answers) for _ in q] for q in questions]
+
+    def _sanitize_parameters(self, **kwargs):
+        return {}, {}, {}
 
     def preprocess(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        image, question = inputs["image"], inputs["question"]
-        if not isinstance(image, dict):
-            image = load_picture(image)
-        encoded = self.processor(images=image, text=question)
-        return {**encoded, "is_single": isinstance(question, str)}
+        questions = [[q] if isinstance(q, str) else list(q) for q in (item["question"] for item in inputs["items"])]
+        images = [item["image"] for item in inputs["items"]]
+        prepared = {
+            "texts": dict(self.processor(text=[text for asked in questions for text in asked])),
+            "questions_per_image": torch.tensor([len(asked) for asked in questions]),
+        }
+        if any(isinstance(image, Mapping) for image in images):
+            return {**prepared, "regions": dict(self.processor(images=images))}
+        return {**prepared, "pictures": [self.processor(images=[image])["pixel_values"] for image in images]}
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
-        is_single = model_inputs.pop("is_single")
-        return {"logits": self.model(**model_inputs).logits, "is_single": is_single}
+        # Each picture is looked at once, whatever is asked about it.
+        regions = model_inputs.get("regions") or self._find_regions(model_inputs["pictures"])
+        repeats = model_inputs["questions_per_image"]
+        shared = {
+            key: regions[key].repeat_interleave(repeats, dim=0) for key in ("visual_embeds", "visual_attention_mask")
+        }
+        return {"logits": self.model(**model_inputs["texts"], **shared).logits}
+
+    def _find_regions(self, pictures: list[torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        if len({picture.shape for picture in pictures}) == 1:
+            return self.model.get_image_features(torch.cat(pictures))
+        # Not every detector ignores padding, so pictures of different sizes are looked at one by one.
+        found = [self.model.get_image_features(picture) for picture in pictures]
+        return {key: torch.cat([item[key] for item in found]) for key in ("visual_embeds", "visual_attention_mask")}
 
     def postprocess(self, model_outputs: dict[str, Any], top_k: int = 5) -> list:
-        answers = self.processor.post_process_question_answering(model_outputs["logits"], top_k=top_k)
-        return answers[0] if model_outputs["is_single"] else answers
+        return self.processor.post_process_question_answering(model_outputs["logits"], top_k=top_k)
+
+
+_NO_QUESTION = "no question; expected `question=` or a dict with the keys 'image' and 'question'"
 
 
 @torch.inference_mode()

@@ -79,6 +79,8 @@ class VisualBertProcessor(ProcessorMixin):
             raise ValueError("nothing to process; expected `images`, `text` or both")
         data: dict[str, torch.Tensor] = {}
         if text is not None:
+            if not isinstance(text, (str, list, tuple)):
+                raise TypeError(f"text is {type(text).__name__}; expected a question or a list of questions")
             data.update(
                 self._encode_texts([text] if isinstance(text, str) else list(text), padding, pad_to_multiple_of)
             )
@@ -111,11 +113,11 @@ class VisualBertProcessor(ProcessorMixin):
         if not isinstance(question, str):
             raise TypeError(f"{name} is {type(question).__name__}; expected a string")
         words = question.lower().replace(",", " ").replace("?", " ").split()
-        if not words:
-            raise ValueError(f"{name} is empty ({question!r}); expected at least one word")
         tokenizer = self.tokenizer
         # A user who writes "[SEP]" gets a bracket, three letters and a bracket, not a control token.
         pieces = tokenizer(" ".join(words), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        if not pieces:
+            raise ValueError(f"{name} is empty ({question!r}); expected at least one word")
         marks = [tokenizer.convert_tokens_to_ids("?"), tokenizer.mask_token_id]
         ids = [tokenizer.cls_token_id, *pieces, *marks, tokenizer.sep_token_id]
         if len(ids) > self.max_length:
@@ -142,6 +144,10 @@ class VisualBertProcessor(ProcessorMixin):
 
     def _check_region_batch(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         features = batch["visual_embeds"]
+        known = ("visual_embeds", "visual_attention_mask", "boxes_unit", "scores", "class_ids")
+        unknown = sorted(set(batch) - set(known))
+        if unknown:
+            raise ValueError(f"regions: unknown key {unknown[0]!r}; expected {', '.join(known)}")
         if self.region_dim is not None and features.shape[-1] != self.region_dim:
             raise ValueError(f"regions: features have dim {features.shape[-1]}, this model expects {self.region_dim}")
         if not torch.isfinite(features).all():
@@ -149,6 +155,7 @@ class VisualBertProcessor(ProcessorMixin):
         mask = batch.get("visual_attention_mask")
         if mask is None:
             mask = torch.ones(features.shape[:2], dtype=torch.long, device=features.device)
+        mask = torch.as_tensor(mask, device=features.device)
         if mask.shape != features.shape[:2]:
             raise ValueError(
                 f"regions: 'visual_attention_mask' has shape {tuple(mask.shape)}; expected {tuple(features.shape[:2])}"

@@ -118,7 +118,13 @@ def check_regions(regions: Mapping[str, Any], region_dim: int | None, name: str 
 def pad_regions(regions: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Pad checked regions of B pictures to the longest: `visual_embeds` [B, R, V] and `visual_attention_mask` [B, R]."""
     lengths = [len(item["visual_embeds"]) for item in regions]
-    features = regions[0]["visual_embeds"].new_zeros(len(regions), max(lengths), regions[0]["visual_embeds"].shape[1])
+    dim = regions[0]["visual_embeds"].shape[1]
+    for row, item in enumerate(regions):
+        if item["visual_embeds"].shape[1] != dim:
+            raise ValueError(
+                f"regions {row}: features have dim {item['visual_embeds'].shape[1]}; expected {dim} as in regions 0"
+            )
+    features = regions[0]["visual_embeds"].new_zeros(len(regions), max(lengths), dim)
     mask = torch.zeros(features.shape[:2], dtype=torch.long)
     for row, (item, length) in enumerate(zip(regions, lengths, strict=True)):
         features[row, :length] = item["visual_embeds"]
@@ -157,7 +163,10 @@ def split_regions(
 def _as_tensor(value: Any, what: str) -> torch.Tensor:
     if isinstance(value, torch.Tensor):
         return value
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{what} has rows of unequal length; expected an array") from error
     if array.dtype.kind not in "fiub":
         raise ValueError(f"{what} holds {array.dtype}; expected numbers")
     return torch.from_numpy(array.copy() if not array.flags.writeable else array)

@@ -28,10 +28,12 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(f"{path}: not UTF-8 text at byte {error.start}") from error
 
 
-def require(record: Any, key: str, where: str) -> Any:
-    """`record[key]`, or an error that names what is missing where."""
+def require(record: Any, key: str, where: str, kind: type | None = None) -> Any:
+    """`record[key]`, or an error that names what is missing where, or what is not of the expected `kind`."""
     if not isinstance(record, dict) or key not in record:
         raise ValueError(f"{where}: key {key!r} is missing; expected a record with it")
+    if kind is not None and not isinstance(record[key], kind):
+        raise ValueError(f"{where}: {key!r} is {record[key]!r:.40}; expected {kind.__name__}")
     return record[key]
 
 

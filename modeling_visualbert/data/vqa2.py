@@ -85,26 +85,26 @@ def load_vqa(questions_file: str | Path, annotations_file: str | Path | None = N
             annotation no question, or their image ids differ. Names the file and the record.
     """
     content = read_json(questions_file)
-    questions = require(content, "questions", str(questions_file))
+    questions = require(content, "questions", str(questions_file), list)
     _check_count(content, len(questions), questions_file)
     annotations = {} if annotations_file is None else _annotations_by_id(annotations_file)
     rows: dict[str, list] = {name: [] for name in FEATURES}
     seen: set[int] = set()
     for number, record in enumerate(questions):
         where = f"{questions_file}: question {number}"
-        question_id = require(record, "question_id", where)
+        question_id = require(record, "question_id", where, int)
         if question_id in seen:
             raise ValueError(f"{where}: question id {question_id} occurs twice; expected each once")
         seen.add(question_id)
         annotation = annotations.get(question_id)
         if annotations_file is not None and annotation is None:
             raise ValueError(f"{where}: question id {question_id} has no annotation in {annotations_file}")
-        image_id = require(record, "image_id", where)
+        image_id = require(record, "image_id", where, int)
         if annotation is not None and annotation.get("image_id", image_id) != image_id:
             raise ValueError(f"{where}: image {image_id}, but the annotation says image {annotation['image_id']}")
         rows["question_id"].append(question_id)
         rows["image_id"].append(image_id)
-        rows["question"].append(require(record, "question", where))
+        rows["question"].append(require(record, "question", where, str))
         rows["answers"].append(None if annotation is None else [answer["answer"] for answer in annotation["answers"]])
         for key in ("question_type", "answer_type"):
             rows[key].append(None if annotation is None else annotation.get(key))
@@ -116,16 +116,16 @@ def load_vqa(questions_file: str | Path, annotations_file: str | Path | None = N
 
 def _annotations_by_id(path: str | Path) -> dict[int, dict]:
     by_id: dict[int, dict] = {}
-    for number, record in enumerate(require(read_json(path), "annotations", str(path))):
+    for number, record in enumerate(require(read_json(path), "annotations", str(path), list)):
         where = f"{path}: annotation {number}"
-        question_id = require(record, "question_id", where)
+        question_id = require(record, "question_id", where, int)
         if question_id in by_id:
             raise ValueError(f"{where}: question id {question_id} occurs twice; expected each once")
         answers = require(record, "answers", where)
         if not isinstance(answers, list) or not answers:
             raise ValueError(f"{where}: 'answers' is empty; expected the ten annotators")
         for answer in answers:
-            require(answer, "answer", where)
+            require(answer, "answer", where, str)
         by_id[question_id] = record
     return by_id
 

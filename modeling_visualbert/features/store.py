@@ -59,12 +59,18 @@ class FeatureStore:
         self.dim, self.dtype = require(self.info, "dim", where), require(self.info, "dtype", where)
         if self.dtype not in _DTYPES:
             raise ValueError(f"{where}: dtype {self.dtype!r}; expected one of {', '.join(_DTYPES)}")
-        self.rows = load_from_disk(self.folder / "data")
+        if require(self.info, "num_images", where) == 0:  # `datasets` cannot open what holds no rows
+            self.rows = Dataset.from_dict({name: [] for name in FEATURES}, features=FEATURES)
+            self._row_of: dict[int, int] = {}
+            return
+        try:
+            self.rows = load_from_disk(self.folder / "data")
+        except (OSError, ValueError, KeyError) as error:  # pyarrow's and datasets' errors name no file
+            raise ValueError(f"{self.folder}: the data is damaged or missing ({error})") from error
         if len(self.rows) != require(self.info, "num_images", where):
             raise ValueError(f"{where}: {self.info['num_images']} images, but the data holds {len(self.rows)}")
-        self._row_of = {
-            image_id: row for row, image_id in enumerate(self.rows.with_format("numpy")["image_id"][:].tolist())
-        }
+        image_ids = self.rows.data.column("image_id").to_pylist()
+        self._row_of = {image_id: row for row, image_id in enumerate(image_ids)}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -122,19 +128,9 @@ def write_store(
         for image_id, item in regions:
             if image_id in seen:
                 raise ValueError(f"image {image_id} twice; expected each image once")
-            if item["visual_embeds"].shape[1] != dim:
-                raise ValueError(
-                    f"image {image_id}: features have dim {item['visual_embeds'].shape[1]}, expected {dim}"
-                )
             seen.add(image_id)
-            height, width = item["image_size"].tolist()
-            values = (image_id, height, width, len(item["visual_embeds"]))
-            arrays = (
-                _bytes(item["visual_embeds"], dtype),
-                _bytes(item["boxes"], "float32"),
-                _bytes(item["scores"], "float32"),
-                _bytes(item["class_ids"], "int32"),
-            )
+            arrays = _arrays(item, dim, dtype, f"image {image_id}")
+            values = (image_id, *item["image_size"].tolist(), len(item["visual_embeds"]))
             for name, value in zip(FEATURES, (*values, *arrays), strict=True):
                 rows[name].append(value)
         Dataset.from_dict(rows, features=FEATURES).save_to_disk(draft / "data")
@@ -145,8 +141,25 @@ def write_store(
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _bytes(tensor: torch.Tensor, dtype: str) -> bytes:
-    return np.ascontiguousarray(tensor.cpu().numpy(), dtype=np.dtype(dtype).newbyteorder("<")).tobytes()
+def _arrays(item: Mapping[str, torch.Tensor], dim: int, dtype: str, where: str) -> list[bytes]:
+    count = len(item["visual_embeds"])
+    columns = {
+        "visual_embeds": (dtype, (count, dim)),
+        "boxes": ("float32", (count, 4)),
+        "scores": ("float32", (count,)),
+        "class_ids": ("int32", (count,)),
+    }
+    arrays = []
+    for name, (kind, shape) in columns.items():
+        if tuple(item[name].shape) != shape:
+            raise ValueError(f"{where}: '{name}' has shape {tuple(item[name].shape)}; expected {shape}")
+        array = item[name].cpu().numpy()
+        if kind == "float16" and np.abs(array).max(initial=0.0) > np.finfo(np.float16).max:
+            raise ValueError(
+                f"{where}: '{name}' does not fit into float16; expected values up to 65504, or dtype float32"
+            )
+        arrays.append(np.ascontiguousarray(array, dtype=np.dtype(kind).newbyteorder("<")).tobytes())
+    return arrays
 
 
 def _read(data: bytes, dtype: str, shape: tuple[int, ...], where: str) -> torch.Tensor:

@@ -108,16 +108,13 @@ def vqa_task(args: VqaArgs, accelerator: Accelerator) -> Task:
         torch.manual_seed(args.seed)  # the same new weights in every process
         tokenizer = AutoTokenizer.from_pretrained(args.tokenizer or args.init_from or ASSETS / "corpus_tokenizer")
         answers = _answers(args, data["train"])
-        encoder = None if args.text_only else _region_encoder(args)
-        store = None
-        if not args.text_only and not args.from_pixels:
-            store = _feature_store(args, data, images_dir, encoder, accelerator)
+        encoder, image_processor = (None, None) if args.text_only else _region_encoder(args)
+        image_of, store = _image_source(args, data, images_dir, encoder, image_processor, accelerator.device)
         model = _model(args, answers, tokenizer, encoder, store)
-    image_processor = None if encoder is None else VisualBertImageProcessor.from_pretrained(encoder.name_or_path)
     processor = VisualBertProcessor(
         image_processor, tokenizer, answers=answers, region_dim=model.config.visual_embedding_dim
     )
-    return make_task(model, processor, data, _image_source(args, store, images_dir), args.target_rule)
+    return make_task(model, processor, data, image_of, args.target_rule)
 
 
 def make_task(
@@ -247,45 +244,70 @@ def _answers(args: VqaArgs, train: Dataset) -> list[str]:
     return build_answer_vocabulary(train["answers"], args.min_answer_count)
 
 
-def _region_encoder(args: VqaArgs) -> QueryRegionEncoder | None:
-    if args.features_dir is not None and args.region_encoder is None:
-        return None  # features of a detector that is not at hand
-    return QueryRegionEncoder.from_pretrained(args.region_encoder or DETECTOR).eval()
+def _region_encoder(args: VqaArgs) -> tuple[QueryRegionEncoder, VisualBertImageProcessor] | tuple[None, None]:
+    """The region encoder of the run with its image processor: the one asked for, that of the starting point, or, unless
+    features of some other detector are given, the one of the embedded corpus."""
+    if args.region_encoder is None and args.init_from is not None:
+        config = AutoConfig.from_pretrained(args.init_from)
+        if getattr(config, "region_encoder_config", None) is not None:
+            encoder = VisualBertForQuestionAnswering.from_pretrained(args.init_from).visual_bert.region_encoder
+            return encoder.eval(), VisualBertProcessor.from_pretrained(args.init_from).image_processor
+    if args.region_encoder is None and args.features_dir is not None:
+        return None, None
+    folder = args.region_encoder or DETECTOR
+    return QueryRegionEncoder.from_pretrained(folder).eval(), VisualBertImageProcessor.from_pretrained(folder)
 
 
-def _feature_store(
-    args: VqaArgs,
-    data: dict[str, Dataset],
+def _picture_paths(images_dir: Path, image_ids: list[int]) -> dict[int, Path]:
+    paths = index_images(images_dir)
+    missing = [image_id for image_id in image_ids if image_id not in paths]
+    if missing:
+        raise FileNotFoundError(f"{images_dir}: no picture of image {missing[0]} ({len(missing)} are missing)")
+    return paths
+
+
+def _stored_regions(
     images_dir: Path,
-    encoder: QueryRegionEncoder | None,
-    accelerator: Accelerator,
+    image_ids: list[int],
+    encoder: QueryRegionEncoder,
+    image_processor: VisualBertImageProcessor,
+    device: torch.device,
 ) -> FeatureStore:
-    """The store that was given, or that of all pictures of the data: found on first use, kept in the cache."""
-    if args.features_dir is not None or encoder is None:
-        return FeatureStore(args.features_dir or "")
-    image_ids = sorted({image_id for split in data.values() for image_id in split["image_id"]})
-    key = hashlib.sha256(json.dumps([str(images_dir.resolve()), image_ids, encoder.fingerprint()]).encode()).hexdigest()
-    folder = default_cache_dir() / "regions" / key[:16]
+    """The regions of all pictures of the data: found on first use, kept in the cache."""
+    identity = [str(images_dir.resolve()), image_ids, encoder.fingerprint(), image_processor.to_json_string()]
+    folder = default_cache_dir() / "regions" / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     if not (folder / "index.json").is_file():
-        paths = index_images(images_dir)
-        missing = [image_id for image_id in image_ids if image_id not in paths]
-        if missing:
-            raise FileNotFoundError(f"{images_dir}: no picture of image {missing[0]} ({len(missing)} are missing)")
-        encoder.to(accelerator.device)
-        image_processor = VisualBertImageProcessor.from_pretrained(encoder.name_or_path)
+        paths = _picture_paths(images_dir, image_ids)
+        encoder.to(device)
         regions = extract_regions(encoder, image_processor, ((i, paths[i]) for i in image_ids), total=len(image_ids))
         write_store(folder, regions, encoder.config.region_dim, detector=encoder.fingerprint())
         encoder.cpu()
     return FeatureStore(folder)
 
 
-def _image_source(args: VqaArgs, store: FeatureStore | None, images_dir: Path) -> Callable[[int], Any] | None:
+def _image_source(
+    args: VqaArgs,
+    data: dict[str, Dataset],
+    images_dir: Path,
+    encoder: QueryRegionEncoder | None,
+    image_processor: VisualBertImageProcessor | None,
+    device: torch.device,
+) -> tuple[Callable[[int], Any] | None, FeatureStore | None]:
+    """What gives the regions or the picture of an image id, and the feature store behind it; nothing for text only."""
     if args.text_only:
-        return None
-    if store is not None:
-        return lambda image_id: {"visual_embeds": store[image_id]["visual_embeds"]}
-    paths = index_images(images_dir)
-    return lambda image_id: paths[image_id]
+        return None, None
+    image_ids = sorted({image_id for split in data.values() for image_id in split["image_id"]})
+    if args.from_pixels:
+        paths = _picture_paths(images_dir, image_ids)
+        return paths.__getitem__, None
+    if args.features_dir is not None or encoder is None or image_processor is None:
+        store = FeatureStore(args.features_dir or "")
+    else:
+        store = _stored_regions(images_dir, image_ids, encoder, image_processor, device)
+    missing = [image_id for image_id in image_ids if image_id not in store]
+    if missing:
+        raise ValueError(f"{store.folder}: no regions of image {missing[0]} ({len(missing)} are missing)")
+    return (lambda image_id: {"visual_embeds": store[image_id]["visual_embeds"]}), store
 
 
 def _model(
@@ -316,8 +338,9 @@ def _model(
     elif AutoConfig.from_pretrained(args.init_from).model_type == "bert":
         model = VisualBertForQuestionAnswering.from_bert(args.init_from, **fields)
     else:
+        config = VisualBertConfig(**{**VisualBertConfig.from_pretrained(args.init_from).to_dict(), **fields})
         model, info = VisualBertForQuestionAnswering.from_pretrained(
-            args.init_from, ignore_mismatched_sizes=True, output_loading_info=True, **fields
+            args.init_from, config=config, ignore_mismatched_sizes=True, output_loading_info=True
         )
         for name, theirs, ours in info["mismatched_keys"]:
             if not name.startswith(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from argparse import ArgumentParser
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -104,10 +105,21 @@ def read_recipe(path: str | Path, args_class: type[TrainArgs]) -> dict:
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected `name: value` lines")
     known = {f.name: f for f in fields(args_class)}
+    hints = get_type_hints(args_class)
     for name, value in values.items():
         if name not in known:
             raise ValueError(f"{path}: unknown argument {name!r}; expected one of {', '.join(sorted(known))}")
-        default = known[name].default
-        if isinstance(default, float) and default is not MISSING and isinstance(value, (int, str)):
-            values[name] = float(value)  # YAML reads 2e-5 as a string
+        values[name] = _checked(value, get_args(hints[name]) or (hints[name],), f"{path}: {name!r}")
+        choices = known[name].metadata.get("choices")
+        if choices and value not in choices:
+            raise ValueError(f"{path}: {name!r} is {value!r}; expected one of {', '.join(choices)}")
     return values
+
+
+def _checked(value: Any, types: tuple[type, ...], what: str) -> Any:
+    if float in types and isinstance(value, (int, str)) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError):
+            return float(value)  # YAML reads 2e-5 as a string
+    if type(value) not in types:
+        raise ValueError(f"{what} is {value!r}; expected {' or '.join(t.__name__ for t in types)}")
+    return value

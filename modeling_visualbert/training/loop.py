@@ -230,8 +230,9 @@ class RunLog:
         accelerator.init_trackers("tensorboard")
         if accelerator.is_main_process:
             self.path.touch()
-            lines = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] <= step]
-            self.path.write_text("".join(f"{line}\n" for line in lines))
+            # A killed run may leave half a line; it is of a later step in any case.
+            whole = [line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            self.path.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Append one line."""
@@ -241,8 +242,9 @@ class RunLog:
                 file.write(json.dumps({"step": step, **values}) + "\n")
 
     def close(self) -> None:
-        """Flush the trackers."""
-        self.accelerator.end_training()
+        """Flush the trackers. (`Accelerator.end_training` would also end the process group, which is still needed.)"""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
 
 def _batches(
@@ -267,6 +269,10 @@ def _claim_output_dir(output_dir: Path, resume: bool, accelerator: Accelerator) 
             f"{output_dir} holds a run already; pass --resume to go on with it, or another --output_dir"
         )
     output_dir.mkdir(parents=True, exist_ok=True)
+    best, old = output_dir / "best", output_dir / ".best.old"
+    if accelerator.is_main_process and old.exists() and not best.exists():
+        old.rename(best)  # the run was killed between the two renames of `save_model`
+    accelerator.wait_for_everyone()
 
 
 # What may differ between a run and its continuation without changing a single bit of the result.
