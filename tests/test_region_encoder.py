@@ -347,8 +347,10 @@ def test_standardised_regions_have_mean_zero_and_deviation_one():
     found = [encoder(**batch) for batch in batches]
     rows = torch.cat([f.visual_embeds[f.visual_attention_mask.bool()] for f in found])
     assert 0 < len(rows) < 4 * 3 * NUM_QUERIES
-    torch.testing.assert_close(rows.mean(dim=0), torch.zeros(25), atol=1e-4, rtol=0)
-    torch.testing.assert_close(rows.std(dim=0, correction=0), torch.ones(25), atol=1e-3, rtol=0)
+    torch.testing.assert_close(rows.mean(dim=0), torch.zeros(25), atol=3e-4, rtol=0)
+    expected_std = torch.ones(25)
+    expected_std[-9:] = 3.0  # the box's geometry weighs more
+    torch.testing.assert_close(rows.std(dim=0, correction=0), expected_std, atol=3e-3, rtol=0)
     restored = found[0].visual_embeds * encoder.feature_std + encoder.feature_mean
     torch.testing.assert_close(restored, before.visual_embeds, atol=1e-4, rtol=1e-4)
     encoder.fit_standardisation(batches)  # measures raw features, so it may be repeated

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -355,8 +355,3 @@ def _model(
     if encoder is not None:
         model.visual_bert.region_encoder.load_state_dict(encoder.state_dict())
     return model
-
-
-def corpus_fields(args: VqaArgs) -> dict:
-    """What the embedded corpus was made of, for the record."""
-    return asdict(CorpusConfig(args.train_scenes, args.val_scenes, args.test_scenes)) if args.data_dir is None else {}

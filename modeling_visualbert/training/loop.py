@@ -77,7 +77,9 @@ def train(task: Task, args: TrainArgs, accelerator: Accelerator | None = None) -
     last_step = args.max_steps or plan.num_steps(args.epochs)
     eval_steps = max(1, round(plan.num_steps(1.0) / args.evals_per_epoch))
     if args.gradient_checkpointing:
-        task.model.gradient_checkpointing_enable()
+        # Recent versions of transformers renamed it and warn about the old name.
+        name = "activation_checkpointing_enable"
+        getattr(task.model, name, task.model.gradient_checkpointing_enable)()
     model, optimizer = accelerator.prepare(task.model, make_optimizer(task.model, args))
     progress = _resume(accelerator, output_dir, args) if args.resume else Progress()
     log = RunLog(output_dir, accelerator, progress.step)

@@ -1,0 +1,350 @@
+"""Pictures as users have them: what is accepted and how it looks afterwards, and what is refused by name."""
+
+import io
+import re
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import shared
+from PIL import Image, ImageOps
+from transformers import AutoImageProcessor
+
+from modeling_visualbert import VisualBertImageProcessor, load_picture
+from modeling_visualbert.image_processing_visualbert import MAX_PIXELS
+
+RED, WHITE = (200, 10, 10), (255, 255, 255)
+
+
+def noise(height=30, width=40, seed=0):
+    """uint8 noise [height, width, 3]."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def encoded(image, file_format, **options):
+    """The bytes of an image file."""
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def animation(file_format):
+    """The bytes of a file with three frames."""
+    frames = [Image.fromarray(noise(seed=seed)) for seed in range(3)]
+    return encoded(frames[0], file_format, save_all=True, append_images=frames[1:])
+
+
+def pixels_of(source):
+    return np.asarray(load_picture(source))
+
+
+def quarter_turned():
+    """A JPEG that lies on its side, as cameras store it: orientation 6 means "turn by 90 degrees clockwise"."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    half = Image.new("RGB", (40, 20), WHITE)
+    half.paste(RED, (0, 0, 20, 20))
+    return encoded(half, "JPEG", exif=exif, quality=100, subsampling=0)
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_header(width, height):
+    """A 1-bit PNG that claims a size and holds no pixel."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def file_with(tmp_path, content, name="picture.img"):
+    path = tmp_path / name
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("as_type", [str, Path])
+def test_a_path_is_read(tmp_path, as_type):
+    path = file_with(tmp_path, encoded(Image.fromarray(noise()), "PNG"))
+    assert np.array_equal(pixels_of(as_type(path)), noise())
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        noise(),
+        Image.fromarray(noise()),
+        noise().transpose(2, 0, 1),
+        torch.from_numpy(noise()).permute(2, 0, 1),
+        noise() / 255,
+        torch.from_numpy(noise()).permute(2, 0, 1).float() / 255,
+        (noise() / 255).astype(np.float16),
+        np.asfortranarray(noise()),
+    ],
+    ids=["array", "pil", "array-chw", "tensor-chw", "float64", "tensor-float32", "float16", "fortran"],
+)
+def test_arrays_and_pil_images_give_the_same_pixels(source):
+    assert np.array_equal(pixels_of(source), noise())
+
+
+@pytest.mark.parametrize(("value", "stored"), [(0.0, 0), (0.003, 1), (0.499, 127), (0.999, 255), (1.0, 255)])
+def test_floats_are_rounded(value, stored):
+    assert (pixels_of(np.full((20, 20, 3), value)) == stored).all()
+
+
+@pytest.mark.parametrize("shape", [(30, 40), (30, 40, 1), (1, 30, 40)])
+def test_grey_arrays_become_three_equal_channels(shape):
+    grey = noise()[..., 0]
+    assert np.array_equal(pixels_of(grey.reshape(shape)), np.repeat(grey[..., None], 3, axis=2))
+
+
+def test_transparency_is_shown_on_white(tmp_path):
+    image = Image.new("RGBA", (20, 20), (*RED, 0))
+    image.paste((*RED, 255), (10, 0, 20, 20))
+    image.paste((*RED, 51), (0, 10, 10, 20))
+    loaded = load_picture(file_with(tmp_path, encoded(image, "PNG")))
+    assert loaded.getpixel((2, 2)) == WHITE
+    assert loaded.getpixel((15, 2)) == RED
+    assert loaded.getpixel((2, 15)) == tuple(round(0.2 * red + 0.8 * 255) for red in RED)
+
+
+@pytest.mark.parametrize(("mode", "file_format"), [("LA", "PNG"), ("P", "PNG"), ("P", "GIF")])
+def test_transparent_grey_and_palette_are_shown_on_white(tmp_path, mode, file_format):
+    image = Image.new("RGBA", (20, 20), (50, 50, 50, 0))
+    image.paste((60, 60, 60, 255), (10, 0, 20, 20))
+    options = {}
+    if mode == "P":
+        image = image.convert("RGB").quantize(4)
+        options["transparency"] = image.getpixel((3, 3))
+    loaded = load_picture(file_with(tmp_path, encoded(image.convert(mode), file_format, **options)))
+    assert loaded.getpixel((3, 3)) == WHITE
+    assert loaded.getpixel((15, 3)) == (60, 60, 60)
+
+
+@pytest.mark.parametrize(("mode", "color"), [("RGB", RED), ("L", 7)])
+def test_a_transparent_colour_is_shown_on_white(tmp_path, mode, color):
+    path = file_with(tmp_path, encoded(Image.new(mode, (20, 20), color), "PNG", transparency=color))
+    assert load_picture(path).getpixel((3, 3)) == WHITE
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1"])
+@pytest.mark.parametrize("file_format", ["PNG", "GIF", "TIFF"])
+def test_grey_palette_and_bitmap_files_are_read(tmp_path, mode, file_format):
+    image = Image.fromarray(noise()).convert(mode)
+    loaded = load_picture(file_with(tmp_path, encoded(image, file_format)))
+    assert loaded.mode == "RGB"
+    assert np.array_equal(np.asarray(loaded), np.asarray(image.convert("RGB")))
+
+
+def test_orientation_is_applied(tmp_path):
+    path = file_with(tmp_path, quarter_turned())
+    loaded = load_picture(path)
+    assert loaded.size == (20, 40)
+    assert np.abs(np.asarray(loaded)[:18].astype(int) - RED).max() < 12  # the left half is on top now
+    assert np.asarray(loaded)[22:].min() > 243
+    assert VisualBertImageProcessor()(path)["image_sizes"].tolist() == [[40, 20]]
+
+
+def test_a_real_photo():
+    path = shared("real/coco_photos") / "COCO_train2014_000000084002.jpg"
+    with Image.open(path) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    assert np.array_equal(pixels_of(path), expected)
+
+
+def files_to_refuse():
+    """Content by the reason why it is refused."""
+    picture = Image.fromarray(noise(100, 100))
+    jpeg, png = encoded(picture, "JPEG"), encoded(picture, "PNG")
+    return {
+        "not an image": (b"GIF? no, text", "not an image that Pillow can read"),
+        "empty": (b"", "not an image that Pillow can read"),
+        "truncated jpeg": (jpeg[: len(jpeg) // 2], "damaged or truncated image file"),
+        "truncated png": (png[: len(png) // 2], "damaged or truncated image file"),
+        "animated gif": (animation("GIF"), "animated, 3 frames"),
+        "animated png": (animation("PNG"), "animated, 3 frames"),
+        "16-bit": (encoded(Image.fromarray(noise()[..., 0].astype(np.uint16) * 257), "PNG"), "16-bit.* expected 8-bit"),
+        "float": (
+            encoded(Image.fromarray(noise()[..., 0].astype(np.float32)), "TIFF"),
+            "32-bit .*; expected 8-bit RGB",
+        ),
+        "cmyk": (encoded(picture.convert("CMYK"), "JPEG"), "CMYK image .*; expected 8-bit RGB, grey or palette"),
+        "1x1": (encoded(Image.new("RGB", (1, 1)), "PNG"), "1 x 1 pixels; expected at least 8 on each side"),
+        "flat": (encoded(Image.new("RGB", (100, 7)), "PNG"), "100 x 7 pixels; expected at least 8 on each side"),
+        "bomb": (png_header(10_000, 10_000), r"10000 x 10000 pixels; expected at most 89,478,485"),
+        "huge bomb": (png_header(60_000, 60_000), r"3600000000 pixels.*decompression bomb"),
+    }
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("name", files_to_refuse())
+def test_a_file_that_would_be_read_wrongly_is_refused(tmp_path, name):
+    content, message = files_to_refuse()[name]
+    path = file_with(tmp_path, content)
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}: .*{message}"):
+        load_picture(path)
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    width = MAX_PIXELS // 8 + 1
+    with warnings.catch_warnings(), pytest.raises(ValueError, match="expected at most 89,478,485"):
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        load_picture(file_with(tmp_path, png_header(width, 8)))
+
+
+def stumps():
+    """Files that end too early for Pillow to say so itself."""
+    picture = Image.fromarray(noise())
+    return {
+        "jpeg tables": encoded(picture, "JPEG")[:200],
+        "webp": encoded(picture, "WEBP")[:-40],
+        "animated gif": animation("GIF")[: len(animation("GIF")) * 2 // 5],
+        "tiff pages": animation("TIFF")[: len(animation("TIFF")) // 2],
+        "ico": encoded(picture, "ICO")[:-200],
+    }
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning:PIL.TiffImagePlugin")
+@pytest.mark.parametrize("name", stumps())
+def test_a_stump_of_a_file_is_refused_by_name(tmp_path, name):
+    path = file_with(tmp_path, stumps()[name])
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}: "):
+        load_picture(path)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="defect: some readers of Pillow raise ValueError or RuntimeError without the file"
+)
+@pytest.mark.parametrize("content", [b"P6\n40 4o\n255\n" + bytes(4800), b"P6\n40 "], ids=["number", "end"])
+def test_a_damaged_header_is_refused_by_name(tmp_path, content):
+    path = file_with(tmp_path, content)
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}: "):
+        load_picture(path)
+
+
+@pytest.mark.parametrize("name", ["nowhere.png", "."])
+def test_a_path_without_a_file_is_refused(tmp_path, name):
+    with pytest.raises(FileNotFoundError, match=rf"{re.escape(str(tmp_path / name))}: no such image file"):
+        load_picture(tmp_path / name)
+
+
+@pytest.mark.parametrize("url", ["http://example.org/cat.jpg", "https://example.org/cat.jpg"])
+def test_pictures_are_not_downloaded(url):
+    with pytest.raises(
+        ValueError, match=rf"{url}: pictures are not downloaded; expected a path, a PIL image or an array"
+    ):
+        load_picture(url)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.full((20, 20, 3), 1.5), "float array outside 0..1; expected finite values in 0..1, or uint8"),
+        (np.full((20, 20, 3), -0.1, dtype=np.float32), "float array outside 0..1"),
+        (np.full((20, 20, 3), np.nan), "float array outside 0..1; expected finite values"),
+        (noise().astype(np.int32), "array of int32; expected uint8, or float in 0..1"),
+        (noise() > 9, "array of bool; expected uint8"),
+        (noise()[None], r"array of shape \(1, 30, 40, 3\); expected \(height, width\), \(height, width, 3\)"),
+        (noise()[..., :2], r"array of shape \(30, 40, 2\); expected \(height, width\)"),
+        (np.zeros((30, 40, 4), np.uint8), r"array of shape \(30, 40, 4\); expected"),
+        (np.zeros((0, 40, 3), np.uint8), r"array of shape \(0, 40, 3\); expected"),
+        (np.zeros(40, np.uint8), r"array of shape \(40,\); expected"),
+        (noise()[:4], "40 x 4 pixels; expected at least 8 on each side"),
+    ],
+    ids=["above", "below", "nan", "int32", "bool", "4-dims", "2-channels", "4-channels", "empty", "1-dim", "small"],
+)
+@pytest.mark.parametrize("as_type", [np.asarray, torch.from_numpy])
+def test_a_wrong_array_is_refused(array, message, as_type):
+    with pytest.raises(ValueError, match=f"image: {message}"):
+        load_picture(as_type(np.ascontiguousarray(array)))
+
+
+@pytest.mark.parametrize("value", [None, 5, b"bytes", ["a.png"]])
+def test_what_is_no_picture_is_refused(value):
+    with pytest.raises(TypeError, match=f"image: got {type(value).__name__}; expected a path, a PIL image, an array"):
+        load_picture(value)
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "I;16", "F", "HSV", "LAB"])
+def test_pil_images_of_other_modes_are_refused(mode):
+    with pytest.raises(ValueError, match=rf"image: .*\(mode {re.escape(mode)}\); expected 8-bit RGB, grey or palette"):
+        load_picture(Image.new(mode, (20, 20)))
+
+
+def test_pixel_values_are_those_of_a_plain_computation():
+    picture = Image.fromarray(noise(300, 200))
+    batch = VisualBertImageProcessor()(picture)
+    resized = np.asarray(picture.resize((160, 128), Image.Resampling.BILINEAR), dtype=np.float64)
+    expected = ((resized / 255 - 0.5) / 0.25).transpose(2, 0, 1)
+    assert sorted(batch) == ["image_sizes", "pixel_values"]
+    assert batch["pixel_values"].shape == (1, 3, 128, 160)
+    assert batch["pixel_values"].dtype == torch.float32
+    np.testing.assert_allclose(batch["pixel_values"][0], expected, atol=1e-6)
+    assert batch["image_sizes"].tolist() == [[300, 200]]
+
+
+def test_fields_can_be_overridden_for_a_call():
+    batch = VisualBertImageProcessor()(
+        Image.fromarray(noise()), do_resize=False, image_mean=[0.0] * 3, image_std=[1.0] * 3
+    )
+    np.testing.assert_allclose(batch["pixel_values"][0], noise().transpose(2, 0, 1) / 255, atol=1e-6)
+
+
+def test_different_sizes_are_padded_and_masked():
+    processor = VisualBertImageProcessor(size={"shortest_edge": 40, "longest_edge": 90})
+    tall, wide = Image.fromarray(noise(300, 200)), Image.fromarray(noise(30, 50))
+    batch = processor([tall, wide])
+    assert batch["pixel_values"].shape == (2, 3, 60, 66)
+    assert batch["image_sizes"].tolist() == [[300, 200], [30, 50]]
+    for row, (picture, (height, width)) in enumerate(((tall, (60, 40)), (wide, (40, 66)))):
+        assert batch["pixel_mask"][row].sum() == height * width
+        assert batch["pixel_mask"][row, :height, :width].all()
+        alone = processor(picture)
+        assert "pixel_mask" not in alone
+        assert torch.equal(batch["pixel_values"][row, :, :height, :width], alone["pixel_values"][0])
+        assert not batch["pixel_values"][row, :, height:].any()
+        assert not batch["pixel_values"][row, :, :, width:].any()
+
+
+def test_different_sizes_without_padding_are_refused():
+    processor = VisualBertImageProcessor(do_resize=False)
+    with pytest.raises(ValueError, match="pictures of different sizes in one batch with do_pad=False; expected equal"):
+        processor([noise(), noise(20, 20)], do_pad=False)
+
+
+def test_a_batch_is_its_pictures_side_by_side():
+    pictures = [noise(seed=i, width=40 + i) for i in range(3)]
+    batch = VisualBertImageProcessor()(pictures)
+    alone = [VisualBertImageProcessor()(picture)["pixel_values"] for picture in pictures]
+    assert torch.equal(batch["pixel_values"], torch.cat(alone))
+    assert batch["image_sizes"].tolist() == [[30, 40], [30, 41], [30, 42]]
+
+
+def test_the_bad_picture_of_a_batch_is_named(tmp_path):
+    processor = VisualBertImageProcessor()
+    with pytest.raises(ValueError, match=r"image 1: array of shape \(3, 3, 3, 3\)"):
+        processor([noise(), np.ones((3, 3, 3, 3))])
+    with pytest.raises(FileNotFoundError, match="nowhere.png: no such image file"):
+        processor([noise(), tmp_path / "nowhere.png"])
+    with pytest.raises(ValueError, match="no images; expected at least one"):
+        processor([])
+
+
+def test_numpy_in_place_of_tensors():
+    batch = VisualBertImageProcessor()([noise()], return_tensors="np")
+    assert isinstance(batch["pixel_values"], np.ndarray)
+    assert batch["image_sizes"].tolist() == [[30, 40]]
+    assert np.array_equal(batch["pixel_values"], VisualBertImageProcessor()([noise()])["pixel_values"].numpy())
+
+
+def test_saved_and_loaded_again(tmp_path):
+    processor = VisualBertImageProcessor(size={"height": 24, "width": 16}, image_mean=[0.1, 0.2, 0.3])
+    processor.save_pretrained(tmp_path)
+    loaded = AutoImageProcessor.from_pretrained(tmp_path)
+    assert type(loaded) is VisualBertImageProcessor
+    assert torch.equal(loaded(noise())["pixel_values"], processor(noise())["pixel_values"])

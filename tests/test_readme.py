@@ -1,0 +1,75 @@
+"""The README says what works: its Python runs, its commands parse, its links and pictures exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from test_usage import model, saved  # noqa: F401  (fixtures)
+
+from modeling_visualbert.cli import _parser
+from modeling_visualbert.tasks.detection import DetectionArgs
+from modeling_visualbert.tasks.vqa import VqaArgs
+from modeling_visualbert.training.args import parse_args
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+MODEL = "runs/vqa/best"
+
+
+def python_of(block):
+    """The code of a block; of a session, what was typed."""
+    typed = re.findall(r"^>>> (.*)$", block, flags=re.MULTILINE)
+    return "\n".join(typed) if typed else block
+
+
+def commands():
+    """Every command line of the bash blocks, continued lines joined, comments dropped."""
+    for language, block in BLOCKS:
+        if language == "bash":
+            yield from (line for line in block.replace("\\\n", " ").splitlines() if line.strip())
+
+
+def test_python_runs_in_order(saved, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(ROOT)
+    blocks = [python_of(block) for language, block in BLOCKS if language == "python" and "facebook/" not in block]
+    assert sum(MODEL in block for block in blocks) == 2
+    scope = {}
+    for block in blocks:
+        exec(compile(block.replace(MODEL, str(saved)), "README.md", "exec"), scope)
+    assert len(scope["answers"]) == 2
+    assert scope["inputs"]["input_ids"].shape[0] == 1
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if line.startswith("visualbert ")])
+def test_commands_parse(line):
+    assert callable(_parser().parse_args(shlex.split(line, comments=True)[1:]).run)
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if line.startswith("accelerate launch")])
+def test_scripts_and_their_flags_exist(line, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    script, *flags = shlex.split(line, comments=True)[2:]
+    args_class = {"examples/run_vqa.py": VqaArgs, "examples/train_detector.py": DetectionArgs}[script]
+    assert (ROOT / script).is_file()
+    assert parse_args(args_class, "", flags).output_dir.startswith("runs/")
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert set(re.findall(r"\bmake ([\w-]+)", README)) <= targets
+
+
+def test_links_and_pictures_exist():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).is_file(), target
+
+
+def test_figures_come_from_the_shipped_detector():
+    import json
+
+    regions = json.loads((ROOT / "modeling_visualbert/assets/shapes_detector/metrics.json").read_text())
+    test = regions["splits"]["test"]
+    assert f"mAP50 {test['map50']:.3f}, mAP {test['map']:.3f}" in README
+    assert f"recall {regions['regions']['recall50']:.3f}" in README

@@ -1,0 +1,370 @@
+"""What is special to the tasks: which inputs a VQA run makes of which arguments, and COCO boxes for detectors."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from tiny_detectors import tiny_detector
+from transformers import BertConfig, BertModel
+
+from modeling_visualbert import QueryRegionEncoder, VisualBertImageProcessor
+from modeling_visualbert.answers import pythia_answers
+from modeling_visualbert.corpus.vocabulary import corpus_tokenizer
+from modeling_visualbert.features.store import write_store
+from modeling_visualbert.metrics.vqa import soft_targets
+from modeling_visualbert.tasks import vqa
+from modeling_visualbert.tasks.detection import (
+    CocoDetection,
+    DetectionArgs,
+    coco_scores,
+    detection_task,
+    detections,
+    mirror,
+    region_scores,
+)
+from modeling_visualbert.tasks.vqa import DETECTOR, VqaArgs, draw_examples, vqa_task
+from modeling_visualbert.training.loop import save_model, train
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def args(corpus, cache, tmp_path, monkeypatch):
+    """Makes the arguments of a run on the small corpus, given as a data folder."""
+    monkeypatch.setenv("MODELING_VISUALBERT_CACHE", str(cache))
+    fields = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    fields |= {
+        "data_dir": str(corpus / "vqa"),
+        "images_dir": str(corpus / "images"),
+        "min_answer_count": 3,
+        "cpu": True,
+    }
+    return lambda **changes: VqaArgs(str(tmp_path / "run"), **{**fields, **changes})
+
+
+def first_batch(task, count=3):
+    return task.collate([task.splits["train"][i] for i in range(count)])
+
+
+def test_regions_are_found_once_and_kept(args, monkeypatch):
+    first = first_batch(vqa_task(args(), Accelerator(cpu=True)))
+    monkeypatch.setattr(vqa, "extract_regions", lambda *args, **kwargs: pytest.fail("found again"))
+    again = first_batch(vqa_task(args(), Accelerator(cpu=True)))
+    assert first["visual_attention_mask"].sum() >= 3
+    assert torch.equal(first["visual_embeds"], again["visual_embeds"])
+
+
+def test_stored_regions_give_the_logits_of_the_pixels(args):
+    stored, live = (vqa_task(args(from_pixels=flag), Accelerator(cpu=True)) for flag in (False, True))
+    batches = first_batch(stored), first_batch(live)
+    assert "visual_embeds" in batches[0] and "pixel_values" not in batches[0]
+    assert "pixel_values" in batches[1] and "visual_embeds" not in batches[1]
+    with torch.inference_mode():
+        logits = [task.model.eval()(**batch).logits for task, batch in zip((stored, live), batches, strict=True)]
+    torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=1e-4)
+
+
+def test_text_only_sees_no_picture(args):
+    task = vqa_task(args(text_only=True), Accelerator(cpu=True))
+    assert sorted(first_batch(task)) == ["attention_mask", "input_ids", "labels", "token_type_ids"]
+    assert task.model.config.region_encoder_config is None
+
+
+@pytest.mark.parametrize("rule", ["visualbert", "uniform", "mmf"])
+def test_labels_are_the_soft_targets(args, rule):
+    task = vqa_task(args(text_only=True, target_rule=rule), Accelerator(cpu=True))
+    answer_to_index = {answer: i for i, answer in enumerate(task.processor.answers)}
+    for label, row in zip(first_batch(task, 20)["labels"], task.splits["train"], strict=False):
+        expected = soft_targets(row["answers"], answer_to_index, rule=rule)
+        assert {i: value for i, value in enumerate(label.tolist()) if value} == pytest.approx(expected)
+
+
+def test_answers_come_from_the_training_data_or_a_list(args, tmp_path):
+    (tmp_path / "answers.txt").write_text("<unk>\nno\nred\nyes\n")
+    built = vqa_task(args(text_only=True), Accelerator(cpu=True)).processor.answers
+    assert built[0] == "<unk>"
+    assert {"yes", "no", "red", "circle"} <= set(built)
+    given = vqa_task(args(text_only=True, answers=str(tmp_path / "answers.txt")), Accelerator(cpu=True))
+    assert given.processor.answers == list(given.model.config.id2label.values()) == ["<unk>", "no", "red", "yes"]
+    pythia = vqa_task(args(text_only=True, answers="pythia"), Accelerator(cpu=True))
+    assert pythia.model.config.num_labels == 3129
+    assert pythia.processor.answers == list(pythia_answers())
+
+
+def features_of(task, folder, dim):
+    """A store with random features of all pictures of a task."""
+    generator = torch.Generator().manual_seed(0)
+    ids = {image_id for rows in task.splits.values() for image_id in rows["image_id"]}
+    regions = {
+        "boxes": torch.zeros(2, 4),
+        "scores": torch.ones(2),
+        "class_ids": torch.zeros(2),
+        "image_size": torch.tensor([128, 160]),
+    }
+    write_store(
+        folder, ((i, {**regions, "visual_embeds": torch.randn(2, dim, generator=generator)}) for i in ids), dim, "mine"
+    )
+    return str(folder)
+
+
+def test_features_of_a_detector_that_is_not_at_hand(args, tmp_path):
+    folder = features_of(vqa_task(args(text_only=True), Accelerator(cpu=True)), tmp_path / "store", dim=7)
+    task = vqa_task(args(features_dir=folder), Accelerator(cpu=True))
+    assert task.model.config.region_encoder_config is None
+    assert first_batch(task)["visual_embeds"].shape == (3, 2, 7)
+    with pytest.raises(ValueError, match=r"store: features of dim 7 by mine, this model expects \d+"):
+        vqa_task(args(features_dir=folder, region_encoder=str(DETECTOR)), Accelerator(cpu=True))
+
+
+def test_a_trained_model_is_a_starting_point(args, tmp_path):
+    task = vqa_task(args(seed=1), Accelerator(cpu=True))
+    save_model(task.model, task, tmp_path / "first")
+    start = {"init_from": str(tmp_path / "first")}
+    same = vqa_task(args(**start), Accelerator(cpu=True))
+    assert same.processor.answers == task.processor.answers
+    for name, value in same.model.state_dict().items():
+        assert torch.equal(value, task.model.state_dict()[name]), name
+    other = vqa_task(args(**start, answers="pythia"), Accelerator(cpu=True))
+    assert other.model.cls.weight.shape == (3129, 16)
+    words = "visual_bert.embeddings.word_embeddings.weight"
+    assert torch.equal(other.model.state_dict()[words], task.model.state_dict()[words])
+
+
+def test_a_starting_point_of_another_detector_is_refused(args, tmp_path):
+    text = vqa_task(args(text_only=True), Accelerator(cpu=True))
+    for dim in (7, 9):
+        features_of(text, tmp_path / f"{dim}", dim)
+    task = vqa_task(args(features_dir=str(tmp_path / "7")), Accelerator(cpu=True))
+    save_model(task.model, task, tmp_path / "first")
+    other = args(features_dir=str(tmp_path / "9"), init_from=str(tmp_path / "first"))
+    with pytest.raises(
+        ValueError, match=r"first: '.*visual_projection.weight' has shape \(16, 7\), expected \(16, 9\)"
+    ):
+        vqa_task(other, Accelerator(cpu=True))
+
+
+def test_a_starting_point_without_a_region_encoder_gets_one(args, tmp_path):
+    dim = QueryRegionEncoder.from_pretrained(DETECTOR).config.region_dim
+    folder = features_of(vqa_task(args(text_only=True), Accelerator(cpu=True)), tmp_path / "store", dim)
+    task = vqa_task(args(features_dir=folder), Accelerator(cpu=True))  # as published checkpoints: no detector in it
+    save_model(task.model, task, tmp_path / "first")
+    again = vqa_task(args(init_from=str(tmp_path / "first"), region_encoder=str(DETECTOR)), Accelerator(cpu=True))
+    assert again.model.config.region_encoder_config is not None
+    assert torch.equal(again.model.cls.weight, task.model.cls.weight)
+
+
+@pytest.mark.parametrize("text_only", [False, True])
+def test_bert_is_a_starting_point(args, tmp_path, text_only):
+    tokenizer = corpus_tokenizer()
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    bert = BertModel(BertConfig(vocab_size=len(tokenizer), **sizes))
+    bert.save_pretrained(tmp_path / "bert")
+    tokenizer.save_pretrained(tmp_path / "bert")
+    task = vqa_task(args(init_from=str(tmp_path / "bert"), text_only=text_only), Accelerator(cpu=True))
+    embeddings = task.model.visual_bert.embeddings
+    assert torch.equal(embeddings.word_embeddings.weight, bert.embeddings.word_embeddings.weight)
+    assert torch.equal(embeddings.visual_token_type_embeddings.weight, bert.embeddings.token_type_embeddings.weight)
+    assert (task.model.config.region_encoder_config is None) == text_only
+
+
+def test_a_region_encoder_of_the_starting_point_is_kept(args, tmp_path):
+    task = vqa_task(args(), Accelerator(cpu=True))
+    weight = next(p for p in task.model.visual_bert.region_encoder.parameters() if p.dim() > 1)
+    with torch.no_grad():
+        weight.add_(0.01)  # as if it had been trained along
+    save_model(task.model, task, tmp_path / "first")
+    again = vqa_task(args(init_from=str(tmp_path / "first")), Accelerator(cpu=True))
+    assert any(torch.equal(weight, other) for other in again.model.visual_bert.region_encoder.parameters())
+
+
+def test_features_of_too_few_pictures_are_refused(args, tmp_path):
+    task = vqa_task(args(text_only=True), Accelerator(cpu=True))
+    task.splits = {"train": task.splits["train"]}
+    folder = features_of(task, tmp_path / "store", dim=7)
+    with pytest.raises(ValueError, match=r"store: no regions of image 1000001 \(20 are missing\)"):
+        vqa_task(args(features_dir=folder), Accelerator(cpu=True))
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_region_encoder_is_trained_only_on_request(args, trained):
+    run = args(from_pixels=True, train_region_encoder=trained, max_steps=1, batch_size=4, learning_rate=1e-2)
+    task = vqa_task(run, Accelerator(cpu=True))
+    before = {k: v.clone() for k, v in task.model.visual_bert.region_encoder.state_dict().items()}
+    task.splits = {name: rows.select(range(8)) for name, rows in task.splits.items()}
+    task.score = lambda predictions, split: {"accuracy": 0.0}
+    train(task, run)
+    after = task.model.visual_bert.region_encoder.state_dict()
+    changed = [name for name, value in after.items() if not torch.equal(value, before[name])]
+    assert bool(changed) == trained
+
+
+def test_training_the_region_encoder_needs_pixels(args):
+    with pytest.raises(ValueError, match="--train_region_encoder needs --from_pixels: stored features do not change"):
+        vqa_task(args(train_region_encoder=True), Accelerator(cpu=True))
+
+
+def test_a_missing_picture_is_named_before_training(args, tmp_path):
+    Image.new("RGB", (160, 128)).save(tmp_path / "000000000001.png")
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}: no picture of image 2 \(79 are missing\)"):
+        vqa_task(args(images_dir=str(tmp_path)), Accelerator(cpu=True))
+
+
+def test_a_missing_picture_is_named_when_pixels_are_read(args, tmp_path):
+    Image.new("RGB", (160, 128)).save(tmp_path / "000000000001.png")
+    with pytest.raises(FileNotFoundError, match="no picture of image"):
+        first_batch(vqa_task(args(images_dir=str(tmp_path), from_pixels=True), Accelerator(cpu=True)), count=20)
+
+
+def test_examples_are_drawn(args, tmp_path):
+    task = vqa_task(args(), Accelerator(cpu=True))
+    draw_examples(task.model.eval(), task, "dev", args(), tmp_path / "sheet.png", count=4)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 3 * 480
+        assert sheet.height > 2 * 384
+
+
+def coco_file(folder, **changes):
+    """A COCO-format file of two pictures with category ids 7 and 3, and the pictures."""
+    for i, size in ((1, (40, 30)), (2, (60, 20))):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(
+            folder / f"{i}.png"
+        )
+    record = {
+        "images": [
+            {"id": 1, "file_name": "1.png", "width": 40, "height": 30},
+            {"id": 2, "file_name": "2.png", "width": 60, "height": 20},
+        ],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 7, "bbox": [10, 6, 20, 12], "area": 240, "iscrowd": 0},
+            {"id": 2, "image_id": 1, "category_id": 3, "bbox": [0, 0, 8, 8], "area": 64, "iscrowd": 0},
+            {"id": 3, "image_id": 1, "category_id": 3, "bbox": [0, 0, 40, 30], "area": 1200, "iscrowd": 1},
+        ],
+        "categories": [{"id": 7, "name": "cat"}, {"id": 3, "name": "ant"}],
+    }
+    for key, value in changes.items():
+        kind, number, field = key.split("__")
+        record[kind][int(number)][field] = value
+        if value is None:
+            del record[kind][int(number)][field]
+    (folder / "boxes.json").write_text(json.dumps(record))
+    return folder / "boxes.json"
+
+
+def test_coco_boxes_become_detector_targets(tmp_path):
+    data = CocoDetection(coco_file(tmp_path), tmp_path)
+    assert list(data.names.values()) == ["ant", "cat"]  # labels in the order of the category ids
+    row = data[0]
+    assert row["class_labels"].tolist() == [1, 0]  # without the crowd
+    torch.testing.assert_close(row["boxes"], torch.tensor([[0.5, 0.4, 0.5, 0.4], [0.1, 4 / 30, 0.2, 8 / 30]]))
+    assert row["image"].size == (40, 30)
+    assert data[1]["boxes"].shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"annotations__1__bbox": [0, 0, 0, 8]},
+            r"annotation 1: bbox \[0, 0, 0, 8\] in an image of \(40, 30\); expected",
+        ),
+        ({"annotations__0__bbox": [30, 6, 20, 12]}, r"annotation 0: bbox \[30, 6, 20, 12\] in an image of \(40, 30\)"),
+        ({"annotations__0__bbox": [-5, 6, 20, 12]}, "annotation 0: bbox .*; expected x, y, width, height inside it"),
+        ({"annotations__1__image_id": 9}, "annotation 1: image 9 is not listed"),
+        ({"annotations__1__category_id": 9}, "annotation 1: category 9 is not listed"),
+        ({"annotations__0__bbox": None}, "annotation 0: key 'bbox' is missing; expected a record with it"),
+        ({"images__1__id": 1}, "an image id occurs twice"),
+        ({"categories__0__name": None}, "key 'name' is missing"),
+    ],
+    ids=["no-area", "outside", "negative", "image", "category", "no-box", "image-twice", "no-name"],
+)
+def test_wrong_coco_files_are_refused(tmp_path, changes, message):
+    file = coco_file(tmp_path, **changes)
+    with pytest.raises(ValueError, match=rf"boxes.json: {message}"):
+        CocoDetection(file, tmp_path)
+
+
+def test_mirrored_boxes_frame_the_mirrored_pixels(tmp_path):
+    row = CocoDetection(coco_file(tmp_path), tmp_path)[0]
+    seeds = {mirror(row, torch.Generator().manual_seed(seed))["image"] is row["image"]: seed for seed in range(20)}
+    assert mirror(row, torch.Generator().manual_seed(seeds[True])) is row
+    flipped = mirror(row, torch.Generator().manual_seed(seeds[False]))
+    before, after = np.asarray(row["image"]), np.asarray(flipped["image"])
+    assert flipped["boxes"][1].tolist() == pytest.approx([0.9, 4 / 30, 0.2, 8 / 30])
+    assert np.array_equal(after[0:8, 32:40], before[0:8, 0:8][:, ::-1])
+    assert row["boxes"][1, 0] == pytest.approx(0.1)  # the row itself is left as it was
+
+
+def test_perfect_boxes_score_one_and_wrong_ones_zero(corpus):
+    data = CocoDetection(corpus / "detection" / "instances_val.json", corpus / "images" / "val")
+    perfect = []
+    for i in range(len(data)):
+        row = data[i]
+        center, half = row["boxes"][:, :2], row["boxes"][:, 2:] / 2
+        boxes = torch.cat((center - half, center + half), dim=1)
+        perfect.append({"id": row["id"], "boxes": boxes.tolist(), "labels": row["class_labels"].tolist()})
+    perfect = [{**record, "scores": [0.9] * len(record["labels"])} for record in perfect]
+    shifted = [{**r, "labels": [(label + 1) % 48 for label in r["labels"]]} for r in perfect]
+    scores = coco_scores(perfect, data)
+    assert (scores["map"], scores["map50"], scores["recall_100"]) == (1.0, 1.0, 1.0)
+    assert scores["num_examples"] == 20
+    assert coco_scores(shifted, data)["map50"] < 0.1
+
+
+def test_detections_are_the_best_class_of_each_query():
+    logits = torch.tensor([[[0.0, 2.0], [3.0, -1.0]]])
+    outputs = SimpleNamespace(logits=logits, pred_boxes=torch.tensor([[[0.5, 0.5, 0.2, 0.4], [0.1, 0.5, 0.4, 1.0]]]))
+    (record,) = detections(outputs, 2, [{"id": 5}])
+    assert record["id"] == 5
+    assert record["labels"] == [1, 0]
+    assert record["scores"] == pytest.approx(torch.tensor([2.0, 3.0]).sigmoid().tolist())
+    assert record["boxes"][0] == pytest.approx([0.4, 0.3, 0.6, 0.7])
+    assert record["boxes"][1] == pytest.approx([0.0, 0.0, 0.3, 1.0])  # cut at the border
+
+
+def test_the_shipped_detector_finds_the_objects_of_the_corpus(corpus):
+    encoder = QueryRegionEncoder.from_pretrained(DETECTOR).eval()
+    data = CocoDetection(corpus / "detection" / "instances_test.json", corpus / "images" / "test")
+    scores = region_scores(encoder, VisualBertImageProcessor.from_pretrained(DETECTOR), data)
+    assert scores["recall50"] > 0.95
+    assert scores["class_accuracy"] > 0.95
+    assert scores["exact_count"] > 0.8
+
+
+def test_a_detector_trains_on_a_folder_of_boxes(tmp_path):
+    file, start = str(coco_file(tmp_path)), tmp_path / "start"
+    tiny_detector("d_fine").save_pretrained(start)
+    VisualBertImageProcessor(size={"height": 64, "width": 96}).save_pretrained(start)
+    run = DetectionArgs(
+        str(tmp_path / "run"),
+        train_annotations=file,
+        train_images=str(tmp_path),
+        dev_annotations=file,
+        dev_images=str(tmp_path),
+        detector=str(start),
+        max_steps=2,
+        batch_size=2,
+        log_steps=1,
+        cpu=True,
+    )
+    task = detection_task(run, Accelerator(cpu=True))
+    assert list(task.model.config.id2label.values()) == ["ant", "cat"]
+    batch = task.collate([task.splits["train"][i] for i in range(2)])
+    assert batch["pixel_values"].shape == (2, 3, 64, 96)
+    record = train(task, run)
+    assert set(record["splits"]["dev"]) == {"map", "map50", "recall_100", "num_examples"}
+    assert (tmp_path / "run" / "best" / "preprocessor_config.json").is_file()
+
+
+def test_annotations_need_pictures_and_a_dev_set(tmp_path):
+    run = DetectionArgs(str(tmp_path), train_annotations="boxes.json")
+    with pytest.raises(
+        ValueError, match="--train_annotations needs --train_images, --dev_annotations and --dev_images"
+    ):
+        detection_task(run, Accelerator(cpu=True))
