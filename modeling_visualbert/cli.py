@@ -72,7 +72,8 @@ def _ask(args: argparse.Namespace) -> None:
     model = AutoModelForVisualQuestionAnswering.from_pretrained(args.model).eval()
     answers, regions = ask(model, processor, picture, args.question, top_k=args.top_k)
     if args.json:
-        print(json.dumps(dict(zip(args.question, answers, strict=True)), indent=2))
+        records = [{"question": q, "answers": best} for q, best in zip(args.question, answers, strict=True)]
+        print(json.dumps(records, indent=2))
     else:
         for question, best in zip(args.question, answers, strict=True):
             if len(args.question) > 1:

@@ -1,6 +1,5 @@
 """Pictures -> `pixel_values`: loads what users have (paths, PIL images, arrays), refuses what would be read wrongly."""
 
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +42,9 @@ def load_picture(source: ImageSource, name: str | None = None) -> Image.Image:
                 return _checked_rgb(image, name)
         except UnidentifiedImageError as error:
             raise ValueError(f"{name}: not an image that Pillow can read") from error
-        except (
-            Image.DecompressionBombError,
-            OSError,
-            SyntaxError,
-            EOFError,
-            LookupError,
-            TypeError,
-            struct.error,
-        ) as error:
-            # Readers of formats fail in their own ways when a file ends too early.
+        except Exception as error:  # readers of formats fail in their own ways when a file is damaged
+            if str(error).startswith(name):
+                raise
             raise ValueError(f"{name}: damaged or truncated image file ({error})") from error
     name = name or "image"
     if isinstance(source, Image.Image):
@@ -68,7 +60,8 @@ def _checked_rgb(image: Image.Image, name: str) -> Image.Image:
         raise ValueError(f"{name}: {width} x {height} pixels; expected at most {MAX_PIXELS:,} (decompression bomb?)")
     if min(width, height) < MIN_SIDE:
         raise ValueError(f"{name}: {width} x {height} pixels; expected at least {MIN_SIDE} on each side")
-    if (frames := getattr(image, "n_frames", 1)) > 1:
+    # An MPO file is a phone's JPEG with a preview or depth map behind the picture.
+    if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
         raise ValueError(f"{name}: animated, {frames} frames; expected a still picture (pick one frame)")
     if image.mode not in _MODES:
         kind = "16-bit or 32-bit" if image.mode.startswith(("I", "F")) else image.mode

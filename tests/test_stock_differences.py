@@ -1,5 +1,6 @@
 """Where we differ from the `visual_bert` classes of `transformers`, one test each; checkpoints that open in both."""
 
+import inspect
 import json
 import os
 import subprocess
@@ -27,6 +28,7 @@ from transformers import BertConfig, BertForPreTraining, BertModel
 from transformers.models.visual_bert import modeling_visual_bert as stock
 from transformers.models.visual_bert.configuration_visual_bert import VisualBertConfig as StockConfig
 
+import modeling_visualbert
 from modeling_visualbert.configuration_region_encoder import QueryRegionEncoderConfig
 
 close = {"atol": 2e-5, "rtol": 1e-5}
@@ -284,3 +286,15 @@ def test_what_transformers_saves_opens_in_ours(head, tmp_path):
         meaningful(head, ours(**inputs), inputs), meaningful(head, theirs(**inputs), inputs), **close
     )
     assert scores_of(head, ours(**inputs)).requires_grad
+
+
+def test_one_means_that_the_text_belongs_to_the_image():
+    # Weights and numbers are the authors' (see `test_golden.py`: `is_random_next` is 1 for a match); the words differ.
+    assert "0 indicates sequence B is a matching pair" in stock.VisualBertForPreTraining.forward.__doc__
+    assert "1 when the text belongs to the image" in modeling_visualbert.VisualBertForPreTraining.forward.__doc__
+
+
+def test_pictures_are_taken_by_the_heads_with_a_region_encoder():
+    for name in ("VisualBertForQuestionAnswering", "VisualBertForVisualReasoning", "VisualBertForMultipleChoice"):
+        assert "pixel_values" not in inspect.signature(getattr(stock, name).forward).parameters
+        assert "pixel_values" in inspect.signature(getattr(modeling_visualbert, name).forward).parameters

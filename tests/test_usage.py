@@ -289,8 +289,9 @@ def test_a_missing_picture_ends_with_one_line(saved):
 def test_ask_prints_json(answering, saved, pictures, capsys):
     assert main(["ask", "--model", str(saved), str(pictures[0]), *QUESTIONS, "--json", "--top_k", "1"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert list(printed) == QUESTIONS
-    assert flat(list(printed.values())) == flat(answering(image=pictures[0], question=QUESTIONS, top_k=1))
+    assert [record["question"] for record in printed] == QUESTIONS
+    given = [record["answers"] for record in printed]
+    assert flat(given) == flat(answering(image=pictures[0], question=QUESTIONS, top_k=1))
 
 
 def test_one_question_prints_no_heading(saved, pictures, capsys):

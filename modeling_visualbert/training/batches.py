@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -51,8 +52,8 @@ class StepPlan:
         return self.batch_size // (self.num_processes * self.micro_size)
 
     def num_steps(self, epochs: float) -> int:
-        """Steps that cover `epochs` passes over the data."""
-        return max(1, round(epochs * self.num_examples / self.batch_size))
+        """Number of steps nearest to `epochs` passes over the data, at least one."""
+        return max(1, math.floor(epochs * self.num_examples / self.batch_size + 0.5))
 
     def step_indices(self, step: int) -> list[int]:
         """Indices of the examples of a step, over all processes."""

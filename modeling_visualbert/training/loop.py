@@ -287,7 +287,6 @@ _FREE_ARGS = frozenset(
         "log_steps",
         "num_workers",
         "eval_batch_size",
-        "max_steps",
     ]
 )
 

@@ -1,0 +1,50 @@
+"""NLVR2 (Suhr et al. 2019): accuracy and consistency, equal to the official `metrics.py`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+
+def nlvr2_accuracy(predictions: Mapping[str, str], labels: Mapping[str, str]) -> dict[str, float | int]:
+    """Accuracy and consistency in 0..1.
+
+    Args:
+        predictions: "True" or "False" by identifier (letter case does not matter; anything else is wrong). Identifiers
+            that are not among the labels are ignored.
+        labels: "True" or "False" by identifier, `split-set-pair-sentence`.
+
+    Returns:
+        `accuracy`, `consistency` (share of sentences right for all their image pairs: identifiers that differ only in the
+        third part) and `num_examples`.
+
+    Raises:
+        ValueError: There are no labels, an example has no prediction, or an identifier has not four parts.
+    """
+    if not labels:
+        raise ValueError("no labels to score against")
+    missing = sorted(labels.keys() - predictions.keys())
+    if missing:
+        raise ValueError(
+            f"{len(missing)} examples without a prediction, the first is {missing[0]}; expected one for each"
+        )
+    right = {identifier: predictions[identifier].lower() == label.lower() for identifier, label in labels.items()}
+    groups: dict[tuple[str, ...], list[bool]] = defaultdict(list)
+    for identifier, is_right in right.items():
+        groups[_sentence_of(identifier)].append(is_right)
+    return {
+        "accuracy": sum(right.values()) / len(right),
+        "consistency": sum(map(all, groups.values())) / len(groups),
+        "num_examples": len(right),
+    }
+
+
+def _sentence_of(identifier: str) -> tuple[str, ...]:
+    parts = identifier.split("-")
+    if len(parts) != 4:
+        raise ValueError(f"identifier {identifier!r}; expected split-set-pair-sentence")
+    split, image_set, _, sentence = parts
+    return split, image_set, sentence
+
+
+__all__ = ["nlvr2_accuracy"]
