@@ -1,0 +1,202 @@
+"""Flickr30k Entities (Plummer et al. 2015, https://github.com/BryanPlummer/flickr30k_entities): sentences and boxes.
+
+One line of `Sentences/1016887272.txt`::
+
+    [/EN#547/people A group of people] climbing [/EN#548/other a rock] while [/EN#549/people one man] belays
+
+and one object of `Annotations/1016887272.xml` (several names: the box belongs to several entities; several objects with the same
+name: the entity has several boxes; `scene` or `nobndbox` instead of a box: nothing to ground)::
+
+    <object><name>549</name><bndbox><xmin>164</xmin><ymin>105</ymin><xmax>310</xmax><ymax>407</ymax></bndbox></object>
+
+become one row for each sentence with at least one phrase that has a box::
+
+    {"image_id": 1016887272, "sentence_number": 3, "sentence": "A group of people climbing a rock while one man belays",
+     "phrases": ["A group of people", "a rock", "one man"], "entity_ids": [547, 548, 549], "entity_types": [["people"], ...],
+     "last_words": [3, 6, 9], "boxes": [[[x1, y1, x2, y2], ...], ...]}
+
+`last_words` are indices of words, boxes are pixels as written in the file: counted from 1, which the authors keep.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree.ElementTree import Element, ParseError
+
+from datasets import Dataset, Features, List, Value
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import parse as parse_xml
+
+logger = logging.getLogger(__name__)
+
+EXPECTED_IMAGES = {"train": 29_783, "val": 1000, "test": 1000}
+FEATURES = Features(
+    {
+        "image_id": Value("int64"),
+        "sentence_number": Value("int32"),
+        "sentence": Value("string"),
+        "phrases": List(Value("string")),
+        "entity_ids": List(Value("int64")),
+        "entity_types": List(List(Value("string"))),
+        "last_words": List(Value("int32")),
+        "boxes": List(List(List(Value("float32")))),
+    }
+)
+_OPENING = re.compile(r"\[/EN#(\d+)((?:/[^/\s]+)+)")
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """A marked phrase of a sentence; `first_word` counts from 0."""
+
+    entity_id: int
+    types: tuple[str, ...]
+    words: tuple[str, ...]
+    first_word: int
+
+    @property
+    def last_word(self) -> int:
+        """Index of the phrase's last word in the sentence."""
+        return self.first_word + len(self.words) - 1
+
+
+def parse_sentence(line: str, where: str = "sentence") -> tuple[list[str], list[Phrase]]:
+    """Words of a marked sentence and its phrases.
+
+    Raises:
+        ValueError: A bracket is not closed, not opened, nested or malformed; names `where`.
+    """
+    words: list[str] = []
+    phrases: list[Phrase] = []
+    entity: tuple[int, tuple[str, ...], int] | None = None
+    for token in line.strip().split(" "):
+        if token.startswith("["):
+            opening = _OPENING.fullmatch(token)
+            if entity is not None or opening is None:
+                raise ValueError(f"{where}: {token!r} where a phrase cannot start; expected [/EN#id/type words]")
+            entity = int(opening[1]), tuple(opening[2][1:].split("/")), len(words)
+            continue
+        closes = "]" in token
+        words.append(token.replace("]", ""))
+        if not closes:
+            continue
+        if entity is None:
+            raise ValueError(f"{where}: {token!r} closes a phrase that was not opened")
+        entity_id, types, first_word = entity
+        phrases.append(Phrase(entity_id, types, tuple(words[first_word:]), first_word))
+        entity = None
+    if entity is not None:
+        raise ValueError(f"{where}: the phrase of entity {entity[0]} is not closed")
+    return words, phrases
+
+
+def first_occurrence(words: Sequence[str], phrase: Sequence[str]) -> int:
+    """Index of the last word of the first place where the phrase's words stand in the sentence; -1 if nowhere.
+
+    So the authors' loader (after BAN) finds phrases: one that occurs twice gets its first place both times.
+    """
+    size = len(phrase)
+    for start in range(len(words) - size + 1):
+        if list(words[start : start + size]) == list(phrase):
+            return start + size - 1
+    return -1
+
+
+def read_boxes(path: str | Path) -> dict[int, list[list[float]]]:
+    """Boxes x1, y1, x2, y2 of each entity that has any, as written in the file (pixels, counted from 1).
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not XML, declares entities or a document type (refused unread), or a box is malformed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such annotation file")
+    try:
+        root = parse_xml(path, forbid_dtd=True)
+    except DefusedXmlException as error:
+        raise ValueError(f"{path}: declares a document type or entities ({error}); expected plain XML") from error
+    except ParseError as error:
+        raise ValueError(f"{path}: malformed XML: {error}") from error
+    boxes: dict[int, list[list[float]]] = defaultdict(list)
+    for number, item in enumerate(root.iter("object")):
+        box = item.find("bndbox")
+        if box is not None:
+            corners = [_number(box, name, f"{path}: object {number}") for name in ("xmin", "ymin", "xmax", "ymax")]
+            if corners[2] < corners[0] or corners[3] < corners[1]:
+                raise ValueError(
+                    f"{path}: object {number}: box {corners} is inverted; expected xmin <= xmax, ymin <= ymax"
+                )
+            for name in item.findall("name"):
+                boxes[int(name.text or 0)].append(corners)
+    return dict(boxes)
+
+
+def load_flickr30k(data_dir: str | Path, image_ids: Sequence[int], positions: str = "marked") -> Dataset:
+    """Sentences with grounded phrases of the given images (those of `train.txt`, `val.txt` or `test.txt`).
+
+    Phrases whose entity has no box are left out, as in the official evaluation; sentences without any other phrase too.
+    Both are counted in the log.
+
+    Args:
+        data_dir: Folder with `Sentences/` and `Annotations/`.
+        image_ids: Images to read, in order.
+        positions: `"marked"`, where the phrase stands; `"original"`, its first occurrence, as the authors trained.
+
+    Raises:
+        FileNotFoundError: A file of an image is missing.
+        ValueError: A file is malformed, or `positions` is unknown; names file and line.
+    """
+    if positions not in ("marked", "original"):
+        raise ValueError(f"positions {positions!r}; expected 'marked' or 'original'")
+    data_dir, rows, left_out = Path(data_dir), [], 0
+    for image_id in image_ids:
+        boxes = read_boxes(data_dir / "Annotations" / f"{image_id}.xml")
+        path = data_dir / "Sentences" / f"{image_id}.txt"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such sentence file")
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+            words, phrases = parse_sentence(line, f"{path}: line {number + 1}")
+            grounded = [phrase for phrase in phrases if phrase.entity_id in boxes]
+            left_out += len(phrases) - len(grounded)
+            if grounded:
+                rows.append(_row(image_id, number, words, grounded, boxes, positions))
+    logger.info("%s: %d sentences, %d phrases without a box left out", data_dir, len(rows), left_out)
+    return Dataset.from_list(rows, features=FEATURES)
+
+
+def read_split(path: str | Path) -> list[int]:
+    """Image ids of a split file, one a line; the number of a full split is checked and a difference logged."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such split file")
+    ids = [int(line) for line in path.read_text(encoding="utf-8").split()]
+    if len(ids) != EXPECTED_IMAGES.get(path.stem, len(ids)):
+        logger.warning("%s: %d images; the full split has %d", path, len(ids), EXPECTED_IMAGES[path.stem])
+    return ids
+
+
+def _row(image_id: int, number: int, words: list[str], phrases: list[Phrase], boxes: dict, positions: str) -> dict:
+    return {
+        "image_id": image_id,
+        "sentence_number": number,
+        "sentence": " ".join(words),
+        "phrases": [" ".join(phrase.words) for phrase in phrases],
+        "entity_ids": [phrase.entity_id for phrase in phrases],
+        "entity_types": [list(phrase.types) for phrase in phrases],
+        "last_words": [p.last_word if positions == "marked" else first_occurrence(words, p.words) for p in phrases],
+        "boxes": [boxes[phrase.entity_id] for phrase in phrases],
+    }
+
+
+def _number(box: Element, name: str, where: str) -> float:
+    text = box.findtext(name)
+    try:
+        return float(text or "")
+    except ValueError:
+        raise ValueError(f"{where}: {name} is {text!r}; expected a number") from None

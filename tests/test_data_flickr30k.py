@@ -1,0 +1,129 @@
+"""Flickr30k Entities: markup, boxes and rows, against the dataset's own parser and BAN's loader."""
+
+import json
+from pathlib import Path
+
+import pytest
+from helpers import shared
+
+from modeling_visualbert.data.flickr30k import first_occurrence, load_flickr30k, parse_sentence, read_boxes, read_split
+from modeling_visualbert.metrics.grounding import matching_proposals
+
+GOLDEN = json.loads((Path(__file__).parent / "fixtures/golden/metrics/flickr30k.json").read_text())
+REAL = "real/flickr30k_entities"
+XML = "<annotation><object><name>1</name><name>2</name>{box}</object></annotation>"
+BOX = "<bndbox><xmin>{}</xmin><ymin>2</ymin><xmax>30</xmax><ymax>40</ymax></bndbox>"
+
+
+def as_official(line):
+    """A sentence in the form of the dataset's own parser."""
+    words, phrases = parse_sentence(line)
+    found = [
+        {
+            "first_word_index": p.first_word,
+            "phrase": " ".join(p.words),
+            "phrase_id": str(p.entity_id),
+            "phrase_type": list(p.types),
+        }
+        for p in phrases
+    ]
+    return {"sentence": " ".join(words), "phrases": found}
+
+
+@pytest.mark.parametrize("case", GOLDEN["markup_cases"], ids=lambda case: case["plain"][:20])
+def test_markup(case):
+    words, phrases = parse_sentence(case["line"])
+    assert as_official(case["line"]) == case["official_parser"][0]
+    assert " ".join(words) == case["plain"]
+    assert [first_occurrence(words, p.words) for p in phrases] == case["ban_last_word_index"]
+
+
+def test_a_phrase_that_is_nowhere():
+    assert first_occurrence(["a", "man"], ["the", "man"]) == -1
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[/EN#1/people A man walks", "line 3: the phrase of entity 1 is not closed"),
+        ("A man] walks", r"line 3: 'man\]' closes a phrase that was not opened"),
+        ("[/EN#1/people A [/EN#2/other b] c]", "line 3: '.*EN#2/other' where a phrase cannot start"),
+        ("[/EN#x/people A man]", r"line 3: .* expected \[/EN#id/type words\]"),
+    ],
+)
+def test_broken_markup_is_named(line, message):
+    with pytest.raises(ValueError, match=message):
+        parse_sentence(line, "line 3")
+
+
+def test_real_sentences_and_boxes():
+    folder = shared(REAL)
+    expected = json.loads((folder / "expected_parse.json").read_text())
+    for name, sentences in expected["sentences"].items():
+        lines = (folder / "Sentences" / name).read_text().splitlines()
+        assert [as_official(line) for line in lines] == sentences
+    for name, annotation in expected["annotations"].items():
+        found = read_boxes(folder / "Annotations" / name)
+        one_less = {str(k): [[c - 1 for c in box] for box in boxes] for k, boxes in found.items()}
+        assert one_less == annotation["boxes"]
+
+
+def test_rows_of_real_images_match_the_authors_loader():
+    entries, codes = GOLDEN["loader"]["entries"], GOLDEN["loader"]["type_codes"]
+    images = sorted({int(entry["image"]) for entry in entries})
+    rows = load_flickr30k(shared(REAL), images, positions="original")
+    assert len(rows) == len(entries)
+    for row, entry in zip(rows, entries, strict=True):
+        assert (str(row["image_id"]), row["sentence_number"]) == (entry["image"], entry["line"])
+        assert row["last_words"] == entry["last_word_index"]
+        assert row["entity_ids"] == entry["entity_ids"]
+        padded = [([codes[t] for t in types] + [-1] * 3)[:3] for types in row["entity_types"]]
+        assert padded == entry["entity_types"]
+        proposals = GOLDEN["loader"]["proposals"][entry["image"]]
+        assert [matching_proposals(boxes, proposals) for boxes in row["boxes"]] == entry["matched"]
+
+
+def test_official_splits_have_the_expected_size(caplog):
+    assert len(read_split(shared(f"{REAL}/val.txt"))) == len(read_split(shared(f"{REAL}/test.txt"))) == 1000
+    assert not caplog.records
+
+
+def write(tmp_path, content):
+    (tmp_path / "1.xml").write_text(content)
+    return tmp_path / "1.xml"
+
+
+def test_a_box_may_belong_to_several_entities(tmp_path):
+    path = write(tmp_path, XML.format(box=BOX.format(10)))
+    assert read_boxes(path) == {1: [[10.0, 2.0, 30.0, 40.0]], 2: [[10.0, 2.0, 30.0, 40.0]]}
+
+
+LAUGHS = '<!DOCTYPE a [<!ENTITY b "ha"><!ENTITY c "&b;&b;&b;&b;">]><annotation>&c;</annotation>'
+EXTERNAL = '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/hostname">]><annotation>&b;</annotation>'
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (LAUGHS, "1.xml: declares a document type or entities"),
+        (EXTERNAL, "1.xml: declares a document type or entities"),
+        ("<annotation><object>", "1.xml: malformed XML: no element found: line 1, column 20"),
+        (XML.format(box=BOX.format("ten")), "1.xml: object 0: xmin is 'ten'; expected a number"),
+        (XML.format(box=BOX.format(31)), r"1.xml: object 0: box \[31.0, 2.0, 30.0, 40.0\] is inverted"),
+    ],
+    ids=["laughs", "external", "cut", "number", "inverted"],
+)
+def test_hostile_or_broken_xml_is_refused(tmp_path, content, message):
+    with pytest.raises(ValueError, match=message):
+        read_boxes(write(tmp_path, content))
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="Annotations/7.xml: no such annotation file"):
+        load_flickr30k(tmp_path, [7])
+    (tmp_path / "Annotations").mkdir()
+    (tmp_path / "Annotations" / "7.xml").write_text("<annotation/>")
+    with pytest.raises(FileNotFoundError, match="Sentences/7.txt: no such sentence file"):
+        load_flickr30k(tmp_path, [7])
+    with pytest.raises(ValueError, match="positions 'last'; expected 'marked' or 'original'"):
+        load_flickr30k(tmp_path, [], positions="last")
