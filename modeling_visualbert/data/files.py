@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,27 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(f"{path}: malformed JSON at line {error.lineno}, column {error.colno}: {error.msg}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text at byte {error.start}") from error
+
+
+def read_json_lines(path: str | Path) -> Iterator[tuple[str, Any]]:
+    """(place, record) of each line of a JSON-lines file; the place is for errors, `file: line 3`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A line is not JSON or not UTF-8; names file, line and column.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            where = f"{path}: line {number}"
+            try:
+                yield where, json.loads(line.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{where}: not UTF-8 text at byte {error.start}") from error
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{where}: malformed JSON at column {error.colno}: {error.msg}") from error
 
 
 def require(record: Any, key: str, where: str, kind: type | None = None) -> Any:

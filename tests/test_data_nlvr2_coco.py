@@ -1,0 +1,107 @@
+"""Loaders of NLVR2 and of COCO captions: real files, and every kind of broken one."""
+
+import json
+import logging
+
+import pytest
+from helpers import shared
+
+from modeling_visualbert.data.coco import load_coco_captions
+from modeling_visualbert.data.nlvr2 import image_names, load_nlvr2
+
+EXAMPLE = {"identifier": "dev-1-0-0", "sentence": "Two dogs.", "label": "True"}
+
+
+def lines(tmp_path, *records):
+    path = tmp_path / "dev.json"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def test_real_nlvr2(caplog):
+    with caplog.at_level(logging.WARNING):
+        rows = load_nlvr2(shared("real/nlvr2/dev_first400.jsonl"))
+    assert len(rows) == 400
+    assert set(rows["label"]) == {0, 1}
+    assert "400 examples; the full dev has 6982" in caplog.text
+    few = load_nlvr2(shared("real/nlvr2/dev_850.jsonl"))
+    assert len(few) == 8
+    assert few[0]["label"] == 0
+    assert few[0]["images"] == ["dev-850-0-img0", "dev-850-0-img1"]
+    assert few[0]["sentence"].startswith("The right image shows a curving walkway")
+
+
+def test_a_split_without_labels(tmp_path):
+    rows = load_nlvr2(lines(tmp_path, {"identifier": "test2-1-0-0", "sentence": "A."}))
+    assert rows["label"][:] == [None]
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([EXAMPLE, EXAMPLE], "dev.json: line 2: identifier 'dev-1-0-0' occurs twice"),
+        ([{**EXAMPLE, "label": "true"}], "dev.json: line 1: 'label' is 'true'; expected 'True' or 'False'"),
+        ([{**EXAMPLE, "identifier": "dev-1-0"}], "line 1: identifier 'dev-1-0'; expected split-set-pair-sentence"),
+        ([{"identifier": "dev-1-0-0"}], "line 1: key 'sentence' is missing"),
+        ([{**EXAMPLE, "sentence": None}], "line 1: 'sentence' is None; expected str"),
+    ],
+    ids=["twice", "label", "identifier", "missing", "none"],
+)
+def test_broken_nlvr2_is_named(tmp_path, records, message):
+    with pytest.raises(ValueError, match=message):
+        load_nlvr2(lines(tmp_path, *records))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"a": 1}\n{"a": \n', "line 1: key"),
+        (b'{"identifier": "\xff"}', "line 1: not UTF-8"),
+        (b"{", "line 1: malformed"),
+    ],
+)
+def test_lines_that_are_no_json_are_named(tmp_path, content, message):
+    (tmp_path / "dev.json").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_nlvr2(tmp_path / "dev.json")
+
+
+def test_image_names():
+    assert image_names("train-10171-0-1") == ["train-10171-0-img0", "train-10171-0-img1"]
+
+
+@pytest.mark.parametrize(("name", "images", "captions"), [("train", 80, 400), ("val", 79, 395)])
+def test_real_captions(name, images, captions):
+    rows = load_coco_captions(shared(f"real/coco_captions/captions_{name}2017_mini.json"))
+    assert len(rows) == images
+    assert sum(map(len, rows["captions"])) == captions
+    first = rows[0]
+    fewer = load_coco_captions(shared(f"real/coco_captions/captions_{name}2017_mini.json"), exclude=[first["image_id"]])
+    assert len(fewer) == images - 1
+    assert first["image_id"] not in fewer["image_id"]
+
+
+@pytest.mark.parametrize(
+    ("images", "annotations", "message"),
+    [
+        ([{"id": 1, "file_name": "1.jpg"}] * 2, [], "image 1: image id 1 occurs twice"),
+        ([], [{"id": 5, "image_id": 1, "caption": "A."}], "caption 0: image 1 is not listed"),
+        (
+            [{"id": 1, "file_name": "1.jpg"}],
+            [{"id": 5, "image_id": 1, "caption": " "}],
+            "caption 0: the caption is empty",
+        ),
+        (
+            [{"id": 1, "file_name": "1.jpg"}],
+            [{"id": 5, "image_id": 1, "caption": "A."}] * 2,
+            "caption 1: caption id 5 occurs twice",
+        ),
+        ([{"id": 1}], [], "image 0: key 'file_name' is missing"),
+    ],
+    ids=["image-twice", "not-listed", "empty", "caption-twice", "missing"],
+)
+def test_broken_captions_are_named(tmp_path, images, annotations, message):
+    path = tmp_path / "captions.json"
+    path.write_text(json.dumps({"images": images, "annotations": annotations}))
+    with pytest.raises(ValueError, match=message):
+        load_coco_captions(path)
