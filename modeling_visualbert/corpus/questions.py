@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import permutations, product
 from random import Random
 
@@ -74,31 +75,19 @@ def _describe(scene: Scene, target: SceneObject, rng: Random, avoid: str) -> str
     return rng.choice(phrases) if phrases else None
 
 
-def _ask_color(scene: Scene, rng: Random) -> tuple[str, str] | None:
+_ATTRIBUTE_TEMPLATES = {
+    "color": ("What color is the {}?", "What is the color of the {}?", "The {} is what color?"),
+    "shape": ("What shape is the {}?", "What is the shape of the {}?", "The {} is what shape?"),
+    "size": ("What size is the {}?", "Is the {} small or big?", "Is the {} big or small?"),
+}
+
+
+def _ask_attribute(attribute: str, scene: Scene, rng: Random) -> tuple[str, str] | None:
     target = rng.choice(scene.objects)
-    phrase = _describe(scene, target, rng, avoid="color")
+    phrase = _describe(scene, target, rng, avoid=attribute)
     if phrase is None:
         return None
-    template = rng.choice(("What color is the {}?", "What is the color of the {}?", "The {} is what color?"))
-    return template.format(phrase), target.color
-
-
-def _ask_shape(scene: Scene, rng: Random) -> tuple[str, str] | None:
-    target = rng.choice(scene.objects)
-    phrase = _describe(scene, target, rng, avoid="shape")
-    if phrase is None:
-        return None
-    template = rng.choice(("What shape is the {}?", "What is the shape of the {}?", "The {} is what shape?"))
-    return template.format(phrase), target.shape
-
-
-def _ask_size(scene: Scene, rng: Random) -> tuple[str, str] | None:
-    target = rng.choice(scene.objects)
-    phrase = _describe(scene, target, rng, avoid="size")
-    if phrase is None:
-        return None
-    template = rng.choice(("What size is the {}?", "Is the {} small or big?", "Is the {} big or small?"))
-    return template.format(phrase), target.size
+    return rng.choice(_ATTRIBUTE_TEMPLATES[attribute]).format(phrase), getattr(target, attribute)
 
 
 def _ask_count(scene: Scene, rng: Random) -> tuple[str, str]:
@@ -206,9 +195,9 @@ def _compare_numbers(scene: Scene, rng: Random) -> tuple[str, str] | None:
 # Relations are the hardest to learn and get the most examples.
 _WEIGHTS = {"color": 2.0, "shape": 2.0, "size": 1.0, "count": 2.2, "exist": 1.5, "relation": 5.0, "compare": 2.0}
 _MAKERS: dict[str, Callable[[Scene, Random], tuple[str, str] | None]] = {
-    "color": _ask_color,
-    "shape": _ask_shape,
-    "size": _ask_size,
+    "color": partial(_ask_attribute, "color"),
+    "shape": partial(_ask_attribute, "shape"),
+    "size": partial(_ask_attribute, "size"),
     "count": _ask_count,
     "exist": _ask_exist,
     "relation": _ask_relation,

@@ -74,8 +74,6 @@ def train(task: Task, args: TrainArgs, accelerator: Accelerator | None = None) -
     plan = StepPlan(
         len(task.splits["train"]), args.batch_size, accelerator.num_processes, args.micro_batch_size, args.seed
     )
-    last_step = args.max_steps or plan.num_steps(args.epochs)
-    eval_steps = max(1, round(plan.num_steps(1.0) / args.evals_per_epoch))
     if args.gradient_checkpointing:
         # Recent versions of transformers renamed it and warn about the old name.
         name = "activation_checkpointing_enable"
@@ -83,40 +81,7 @@ def train(task: Task, args: TrainArgs, accelerator: Accelerator | None = None) -
     model, optimizer = accelerator.prepare(task.model, make_optimizer(task.model, args))
     progress = _resume(accelerator, output_dir, args) if args.resume else Progress()
     log = RunLog(output_dir, accelerator, progress.step)
-    batches = _batches(task, plan, args, accelerator, progress.step, last_step)
-    with tqdm(
-        total=last_step, initial=progress.step, desc=f"training {task.name}", disable=not accelerator.is_main_process
-    ) as bar:
-        while progress.step < last_step and not _out_of_patience(progress, args):
-            micro_batches = [to_device(next(batches), accelerator.device) for _ in range(plan.accumulation)]
-            learning_rate = args.learning_rate * rate_factor(progress.step, last_step, args.warmup_ratio, args.schedule)
-            torch.manual_seed(_step_seed(args.seed, progress.step, accelerator.process_index))
-            loss, grad_norm = train_step(task, model, optimizer, micro_batches, learning_rate, args, accelerator)
-            progress.step += 1
-            progress.window_steps += 1
-            progress.window_loss += float(accelerator.reduce(loss, "sum"))
-            if not math.isfinite(progress.window_loss):
-                raise FloatingPointError(
-                    f"the loss is {progress.window_loss} at step {progress.step}; lower the learning rate"
-                )
-            bar.update()
-            if progress.step % args.log_steps == 0 or progress.step == last_step:
-                mean = progress.window_loss / progress.window_steps
-                log.write(progress.step, {"loss": mean, "learning_rate": learning_rate, "grad_norm": float(grad_norm)})
-                bar.set_postfix(loss=f"{mean:.4f}")
-                progress.window_loss, progress.window_steps = 0.0, 0
-            if progress.step % eval_steps == 0 or progress.step == last_step:
-                metrics, _ = evaluate(task, model, "dev", args, accelerator)
-                _note_evaluation(task, model, metrics, progress, output_dir, accelerator)
-                log.write(progress.step, {f"dev_{k}": v for k, v in metrics.items() if isinstance(v, float)})
-            if progress.step % args.save_steps == 0 and progress.step < last_step:
-                save_checkpoint(
-                    accelerator,
-                    output_dir / "checkpoints",
-                    progress.step,
-                    _run_state(progress, args),
-                    args.keep_checkpoints,
-                )
+    _run_steps(task, model, optimizer, plan, progress, log, args, accelerator)
     log.close()
     record = _final_evaluation(task, args, progress, accelerator)
     record["run"] |= {
@@ -131,6 +96,52 @@ def train(task: Task, args: TrainArgs, accelerator: Accelerator | None = None) -
         write_json(output_dir / "metrics.json", record)
     accelerator.wait_for_everyone()
     return record
+
+
+def _run_steps(
+    task: Task,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    plan: StepPlan,
+    progress: Progress,
+    log: RunLog,
+    args: TrainArgs,
+    accelerator: Accelerator,
+) -> None:
+    """All steps that are left, with their logging, evaluations and checkpoints; `progress` is moved along."""
+    output_dir = Path(args.output_dir)
+    last_step = args.max_steps or plan.num_steps(args.epochs)
+    eval_steps = max(1, round(plan.num_steps(1.0) / args.evals_per_epoch))
+    batches = _batches(task, plan, args, accelerator, progress.step, last_step)
+    bar = tqdm(
+        total=last_step, initial=progress.step, desc=f"training {task.name}", disable=not accelerator.is_main_process
+    )
+    while progress.step < last_step and not _out_of_patience(progress, args):
+        micro_batches = [to_device(next(batches), accelerator.device) for _ in range(plan.accumulation)]
+        rate = args.learning_rate * rate_factor(progress.step, last_step, args.warmup_ratio, args.schedule)
+        torch.manual_seed(_step_seed(args.seed, progress.step, accelerator.process_index))
+        loss, grad_norm = train_step(task, model, optimizer, micro_batches, rate, args, accelerator)
+        progress.step += 1
+        progress.window_steps += 1
+        progress.window_loss += float(accelerator.reduce(loss, "sum"))
+        if not math.isfinite(progress.window_loss):
+            raise FloatingPointError(
+                f"the loss is {progress.window_loss} at step {progress.step}; lower the learning rate"
+            )
+        bar.update()
+        if progress.step % args.log_steps == 0 or progress.step == last_step:
+            mean = progress.window_loss / progress.window_steps
+            log.write(progress.step, {"loss": mean, "learning_rate": rate, "grad_norm": float(grad_norm)})
+            bar.set_postfix(loss=f"{mean:.4f}")
+            progress.window_loss, progress.window_steps = 0.0, 0
+        if progress.step % eval_steps == 0 or progress.step == last_step:
+            metrics, _ = evaluate(task, model, "dev", args, accelerator)
+            _note_evaluation(task, model, metrics, progress, output_dir, accelerator)
+            log.write(progress.step, {f"dev_{k}": v for k, v in metrics.items() if isinstance(v, float)})
+        if progress.step % args.save_steps == 0 and progress.step < last_step:
+            state = _run_state(progress, args)
+            save_checkpoint(accelerator, output_dir / "checkpoints", progress.step, state, args.keep_checkpoints)
+    bar.close()
 
 
 def train_step(
