@@ -507,7 +507,7 @@ class VisualBertModel(VisualBertPreTrainedModel):
             visual_token_type_ids=visual_token_type_ids,
             image_text_alignment=image_text_alignment,
         )
-        text_length = _second_dim(input_ids, inputs_embeds)
+        text_length = _text_length(input_ids, inputs_embeds)
         if visual_embeds is None:
             visual_attention_mask = None
         mask_BS = _joint_mask(attention_mask, visual_attention_mask, states_BSD, text_length)
@@ -631,7 +631,7 @@ class VisualBertForPreTraining(VisualBertPreTrainedModel):
         seq_relationship_logits = self.cls.seq_relationship(outputs.pooler_output)
         losses = []
         if labels is not None:
-            text_length = _second_dim(input_ids, inputs_embeds)
+            text_length = _text_length(input_ids, inputs_embeds)
             losses.append(_cross_entropy(prediction_logits[:, :text_length], labels[:, :text_length]))
         if sentence_image_labels is not None:
             losses.append(_cross_entropy(seq_relationship_logits, sentence_image_labels.view(-1)))
@@ -701,7 +701,7 @@ class VisualBertForQuestionAnswering(VisualBertPreTrainedModel):
         if attention_mask is not None:
             text_lengths_B = attention_mask.long().sum(dim=1)
         else:
-            text_length = _second_dim(input_ids, inputs_embeds)
+            text_length = _text_length(input_ids, inputs_embeds)
             text_lengths_B = torch.full(states_BSD.shape[:1], text_length, device=states_BSD.device)
         # `... ? [MASK] [SEP]`: the answer is read one before the last token.
         mask_BD = _gather_states(states_BSD, (text_lengths_B - 2).clamp(min=0)[:, None])[:, 0]
@@ -933,7 +933,7 @@ class VisualBertForRegionToPhraseAlignment(VisualBertPreTrainedModel):
             **kwargs,
         )
         states_BSD = outputs.last_hidden_state
-        text_length = _second_dim(input_ids, inputs_embeds)
+        text_length = _text_length(input_ids, inputs_embeds)
         phrases_BED = _gather_states(states_BSD, region_to_phrase_position.clamp(min=0))
         logits_BER = self.attention(phrases_BED, states_BSD[:, text_length:], visual_attention_mask)
         loss = None
@@ -945,7 +945,7 @@ class VisualBertForRegionToPhraseAlignment(VisualBertPreTrainedModel):
         )
 
 
-def _second_dim(input_ids: Any, inputs_embeds: Any) -> int:
+def _text_length(input_ids: Any, inputs_embeds: Any) -> int:
     return (inputs_embeds if input_ids is None else input_ids).shape[1]
 
 
