@@ -5,10 +5,19 @@ BIN := $(VENV)/bin
 # What `accelerate config` would ask; override for your machines: make vqa LAUNCH="--multi_gpu --num_processes 8"
 LAUNCH ?= --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: vqa test test-slow check format detector golden clean
+.PHONY: vqa nlvr2 vcr flickr30k pretraining test test-slow check format detector golden clean
 
 vqa: $(VENV)/.train ## train on the embedded corpus and score it
 	$(BIN)/accelerate launch $(LAUNCH) examples/run_vqa.py --output_dir runs/vqa --resume
+
+flickr30k pretraining: $(VENV)/.train ## the same for phrase grounding and for pre-training
+	$(BIN)/accelerate launch $(LAUNCH) examples/run_$@.py --output_dir runs/$@ --resume
+
+nlvr2 vcr: $(VENV)/.train runs/vqa/metrics.json ## the same for NLVR2 and VCR, which start from the VQA model
+	$(BIN)/accelerate launch $(LAUNCH) examples/run_$@.py --output_dir runs/$@ --resume
+
+runs/vqa/metrics.json:
+	$(MAKE) vqa
 
 test: $(VENV)/.dev ## the default test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest

@@ -4,6 +4,7 @@ Letters: B batch, Q queries of the detector, R regions kept, D hidden size, V re
 """
 
 import hashlib
+import json
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,9 @@ from transformers import AutoModelForObjectDetection, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration_region_encoder import NUM_GEOMETRY_FEATURES, QueryRegionEncoderConfig
-from .regions_visualbert import box_geometry, center_to_corners, suppress_overlaps
+from .regions_visualbert import box_geometry, box_iou, center_to_corners, corners_to_center, suppress_overlaps
+
+_WHOLE_PICTURE = 0.99  # a given box of at least this area is the whole picture
 
 
 @dataclass
@@ -81,15 +84,32 @@ class QueryRegionEncoder(PreTrainedModel):
         encoder.detector.load_state_dict(detector.state_dict())
         return encoder.eval()
 
-    def forward(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None) -> RegionEncoderOutput:
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
+        boxes_unit: torch.Tensor | None = None,
+        boxes_mask: torch.Tensor | None = None,
+    ) -> RegionEncoderOutput:
         """
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`):
                 Pictures, as the checkpoint's image processor makes them.
             pixel_mask (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
                 1 for a pixel of the picture, 0 for padding.
+            boxes_unit (`torch.FloatTensor` of shape `(batch_size, regions, 4)`, *optional*):
+                Boxes to describe instead of those that would be found; corners in units of the picture (0..1). A box gets
+                the query that overlaps it most (IoU times score); the box of the whole picture, and one that overlaps no
+                query, get the mean of all found regions.
+            boxes_mask (`torch.LongTensor` of shape `(batch_size, regions)`, *optional*):
+                1 for a given box, 0 for padding.
         """
         found = self.detect(pixel_values, pixel_mask)
+        regions = self._select(found)
+        return regions if boxes_unit is None else self._describe(boxes_unit, boxes_mask, found, regions)
+
+    def _select(self, found: dict[str, torch.Tensor]) -> RegionEncoderOutput:
+        """The most confident queries that do not overlap."""
         num_regions = min(self.config.max_regions, found["scores"].shape[1])
         scores_BR, order_BR = found["scores"].topk(num_regions, dim=1)
         boxes_BR4 = _take(found["boxes_unit"], order_BR)
@@ -105,6 +125,33 @@ class QueryRegionEncoder(PreTrainedModel):
             boxes_unit=_take(found["boxes_unit"], order_BR),
             scores=found["scores"].gather(1, order_BR),
             class_ids=found["class_ids"].gather(1, order_BR),
+        )
+
+    def _describe(
+        self,
+        boxes_BR4: torch.Tensor,
+        boxes_mask: torch.Tensor | None,
+        found: dict[str, torch.Tensor],
+        regions: RegionEncoderOutput,
+    ) -> RegionEncoderOutput:
+        """Features of given boxes, from the queries that overlap them most; of two that do, from the more confident."""
+        overlaps_BR, best_BR = (box_iou(boxes_BR4, found["boxes_unit"]) * found["scores"][:, None]).max(dim=-1)
+        features_BRV = (_take(found["features"], best_BR) - self.feature_mean) / self.feature_std
+        kept_BN1 = regions["visual_attention_mask"][..., None].to(features_BRV.dtype)
+        mean_BV = (regions["visual_embeds"] * kept_BN1).sum(dim=1) / kept_BN1.sum(dim=1).clamp(min=1)
+        is_whole_BR = corners_to_center(boxes_BR4)[..., 2:].prod(dim=-1) >= _WHOLE_PICTURE
+        features_BRV = torch.where((is_whole_BR | (overlaps_BR == 0))[..., None], mean_BV[:, None], features_BRV)
+        if self.config.geometry_features:  # that of the box itself, not of the query
+            geometry = slice(-NUM_GEOMETRY_FEATURES, None)
+            own_BR9 = (box_geometry(boxes_BR4) - self.feature_mean[geometry]) / self.feature_std[geometry]
+            features_BRV = torch.cat((features_BRV[..., :-NUM_GEOMETRY_FEATURES], own_BR9), dim=-1)
+        mask_BR = torch.ones_like(best_BR) if boxes_mask is None else boxes_mask.long()
+        return RegionEncoderOutput(
+            visual_embeds=features_BRV * mask_BR[..., None],
+            visual_attention_mask=mask_BR,
+            boxes_unit=boxes_BR4,
+            scores=found["scores"].gather(1, best_BR),
+            class_ids=found["class_ids"].gather(1, best_BR),
         )
 
     def detect(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
@@ -125,7 +172,14 @@ class QueryRegionEncoder(PreTrainedModel):
 
     def fingerprint(self) -> str:
         """Hash of configuration and weights: two encoders with the same one find the same regions."""
-        digest = hashlib.sha256(self.config.to_json_string(use_diff=False).encode())
+        told = {
+            "_name_or_path",
+            "architectures",
+            "dtype",
+            "transformers_version",
+        }  # where it came from, not what it does
+        config = {key: value for key, value in self.config.to_dict().items() if key not in told}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())

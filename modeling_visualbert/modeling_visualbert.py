@@ -394,7 +394,12 @@ class VisualBertModel(VisualBertPreTrainedModel):
         return self
 
     def get_image_features(
-        self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None, **kwargs
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
+        boxes_unit: torch.Tensor | None = None,
+        boxes_mask: torch.Tensor | None = None,
+        **kwargs,
     ) -> RegionEncoderOutput:
         """
         Find the regions of pictures: encode once, ask many times.
@@ -404,6 +409,10 @@ class VisualBertModel(VisualBertPreTrainedModel):
                 Pictures, as the checkpoint's image processor makes them.
             pixel_mask (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
                 1 for a pixel of the picture, 0 for padding.
+            boxes_unit (`torch.FloatTensor` of shape `(batch_size, regions, 4)`, *optional*):
+                Boxes to describe instead of finding some; corners in units of the picture (0..1).
+            boxes_mask (`torch.LongTensor` of shape `(batch_size, regions)`, *optional*):
+                1 for a given box, 0 for padding.
 
         Returns:
             A mapping with `visual_embeds`, `visual_attention_mask`, `boxes_unit`, `scores` and `class_ids`.
@@ -417,14 +426,18 @@ class VisualBertModel(VisualBertPreTrainedModel):
                 "`pixel_values`; pass precomputed `visual_embeds` instead"
             )
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_region_encoder):
-            return self.region_encoder(pixel_values, pixel_mask)
+            return self.region_encoder(pixel_values, pixel_mask, boxes_unit, boxes_mask)
 
     def _regions_from_pixels(
-        self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor | None,
+        boxes_unit: torch.Tensor | None = None,
+        boxes_mask: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """Features [B, R, V], mask [B, R] and segments of [B, 3, H, W] or, for several images, of [B, I, 3, H, W] pixels."""
         if pixel_values.dim() == 4:
-            found = self.get_image_features(pixel_values, pixel_mask)
+            found = self.get_image_features(pixel_values, pixel_mask, boxes_unit, boxes_mask)
             return found["visual_embeds"], found["visual_attention_mask"], None
         batch_size, num_images = pixel_values.shape[:2]
         flat_mask = None if pixel_mask is None else pixel_mask.flatten(0, 1)
@@ -449,6 +462,7 @@ class VisualBertModel(VisualBertPreTrainedModel):
         image_text_alignment: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         pixel_mask: torch.Tensor | None = None,
+        boxes_unit: torch.Tensor | None = None,
         image_sizes: torch.Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
@@ -479,6 +493,9 @@ class VisualBertModel(VisualBertPreTrainedModel):
                 another with segments 0, 1, ...
             pixel_mask (`torch.LongTensor`, *optional*):
                 1 for a pixel of the picture, 0 for padding; shaped like `pixel_values` without channels.
+            boxes_unit (`torch.FloatTensor` of shape `(batch_size, regions, 4)`, *optional*):
+                With `pixel_values`: boxes to describe instead of finding some, x1, y1, x2, y2 in units of the picture
+                (0..1); `visual_attention_mask` is then theirs.
             image_sizes (`torch.LongTensor` of shape `(batch_size, 2)`, *optional*):
                 Original sizes, as the processor returns them beside the pixels; not read by the model.
 
@@ -495,7 +512,9 @@ class VisualBertModel(VisualBertPreTrainedModel):
         if pixel_values is not None:
             if visual_embeds is not None:
                 raise ValueError("pass either `pixel_values` or `visual_embeds`, not both")
-            visual_embeds, visual_attention_mask, segments = self._regions_from_pixels(pixel_values, pixel_mask)
+            visual_embeds, visual_attention_mask, segments = self._regions_from_pixels(
+                pixel_values, pixel_mask, boxes_unit, visual_attention_mask
+            )
             visual_token_type_ids = segments if visual_token_type_ids is None else visual_token_type_ids
 
         states_BSD = self.embeddings(
@@ -600,6 +619,8 @@ class VisualBertForPreTraining(VisualBertPreTrainedModel):
         pixel_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         sentence_image_labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        num_pairs_in_batch: torch.Tensor | int | None = None,
         **kwargs,
     ) -> VisualBertForPreTrainingOutput:
         r"""
@@ -610,6 +631,9 @@ class VisualBertForPreTraining(VisualBertPreTrainedModel):
             sentence_image_labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
                 1 when the text belongs to the image, 0 when it does not, as the authors trained it (the documentation
                 of `transformers` says the opposite); -100 is ignored.
+            num_items_in_batch, num_pairs_in_batch (`int`, *optional*):
+                What the summed losses are divided by: word pieces to predict and sentence-image labels in the global
+                batch. Default to those of this batch.
 
         Both losses are means over their labels; a batch without labels has loss 0.
         """
@@ -632,9 +656,11 @@ class VisualBertForPreTraining(VisualBertPreTrainedModel):
         losses = []
         if labels is not None:
             text_length = _text_length(input_ids, inputs_embeds)
-            losses.append(_cross_entropy(prediction_logits[:, :text_length], labels[:, :text_length]))
+            losses.append(
+                _cross_entropy(prediction_logits[:, :text_length], labels[:, :text_length], num_items_in_batch)
+            )
         if sentence_image_labels is not None:
-            losses.append(_cross_entropy(seq_relationship_logits, sentence_image_labels.view(-1)))
+            losses.append(_cross_entropy(seq_relationship_logits, sentence_image_labels.view(-1), num_pairs_in_batch))
         return VisualBertForPreTrainingOutput(
             loss=torch.stack(losses).sum() if losses else None,
             prediction_logits=prediction_logits,
@@ -739,6 +765,7 @@ class VisualBertForMultipleChoice(VisualBertPreTrainedModel):
         image_text_alignment: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         pixel_mask: torch.Tensor | None = None,
+        boxes_unit: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
@@ -751,6 +778,8 @@ class VisualBertForMultipleChoice(VisualBertPreTrainedModel):
                 its own.
             pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`):
                 One picture per example.
+            boxes_unit (`torch.FloatTensor` of shape `(batch_size, regions, 4)`, *optional*):
+                With `pixel_values`: the whole picture and its objects, in units of the picture (0..1).
             labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
                 Index of the right choice.
         """
@@ -758,7 +787,9 @@ class VisualBertForMultipleChoice(VisualBertPreTrainedModel):
         if pixel_values is not None:
             if visual_embeds is not None:
                 raise ValueError("pass either `pixel_values` or `visual_embeds`, not both")
-            visual_embeds, visual_attention_mask, _ = self.visual_bert._regions_from_pixels(pixel_values, pixel_mask)
+            visual_embeds, visual_attention_mask, _ = self.visual_bert._regions_from_pixels(
+                pixel_values, pixel_mask, boxes_unit, visual_attention_mask
+            )
         outputs = self.visual_bert(
             _flatten_choices(input_ids),
             attention_mask=_flatten_choices(attention_mask),
@@ -895,6 +926,7 @@ class VisualBertForRegionToPhraseAlignment(VisualBertPreTrainedModel):
         image_text_alignment: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         pixel_mask: torch.Tensor | None = None,
+        boxes_unit: torch.Tensor | None = None,
         region_to_phrase_position: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
@@ -917,7 +949,7 @@ class VisualBertForRegionToPhraseAlignment(VisualBertPreTrainedModel):
             if visual_embeds is not None:
                 raise ValueError("pass either `pixel_values` or `visual_embeds`, not both")
             visual_embeds, visual_attention_mask, segments = self.visual_bert._regions_from_pixels(
-                pixel_values, pixel_mask
+                pixel_values, pixel_mask, boxes_unit, visual_attention_mask
             )
             visual_token_type_ids = segments if visual_token_type_ids is None else visual_token_type_ids
         outputs = self.visual_bert(

@@ -7,32 +7,69 @@ import torch
 from transformers import BatchFeature, ProcessorMixin
 
 from .image_processing_visualbert import VisualBertImageProcessor
-from .regions_visualbert import check_regions, pad_regions, split_regions
+from .regions_visualbert import check_regions, join_regions, pad_regions, scale_boxes, split_regions
+from .text_visualbert import (
+    EncodedText,
+    encode_choice,
+    encode_pair,
+    encode_question,
+    encode_words,
+    find_phrase,
+    pad_alignment,
+    pad_texts,
+)
 
 UNKNOWN_ANSWER = "<unk>"
+# Arguments of a call that only some tasks have.
+TASK_ARGUMENTS: dict[str, tuple[str, ...]] = {
+    "vqa": (),
+    "nlvr2": (),
+    "vcr": ("choices", "objects", "boxes"),
+    "flickr30k": ("phrases",),
+    "pretraining": ("text_pair",),
+}
 
 
 class VisualBertProcessor(ProcessorMixin):
     r"""
-    Makes VisualBERT's inputs right by construction, and reads its outputs.
+    Makes VisualBERT's inputs right by construction, and reads its outputs. What a text is depends on the task:
 
-    For `task="vqa"` the text is what the authors trained on: the lower-cased question without commas and question marks,
-    then `?`, then `[MASK]`, whose state is classified: `[CLS] where is the cat ? [MASK] [SEP]`, segment 0.
+    - `"vqa"`: the lower-cased question without commas and question marks, then `?`, then `[MASK]`, whose state is
+      classified: `[CLS] where is the cat ? [MASK] [SEP]`, segment 0.
+    - `"nlvr2"`: a sentence about two pictures; their regions follow one another with segments 0 and 1.
+    - `"vcr"`: a question and its choices, each `[CLS] question [SEP] choice [SEP]`. Tags such as `[0]` or `[0,2]` name
+      objects; the names they become are aligned with the objects' regions. Region 0 is the whole picture.
+    - `"flickr30k"`: a sentence and phrases of it; each phrase is read at its last word piece.
+    - `"pretraining"`: one text or two, in which `[MASK]` is to be filled.
 
     Args:
         image_processor: Image processor of the checkpoint's region encoder; the default one when not given.
         tokenizer: A BERT tokenizer.
-        task (`str`): What the text is; `"vqa"`.
-        answers (`list[str]`, *optional*): The answer of each logit, the same as `config.id2label`.
-        max_length (`int`): Longest text in tokens, special tokens included. Longer text is an error, never cut.
+        task (`str`): `"vqa"`, `"nlvr2"`, `"vcr"`, `"flickr30k"` or `"pretraining"`.
+        answers (`list[str]`, *optional*): VQA: the answer of each logit, the same as `config.id2label`.
+        max_length (`int`): Longest text in tokens, special tokens included. Longer text is an error, unless a call says
+            `truncation=True`.
         region_dim (`int`, *optional*): Length of one precomputed region feature; checked when given.
+        alignment (`str`): VCR: `"subword"`, or `"original"` for the authors' checkpoints; see [`encode_choice`].
+        whole_image (`bool`): VCR: region 0 is the whole picture, and the objects follow.
     """
 
     def __init__(
-        self, image_processor=None, tokenizer=None, task="vqa", answers=None, max_length=128, region_dim=None, **kwargs
+        self,
+        image_processor=None,
+        tokenizer=None,
+        task="vqa",
+        answers=None,
+        max_length=128,
+        region_dim=None,
+        alignment="subword",
+        whole_image=True,
+        **kwargs,
     ):
-        if task != "vqa":
-            raise ValueError(f"unknown task {task!r}; expected 'vqa'")
+        if task not in TASK_ARGUMENTS:
+            raise ValueError(f"unknown task {task!r}; expected one of {', '.join(TASK_ARGUMENTS)}")
+        if alignment not in ("subword", "original"):
+            raise ValueError(f"alignment {alignment!r}; expected 'subword' or 'original'")
         if answers is not None and len(set(answers)) != len(answers):
             repeated = next(answer for answer in answers if answers.count(answer) > 1)
             raise ValueError(f"answer {repeated!r} is in the vocabulary twice")
@@ -42,6 +79,8 @@ class VisualBertProcessor(ProcessorMixin):
         self.answers = None if answers is None else list(answers)
         self.max_length = max_length
         self.region_dim = region_dim
+        self.alignment = alignment
+        self.whole_image = whole_image
 
     @property
     def model_input_names(self) -> list[str]:
@@ -51,18 +90,34 @@ class VisualBertProcessor(ProcessorMixin):
             "token_type_ids",
             "visual_embeds",
             "visual_attention_mask",
+            "visual_token_type_ids",
+            "image_text_alignment",
+            "region_to_phrase_position",
             "pixel_values",
             "pixel_mask",
+            "boxes_unit",
             "image_sizes",
         ]
 
-    def __call__(self, images=None, text=None, padding=True, return_tensors="pt", **kwargs) -> BatchFeature:
+    def __call__(
+        self, images=None, text=None, truncation=False, padding=True, return_tensors="pt", **kwargs
+    ) -> BatchFeature:
         """
         Args:
             images: Pictures (paths, PIL images, arrays), or precomputed regions: a mapping with `visual_embeds` of shape
                 `(regions, dim)` and optionally `boxes`, `scores`, `class_ids`, `image_size`; one or a list of them. What
-                `model.get_image_features` returned is accepted as it is. One picture serves all texts.
-            text: A question or a list of questions.
+                `model.get_image_features` returned is accepted as it is. One picture serves all texts. NLVR2: a pair of
+                pictures or of mappings for one text, a list of pairs for a list of texts. VCR: regions start with that of
+                the whole picture, if there is one.
+            text: A text or a list of texts. VCR texts are strings or lists of words, so one given as words has to be in a
+                list of texts.
+            text_pair: Pre-training: a second text for each text.
+            choices: VCR: the choices of the question; a list of such lists for a list of questions.
+            objects: VCR: class names of the objects that tags stand for; a list of such lists for a list of questions.
+            boxes: VCR from pixels: boxes of the objects, x1, y1, x2, y2 in pixels; a list for a list of questions.
+            phrases: Flickr30k Entities: the phrases of the sentence, as strings (their first occurrence is meant) or as
+                indices of their last words in the sentence split at blanks; a list of such lists for a list of sentences.
+            truncation: Cut the front of texts that are too long, as the authors do for pre-training and VCR.
             padding, pad_to_multiple_of: As in tokenizers.
             return_tensors: `"pt"`.
 
@@ -71,58 +126,128 @@ class VisualBertProcessor(ProcessorMixin):
             ValueError: A text is empty or too long, regions are malformed, or numbers of pictures and texts differ.
         """
         pad_to_multiple_of = kwargs.pop("pad_to_multiple_of", None)
-        if kwargs:
-            raise TypeError(f"unknown argument {sorted(kwargs)[0]!r}")
+        known = TASK_ARGUMENTS[self.task]
+        for name in kwargs:
+            if name not in known:
+                raise TypeError(f"unknown argument {name!r} for task {self.task!r}")
+            if name != "boxes" and kwargs[name] is not None and text is None:
+                raise ValueError(f"{name} without `text`; expected the text that they belong to")
         if return_tensors != "pt":
             raise ValueError(f"return_tensors {return_tensors!r}; expected 'pt'")
         if images is None and text is None:
             raise ValueError("nothing to process; expected `images`, `text` or both")
+        single = isinstance(text, str)
+        if text is not None and not isinstance(text, (str, list, tuple)):
+            raise TypeError(f"text is {type(text).__name__}; expected a question or a list of questions")
+        texts = None if text is None else [text] if single else list(text)
+        # What belongs to one text is given like the text: alone, or in a list.
+        extra = {name: [value] if single and value is not None else value for name, value in kwargs.items()}
+        for name, value in extra.items():
+            if value is not None and texts is not None and len(value) != len(texts):
+                raise ValueError(f"{len(value)} {name} for {len(texts)} texts; expected as many")
         data: dict[str, torch.Tensor] = {}
-        if text is not None:
-            if not isinstance(text, (str, list, tuple)):
-                raise TypeError(f"text is {type(text).__name__}; expected a question or a list of questions")
-            data.update(
-                self._encode_texts([text] if isinstance(text, str) else list(text), padding, pad_to_multiple_of)
-            )
         if images is not None:
-            data.update(self._encode_images(images))
-        if text is not None and images is not None:
+            data |= self._encode_pairs(images, single) if self.task == "nlvr2" else self._encode_images(images)
+        if extra.get("boxes") is not None:
+            data |= self._encode_boxes(extra.pop("boxes"), data)
+        if texts is not None:
+            extra = {name: value for name, value in extra.items() if value is not None}
+            data |= self._encode_texts(texts, extra, truncation, data, padding, pad_to_multiple_of)
+        if texts is not None and images is not None:
             num_images = len(data["visual_embeds"] if "visual_embeds" in data else data["pixel_values"])
-            if num_images not in (1, len(data["input_ids"])):
+            if num_images not in (1, len(texts)):
                 raise ValueError(
-                    f"{num_images} pictures for {len(data['input_ids'])} texts; expected one picture for all or one for each"
+                    f"{num_images} pictures for {len(texts)} texts; expected one picture for all or one for each"
                 )
         return BatchFeature(data)
 
-    def _encode_texts(self, texts: list[str], padding, pad_to_multiple_of) -> dict[str, torch.Tensor]:
+    def _encode_texts(
+        self,
+        texts: list,
+        extra: dict[str, Any],
+        truncation: bool,
+        images: Mapping[str, torch.Tensor],
+        padding,
+        pad_to_multiple_of,
+    ) -> dict[str, torch.Tensor]:
         if not texts:
             raise ValueError("no texts; expected at least one question")
-        encoded = [self._encode_question(text, f"question {i}") for i, text in enumerate(texts)]
-        padded = self.tokenizer.pad(
-            {"input_ids": encoded},
-            padding=padding,
-            max_length=self.max_length if padding == "max_length" else None,
-            pad_to_multiple_of=pad_to_multiple_of,
-            padding_side="right",  # the answer is read at a position counted from the left
-            return_tensors="pt",
+        pad = {"padding": padding, "pad_to_multiple_of": pad_to_multiple_of}
+        if self.task == "vqa":
+            return self._pad(
+                [encode_question(self.tokenizer, t, self.max_length, f"question {i}") for i, t in enumerate(texts)],
+                **pad,
+            )
+        if self.task == "vcr":
+            return self._encode_choices(texts, extra, truncation, images, pad)
+        if self.task == "flickr30k":
+            return self._encode_phrases(texts, extra.get("phrases"), pad)
+        pairs = extra.get("text_pair") or [None] * len(texts)
+        return self._pad(
+            [
+                encode_pair(self.tokenizer, first, second, self.max_length, truncation, f"text {i}")
+                for i, (first, second) in enumerate(zip(texts, pairs, strict=True))
+            ],
+            **pad,
         )
-        mask = padded["attention_mask"]
-        return {"input_ids": padded["input_ids"], "attention_mask": mask, "token_type_ids": torch.zeros_like(mask)}
 
-    def _encode_question(self, question: str, name: str) -> list[int]:
-        if not isinstance(question, str):
-            raise TypeError(f"{name} is {type(question).__name__}; expected a string")
-        words = question.lower().replace(",", " ").replace("?", " ").split()
-        tokenizer = self.tokenizer
-        # A user who writes "[SEP]" gets a bracket, three letters and a bracket, not a control token.
-        pieces = tokenizer(" ".join(words), add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        if not pieces:
-            raise ValueError(f"{name} is empty ({question!r}); expected at least one word")
-        marks = [tokenizer.convert_tokens_to_ids("?"), tokenizer.mask_token_id]
-        ids = [tokenizer.cls_token_id, *pieces, *marks, tokenizer.sep_token_id]
-        if len(ids) > self.max_length:
-            raise ValueError(f"{name} has {len(ids)} tokens ({question[:40]!r}...); expected at most {self.max_length}")
-        return ids
+    def _encode_choices(
+        self, texts: list, extra: dict[str, Any], truncation: bool, images: Mapping[str, torch.Tensor], pad: dict
+    ) -> dict[str, torch.Tensor]:
+        if "choices" not in extra:
+            raise ValueError("no choices; expected `choices`, a list for each question")
+        if "pixel_values" in images and "boxes_unit" not in images:
+            raise ValueError("pictures without boxes; expected `boxes`, those of the objects of each question")
+        objects = extra.get("objects") or [[]] * len(texts)
+        first = extra["choices"][0]
+        num_choices = len(first) if isinstance(first, (list, tuple)) else 0
+        encoded: list[EncodedText] = []
+        for i, (question, choices, names) in enumerate(zip(texts, extra["choices"], objects, strict=True)):
+            if not isinstance(choices, (list, tuple)) or len(choices) != num_choices or not num_choices:
+                raise ValueError(f"question {i}: choices {choices!r:.60}; expected a list of {num_choices or 'some'}")
+            if isinstance(names, str):
+                raise ValueError(f"question {i}: objects {names!r:.60}; expected a list of class names")
+            encoded += [
+                encode_choice(
+                    *(self.tokenizer, question, choice, names, self.max_length, self.alignment, truncation),
+                    name=f"question {i}, choice {j}",
+                )
+                for j, choice in enumerate(choices)
+            ]
+        shape = (len(texts), num_choices)
+        padded = {name: tensor.unflatten(0, shape) for name, tensor in self._pad(encoded, **pad).items()}
+        offset = int(self.whole_image)  # no word names the whole picture
+        mask = images.get("visual_attention_mask")
+        num_regions = max(map(len, objects)) + offset if mask is None else mask.shape[1]
+        counts = [] if mask is None else mask.sum(dim=1).tolist()
+        for i, names in enumerate(objects):
+            count = counts[i if len(counts) > 1 else 0] if len(counts) in (1, len(texts)) else num_regions
+            if len(names) + offset > count:
+                raise ValueError(f"question {i}: {len(names)} objects, but regions for {int(count) - offset}")
+        alignment = pad_alignment(encoded, num_regions, offset)
+        return {**padded, "image_text_alignment": alignment.unflatten(0, shape)}
+
+    def _encode_phrases(self, texts: list[str], phrases: list | None, pad: dict) -> dict[str, torch.Tensor]:
+        encoded, positions = [], []
+        for i, sentence in enumerate(texts):
+            if not isinstance(sentence, str):
+                raise TypeError(f"sentence {i} is {type(sentence).__name__}; expected a string")
+            words = sentence.split()
+            text, last_pieces = encode_words(self.tokenizer, words, self.max_length, f"sentence {i}")
+            encoded.append(text)
+            places = [
+                _last_word(words, phrase, f"sentence {i}") for phrase in (phrases[i] if phrases is not None else ())
+            ]
+            positions.append([last_pieces[place] for place in places])
+        if phrases is None:
+            return self._pad(encoded, **pad)
+        padded = torch.full((len(texts), max(1, *map(len, positions))), -1)
+        for row, places in zip(padded, positions, strict=True):
+            row[: len(places)] = torch.tensor(places, dtype=torch.long)
+        return {**self._pad(encoded, **pad), "region_to_phrase_position": padded}
+
+    def _pad(self, encoded: list[EncodedText], padding, pad_to_multiple_of) -> dict[str, torch.Tensor]:
+        return pad_texts(encoded, self.tokenizer, padding, self.max_length, pad_to_multiple_of)
 
     def _encode_images(self, images: Any) -> dict[str, torch.Tensor]:
         if isinstance(images, Mapping):
@@ -134,13 +259,57 @@ class VisualBertProcessor(ProcessorMixin):
             images = [images]
         if not images:
             raise ValueError("no images; expected at least one")
+        regions = self._check_regions(images)
+        return dict(self.image_processor(images, return_tensors="pt")) if regions is None else pad_regions(regions)
+
+    def _encode_pairs(self, images: Any, single: bool) -> dict[str, torch.Tensor]:
+        """Pictures or regions of pairs: pixels [B, 2, 3, H, W], or the regions of both with segments 0 and 1."""
+        pairs = [images] if single else images
+        if not isinstance(pairs, (list, tuple)) or not pairs:
+            raise ValueError("no images; expected a pair of pictures for each text")
+        for i, pair in enumerate(pairs):
+            if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+                raise ValueError(f"images {i}: {type(pair).__name__}; expected a pair of pictures")
+        flat = [image for pair in pairs for image in pair]
+        regions = self._check_regions(flat)
+        if regions is None:
+            data = dict(self.image_processor(flat, return_tensors="pt"))
+            return {name: value.unflatten(0, (len(pairs), 2)) for name, value in data.items()}
+        return pad_regions([join_regions(regions[i : i + 2]) for i in range(0, len(regions), 2)])
+
+    def _check_regions(self, images: Sequence[Any]) -> list[dict[str, torch.Tensor]] | None:
+        """Checked regions, or None if these are pictures."""
         precomputed = [isinstance(image, Mapping) for image in images]
         if all(precomputed):
-            names = [f"regions {i}" for i in range(len(images))]
-            return pad_regions([check_regions(i, self.region_dim, name) for i, name in zip(images, names, strict=True)])
+            return [check_regions(image, self.region_dim, f"regions {i}") for i, image in enumerate(images)]
         if any(precomputed):
             raise ValueError("pictures and precomputed regions in one batch; expected one kind")
-        return dict(self.image_processor(images, return_tensors="pt"))
+        return None
+
+    def _encode_boxes(self, boxes: Sequence[Any], data: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The whole picture and given boxes in units of the picture, [B, R, 4], with the mask of those that are there."""
+        if "pixel_values" not in data:
+            raise ValueError("boxes without pictures; expected pictures, or regions that were made of these boxes")
+        sizes = data["image_sizes"].tolist()
+        if len(boxes) != len(sizes):
+            raise ValueError(f"boxes for {len(boxes)} pictures, but {len(sizes)} pictures; expected as many")
+        units, masks = [], []
+        for i, (given, size) in enumerate(zip(boxes, sizes, strict=True)):
+            corners = given if len(given) else torch.zeros(0, 4)
+            checked = check_regions(
+                {"visual_embeds": torch.zeros(len(given), 1), "boxes": corners, "image_size": size},
+                None,
+                f"boxes {i}",
+            )["boxes"]
+            whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]] * self.whole_image).reshape(-1, 4)
+            unit = scale_boxes(checked, (1 / size[0], 1 / size[1])).clamp(0.0, 1.0)
+            units.append(torch.cat((whole, unit)))
+            masks.append(torch.ones(len(units[-1]), dtype=torch.long))
+        pad = torch.nn.utils.rnn.pad_sequence
+        return {
+            "boxes_unit": pad(units, batch_first=True),
+            "visual_attention_mask": pad(masks, batch_first=True),
+        }
 
     def _check_region_batch(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         features = batch["visual_embeds"]
@@ -175,7 +344,7 @@ class VisualBertProcessor(ProcessorMixin):
         Raises:
             ValueError: The processor has no answers, or their number differs from that of the logits.
         """
-        logits = outputs if isinstance(outputs, torch.Tensor) else outputs["logits"]
+        logits = _logits(outputs)
         if self.answers is None:
             raise ValueError("this processor has no answer vocabulary; pass `answers` when it is made")
         if logits.shape[-1] != len(self.answers):
@@ -194,11 +363,116 @@ class VisualBertProcessor(ProcessorMixin):
             for row, row_scores in zip(indices.tolist(), scores.tolist(), strict=True)
         ]
 
+    def post_process_visual_reasoning(self, outputs: Any) -> list[dict[str, Any]]:
+        """NLVR2: `{"label": "True", "score": 0.97}` for each sentence, the score being that of the label.
+
+        Args:
+            outputs: Output of [`VisualBertForVisualReasoning`], or its logits of shape `(batch_size, 2)`.
+        """
+        scores, labels = _logits(outputs).float().softmax(dim=-1).max(dim=-1)
+        return [
+            {"label": str(bool(label)), "score": score}
+            for label, score in zip(labels.tolist(), scores.tolist(), strict=True)
+        ]
+
+    def post_process_multiple_choice(self, outputs: Any) -> list[dict[str, Any]]:
+        """VCR: `{"choice": 2, "scores": [0.01, 0.02, 0.96, 0.01]}` for each question; of equal scores the first wins.
+
+        Args:
+            outputs: Output of [`VisualBertForMultipleChoice`], or its logits of shape `(batch_size, num_choices)`.
+        """
+        scores = _logits(outputs).float().softmax(dim=-1).tolist()
+        return [{"choice": row.index(max(row)), "scores": row} for row in scores]
+
+    def post_process_phrase_grounding(
+        self,
+        outputs: Any,
+        regions: Sequence[Mapping[str, torch.Tensor]],
+        num_phrases: Sequence[int],
+        top_k: int | None = 1,
+    ) -> list[list[list[dict[str, Any]]]]:
+        """
+        Flickr30k Entities: the best regions of each phrase of each sentence,
+        `[[[{"region": 3, "box": [x1, y1, x2, y2], "score": 0.8}, ...], ...], ...]`, scores falling and in 0..1.
+
+        Args:
+            outputs: Output of [`VisualBertForRegionToPhraseAlignment`], or its logits of shape
+                `(batch_size, phrases, regions)`.
+            regions: For each sentence the regions of its picture, as `post_process_regions` or a feature store gives
+                them; boxes come back in the unit they have there, pixels.
+            num_phrases: Number of phrases of each sentence.
+            top_k: How many regions for each phrase; all for None, or when there are fewer.
+
+        Raises:
+            ValueError: Numbers of sentences and pictures differ, or there are more boxes than scores.
+        """
+        logits = _logits(outputs).float()
+        if not len(logits) == len(regions) == len(num_phrases):
+            raise ValueError(f"{len(logits)} sentences, {len(regions)} pictures, {len(num_phrases)} numbers of phrases")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k {top_k}; expected at least 1, or None for all")
+        found = []
+        for rows, picture, phrases in zip(logits, regions, num_phrases, strict=True):
+            boxes = picture["boxes"].tolist()
+            if len(boxes) > rows.shape[-1]:
+                raise ValueError(f"{len(boxes)} boxes for scores of {rows.shape[-1]} regions; expected as many")
+            if phrases > len(rows):
+                raise ValueError(f"{phrases} phrases, but scores of {len(rows)}; expected as many")
+            scores = rows[:phrases, : len(boxes)].softmax(dim=-1)
+            best, order = scores.topk(min(top_k or len(boxes), len(boxes)), dim=-1)
+            found.append(
+                [
+                    [{"region": i, "box": boxes[i], "score": score} for i, score in zip(*phrase, strict=True)]
+                    for phrase in zip(order.tolist(), best.tolist(), strict=True)
+                ]
+            )
+        return found
+
+    def post_process_pretraining(self, outputs: Any, input_ids: torch.Tensor, top_k: int = 5) -> list[dict[str, Any]]:
+        """
+        What `[MASK]` stands for and whether text and picture belong together, for each text:
+        `{"words": [[{"word": "red", "score": 0.9}, ...], ...], "match": 0.97}`.
+
+        Args:
+            outputs: Output of [`VisualBertForPreTraining`].
+            input_ids: The text that was read, of shape `(batch_size, text_length)`.
+            top_k: How many words for each mask.
+        """
+        match = outputs["seq_relationship_logits"].float().softmax(dim=-1)[:, 1].tolist()
+        results = []
+        for ids, logits, score in zip(input_ids, outputs["prediction_logits"], match, strict=True):
+            places = (ids == self.tokenizer.mask_token_id).nonzero()[:, 0]
+            best, order = logits[places].float().softmax(dim=-1).topk(top_k, dim=-1)
+            words = [
+                [
+                    {"word": word, "score": share}
+                    for word, share in zip(self.tokenizer.convert_ids_to_tokens(row), shares, strict=True)
+                ]
+                for row, shares in zip(order.tolist(), best.tolist(), strict=True)
+            ]
+            results.append({"words": words, "match": score})
+        return results
+
     def post_process_regions(
         self, features: Mapping[str, torch.Tensor], image_sizes: Sequence[Sequence[int]]
     ) -> list[dict[str, torch.Tensor]]:
         """What `model.get_image_features` returned -> one mapping per picture, boxes in pixels of the original image."""
         return split_regions(features, image_sizes)
+
+
+def _last_word(words: Sequence[str], phrase: Any, where: str) -> int:
+    """Index of a phrase's last word; the phrase is given as a string or as this index."""
+    if isinstance(phrase, str):
+        return find_phrase(words, phrase, where)
+    if isinstance(phrase, bool) or not isinstance(phrase, int):
+        raise TypeError(f"{where}: phrase {phrase!r}; expected a string or the index of its last word")
+    if not 0 <= phrase < len(words):
+        raise ValueError(f"{where}: phrase ends at word {phrase}; expected 0 to {len(words) - 1}")
+    return phrase
+
+
+def _logits(outputs: Any) -> torch.Tensor:
+    return outputs if isinstance(outputs, torch.Tensor) else outputs["logits"]
 
 
 __all__ = ["UNKNOWN_ANSWER", "VisualBertProcessor"]

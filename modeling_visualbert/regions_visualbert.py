@@ -33,8 +33,8 @@ def corners_to_center(boxes: torch.Tensor) -> torch.Tensor:
     return torch.cat(((low + high) / 2, high - low), dim=-1)
 
 
-def scale_boxes(boxes: torch.Tensor, image_size: Sequence[int]) -> torch.Tensor:
-    """[..., 4] corner boxes from units of the image to pixels; `image_size` is (height, width)."""
+def scale_boxes(boxes: torch.Tensor, image_size: Sequence[float]) -> torch.Tensor:
+    """[..., 4] corner boxes from units of the image to pixels; `image_size` is (height, width). Back with their inverses."""
     height, width = (float(side) for side in image_size)
     return boxes * boxes.new_tensor([width, height, width, height])
 
@@ -116,7 +116,8 @@ def check_regions(regions: Mapping[str, Any], region_dim: int | None, name: str 
 
 
 def pad_regions(regions: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Pad checked regions of B pictures to the longest: `visual_embeds` [B, R, V] and `visual_attention_mask` [B, R]."""
+    """Pad checked regions of B pictures to the longest: `visual_embeds` [B, R, V] and `visual_attention_mask` [B, R], and
+    `visual_token_type_ids` [B, R] where the regions have them."""
     lengths = [len(item["visual_embeds"]) for item in regions]
     dim = regions[0]["visual_embeds"].shape[1]
     for row, item in enumerate(regions):
@@ -129,7 +130,22 @@ def pad_regions(regions: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torc
     for row, (item, length) in enumerate(zip(regions, lengths, strict=True)):
         features[row, :length] = item["visual_embeds"]
         mask[row, :length] = 1
-    return {"visual_embeds": features, "visual_attention_mask": mask}
+    batch = {"visual_embeds": features, "visual_attention_mask": mask}
+    if "visual_token_type_ids" in regions[0]:
+        segments = torch.zeros_like(mask)
+        for row, (item, length) in enumerate(zip(regions, lengths, strict=True)):
+            segments[row, :length] = item["visual_token_type_ids"]
+        batch["visual_token_type_ids"] = segments
+    return batch
+
+
+def join_regions(pictures: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The checked regions of several pictures as those of one, with segment 0 for the first picture, 1 for the next, ..."""
+    features = [picture["visual_embeds"] for picture in pictures]
+    if len({rows.shape[1] for rows in features}) > 1:
+        raise ValueError(f"features of dims {[rows.shape[1] for rows in features]} in one pair; expected the same")
+    segments = [torch.full((len(rows),), i) for i, rows in enumerate(features)]
+    return {"visual_embeds": torch.cat(features), "visual_token_type_ids": torch.cat(segments)}
 
 
 def split_regions(
@@ -204,6 +220,7 @@ __all__ = [
     "center_to_corners",
     "check_regions",
     "corners_to_center",
+    "join_regions",
     "pad_regions",
     "scale_boxes",
     "split_regions",

@@ -76,14 +76,26 @@ def draw_regions(
 
 
 def captioned(image: Image.Image, lines: Sequence[str]) -> Image.Image:
-    """The picture with lines of text below it."""
-    font, height = ImageFont.load_default(size=15), 20
-    canvas = Image.new("RGB", (image.width, image.height + height * len(lines) + 8), "white")
+    """The picture with lines of text below it; what is too long goes on in the next line, indented."""
+    font, height, margin = ImageFont.load_default(size=15), 20, 4
+    wrapped = [part for line in lines for part in _wrap(line, font, image.width - 2 * margin)]
+    canvas = Image.new("RGB", (image.width, image.height + height * len(wrapped) + 2 * margin), "white")
     canvas.paste(image, (0, 0))
     draw = ImageDraw.Draw(canvas)
-    for i, line in enumerate(lines):
-        draw.text((4, image.height + 4 + height * i), line, fill="black", font=font)
+    for i, line in enumerate(wrapped):
+        draw.text((margin, image.height + margin + height * i), line, fill="black", font=font)
     return canvas
+
+
+def _wrap(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> list[str]:
+    first, *words = line.split(" ")
+    rows = [first]
+    for word in words:
+        if font.getlength(f"{rows[-1]} {word}") > width:
+            rows.append(f"    {word}")
+        else:
+            rows[-1] += f" {word}"
+    return rows
 
 
 def grid(images: Sequence[Image.Image], columns: int = 3, gap: int = 8) -> Image.Image:

@@ -23,8 +23,8 @@ from modeling_visualbert.corpus.vqa import vqa_records
 from modeling_visualbert.data.files import index_images
 from modeling_visualbert.data.vqa2 import find_vqa_files, load_vqa
 from modeling_visualbert.metrics.vqa import question_accuracy
+from modeling_visualbert.tasks.common import DETECTOR
 from modeling_visualbert.tasks.detection import CocoDetection
-from modeling_visualbert.tasks.vqa import DETECTOR
 
 CONFIG = CorpusConfig(train_scenes=60, val_scenes=20, test_scenes=20)
 SPLITS = ("train", "val", "test")
@@ -32,7 +32,10 @@ KINDS = {"color", "shape", "size", "count", "exist", "relation", "compare"}
 RESPELLED = {"big": "large", "small": "little"} | dict(
     zip("0123456", ("zero", "one", "two", "three", "four", "five", "six"), strict=True)
 )
-DIGESTS = {1: "2956d0caa64b40e4"}  # of scenes and questions, by format version
+DIGESTS = {  # by format version; of scenes and questions, since version 2 of all files
+    1: "2956d0caa64b40e4",
+    2: "8f7c42c70099cd11",
+}
 # A second description of the questions, written from their texts alone.
 PHRASE = re.compile(r"(?:(small|big) )?(?:(red|orange|yellow|green|cyan|blue|purple|black) )?(\w+)")
 FORMS = {
@@ -217,7 +220,8 @@ def test_building_again_writes_the_same_bytes(corpus, tmp_path):
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "again")], check=True, env=environment)
     files = sorted(path.relative_to(corpus) for path in corpus.rglob("*") if path.is_file())
     assert files == sorted(p.relative_to(tmp_path / "again") for p in tmp_path.rglob("*") if p.is_file())
-    assert len(files) == 100 + 3 * 4 + 2
+    # Pictures, eight files a split, VCR (picture and metadata), NLVR2 (sets of eight), Flickr30k (sentences and boxes), two.
+    assert len(files) == 100 + 3 * 8 + 2 * 100 + 8 * (7 + 2 + 2) + 2 * 100 + 2
     for file in files:
         assert (corpus / file).read_bytes() == (tmp_path / "again" / file).read_bytes(), file
 
@@ -324,11 +328,14 @@ def test_guessing_without_the_picture_does_not_pay():
     assert max(by_kind["count"].values()) / by_kind["count"].total() < 0.3
 
 
-def test_caches_are_told_apart_when_the_corpus_changes():
-    scenes = sample_of(20)
-    content = [[scene.to_dict() for scene in scenes], *vqa_records(scenes, "test", 8, 0)]
-    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-    assert DIGESTS.get(FORMAT_VERSION) == digest, "raise FORMAT_VERSION, then note the new digest here"
+def test_caches_are_told_apart_when_the_corpus_changes(corpus):
+    digest = hashlib.sha256()
+    for path in sorted(path for path in corpus.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(corpus).as_posix()}\n".encode())
+        if path.suffix not in (".jpg", ".png"):  # how these are compressed is the imaging library's business
+            digest.update(path.read_bytes())
+    expected = DIGESTS.get(FORMAT_VERSION)
+    assert digest.hexdigest()[:16] == expected, "raise FORMAT_VERSION, then note the new digest here"
 
 
 def test_the_shipped_detector_names_what_is_drawn():
@@ -390,7 +397,7 @@ def test_contact_sheet_shows_twenty_pictures(corpus):
 
 def test_corpus_command_prints_the_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("MODELING_VISUALBERT_CACHE", str(tmp_path))
-    complete = tmp_path / "shapes-v1-8000-500-1000-8q-seed0"
+    complete = tmp_path / f"shapes-v{FORMAT_VERSION}-8000-500-1000-8q-seed0"
     complete.mkdir()
     (complete / "corpus.json").write_text("{}")
     assert main(["corpus"]) == 0

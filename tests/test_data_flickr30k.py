@@ -1,12 +1,20 @@
 """Flickr30k Entities: markup, boxes and rows, against the dataset's own parser and BAN's loader."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
 from helpers import shared
 
-from modeling_visualbert.data.flickr30k import first_occurrence, load_flickr30k, parse_sentence, read_boxes, read_split
+from modeling_visualbert.data.flickr30k import (
+    FEATURES,
+    first_occurrence,
+    load_flickr30k,
+    parse_sentence,
+    read_boxes,
+    read_split,
+)
 from modeling_visualbert.metrics.grounding import matching_proposals
 
 GOLDEN = json.loads((Path(__file__).parent / "fixtures/golden/metrics/flickr30k.json").read_text())
@@ -109,9 +117,21 @@ EXTERNAL = '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/hostname">]><annotation>
         (EXTERNAL, "1.xml: declares a document type or entities"),
         ("<annotation><object>", "1.xml: malformed XML: no element found: line 1, column 20"),
         (XML.format(box=BOX.format("ten")), "1.xml: object 0: xmin is 'ten'; expected a number"),
+        (XML.format(box=BOX.format("nan")), "1.xml: object 0: xmin is 'nan'; expected a number of pixels"),
+        (XML.format(box=BOX.format("-1e300")), "1.xml: object 0: xmin is '-1e300'; expected a number of pixels"),
+        (
+            XML.format(box=BOX.format(1)).replace("<name>2", "<name>two"),
+            "1.xml: object 0: name is 'two'; expected the number",
+        ),
+        (
+            XML.format(box=BOX.format(1)).replace("<name>2", "<name>"),
+            "1.xml: object 0: name is ''; expected the number",
+        ),
+        ('<?xml version="1.0" encoding="none"?><annotation/>', "1.xml: malformed XML: unknown encoding"),
+        ('<?xml version="1.0" encoding="utf-7"?><annotation/>', "1.xml: malformed XML: multi-byte encodings"),
         (XML.format(box=BOX.format(31)), r"1.xml: object 0: box \[31.0, 2.0, 30.0, 40.0\] is inverted"),
     ],
-    ids=["laughs", "external", "cut", "number", "inverted"],
+    ids=["laughs", "external", "cut", "number", "nan", "huge", "name", "no-name", "encoding", "multi-byte", "inverted"],
 )
 def test_hostile_or_broken_xml_is_refused(tmp_path, content, message):
     with pytest.raises(ValueError, match=message):
@@ -119,6 +139,8 @@ def test_hostile_or_broken_xml_is_refused(tmp_path, content, message):
 
 
 def test_missing_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere: no such folder; expected one with Sentences/"):
+        load_flickr30k(tmp_path / "nowhere", [7], skipped=[])
     with pytest.raises(FileNotFoundError, match="Annotations/7.xml: no such annotation file"):
         load_flickr30k(tmp_path, [7])
     (tmp_path / "Annotations").mkdir()
@@ -127,3 +149,39 @@ def test_missing_files_are_named(tmp_path):
         load_flickr30k(tmp_path, [7])
     with pytest.raises(ValueError, match="positions 'last'; expected 'marked' or 'original'"):
         load_flickr30k(tmp_path, [], positions="last")
+
+
+def test_a_split_file_is_checked(tmp_path, caplog):
+    path = tmp_path / "val.txt"
+    path.write_text("12\n34\n\n")
+    assert read_split(path) == [12, 34]
+    assert "val.txt: 2 images; the full val has 1000" in caplog.text
+    path.write_text("12\n34.jpg\n")
+    with pytest.raises(ValueError, match="val.txt: line 2 is b'34.jpg'; expected an image id"):
+        read_split(path)
+    with pytest.raises(FileNotFoundError, match="test.txt: no such split file"):
+        read_split(tmp_path / "test.txt")
+
+
+def test_what_is_left_out_is_counted(tmp_path, caplog):
+    write_image(
+        tmp_path, 1, ["[/EN#1/people A man] sees [/EN#9/scene the sky]", "[/EN#9/scene The sky] is blue", "Blue."]
+    )
+    with caplog.at_level(logging.INFO):
+        rows = load_flickr30k(tmp_path, [1])
+    assert rows["phrases"][:] == [["A man"]]
+    assert "1 sentences; left out: 2 without a phrase that has a box, 2 phrases without a box" in caplog.text
+
+
+def test_no_image_has_the_columns(tmp_path):
+    assert load_flickr30k(tmp_path, []).column_names == list(FEATURES)
+
+
+def write_image(folder, image_id, sentences):
+    """The two files of an image whose entities 1 and 2 share a box."""
+    for name, content in (
+        (f"Annotations/{image_id}.xml", XML.format(box=BOX.format(10))),
+        (f"Sentences/{image_id}.txt", "\n".join(sentences)),
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(content)

@@ -6,7 +6,7 @@ import logging
 import pytest
 from helpers import shared
 
-from modeling_visualbert.data.coco import load_coco_captions
+from modeling_visualbert.data.coco import EXPECTED_CAPTIONS, EXPECTED_IMAGES, load_coco_captions
 from modeling_visualbert.data.nlvr2 import image_names, load_nlvr2
 
 EXAMPLE = {"identifier": "dev-1-0-0", "sentence": "Two dogs.", "label": "True"}
@@ -44,8 +44,11 @@ def test_a_split_without_labels(tmp_path):
         ([{**EXAMPLE, "identifier": "dev-1-0"}], "line 1: identifier 'dev-1-0'; expected split-set-pair-sentence"),
         ([{"identifier": "dev-1-0-0"}], "line 1: key 'sentence' is missing"),
         ([{**EXAMPLE, "sentence": None}], "line 1: 'sentence' is None; expected str"),
+        ([{**EXAMPLE, "sentence": "half a pair: \ud83d"}], "line 1: 'sentence' is 'half a pair: .*; expected str"),
+        ([{**EXAMPLE, "label": ["True"]}], r"line 1: 'label' is \['True'\]; expected str"),
+        (["dev-1-0-0"], "line 1: key 'identifier' is missing"),
     ],
-    ids=["twice", "label", "identifier", "missing", "none"],
+    ids=["twice", "label", "identifier", "missing", "none", "half-pair", "label-list", "no-record"],
 )
 def test_broken_nlvr2_is_named(tmp_path, records, message):
     with pytest.raises(ValueError, match=message):
@@ -97,11 +100,28 @@ def test_real_captions(name, images, captions):
             "caption 1: caption id 5 occurs twice",
         ),
         ([{"id": 1}], [], "image 0: key 'file_name' is missing"),
+        ([{"id": 1, "file_name": "../1.jpg"}], [], "image 0: 'file_name' is '../1.jpg'; expected a relative path"),
+        ([{"id": 2**63, "file_name": "1.jpg"}], [], "image 0: 'id' is 9223372036854775808; expected int of 64 bits"),
+        ([{"id": True, "file_name": "1.jpg"}], [], "image 0: 'id' is True; expected int"),
     ],
-    ids=["image-twice", "not-listed", "empty", "caption-twice", "missing"],
+    ids=["image-twice", "not-listed", "empty", "caption-twice", "missing", "path", "large", "true"],
 )
 def test_broken_captions_are_named(tmp_path, images, annotations, message):
     path = tmp_path / "captions.json"
     path.write_text(json.dumps({"images": images, "annotations": annotations}))
     with pytest.raises(ValueError, match=message):
         load_coco_captions(path)
+
+
+def test_official_sizes_are_checked(tmp_path, caplog):
+    path = tmp_path / "captions_val2017.json"
+    path.write_text(json.dumps({"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": []}))
+    with caplog.at_level(logging.WARNING):
+        load_coco_captions(path)
+        load_coco_captions(path.rename(tmp_path / "captions_mine.json"))
+    assert [line.split(": ", 1)[1] for line in caplog.messages] == [
+        "1 images; the full val2017 has 5000",
+        "0 captions; the full val2017 has 25014",
+    ]
+    assert EXPECTED_IMAGES == {"train2014": 82_783, "val2014": 40_504, "train2017": 118_287, "val2017": 5_000}
+    assert EXPECTED_CAPTIONS == {"train2014": 414_113, "val2014": 202_654, "train2017": 591_753, "val2017": 25_014}

@@ -168,7 +168,7 @@ def test_an_annotator_without_an_answer_is_named(tmp_path):
         (
             [question(5)],
             [annotation(5), annotation(8), annotation(7)],
-            r"annotations.json: 2 annotations without a question, the first 7",
+            r"annotations.json: annotation 1: question id 8 has no question in .*questions.json",
         ),
         (
             [question(5)],

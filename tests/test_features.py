@@ -144,7 +144,7 @@ def test_a_folder_without_an_index_is_no_store(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "index.json: format 2; this version reads 1"),
+        ({"format": 1}, "index.json: format 1; this version reads 2"),
         ({"dtype": "int8"}, "index.json: dtype 'int8'; expected one of float32, float16"),
         ({"num_images": 5}, "index.json: 5 images, but the data holds 3"),
         ({"dim": None}, "index.json: key 'dim' is missing; expected a record with it"),
@@ -203,7 +203,7 @@ def found_in_pictures(tmp_path_factory):
 @pytest.mark.parametrize("batch_size", [1, 2, 32])
 def test_extracted_regions_are_those_of_the_encoder(found_in_pictures, batch_size):
     encoder, image_processor, paths = found_in_pictures
-    extracted = list(extract_regions(encoder, image_processor, paths.items(), batch_size, progress=False))
+    extracted = list(extract_regions(encoder, image_processor, paths.items(), batch_size=batch_size, progress=False))
     assert [image_id for image_id, _ in extracted] == list(paths)
     for number, (image_id, regions) in enumerate(extracted):
         start = number - number % batch_size

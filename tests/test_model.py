@@ -229,6 +229,28 @@ def test_loss_is_a_sum_over_the_global_batch(head):
         torch.testing.assert_close(model(**inputs, **labels, num_items_in_batch=count).loss * 12, mean * 3, **close)
 
 
+@pytest.mark.parametrize(
+    "given", [("labels",), ("sentence_image_labels",), ("labels", "sentence_image_labels")], ids=str
+)
+def test_pretraining_losses_of_micro_batches_sum_to_that_of_the_batch(given):
+    model, inputs = tiny_model("pretraining"), inputs_for("pretraining", batch=4)
+    labels = {name: value for name, value in labels_for("pretraining", inputs).items() if name in given}
+    labels["labels" if "labels" in given else "sentence_image_labels"][0] = -100  # counts differ between the parts
+    counts = {
+        "num_items_in_batch": int((labels.get("labels", torch.tensor(-100)) != -100).sum()),
+        "num_pairs_in_batch": (labels.get("sentence_image_labels", torch.tensor(-100)) != -100).sum(),
+    }
+    whole = model(**inputs, **labels).loss
+    torch.testing.assert_close(model(**inputs, **labels, **counts).loss, whole, **close)
+    parts = [
+        model(**{name: value[rows] for name, value in {**inputs, **labels}.items()}, **counts).loss
+        for rows in (slice(0, 1), slice(1, 4))
+    ]
+    torch.testing.assert_close(sum(parts), whole, **close)
+    plain = [model(**{k: v[rows] for k, v in {**inputs, **labels}.items()}).loss for rows in (slice(0, 1), slice(1, 4))]
+    assert abs(sum(plain) / 2 - whole) > 1e-3, "the parts weigh the same; the counts prove nothing"
+
+
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_loss_under_the_trainer_of_transformers(head, accumulation, tmp_path):
@@ -412,6 +434,30 @@ def test_two_pictures_have_segments_zero_and_one(head):
     torch.testing.assert_close(both, meaningful(head, expected, masks), **close)
     without = meaningful(head, model(**inputs, **regions), masks)
     assert (both - without).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("head", ["base", "pretraining", "vqa", "vcr"])
+def test_given_boxes_equal_their_regions(head):
+    model, inputs = model_with_eyes(head), only_text(inputs_for(head))
+    corners = torch.rand(3, 4, 2, 2, generator=torch.Generator().manual_seed(7)).sort(dim=-2).values
+    boxes = {
+        "boxes_unit": corners.flatten(-2),
+        "visual_attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [1, 0, 0, 0]]),
+    }
+    found = model.get_image_features(
+        pictures(), boxes_unit=boxes["boxes_unit"], boxes_mask=boxes["visual_attention_mask"]
+    )
+    regions = {name: found[name] for name in ("visual_embeds", "visual_attention_mask")}
+    masks = {**inputs, **regions}
+    from_pixels = meaningful(head, model(**inputs, pixel_values=pictures(), **boxes), masks)
+    torch.testing.assert_close(from_pixels, meaningful(head, model(**inputs, **regions), masks), atol=0, rtol=0)
+    other = meaningful(
+        head, model(**inputs, pixel_values=pictures(), **{**boxes, "boxes_unit": corners.flatten(-2) / 2}), masks
+    )
+    assert (from_pixels - other).abs().max() > 1e-3
+    longer = {name: F.pad(value, (0, 0, 0, 2) if value.dim() == 3 else (0, 2)) for name, value in boxes.items()}
+    padded = meaningful(head, model(**inputs, pixel_values=pictures(), **longer), {**inputs, **longer})
+    torch.testing.assert_close(padded, from_pixels, **close)
 
 
 @pytest.mark.parametrize("head", ALL)

@@ -162,13 +162,14 @@ def test_the_longest_question_fits_and_a_longer_one_is_refused(processor):
 @pytest.mark.parametrize(
     ("kwargs", "error", "message"),
     [
-        ({"text": "a cat", "truncation": True}, TypeError, "unknown argument 'truncation'"),
+        ({"text": "a cat", "language": "en"}, TypeError, "unknown argument 'language' for task 'vqa'"),
+        ({"text": "cat " * 13, "truncation": True}, ValueError, "question 0 has 17 tokens .*; expected at most 16"),
         ({"text": "a cat", "return_tensors": "np"}, ValueError, "return_tensors 'np'; expected 'pt'"),
         ({"text": []}, ValueError, "no texts; expected at least one question"),
         ({"images": []}, ValueError, "no images; expected at least one"),
         ({}, ValueError, "nothing to process; expected `images`, `text` or both"),
     ],
-    ids=["keyword", "tensors", "no-text", "no-image", "nothing"],
+    ids=["keyword", "a question is never cut", "tensors", "no-text", "no-image", "nothing"],
 )
 def test_calls_that_make_no_sense_are_refused(processor, kwargs, error, message):
     with pytest.raises(error, match=message):
@@ -353,8 +354,8 @@ def test_an_answer_that_occurs_twice_is_refused(bert_tokenizer):
 
 
 def test_unknown_task_is_refused(bert_tokenizer):
-    with pytest.raises(ValueError, match="unknown task 'vcr'; expected 'vqa'"):
-        VisualBertProcessor(tokenizer=bert_tokenizer, task="vcr")
+    with pytest.raises(ValueError, match="unknown task 'captioning'; expected one of vqa, nlvr2, vcr, flickr30k, pre"):
+        VisualBertProcessor(tokenizer=bert_tokenizer, task="captioning")
 
 
 def test_regions_found_come_back_in_pixels(processor):

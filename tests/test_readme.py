@@ -9,6 +9,10 @@ from test_usage import model, saved  # noqa: F401  (fixtures)
 
 from modeling_visualbert.cli import _parser
 from modeling_visualbert.tasks.detection import DetectionArgs
+from modeling_visualbert.tasks.flickr30k import Flickr30kArgs
+from modeling_visualbert.tasks.nlvr2 import Nlvr2Args
+from modeling_visualbert.tasks.pretraining import PretrainingArgs
+from modeling_visualbert.tasks.vcr import VcrArgs
 from modeling_visualbert.tasks.vqa import VqaArgs
 from modeling_visualbert.training.args import parse_args
 
@@ -16,6 +20,14 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
 MODEL = "runs/vqa/best"
+ARGS = {
+    "examples/run_vqa.py": VqaArgs,
+    "examples/run_nlvr2.py": Nlvr2Args,
+    "examples/run_vcr.py": VcrArgs,
+    "examples/run_flickr30k.py": Flickr30kArgs,
+    "examples/run_pretraining.py": PretrainingArgs,
+    "examples/train_detector.py": DetectionArgs,
+}
 
 
 def python_of(block):
@@ -51,7 +63,7 @@ def test_commands_parse(line):
 def test_scripts_and_their_flags_exist(line, monkeypatch):
     monkeypatch.chdir(ROOT)
     script, *flags = shlex.split(line, comments=True)[2:]
-    args_class = {"examples/run_vqa.py": VqaArgs, "examples/train_detector.py": DetectionArgs}[script]
+    args_class = ARGS[script]
     assert (ROOT / script).is_file()
     assert parse_args(args_class, "", flags).output_dir.startswith("runs/")
 

@@ -333,6 +333,75 @@ def test_selection_equals_a_plain_loop(threshold):
     assert (found.visual_attention_mask.sum(dim=1) < (scores.topk(12).values >= 0.2).sum(dim=1)).all()
 
 
+def test_a_given_box_gets_the_feature_of_the_query_found_there():
+    """Whatever the order, and whether or not that query would have been kept."""
+    scores = torch.tensor([[0.3, 0.9, 0.1, 0.7], [0.6, 0.5, 0.8, 0.4]])
+    corners = [[0.0, 0.0, 0.2, 0.2], [0.3, 0.0, 0.5, 0.2], [0.0, 0.4, 0.2, 0.6], [0.5, 0.5, 0.9, 0.9]]
+    encoder, boxes, states = stand_in_encoder(scores, torch.tensor([corners] * 2), score_threshold=0.25)
+    order = torch.tensor([[2, 0, 3], [1, 1, 2]])
+    given = boxes[torch.arange(2)[:, None], order]
+    found = encoder(None, boxes_unit=given)
+    assert torch.equal(found.visual_embeds, states[torch.arange(2)[:, None], order])
+    assert torch.equal(found.boxes_unit, given) and found.visual_attention_mask.tolist() == [[1] * 3] * 2
+    torch.testing.assert_close(found.scores, scores.gather(1, order))
+    assert found.class_ids.unique().tolist() == [2]
+
+
+def test_a_given_box_between_queries_gets_the_one_with_most_overlap_times_score():
+    found_boxes = torch.tensor([[[0.0, 0.0, 0.4, 0.4], [0.1, 0.0, 0.5, 0.4], [0.6, 0.6, 0.9, 0.9]]])
+    given = torch.tensor([[[0.0, 0.0, 0.44, 0.4], [0.06, 0.0, 0.5, 0.4], [0.5, 0.5, 0.9, 0.9]]])
+    for scores, best in (([0.9, 0.9, 0.3], [0, 1, 2]), ([0.9, 0.2, 0.1], [0, 0, 2]), ([0.1, 0.9, 0.1], [1, 1, 2])):
+        encoder, _, states = stand_in_encoder(torch.tensor([scores]), found_boxes)
+        assert torch.equal(encoder(None, boxes_unit=given).visual_embeds[0], states[0, best])
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.5, 0.95])
+def test_the_whole_picture_is_the_mean_of_what_would_be_found(threshold):
+    scores = torch.tensor([[0.3, 0.9, 0.1, 0.7]])
+    encoder, _, states = stand_in_encoder(scores, score_threshold=threshold)
+    encoder.feature_mean.fill_(0.5)
+    encoder.feature_std.fill_(2.0)
+    given = torch.tensor([[[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 1.0, 0.98]]])
+    whole, large = encoder(None, boxes_unit=given).visual_embeds[0]
+    kept = ((states - 0.5) / 2.0)[0, scores[0] >= threshold]
+    torch.testing.assert_close(whole, kept.mean(dim=0) if len(kept) else torch.zeros(16))
+    assert any(torch.equal(large, state) for state in (states[0] - 0.5) / 2.0)  # not quite the whole picture: a box
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_boxes_found_and_given_again_have_the_same_features(family):
+    encoder, pixels = encoder_with(family, max_regions=5, score_threshold=0.2, nms_threshold=0.3), pictures()
+    encoder.fit_standardisation([{"pixel_values": pixels}])
+    found = encoder(pixels)
+    again = encoder(pixels, boxes_unit=found.boxes_unit, boxes_mask=found.visual_attention_mask)
+    assert found.visual_attention_mask.sum() > 3
+    for key in ("visual_attention_mask", "boxes_unit"):
+        assert torch.equal(again[key], found[key])
+    # Where a more confident query lies about the same place, that one is described; its geometry stays that of the box.
+    keep = found.visual_attention_mask.bool()
+    torch.testing.assert_close(again.visual_embeds[keep][:, 16:], found.visual_embeds[keep][:, 16:], **close)
+    same = (again.visual_embeds - found.visual_embeds).abs().amax(dim=-1)[keep] < 1e-4
+    assert same.float().mean() > 0.7
+    assert again.visual_embeds[~keep].abs().sum() == 0
+
+
+@pytest.mark.parametrize("family", ["d_fine", "detr"])
+def test_given_boxes_alone_padded_and_in_a_batch(family):
+    encoder, pixels = encoder_with(family, score_threshold=0.2, nms_threshold=0.3), pictures()
+    given = random_corners(torch.Generator().manual_seed(8), 3, 4)
+    given[:, 0] = torch.tensor([0.0, 0.0, 1.0, 1.0])
+    mask = (torch.arange(4) < torch.tensor([[4], [2], [3]])).long()
+    together = encoder(pixels, boxes_unit=given * mask[..., None], boxes_mask=mask)
+    assert torch.equal(together.visual_attention_mask, mask)
+    assert together.visual_embeds[~mask.bool()].abs().sum() == 0
+    for row, count in enumerate(mask.sum(dim=1).tolist()):
+        alone = encoder(pixels[row : row + 1], boxes_unit=given[row : row + 1, :count])
+        for key, value in alone.items():
+            torch.testing.assert_close(value[0], together[key][row, :count], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(together.visual_embeds[..., 16:], box_geometry(given) * mask[..., None])
+    assert (together.visual_embeds[0, 0, :16] - together.visual_embeds[1, 0, :16]).abs().max() > 0.01
+
+
 def test_boxes_are_cut_at_the_border():
     outside = torch.tensor([[[-0.5, 0.25, 0.5, 1.5]]])
     encoder, _, _ = stand_in_encoder(torch.tensor([[0.9]]), outside)

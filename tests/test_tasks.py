@@ -16,7 +16,8 @@ from modeling_visualbert.answers import pythia_answers
 from modeling_visualbert.corpus.vocabulary import corpus_tokenizer
 from modeling_visualbert.features.store import write_store
 from modeling_visualbert.metrics.vqa import soft_targets
-from modeling_visualbert.tasks import vqa
+from modeling_visualbert.tasks import common
+from modeling_visualbert.tasks.common import DETECTOR
 from modeling_visualbert.tasks.detection import (
     CocoDetection,
     DetectionArgs,
@@ -26,7 +27,8 @@ from modeling_visualbert.tasks.detection import (
     mirror,
     region_scores,
 )
-from modeling_visualbert.tasks.vqa import DETECTOR, VqaArgs, draw_examples, vqa_task
+from modeling_visualbert.tasks.run import draw_sheet
+from modeling_visualbert.tasks.vqa import VqaArgs, vqa_task
 from modeling_visualbert.training.loop import save_model, train
 
 
@@ -55,7 +57,7 @@ def first_batch(task, count=3):
 
 def test_regions_are_found_once_and_kept(args, monkeypatch):
     first = first_batch(vqa_task(args(), Accelerator(cpu=True)))
-    monkeypatch.setattr(vqa, "extract_regions", lambda *args, **kwargs: pytest.fail("found again"))
+    monkeypatch.setattr(common, "extract_regions", lambda *args, **kwargs: pytest.fail("found again"))
     again = first_batch(vqa_task(args(), Accelerator(cpu=True)))
     assert first["visual_attention_mask"].sum() >= 3
     assert torch.equal(first["visual_embeds"], again["visual_embeds"])
@@ -74,7 +76,11 @@ def test_stored_regions_give_the_logits_of_the_pixels(args):
 def test_text_only_sees_no_picture(args):
     task = vqa_task(args(text_only=True), Accelerator(cpu=True))
     assert sorted(first_batch(task)) == ["attention_mask", "input_ids", "labels", "token_type_ids"]
-    assert task.model.config.region_encoder_config is None
+    # The model itself is the same, so that a later stage can go on with it.
+    other = vqa_task(args(), Accelerator(cpu=True)).model
+    assert task.model.config.region_encoder_config == other.config.region_encoder_config
+    assert task.model.state_dict().keys() == other.state_dict().keys()
+    assert all(torch.equal(value, other.state_dict()[name]) for name, value in task.model.state_dict().items())
 
 
 @pytest.mark.parametrize("rule", ["visualbert", "uniform", "mmf"])
@@ -119,7 +125,7 @@ def test_features_of_a_detector_that_is_not_at_hand(args, tmp_path):
     task = vqa_task(args(features_dir=folder), Accelerator(cpu=True))
     assert task.model.config.region_encoder_config is None
     assert first_batch(task)["visual_embeds"].shape == (3, 2, 7)
-    with pytest.raises(ValueError, match=r"store: features of dim 7 by mine, this model expects \d+"):
+    with pytest.raises(ValueError, match=r"store: features of dim 7, this model expects \d+"):
         vqa_task(args(features_dir=folder, region_encoder=str(DETECTOR)), Accelerator(cpu=True))
 
 
@@ -171,7 +177,9 @@ def test_bert_is_a_starting_point(args, tmp_path, text_only):
     embeddings = task.model.visual_bert.embeddings
     assert torch.equal(embeddings.word_embeddings.weight, bert.embeddings.word_embeddings.weight)
     assert torch.equal(embeddings.visual_token_type_embeddings.weight, bert.embeddings.token_type_embeddings.weight)
-    assert (task.model.config.region_encoder_config is None) == text_only
+    dim = QueryRegionEncoder.from_pretrained(DETECTOR).config.region_dim
+    assert embeddings.visual_projection.in_features == dim
+    assert sorted(first_batch(task))[-1] == ("token_type_ids" if text_only else "visual_embeds")
 
 
 def test_a_region_encoder_of_the_starting_point_is_kept(args, tmp_path):
@@ -210,22 +218,19 @@ def test_training_the_region_encoder_needs_pixels(args):
         vqa_task(args(train_region_encoder=True), Accelerator(cpu=True))
 
 
-def test_a_missing_picture_is_named_before_training(args, tmp_path):
+@pytest.mark.parametrize("from_pixels", [False, True])
+def test_a_missing_picture_is_named_before_training(args, tmp_path, from_pixels):
     Image.new("RGB", (160, 128)).save(tmp_path / "000000000001.png")
     with pytest.raises(FileNotFoundError, match=rf"{tmp_path}: no picture of image 2 \(79 are missing\)"):
-        vqa_task(args(images_dir=str(tmp_path)), Accelerator(cpu=True))
-
-
-def test_a_missing_picture_is_named_when_pixels_are_read(args, tmp_path):
-    Image.new("RGB", (160, 128)).save(tmp_path / "000000000001.png")
-    with pytest.raises(FileNotFoundError, match="no picture of image"):
-        first_batch(vqa_task(args(images_dir=str(tmp_path), from_pixels=True), Accelerator(cpu=True)), count=20)
+        vqa_task(args(images_dir=str(tmp_path), from_pixels=from_pixels), Accelerator(cpu=True))
 
 
 def test_examples_are_drawn(args, tmp_path):
     task = vqa_task(args(), Accelerator(cpu=True))
-    draw_examples(task.model.eval(), task, "dev", args(), tmp_path / "sheet.png", count=4)
-    with Image.open(tmp_path / "sheet.png") as sheet:
+    save_model(task.model, task, tmp_path / "best")
+    drawn = draw_sheet(task, "dev", tmp_path, torch.device("cpu"), count=4)
+    assert drawn == tmp_path / "examples.png"
+    with Image.open(drawn) as sheet:
         assert sheet.width > 3 * 480
         assert sheet.height > 2 * 384
 

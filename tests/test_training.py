@@ -5,6 +5,7 @@ The scripts themselves are run in `test_training_runs.py`.
 
 import json
 import math
+import re
 from dataclasses import fields
 from pathlib import Path
 
@@ -15,15 +16,36 @@ from datasets import Dataset
 
 from modeling_visualbert import VisualBertConfig, VisualBertForQuestionAnswering, VisualBertProcessor
 from modeling_visualbert.corpus.vocabulary import corpus_tokenizer
+from modeling_visualbert.metrics.submissions import write_vqa_results
 from modeling_visualbert.tasks.detection import DetectionArgs
-from modeling_visualbert.tasks.vqa import VqaArgs, majority_baselines, make_task, score_answers, write_official_results
+from modeling_visualbert.tasks.flickr30k import Flickr30kArgs
+from modeling_visualbert.tasks.nlvr2 import Nlvr2Args
+from modeling_visualbert.tasks.pretraining import PretrainingArgs
+from modeling_visualbert.tasks.vcr import VcrArgs
+from modeling_visualbert.tasks.vqa import VqaArgs, majority_baselines, make_task, score_answers
 from modeling_visualbert.training.args import TrainArgs, parse_args, read_recipe
 from modeling_visualbert.training.batches import AugmentedRows, MicroBatches, StepPlan
 from modeling_visualbert.training.checkpoint import list_checkpoints, load_checkpoint
-from modeling_visualbert.training.loop import evaluate, make_accelerator, make_optimizer, rate_factor, train
-from modeling_visualbert.training.task import Task
+from modeling_visualbert.training.loop import (
+    evaluate,
+    make_accelerator,
+    make_optimizer,
+    rate_factor,
+    read_predictions,
+    train,
+    write_predictions,
+)
+from modeling_visualbert.training.task import Task, count_examples
 
 RECIPES = Path(__file__).parents[1] / "examples" / "recipes"
+ARGS = {  # by the first word of a recipe's name
+    "vqa": VqaArgs,
+    "nlvr2": Nlvr2Args,
+    "vcr": VcrArgs,
+    "flickr30k": Flickr30kArgs,
+    "pretrain": PretrainingArgs,
+    "pretraining": PretrainingArgs,
+}
 
 
 def plan(num_examples=10, batch_size=4, num_processes=1, micro_batch_size=None, seed=0):
@@ -141,13 +163,14 @@ def test_the_corpus_recipe_is_read_only_without_data():
 
 @pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.name)
 def test_shipped_recipes_parse(recipe):
-    args = parse_args(VqaArgs, "", ["--recipe", str(recipe), "--output_dir", "x"])
-    values = read_recipe(recipe, VqaArgs)
+    args_class = ARGS[re.match("[^_]+", recipe.stem)[0]]
+    args = parse_args(args_class, "", ["--recipe", str(recipe), "--output_dir", "x"])
+    values = read_recipe(recipe, args_class)
     assert values
     assert isinstance(values["learning_rate"], float)
     for name, value in values.items():
         assert getattr(args, name) == value
-    for item in fields(VqaArgs):
+    for item in fields(args_class):
         if item.default is not None and item.name != "output_dir":
             assert type(getattr(args, item.name)) is type(item.default), item.name
 
@@ -194,7 +217,7 @@ def test_wrong_flags_end_with_a_usage_line(argv, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("args_class", [TrainArgs, VqaArgs, DetectionArgs])
+@pytest.mark.parametrize("args_class", [TrainArgs, DetectionArgs, *dict.fromkeys(ARGS.values())])
 def test_every_argument_says_what_it_is(args_class):
     for item in fields(args_class):
         assert item.metadata.get("help"), item.name
@@ -346,7 +369,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(whole_run, tmp_path, calls):
 def test_only_the_steps_after_the_newest_checkpoint_are_taken(tmp_path, calls, newest):
     interrupted_run(tmp_path, calls)
     task, steps = toy_task(), []
-    task.count_items = lambda batch: steps.append(batch) or len(batch["labels"])
+    task.count_items = lambda batch: steps.append(batch) or count_examples(batch)
     train(task, toy_args(tmp_path, resume=True))
     assert len(steps) == 12 - newest
 
@@ -527,6 +550,25 @@ def test_results_for_the_evaluation_server(tmp_path):
     (tmp_path / "in.jsonl").write_text(
         '{"id": 7, "answer": "nét", "score": 0.5}\n{"id": 8, "answer": "2", "score": 1}\n'
     )
-    write_official_results(tmp_path / "in.jsonl", tmp_path / "out.json")
+    predictions = read_predictions(tmp_path / "in.jsonl")
+    write_vqa_results({record["id"]: record["answer"] for record in predictions}, tmp_path / "out.json")
     expected = [{"question_id": 7, "answer": "nét"}, {"question_id": 8, "answer": "2"}]
     assert json.loads((tmp_path / "out.json").read_text()) == expected
+
+
+def test_predictions_come_back_and_are_named_when_missing(tmp_path):
+    predictions = [{"id": 7, "answer": "nét", "score": 0.1}, {"id": "dev-0-1-2", "scores": [0.25, 1e-30]}]
+    write_predictions(tmp_path / "p.jsonl", predictions)
+    assert read_predictions(tmp_path / "p.jsonl") == predictions
+    with pytest.raises(FileNotFoundError, match="q.jsonl: no such file"):
+        read_predictions(tmp_path / "q.jsonl")
+
+
+def test_skipped_records_are_counted_and_listed(tmp_path):
+    task = toy_task()
+    task.skipped = ["a.json: question 3: bad", "a.json: question 9: worse"]
+    record = train(task, toy_args(tmp_path / "some", max_steps=1))
+    assert record["run"]["skipped_records"] == 2
+    assert (tmp_path / "some" / "skipped.txt").read_text() == "a.json: question 3: bad\na.json: question 9: worse\n"
+    assert train(toy_task(), toy_args(tmp_path / "none", max_steps=1))["run"]["skipped_records"] == 0
+    assert not (tmp_path / "none" / "skipped.txt").exists()

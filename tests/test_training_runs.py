@@ -106,7 +106,7 @@ def test_a_killed_run_ends_with_the_same_bits(environment, finished, tmp_path):
     assert re.search(r"training vqa: .*?\| (\d+)/30", resumed.stderr)[1] in ("10", "20")
     for file in (
         "best/model.safetensors",
-        "question_only/best/model.safetensors",
+        "text_only/best/model.safetensors",
         "log.jsonl",
         "predictions_test.jsonl",
     ):
@@ -156,7 +156,7 @@ def test_metrics_are_the_official_scores_of_the_predictions(finished, cache):
         assert record["splits"][split]["accuracy"] == pytest.approx(scored["overall"])
         assert record["splits"][split]["per_question_type"] == pytest.approx(scored["per_question_type"])
         assert record["splits"][split]["num_examples"] == len(answers) == 400
-        results = json.loads((folder / f"vqa_results_{split}.json").read_text())
+        results = json.loads((folder / f"results_{split}.json").read_text())
         assert results == [{"question_id": i, "answer": answer} for i, answer in answers.items()]
     assert f"{record['splits']['test']['accuracy']:.1f}" in output
 
@@ -164,7 +164,7 @@ def test_metrics_are_the_official_scores_of_the_predictions(finished, cache):
 def test_baselines_are_in_the_metrics_and_in_the_table(finished):
     folder, output = finished
     baselines = json.loads((folder / "metrics.json").read_text())["baselines"]
-    assert set(baselines) == {"majority answer", "majority answer per type", "question only"}
+    assert set(baselines) == {"majority answer", "majority answer per type", "text only"}
     for name, scores in baselines.items():
         assert 0 < scores["accuracy"] < 60
         assert scores["num_examples"] == 400
@@ -183,7 +183,7 @@ def test_the_best_model_is_complete(finished):
     assert {"yes", "no", "red", "circle", "big", "2"} <= set(processor.answers)
 
 
-@pytest.mark.parametrize("file", ["curves.png", "attention.png"])
+@pytest.mark.parametrize("file", ["curves.png", "examples.png"])
 def test_pictures_are_drawn(finished, file):
     with Image.open(finished[0] / file) as image:
         pixels = np.asarray(image.convert("L"))
@@ -210,7 +210,7 @@ def test_tensorboard_of_the_run_has_no_other_run(finished):
 
 
 def test_checkpoints_of_the_baseline_hold_the_baseline_only(finished):
-    names = {path.name for path in (finished[0] / "question_only" / "checkpoints").glob("step-*/*")}
+    names = {path.name for path in (finished[0] / "text_only" / "checkpoints").glob("step-*/*")}
     assert names == {path.name for path in (finished[0] / "checkpoints").glob("step-*/*")}
 
 

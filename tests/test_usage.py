@@ -39,7 +39,7 @@ from modeling_visualbert import (
 from modeling_visualbert.cli import main
 from modeling_visualbert.corpus.scenes import render, sample_scene
 from modeling_visualbert.corpus.vocabulary import corpus_tokenizer
-from modeling_visualbert.tasks.vqa import DETECTOR
+from modeling_visualbert.tasks.common import DETECTOR
 
 PACKAGE = Path(modeling_visualbert.__file__).parent
 ANSWERS = ["<unk>", "2", "no", "red", "yes"]
@@ -392,7 +392,15 @@ def test_nothing_in_a_file_runs_foreign_code(path):
 
 HUB_FILES = [
     path
-    for pattern in ("configuration_*", "modeling_*", "regions_*", "image_processing_*", "processing_*", "pipeline_*")
+    for pattern in (
+        "configuration_*",
+        "modeling_*",
+        "regions_*",
+        "image_processing_*",
+        "processing_*",
+        "pipeline_*",
+        "text_*",
+    )
     for path in sorted(PACKAGE.glob(f"{pattern}.py"))
 ]
 
@@ -407,6 +415,7 @@ def test_all_hub_files_are_looked_at():
         "pipeline_visualbert",
         "processing_visualbert",
         "regions_visualbert",
+        "text_visualbert",
     }
 
 

@@ -10,9 +10,13 @@
       detection/instances_<split>.json                boxes, COCO detection format
       vqa/v2_OpenEnded_shapes_<split>_questions.json  VQA v2 questions
       vqa/v2_shapes_<split>_annotations.json          VQA v2 annotations
+      vcr/{train,val,test}.jsonl, vcr/vcr1images/     VCR; metadata beside the pictures
+      nlvr2/data/{train,dev,test1}.json, nlvr2/images NLVR2; two pictures to a sentence
+      flickr30k/shapes_<split>.txt, Sentences/, ...    Flickr30k Entities
+      coco/captions_<split>.json                      COCO captions
 
-Splits are train, val and test; no scene (same objects at nearly the same places) is in two of them. Building takes about a
-minute and the result is kept in the user's cache.
+Splits are train, val and test; no scene (same objects at nearly the same places) is in two of them. Where a dataset has its own
+names for pictures they are hard links. Building takes about a minute and the result is kept in the user's cache.
 """
 
 from __future__ import annotations
@@ -30,11 +34,15 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from tqdm.auto import tqdm
 
+from .captions import captions_record
+from .flickr30k import flickr30k_files
+from .nlvr2 import SPLIT_NAMES, make_pairs, nlvr2_records
 from .scenes import CLASSES, HEIGHT, WIDTH, Scene, render, sample_scene
+from .vcr import metadata_record, vcr_records
 from .vqa import vqa_records
 
 SPLITS = ("train", "val", "test")
-FORMAT_VERSION = 1  # raise it when any file of the corpus changes, so that caches are built anew
+FORMAT_VERSION = 2  # raise it when any file of the corpus changes, so that caches are built anew
 
 
 @dataclass(frozen=True)
@@ -87,11 +95,12 @@ def build_corpus(folder: Path, config: CorpusConfig, progress: bool = True) -> N
             _write_images(draft / "images" / split, scenes[split], split, progress)
             _write_lines(draft / "scenes" / f"{split}.jsonl", (scene.to_dict() for scene in scenes[split]))
             _write_json(draft / "detection" / f"instances_{split}.json", detection_record(scenes[split], split))
-            questions, annotations = vqa_records(scenes[split], split, config.questions_per_scene, config.seed)
-            _write_json(draft / "vqa" / f"v2_OpenEnded_shapes_{split}_questions.json", questions)
-            _write_json(draft / "vqa" / f"v2_shapes_{split}_annotations.json", annotations)
-            if split == "test":
-                contact_sheet(scenes[split][:20], questions["questions"]).save(draft / "contact_sheet.png")
+            _write_vqa(draft, scenes[split], split, config)
+            _write_vcr(draft, scenes[split], split, config.seed)
+            _write_nlvr2(draft, scenes[split], split, config.seed)
+            _write_flickr30k(draft / "flickr30k", scenes[split], split, config.seed)
+            captions = captions_record(scenes[split], partial(_file_name_of, split), config.seed)
+            _write_json(draft / "coco" / f"captions_{split}.json", captions)
         _write_json(draft / "corpus.json", {"format_version": FORMAT_VERSION, **asdict(config)})
         try:
             draft.rename(folder)
@@ -163,6 +172,58 @@ def contact_sheet(scenes: list[Scene], questions: list[dict], columns: int = 5) 
         sheet.paste(render(scene).resize((2 * WIDTH, 2 * HEIGHT), Image.Resampling.LANCZOS), (x, y))
         draw.text((x, y + 2 * HEIGHT + 4), first_question.get(scene.image_id, ""), fill="black", font=font)
     return sheet
+
+
+def _write_vqa(corpus: Path, scenes: list[Scene], split: str, config: CorpusConfig) -> None:
+    questions, annotations = vqa_records(scenes, split, config.questions_per_scene, config.seed)
+    _write_json(corpus / "vqa" / f"v2_OpenEnded_shapes_{split}_questions.json", questions)
+    _write_json(corpus / "vqa" / f"v2_shapes_{split}_annotations.json", annotations)
+    if split == "test":
+        contact_sheet(scenes[:20], questions["questions"]).save(corpus / "contact_sheet.png")
+
+
+def _write_vcr(corpus: Path, scenes: list[Scene], split: str, seed: int) -> None:
+    folder = f"shapes_{split}"
+    (corpus / "vcr" / "vcr1images" / folder).mkdir(parents=True)
+    for scene in scenes:
+        name = _file_name_of(split, scene)
+        picture = corpus / "vcr" / "vcr1images" / folder / name
+        _link(corpus / "images" / split / name, picture)
+        _write_json(picture.with_suffix(".json"), metadata_record(scene))
+    records = vcr_records(scenes, split, lambda scene: f"{folder}/{_file_name_of(split, scene)}", seed)
+    _write_lines(corpus / "vcr" / f"{split}.jsonl", records)
+
+
+def _write_nlvr2(corpus: Path, scenes: list[Scene], split: str, seed: int) -> None:
+    sets = make_pairs(scenes, split)
+    for pair in (pair for pairs in sets for pair in pairs):
+        folder = corpus / "nlvr2" / "images" / pair.directory
+        folder.mkdir(parents=True, exist_ok=True)
+        for side, scene in enumerate((pair.left, pair.right)):
+            # The suffix says PNG and the file is a JPEG, as in the release.
+            _link(corpus / "images" / split / _file_name_of(split, scene), folder / f"{pair.name}-img{side}.png")
+    _write_lines(corpus / "nlvr2" / "data" / f"{SPLIT_NAMES[split]}.json", nlvr2_records(sets, seed))
+
+
+def _write_flickr30k(folder: Path, scenes: list[Scene], split: str, seed: int) -> None:
+    for name in ("Sentences", "Annotations"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for image_id, sentences, annotation in flickr30k_files(scenes, seed):
+        (folder / "Sentences" / f"{image_id}.txt").write_text(sentences, encoding="utf-8")
+        (folder / "Annotations" / f"{image_id}.xml").write_text(annotation, encoding="utf-8")
+    ids = "".join(f"{scene.image_id}\n" for scene in scenes)
+    (folder / f"shapes_{split}.txt").write_text(ids, encoding="utf-8")
+
+
+def _file_name_of(split: str, scene: Scene) -> str:
+    return image_file_name(split, scene.image_id)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # not every file system has hard links
+        shutil.copyfile(source, target)
 
 
 def _write_images(folder: Path, scenes: list[Scene], split: str, progress: bool) -> None:

@@ -59,7 +59,7 @@ def sample_questions(scene: Scene, count: int, seed: str) -> list[Question]:
     return list(found.values())
 
 
-def _describe(scene: Scene, target: SceneObject, rng: Random, avoid: str) -> str | None:
+def describe(scene: Scene, target: SceneObject, rng: Random, avoid: str = "") -> str | None:
     """A phrase such as "small red circle" or "red thing" that fits only `target` and does not tell its `avoid`."""
     phrases = []
     for use_size, use_color, use_shape in product((False, True), repeat=3):
@@ -84,7 +84,7 @@ _ATTRIBUTE_TEMPLATES = {
 
 def _ask_attribute(attribute: str, scene: Scene, rng: Random) -> tuple[str, str] | None:
     target = rng.choice(scene.objects)
-    phrase = _describe(scene, target, rng, avoid=attribute)
+    phrase = describe(scene, target, rng, avoid=attribute)
     if phrase is None:
         return None
     return rng.choice(_ATTRIBUTE_TEMPLATES[attribute]).format(phrase), getattr(target, attribute)
@@ -173,7 +173,7 @@ def _compare_sizes(scene: Scene, rng: Random) -> tuple[str, str] | None:
     pairs = [(a, b) for a, b in permutations(scene.objects, 2) if a.size == "big" and b.size == "small"]
     if not pairs:
         return None
-    phrases = [_describe(scene, item, rng, avoid="size") for item in rng.choice(pairs)]
+    phrases = [describe(scene, item, rng, avoid="size") for item in rng.choice(pairs)]
     if None in phrases:
         return None
     wanted, word = rng.random() < 0.5, rng.choice(("bigger", "larger", "smaller"))

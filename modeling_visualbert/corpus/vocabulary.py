@@ -20,6 +20,7 @@ _WORDS = """
 a above an and are below big bigger by can color do does each every everything have how in is it large larger left less
 little many more number object objects of on or picture right same scene see shape shapes side size small smaller than that
 top bottom half or fewer the there they you thing things this to two under which with what whose where who
+among at both contains does exactly fewer how image images it least like look neither nothing only other show shows them together
 no yes zero one two three four five six seven eight nine ten
 """
 

@@ -15,21 +15,27 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, Features, List, Value
 
-from .files import read_json, require
+from .files import check_count, check_new, read_json, require, require_path, skipping
 
+# of `captions_<split>.json`
+EXPECTED_IMAGES = {"train2014": 82_783, "val2014": 40_504, "train2017": 118_287, "val2017": 5000}
+EXPECTED_CAPTIONS = {"train2014": 414_113, "val2014": 202_654, "train2017": 591_753, "val2017": 25_014}
 FEATURES = Features({"image_id": Value("int64"), "file_name": Value("string"), "captions": List(Value("string"))})
 
 
-def load_coco_captions(path: str | Path, exclude: Collection[int] = ()) -> Dataset:
+def load_coco_captions(path: str | Path, exclude: Collection[int] = (), skipped: list[str] | None = None) -> Dataset:
     """Read one captions file, in the order of its images.
 
     Args:
-        path: The file.
+        path: The file. If it has an official name, its size is checked and a difference logged.
         exclude: Image ids to leave out, such as the VQA minival images when pre-training (the authors train on train2014 and
             val2014 without them).
+        skipped: Bad records are left out and named here instead of raised. The captions of an image that was left out
+            are left out, and named, too.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -37,27 +43,13 @@ def load_coco_captions(path: str | Path, exclude: Collection[int] = ()) -> Datas
             belongs to an image that is not listed; names file and record.
     """
     content = read_json(path)
-    names: dict[int, str] = {}
-    for number, image in enumerate(require(content, "images", str(path), list)):
-        where = f"{path}: image {number}"
-        image_id = require(image, "id", where, int)
-        if image_id in names:
-            raise ValueError(f"{where}: image id {image_id} occurs twice; expected each once")
-        names[image_id] = require(image, "file_name", where, str)
-    captions: dict[int, list[str]] = defaultdict(list)
-    seen: set[int] = set()
-    for number, record in enumerate(require(content, "annotations", str(path), list)):
-        where = f"{path}: caption {number}"
-        caption_id, image_id = require(record, "id", where, int), require(record, "image_id", where, int)
-        if caption_id in seen:
-            raise ValueError(f"{where}: caption id {caption_id} occurs twice; expected each once")
-        if image_id not in names:
-            raise ValueError(f"{where}: image {image_id} is not listed; expected an entry in 'images'")
-        seen.add(caption_id)
-        text = require(record, "caption", where, str).strip()
-        if not text:
-            raise ValueError(f"{where}: the caption is empty; expected a sentence")
-        captions[image_id].append(text)
+    images = require(content, "images", str(path), list)
+    annotations = require(content, "annotations", str(path), list)
+    split = Path(path).stem.removeprefix("captions_")
+    check_count(path, len(images), "images", split, EXPECTED_IMAGES)
+    check_count(path, len(annotations), "captions", split, EXPECTED_CAPTIONS)
+    names = _file_names(images, path, skipped)
+    captions = _captions(annotations, names, path, skipped)
     left_out = frozenset(exclude)
     kept = [image_id for image_id in names if image_id in captions and image_id not in left_out]
     rows = {
@@ -66,3 +58,41 @@ def load_coco_captions(path: str | Path, exclude: Collection[int] = ()) -> Datas
         "captions": [captions[image_id] for image_id in kept],
     }
     return Dataset.from_dict(rows, features=FEATURES)
+
+
+def _file_names(images: list[Any], path: str | Path, skipped: list[str] | None) -> dict[int, str]:
+    """File names by image id."""
+    names: dict[int, str] = {}
+    seen: set[int] = set()
+    for number, record in enumerate(images):
+        where = f"{path}: image {number}"
+        with skipping(skipped):
+            image_id, name = require(record, "id", where, int), require_path(record, "file_name", where)
+            check_new(image_id, seen, "image id", where)
+            names[image_id] = name
+    return names
+
+
+def _captions(
+    annotations: list[Any], names: dict[int, str], path: str | Path, skipped: list[str] | None
+) -> dict[int, list[str]]:
+    """Captions by image id."""
+    captions: dict[int, list[str]] = defaultdict(list)
+    seen: set[int] = set()
+    for number, record in enumerate(annotations):
+        where = f"{path}: caption {number}"
+        with skipping(skipped):
+            image_id, text = _caption(record, names, where)
+            check_new(require(record, "id", where, int), seen, "caption id", where)
+            captions[image_id].append(text)
+    return captions
+
+
+def _caption(record: Any, names: dict[int, str], where: str) -> tuple[int, str]:
+    """Image id and text of a caption."""
+    image_id, text = require(record, "image_id", where, int), require(record, "caption", where, str).strip()
+    if image_id not in names:
+        raise ValueError(f"{where}: image {image_id} is not listed; expected an entry in 'images'")
+    if not text:
+        raise ValueError(f"{where}: the caption is empty; expected a sentence")
+    return image_id, text

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
+logger = logging.getLogger(__name__)
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+@contextmanager
+def skipping(skipped: list[str] | None) -> Iterator[None]:
+    """What is wrong with the one record read inside is raised; given a list, it is noted there and reading goes on.
+
+    Append the record's row last inside the block, so that it is there as a whole or not at all.
+    """
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        if skipped is None:
+            raise
+        skipped.append(str(error))
 
 
 def read_json(path: str | Path) -> Any:
@@ -22,15 +40,17 @@ def read_json(path: str | Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return _parse(path.read_bytes(), str(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: malformed JSON at line {error.lineno}, column {error.colno}: {error.msg}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text at byte {error.start}") from error
 
 
-def read_json_lines(path: str | Path) -> Iterator[tuple[str, Any]]:
+def read_json_lines(path: str | Path, skipped: list[str] | None = None) -> Iterator[tuple[str, Any]]:
     """(place, record) of each line of a JSON-lines file; the place is for errors, `file: line 3`.
+
+    Args:
+        path: The file.
+        skipped: Malformed lines are left out and named here instead of raised.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -41,22 +61,107 @@ def read_json_lines(path: str | Path) -> Iterator[tuple[str, Any]]:
         raise FileNotFoundError(f"{path}: no such file")
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            where = f"{path}: line {number}"
-            try:
-                yield where, json.loads(line.decode("utf-8"))
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{where}: not UTF-8 text at byte {error.start}") from error
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{where}: malformed JSON at column {error.colno}: {error.msg}") from error
+            # Around the yield too: errors of the code that uses the record do not come back in here.
+            with skipping(skipped):
+                yield f"{path}: line {number}", _parse_line(line.rstrip(b"\r\n"), f"{path}: line {number}")
+
+
+def _parse_line(line: bytes, where: str) -> Any:
+    try:
+        return _parse(line, where)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: malformed JSON at column {error.colno}: {error.msg}") from error
+
+
+def _parse(content: bytes, where: str) -> Any:
+    try:
+        return json.loads(content.decode("utf-8"))
+    except json.JSONDecodeError:
+        raise  # the callers name its place
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: not UTF-8 text at byte {error.start}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested as deep
+        raise ValueError(f"{where}: malformed JSON: {error}") from error
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The lines of a text file that are not empty.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not UTF-8.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text at byte {error.start}") from error
 
 
 def require(record: Any, key: str, where: str, kind: type | None = None) -> Any:
-    """`record[key]`, or an error that names what is missing where, or what is not of the expected `kind`."""
+    """`record[key]`, or an error that names what is missing where, or what is not of the expected `kind`.
+
+    Numbers are of 64 bits (True is none) and text is Unicode (no half surrogate pairs): a table can hold nothing else.
+    """
     if not isinstance(record, dict) or key not in record:
         raise ValueError(f"{where}: key {key!r} is missing; expected a record with it")
-    if kind is not None and not isinstance(record[key], kind):
-        raise ValueError(f"{where}: {key!r} is {record[key]!r:.40}; expected {kind.__name__}")
+    if kind is not None and not _is_a(record[key], kind):
+        expected = "int of 64 bits" if kind is int else kind.__name__
+        raise ValueError(f"{where}: {key!r} is {record[key]!r:.40}; expected {expected}")
     return record[key]
+
+
+def optional(record: Any, key: str, where: str, kind: type | None = None) -> Any:
+    """Like `require`, but None where the key is missing or None."""
+    if isinstance(record, dict) and record.get(key) is None:
+        return None
+    return require(record, key, where, kind)
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+    if kind is str:
+        return isinstance(value, str) and is_unicode(value)
+    return isinstance(value, kind)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether text can be stored: JSON can spell half a surrogate pair, which is no character."""
+    return text.isascii() or not re.search("[\ud800-\udfff]", text)
+
+
+def require_path(record: Any, key: str, where: str) -> str:
+    """`record[key]`, a path below a folder that the caller knows; files of others must not lead out of it.
+
+    Raises:
+        ValueError: It is missing, empty, absolute (here or on Windows) or goes up with "..".
+    """
+    path = require(record, key, where, str)
+    windows = PureWindowsPath(path)  # takes both kinds of slash
+    if not path or "\0" in path or windows.anchor or ".." in windows.parts:
+        raise ValueError(f"{where}: {key!r} is {path!r}; expected a relative path without '..'")
+    return path
+
+
+def check_new(value: Any, seen: set[Any], what: str, where: str) -> None:
+    """Note `value` in `seen`.
+
+    Raises:
+        ValueError: It is there already; names it.
+    """
+    if value in seen:
+        raise ValueError(f"{where}: {what} {value!r} occurs twice; expected each once")
+    seen.add(value)
+
+
+def check_count(path: str | Path, count: int, what: str, split: str, expected: Mapping[str, int]) -> None:
+    """Log a warning where an official split is not complete: a sample, or a download that was cut."""
+    full = expected.get(split, count)
+    if count != full:
+        logger.warning("%s: %d %s; the full %s has %d", path, count, what, split, full)
 
 
 def find_one(folder: str | Path, patterns: tuple[str, ...], what: str) -> Path:
@@ -96,4 +201,24 @@ def index_images(folder: str | Path) -> dict[int, Path]:
         if int(number[1]) in found:
             raise ValueError(f"{folder}: image id {int(number[1])} twice, {found[int(number[1])].name} and {path.name}")
         found[int(number[1])] = path
+    return found
+
+
+def index_images_by_name(folder: str | Path) -> dict[str, Path]:
+    """Image files below `folder` by their names without suffix, as NLVR2 has them (`dev-850-0-img0.png`).
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: Two files have the same name.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such image folder")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            continue
+        if path.stem in found:
+            raise ValueError(f"{folder}: image {path.stem!r} twice, {found[path.stem]} and {path}")
+        found[path.stem] = path
     return found

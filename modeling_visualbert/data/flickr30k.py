@@ -21,16 +21,20 @@ become one row for each sentence with at least one phrase that has a box::
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from xml.etree.ElementTree import Element, ParseError
 
 from datasets import Dataset, Features, List, Value
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import parse as parse_xml
+
+from .files import check_count, skipping
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +51,7 @@ FEATURES = Features(
         "boxes": List(List(List(Value("float32")))),
     }
 )
-_OPENING = re.compile(r"\[/EN#(\d+)((?:/[^/\s]+)+)")
+_OPENING = re.compile(r"\[/EN#([0-9]{1,18})((?:/[^/\s]+)+)")
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,8 @@ def read_boxes(path: str | Path) -> dict[int, list[list[float]]]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is not XML, declares entities or a document type (refused unread), or a box is malformed.
+        ValueError: The file is not XML, declares entities or a document type (refused unread), or a box or the name of its
+            entity is malformed.
     """
     path = Path(path)
     if not path.is_file():
@@ -121,23 +126,21 @@ def read_boxes(path: str | Path) -> dict[int, list[list[float]]]:
         root = parse_xml(path, forbid_dtd=True)
     except DefusedXmlException as error:
         raise ValueError(f"{path}: declares a document type or entities ({error}); expected plain XML") from error
-    except ParseError as error:
+    except (ParseError, LookupError, ValueError) as error:  # the last two: an encoding that is unknown or unsupported
         raise ValueError(f"{path}: malformed XML: {error}") from error
     boxes: dict[int, list[list[float]]] = defaultdict(list)
     for number, item in enumerate(root.iter("object")):
         box = item.find("bndbox")
         if box is not None:
-            corners = [_number(box, name, f"{path}: object {number}") for name in ("xmin", "ymin", "xmax", "ymax")]
-            if corners[2] < corners[0] or corners[3] < corners[1]:
-                raise ValueError(
-                    f"{path}: object {number}: box {corners} is inverted; expected xmin <= xmax, ymin <= ymax"
-                )
+            corners = _corners(box, f"{path}: object {number}")
             for name in item.findall("name"):
-                boxes[int(name.text or 0)].append(corners)
+                boxes[_entity_id(name, f"{path}: object {number}")].append(corners)
     return dict(boxes)
 
 
-def load_flickr30k(data_dir: str | Path, image_ids: Sequence[int], positions: str = "marked") -> Dataset:
+def load_flickr30k(
+    data_dir: str | Path, image_ids: Sequence[int], positions: str = "marked", skipped: list[str] | None = None
+) -> Dataset:
     """Sentences with grounded phrases of the given images (those of `train.txt`, `val.txt` or `test.txt`).
 
     Phrases whose entity has no box are left out, as in the official evaluation; sentences without any other phrase too.
@@ -147,38 +150,77 @@ def load_flickr30k(data_dir: str | Path, image_ids: Sequence[int], positions: st
         data_dir: Folder with `Sentences/` and `Annotations/`.
         image_ids: Images to read, in order.
         positions: `"marked"`, where the phrase stands; `"original"`, its first occurrence, as the authors trained.
+        skipped: A line with broken markup, or an image whose boxes or sentences cannot be read, is left out and named
+            here instead of raised.
 
     Raises:
-        FileNotFoundError: A file of an image is missing.
+        FileNotFoundError: The folder or a file of an image is missing.
         ValueError: A file is malformed, or `positions` is unknown; names file and line.
     """
     if positions not in ("marked", "original"):
         raise ValueError(f"positions {positions!r}; expected 'marked' or 'original'")
-    data_dir, rows, left_out = Path(data_dir), [], 0
+    data_dir = Path(data_dir)
+    if not data_dir.is_dir():
+        raise FileNotFoundError(f"{data_dir}: no such folder; expected one with Sentences/ and Annotations/")
+    rows: list[dict[str, Any]] = []
+    num_phrases = num_grounded = num_sentences = 0
     for image_id in image_ids:
-        boxes = read_boxes(data_dir / "Annotations" / f"{image_id}.xml")
-        path = data_dir / "Sentences" / f"{image_id}.txt"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such sentence file")
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
-            words, phrases = parse_sentence(line, f"{path}: line {number + 1}")
-            grounded = [phrase for phrase in phrases if phrase.entity_id in boxes]
-            left_out += len(phrases) - len(grounded)
-            if grounded:
-                rows.append(_row(image_id, number, words, grounded, boxes, positions))
-    logger.info("%s: %d sentences, %d phrases without a box left out", data_dir, len(rows), left_out)
-    return Dataset.from_list(rows, features=FEATURES)
+        with skipping(skipped):
+            boxes = read_boxes(data_dir / "Annotations" / f"{image_id}.xml")
+            for number, words, phrases in _sentences(data_dir / "Sentences" / f"{image_id}.txt", skipped):
+                grounded = [phrase for phrase in phrases if phrase.entity_id in boxes]
+                num_sentences += 1
+                num_phrases += len(phrases)
+                num_grounded += len(grounded)
+                if grounded:
+                    rows.append(_row(image_id, number, words, grounded, boxes, positions))
+    logger.info(
+        "%s: %d sentences; left out: %d without a phrase that has a box, %d phrases without a box",
+        data_dir,
+        len(rows),
+        num_sentences - len(rows),
+        num_phrases - num_grounded,
+    )
+    return Dataset.from_dict({name: [row[name] for row in rows] for name in FEATURES}, features=FEATURES)
 
 
 def read_split(path: str | Path) -> list[int]:
-    """Image ids of a split file, one a line; the number of a full split is checked and a difference logged."""
+    """Image ids of a split file, one a line; the number of a full split is checked and a difference logged.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: A line is not a number; names it.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such split file")
-    ids = [int(line) for line in path.read_text(encoding="utf-8").split()]
-    if len(ids) != EXPECTED_IMAGES.get(path.stem, len(ids)):
-        logger.warning("%s: %d images; the full split has %d", path, len(ids), EXPECTED_IMAGES[path.stem])
+    ids: list[int] = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if line.strip():
+            if not re.fullmatch(rb"[0-9]{1,18}", line.strip()):
+                raise ValueError(f"{path}: line {number} is {line!r:.40}; expected an image id")
+            ids.append(int(line))
+    check_count(path, len(ids), "images", path.stem, EXPECTED_IMAGES)
     return ids
+
+
+def _sentences(path: Path, skipped: list[str] | None) -> list[tuple[int, list[str], list[Phrase]]]:
+    """Number, words and phrases of each line."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such sentence file")
+    sentences = []
+    for number, line in enumerate(path.read_bytes().splitlines()):
+        where = f"{path}: line {number + 1}"
+        with skipping(skipped):
+            sentences.append((number, *parse_sentence(_text(line, where), where)))
+    return sentences
+
+
+def _text(line: bytes, where: str) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: not UTF-8 text at byte {error.start}") from error
 
 
 def _row(image_id: int, number: int, words: list[str], phrases: list[Phrase], boxes: dict, positions: str) -> dict:
@@ -194,9 +236,26 @@ def _row(image_id: int, number: int, words: list[str], phrases: list[Phrase], bo
     }
 
 
+def _corners(box: Element, where: str) -> list[float]:
+    corners = [_number(box, name, where) for name in ("xmin", "ymin", "xmax", "ymax")]
+    if corners[2] < corners[0] or corners[3] < corners[1]:
+        raise ValueError(f"{where}: box {corners} is inverted; expected xmin <= xmax, ymin <= ymax")
+    return corners
+
+
 def _number(box: Element, name: str, where: str) -> float:
     text = box.findtext(name)
     try:
-        return float(text or "")
+        number = float(text or "")
     except ValueError:
-        raise ValueError(f"{where}: {name} is {text!r}; expected a number") from None
+        number = math.nan
+    if not abs(number) < 1e6:  # so that "nan" is refused too
+        raise ValueError(f"{where}: {name} is {text!r:.40}; expected a number of pixels")
+    return number
+
+
+def _entity_id(name: Element, where: str) -> int:
+    text = (name.text or "").strip()
+    if not re.fullmatch("[0-9]{1,18}", text):
+        raise ValueError(f"{where}: name is {text!r:.40}; expected the number of an entity")
+    return int(text)

@@ -13,14 +13,12 @@ several sentences share a pair of images)::
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, Features, List, Value
 
-from .files import read_json_lines, require
-
-logger = logging.getLogger(__name__)
+from .files import check_count, check_new, find_one, optional, read_json_lines, require, skipping
 
 EXPECTED_EXAMPLES = {"train": 86_373, "dev": 6982, "test1": 6967, "test2": 6970}
 FEATURES = Features(
@@ -34,30 +32,38 @@ FEATURES = Features(
 _LABELS = {"True": 1, "False": 0}
 
 
-def load_nlvr2(path: str | Path) -> Dataset:
+def find_nlvr2_file(data_dir: str | Path, split: str) -> Path:
+    """The official file of a split (`dev.json`, JSON lines) below `data_dir`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: Several files could be meant.
+    """
+    return find_one(data_dir, (f"**/{split}.json", f"**/{split}.jsonl"), f"file of split {split!r}")
+
+
+def load_nlvr2(path: str | Path, skipped: list[str] | None = None) -> Dataset:
     """Read one split, in the order of the file. `label` is 1 for "True", 0 for "False", None where there is none.
+
+    Args:
+        path: The file.
+        skipped: Bad records are left out and named here instead of raised.
 
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: A line is malformed, a key is missing, a label or identifier has another form, or an identifier occurs
             twice; names file and line.
     """
-    rows: dict[str, list] = {name: [] for name in FEATURES}
+    rows: list[dict[str, Any]] = []
     seen: set[str] = set()
-    for where, record in read_json_lines(path):
-        identifier = require(record, "identifier", where, str)
-        if identifier in seen:
-            raise ValueError(f"{where}: identifier {identifier!r} occurs twice; expected each once")
-        seen.add(identifier)
-        label = record.get("label")
-        if label is not None and label not in _LABELS:
-            raise ValueError(f"{where}: 'label' is {label!r}; expected 'True' or 'False'")
-        rows["identifier"].append(identifier)
-        rows["sentence"].append(require(record, "sentence", where, str))
-        rows["label"].append(None if label is None else _LABELS[label])
-        rows["images"].append(image_names(identifier, where))
-    _check_count(path, rows["identifier"])
-    return Dataset.from_dict(rows, features=FEATURES)
+    for where, record in read_json_lines(path, skipped):
+        with skipping(skipped):
+            row = _row(record, where)
+            check_new(row["identifier"], seen, "identifier", where)
+            rows.append(row)
+    split = rows[0]["identifier"].split("-")[0] if rows else ""
+    check_count(path, len(rows), "examples", split, EXPECTED_EXAMPLES)
+    return Dataset.from_dict({name: [row[name] for row in rows] for name in FEATURES}, features=FEATURES)
 
 
 def image_names(identifier: str, where: str = "identifier") -> list[str]:
@@ -72,7 +78,14 @@ def image_names(identifier: str, where: str = "identifier") -> list[str]:
     return [f"{'-'.join(parts[:3])}-img{side}" for side in (0, 1)]
 
 
-def _check_count(path: str | Path, identifiers: list[str]) -> None:
-    split = identifiers[0].split("-")[0] if identifiers else ""
-    if len(identifiers) != EXPECTED_EXAMPLES.get(split, len(identifiers)):
-        logger.warning("%s: %d examples; the full %s has %d", path, len(identifiers), split, EXPECTED_EXAMPLES[split])
+def _row(record: Any, where: str) -> dict[str, Any]:
+    identifier = require(record, "identifier", where, str)
+    label = optional(record, "label", where, str)
+    if label is not None and label not in _LABELS:
+        raise ValueError(f"{where}: 'label' is {label!r}; expected 'True' or 'False'")
+    return {
+        "identifier": identifier,
+        "sentence": require(record, "sentence", where, str),
+        "label": None if label is None else _LABELS[label],
+        "images": image_names(identifier, where),
+    }

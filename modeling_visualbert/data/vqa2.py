@@ -14,15 +14,13 @@ become one row of the dataset (`annotation` fields are None for files without an
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, Features, List, Value
 
-from .files import find_one, read_json, require
-
-logger = logging.getLogger(__name__)
+from .files import check_count, check_new, find_one, optional, read_json, require, skipping
 
 EXPECTED_QUESTIONS = {"train2014": 443_757, "val2014": 214_354, "test2015": 447_793, "test-dev2015": 107_394}
 
@@ -73,8 +71,16 @@ def find_vqa_files(data_dir: str | Path, split: str) -> VqaFiles:
     return VqaFiles(questions, annotations)
 
 
-def load_vqa(questions_file: str | Path, annotations_file: str | Path | None = None) -> Dataset:
+def load_vqa(
+    questions_file: str | Path, annotations_file: str | Path | None = None, skipped: list[str] | None = None
+) -> Dataset:
     """Read one split, in the order of the questions file.
+
+    Args:
+        questions_file: The questions.
+        annotations_file: Their answers, if there are any.
+        skipped: Bad records are left out and named here instead of raised. The annotation of a question that was left
+            out, and the question of such an annotation, are left out and named too.
 
     Returns:
         A `datasets.Dataset` with the columns of `FEATURES`.
@@ -86,51 +92,73 @@ def load_vqa(questions_file: str | Path, annotations_file: str | Path | None = N
     """
     content = read_json(questions_file)
     questions = require(content, "questions", str(questions_file), list)
-    _check_count(content, len(questions), questions_file)
-    annotations = {} if annotations_file is None else _annotations_by_id(annotations_file)
-    rows: dict[str, list] = {name: [] for name in FEATURES}
+    check_count(questions_file, len(questions), "questions", str(content.get("data_subtype")), EXPECTED_QUESTIONS)
+    annotations = None if annotations_file is None else _annotations_by_id(annotations_file, skipped)
+    rows: list[dict[str, Any]] = []
     seen: set[int] = set()
     for number, record in enumerate(questions):
         where = f"{questions_file}: question {number}"
-        question_id = require(record, "question_id", where, int)
-        if question_id in seen:
-            raise ValueError(f"{where}: question id {question_id} occurs twice; expected each once")
-        seen.add(question_id)
-        annotation = annotations.get(question_id)
-        if annotations_file is not None and annotation is None:
-            raise ValueError(f"{where}: question id {question_id} has no annotation in {annotations_file}")
-        image_id = require(record, "image_id", where, int)
-        if annotation is not None and annotation.get("image_id", image_id) != image_id:
-            raise ValueError(f"{where}: image {image_id}, but the annotation says image {annotation['image_id']}")
-        rows["question_id"].append(question_id)
-        rows["image_id"].append(image_id)
-        rows["question"].append(require(record, "question", where, str))
-        rows["answers"].append(None if annotation is None else [answer["answer"] for answer in annotation["answers"]])
-        for key in ("question_type", "answer_type"):
-            rows[key].append(None if annotation is None else annotation.get(key))
-    surplus = annotations.keys() - seen
-    if surplus:
-        raise ValueError(f"{annotations_file}: {len(surplus)} annotations without a question, the first {min(surplus)}")
-    return Dataset.from_dict(rows, features=FEATURES)
+        with skipping(skipped):
+            row = _row(record, where) | _answers_to(record, annotations, where, annotations_file)
+            check_new(row["question_id"], seen, "question id", where)
+            rows.append(row)
+    for question_id, annotation in (annotations or {}).items():
+        with skipping(skipped):
+            if question_id not in seen:
+                raise ValueError(f"{annotation.where}: question id {question_id} has no question in {questions_file}")
+    return Dataset.from_dict({name: [row[name] for row in rows] for name in FEATURES}, features=FEATURES)
 
 
-def _annotations_by_id(path: str | Path) -> dict[int, dict]:
-    by_id: dict[int, dict] = {}
+@dataclass(frozen=True)
+class _Annotation:
+    """What the annotations file says to a question, and `where`, for errors."""
+
+    where: str
+    image_id: int | None
+    fields: dict[str, Any]
+
+
+def _annotations_by_id(path: str | Path, skipped: list[str] | None) -> dict[int, _Annotation]:
+    by_id: dict[int, _Annotation] = {}
+    seen: set[int] = set()
     for number, record in enumerate(require(read_json(path), "annotations", str(path), list)):
         where = f"{path}: annotation {number}"
-        question_id = require(record, "question_id", where, int)
-        if question_id in by_id:
-            raise ValueError(f"{where}: question id {question_id} occurs twice; expected each once")
-        answers = require(record, "answers", where)
-        if not isinstance(answers, list) or not answers:
-            raise ValueError(f"{where}: 'answers' is empty; expected the ten annotators")
-        for answer in answers:
-            require(answer, "answer", where, str)
-        by_id[question_id] = record
+        with skipping(skipped):
+            question_id, annotation = require(record, "question_id", where, int), _annotation(record, where)
+            check_new(question_id, seen, "question id", where)
+            by_id[question_id] = annotation
     return by_id
 
 
-def _check_count(content: dict, count: int, path: str | Path) -> None:
-    expected = EXPECTED_QUESTIONS.get(str(content.get("data_subtype")))
-    if expected is not None and count != expected:
-        logger.warning("%s: %d questions; the full %s has %d", path, count, content["data_subtype"], expected)
+def _annotation(record: Any, where: str) -> _Annotation:
+    answers = require(record, "answers", where)
+    if not isinstance(answers, list) or not answers:
+        raise ValueError(f"{where}: 'answers' is empty; expected the ten annotators")
+    fields = {
+        "answers": [require(answer, "answer", where, str) for answer in answers],
+        "question_type": optional(record, "question_type", where, str),
+        "answer_type": optional(record, "answer_type", where, str),
+    }
+    return _Annotation(where, optional(record, "image_id", where, int), fields)
+
+
+def _row(record: Any, where: str) -> dict[str, Any]:
+    return {
+        "question_id": require(record, "question_id", where, int),
+        "image_id": require(record, "image_id", where, int),
+        "question": require(record, "question", where, str),
+    }
+
+
+def _answers_to(
+    question: dict[str, Any], annotations: dict[int, _Annotation] | None, where: str, path: str | Path | None
+) -> dict[str, Any]:
+    """The columns that come from the annotations file; without one they are None."""
+    if annotations is None:
+        return {"answers": None, "question_type": None, "answer_type": None}
+    annotation = annotations.get(question["question_id"])
+    if annotation is None:
+        raise ValueError(f"{where}: question id {question['question_id']} has no annotation in {path}")
+    if annotation.image_id not in (None, question["image_id"]):
+        raise ValueError(f"{where}: image {question['image_id']}, but the annotation says image {annotation.image_id}")
+    return annotation.fields

@@ -2,7 +2,7 @@
 
 ::
 
-    <store>/index.json   {"format": 1, "dim": 73, "dtype": "float32", "detector": "...", "num_images": 9500}
+    <store>/index.json   {"format": 2, "dim": 73, "dtype": "float32", "detector": "...", "num_images": 9500}
     <store>/data/        a `datasets` folder with the columns of `FEATURES`
 
 The bytes are those of little-endian C-ordered arrays: `features` [num_regions, dim] of `dtype`, `boxes` float32
@@ -24,10 +24,10 @@ from datasets import Features as ArrowFeatures
 
 from ..data.files import read_json, require
 
-FORMAT = 1
+FORMAT = 2
 FEATURES = ArrowFeatures(
     {
-        "image_id": Value("int64"),
+        "image_id": Value("string"),  # a number (COCO, Flickr30k) or a name (NLVR2, VCR)
         "height": Value("int32"),
         "width": Value("int32"),
         "num_regions": Value("int32"),
@@ -61,7 +61,7 @@ class FeatureStore:
             raise ValueError(f"{where}: dtype {self.dtype!r}; expected one of {', '.join(_DTYPES)}")
         if require(self.info, "num_images", where) == 0:  # `datasets` cannot open what holds no rows
             self.rows = Dataset.from_dict({name: [] for name in FEATURES}, features=FEATURES)
-            self._row_of: dict[int, int] = {}
+            self._row_of: dict[str, int] = {}
             return
         try:
             self.rows = load_from_disk(self.folder / "data")
@@ -75,13 +75,13 @@ class FeatureStore:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __contains__(self, image_id: int) -> bool:
-        return image_id in self._row_of
+    def __contains__(self, image_id: object) -> bool:
+        return str(image_id) in self._row_of
 
-    def __getitem__(self, image_id: int) -> dict[str, torch.Tensor]:
-        if image_id not in self._row_of:
+    def __getitem__(self, image_id: object) -> dict[str, torch.Tensor]:
+        if image_id not in self:
             raise KeyError(f"{self.folder}: no regions of image {image_id}")
-        row = self.rows[self._row_of[image_id]]
+        row = self.rows[self._row_of[str(image_id)]]
         count = row["num_regions"]
         return {
             "visual_embeds": _read(
@@ -96,7 +96,7 @@ class FeatureStore:
 
 def write_store(
     folder: str | Path,
-    regions: Iterable[tuple[int, Mapping[str, torch.Tensor]]],
+    regions: Iterable[tuple[object, Mapping[str, torch.Tensor]]],
     dim: int,
     detector: str,
     dtype: str = "float32",
@@ -105,7 +105,7 @@ def write_store(
 
     Args:
         folder: Where to; must not exist.
-        regions: (image id, regions in pixels) pairs, as [`split_regions`] makes them.
+        regions: (image id, regions in pixels) pairs, ids being numbers or names, as [`split_regions`] makes them.
         dim: Length of a feature.
         detector: What made the regions, for the index.
         dtype: `"float32"` or `"float16"`.
@@ -123,9 +123,10 @@ def write_store(
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     draft.chmod(0o755)
     try:
-        seen: set[int] = set()
+        seen: set[str] = set()
         rows: dict[str, list] = {name: [] for name in FEATURES}
-        for image_id, item in regions:
+        for key, item in regions:
+            image_id = str(key)
             if image_id in seen:
                 raise ValueError(f"image {image_id} twice; expected each image once")
             seen.add(image_id)

@@ -26,7 +26,8 @@ def vcr_accuracy(
         `answer` (Q->A), `rationale` (QA->R), `joint` (Q->AR: both right for the same question) and `num_examples`.
 
     Raises:
-        ValueError: There are no questions, lengths differ, or there are not four scores.
+        ValueError: There are no questions, lengths differ, there are not four scores, or a
+            label is not 0 to 3.
     """
     answers, rationales = _choices(answer_scores, "answer_scores"), _choices(rationale_scores, "rationale_scores")
     lengths = {len(answers), len(rationales), len(answer_labels), len(rationale_labels)}
@@ -35,13 +36,27 @@ def vcr_accuracy(
             f"{len(answers)} and {len(rationales)} rows of scores for {len(answer_labels)} and {len(rationale_labels)} "
             "labels; expected as many of each"
         )
-    answer_right, rationale_right = answers == np.asarray(answer_labels), rationales == np.asarray(rationale_labels)
+    answer_right = answers == _labels(answer_labels, "answer_labels")
+    rationale_right = rationales == _labels(rationale_labels, "rationale_labels")
     return {
         "answer": float(answer_right.mean()),
         "rationale": float(rationale_right.mean()),
         "joint": float((answer_right & rationale_right).mean()),
         "num_examples": len(answers),
     }
+
+
+def choice_accuracy(scores: Sequence[Sequence[float]], labels: Sequence[int]) -> float:
+    """Accuracy in 0..1 of one sub-task: Q->A, or QA->R given the correct answer.
+
+    Raises:
+        ValueError: There are no questions, numbers of scores and labels differ, there are not four scores, or a
+            label is not 0 to 3.
+    """
+    choices = _choices(scores, "scores")
+    if len(choices) != len(labels):
+        raise ValueError(f"{len(choices)} rows of scores for {len(labels)} labels; expected as many of each")
+    return float((choices == _labels(labels, "labels")).mean())
 
 
 def leaderboard_accuracy(
@@ -52,7 +67,7 @@ def leaderboard_accuracy(
     The evaluation takes the rationales of the correct answer, not of the predicted one.
 
     Raises:
-        ValueError: A row has not 20 numbers, or lengths differ.
+        ValueError: A row has not 20 numbers, lengths differ, or a label is not 0 to 3.
     """
     scores = np.asarray(rows, dtype=np.float64)
     if scores.ndim != 2 or scores.shape[1] != NUM_CHOICES * (1 + NUM_CHOICES):
@@ -60,7 +75,7 @@ def leaderboard_accuracy(
     if len(scores) != len(answer_labels):
         raise ValueError(f"{len(scores)} rows for {len(answer_labels)} labels; expected as many of each")
     rationales = scores[:, NUM_CHOICES:].reshape(-1, NUM_CHOICES, NUM_CHOICES)
-    given_correct = rationales[np.arange(len(scores)), np.asarray(answer_labels)]
+    given_correct = rationales[np.arange(len(scores)), _labels(answer_labels, "answer_labels")]
     return vcr_accuracy(scores[:, :NUM_CHOICES].tolist(), given_correct.tolist(), answer_labels, rationale_labels)
 
 
@@ -71,4 +86,12 @@ def _choices(scores: Sequence[Sequence[float]], name: str) -> np.ndarray:
     return array.argmax(axis=1)
 
 
-__all__ = ["leaderboard_accuracy", "vcr_accuracy"]
+def _labels(labels: Sequence[int], name: str) -> np.ndarray:
+    array = np.asarray(labels)
+    wrong = [row for row, label in enumerate(array.tolist()) if label not in range(NUM_CHOICES)]
+    if wrong:
+        raise ValueError(f"{name}: row {wrong[0]} is {array[wrong[0]]!r}; expected 0 to {NUM_CHOICES - 1}")
+    return array
+
+
+__all__ = ["choice_accuracy", "leaderboard_accuracy", "vcr_accuracy"]

@@ -12,7 +12,8 @@ import math
 import resource
 import shutil
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,10 +26,11 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from ..data.files import read_json_lines
 from .args import TrainArgs
 from .batches import AugmentedRows, MicroBatches, StepPlan
 from .checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
-from .task import Batch, Predictions, Task, to_device
+from .task import LABELS, Batch, Predictions, Task, to_device
 
 logger = logging.getLogger(__name__)
 
@@ -80,12 +82,15 @@ def train(task: Task, args: TrainArgs, accelerator: Accelerator | None = None) -
         getattr(task.model, name, task.model.gradient_checkpointing_enable)()
     model, optimizer = accelerator.prepare(task.model, make_optimizer(task.model, args))
     progress = _resume(accelerator, output_dir, args) if args.resume else Progress()
+    if accelerator.is_main_process:
+        _list_skipped(task.skipped, output_dir)
     log = RunLog(output_dir, accelerator, progress.step)
     _run_steps(task, model, optimizer, plan, progress, log, args, accelerator)
     log.close()
     record = _final_evaluation(task, args, progress, accelerator)
     record["run"] |= {
         "train_examples": len(task.splits["train"]),
+        "skipped_records": len(task.skipped),
         "processes": accelerator.num_processes,
         "seconds": round(time.time() - started, 1),
         "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
@@ -162,10 +167,14 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     world = accelerator.num_processes
-    extra = {}
+    counts: Counter[str] = Counter()
     if task.count_items is not None:
-        count = torch.tensor(sum(task.count_items(batch) for batch in micro_batches), device=accelerator.device)
-        extra["num_items_in_batch"] = accelerator.reduce(count, "sum")
+        for batch in micro_batches:
+            counts.update(task.count_items(batch))
+    extra = {
+        name: accelerator.reduce(torch.tensor(count, device=accelerator.device), "sum")
+        for name, count in counts.items()
+    }
     total = torch.zeros((), device=accelerator.device, dtype=torch.float64)
     for number, batch in enumerate(micro_batches):
         is_last = number == len(micro_batches) - 1
@@ -199,7 +208,8 @@ def evaluate(
         for rows, batch in tqdm(
             loader, desc=f"evaluating {split}", leave=False, disable=not accelerator.is_main_process
         ):
-            batch.pop("labels", None)
+            for name in LABELS:
+                batch.pop(name, None)
             predictions += task.predict(accelerator.unwrap_model(model)(**to_device(batch, accelerator.device)), rows)
     predictions = sorted(gather_object(predictions), key=lambda record: record["id"])
     scored = [task.score(predictions, split) if accelerator.is_main_process else None]
@@ -233,6 +243,20 @@ def write_json(path: Path, record: dict) -> None:
     draft = path.with_name(f".{path.name}.tmp")
     draft.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     draft.replace(path)
+
+
+def write_predictions(path: Path, predictions: Predictions) -> None:
+    """One JSON record a line."""
+    path.write_text("".join(json.dumps(prediction) + "\n" for prediction in predictions), encoding="utf-8")
+
+
+def read_predictions(path: Path) -> Predictions:
+    """What [`write_predictions`] wrote.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    return [record for _, record in read_json_lines(path)]
 
 
 class RunLog:
@@ -286,6 +310,12 @@ def _claim_output_dir(output_dir: Path, resume: bool, accelerator: Accelerator) 
     if accelerator.is_main_process and old.exists() and not best.exists():
         old.rename(best)  # the run was killed between the two renames of `save_model`
     accelerator.wait_for_everyone()
+
+
+def _list_skipped(skipped: Sequence[str], output_dir: Path) -> None:
+    if skipped:
+        (output_dir / "skipped.txt").write_text("".join(f"{line}\n" for line in skipped), encoding="utf-8")
+        logger.warning("%d bad records left out, listed in %s", len(skipped), output_dir / "skipped.txt")
 
 
 # What may differ between a run and its continuation without changing a single bit of the result.
@@ -369,7 +399,6 @@ def _final_evaluation(task: Task, args: TrainArgs, progress: Progress, accelerat
             continue
         metrics, predictions = evaluate(task, best, split, args, accelerator)
         if accelerator.is_main_process:
-            lines = "".join(json.dumps(prediction) + "\n" for prediction in predictions)
-            (output_dir / f"predictions_{split}.jsonl").write_text(lines, encoding="utf-8")
+            write_predictions(output_dir / f"predictions_{split}.jsonl", predictions)
         record["splits"][split] = metrics
     return record

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import PreTrainedModel
 
 Rows = list[Any]
 Batch = dict[str, Any]
 Predictions = list[dict[str, Any]]
+LABELS = ("labels", "sentence_image_labels")  # what a batch holds for the loss only
 
 
 @dataclass
@@ -27,9 +30,13 @@ class Task:
         predict: Model outputs and rows -> one record per row, with an `id`.
         score: Predictions of a split -> metrics; `metrics[best_metric]` is to be maximised.
         best_metric: Name of the metric that decides which weights are kept.
-        count_items: Batch -> number of items its loss is divided by, for models whose `forward` takes
-            `num_items_in_batch`. None leaves the loss as the model returns it.
+        count_items: Batch -> what its loss is divided by, as arguments of the model's `forward`
+            (`{"num_items_in_batch": 64}`). None leaves the loss as the model returns it.
         augment: Changes a training row at random, with the given generator only.
+        draw: Model, row and its prediction -> a picture to look at.
+        write_results: Predictions and the path of a file without suffix -> the file that the official evaluation takes.
+        pictures: Picture files by their key in the rows, for views of the data.
+        skipped: Bad records that were left out.
     """
 
     name: str
@@ -40,8 +47,12 @@ class Task:
     predict: Callable[[Any, Rows], Predictions]
     score: Callable[[Predictions, str], dict[str, Any]]
     best_metric: str
-    count_items: Callable[[Batch], int] | None = None
+    count_items: Callable[[Batch], dict[str, int]] | None = None
     augment: Callable[[Any, torch.Generator], Any] | None = None
+    draw: Callable[[PreTrainedModel, Any, dict[str, Any]], Image.Image] | None = None
+    write_results: Callable[[Predictions, Path], None] | None = None
+    pictures: Mapping[Any, Path] = field(default_factory=dict)
+    skipped: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         missing = {"train", "dev"} - set(self.splits)
@@ -49,9 +60,9 @@ class Task:
             raise ValueError(f"task {self.name!r} has no split {sorted(missing)[0]!r}")
 
 
-def batch_size_of(batch: Batch) -> int:
-    """Number of examples: the length of the labels."""
-    return len(batch["labels"])
+def count_examples(batch: Batch) -> dict[str, int]:
+    """The loss is a mean over examples."""
+    return {"num_items_in_batch": len(batch["labels"])}
 
 
 def to_device(value: Any, device: torch.device) -> Any:

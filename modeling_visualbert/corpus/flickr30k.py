@@ -1,0 +1,137 @@
+"""The embedded corpus as official Flickr30k Entities files: five marked sentences and the boxes of each picture.
+
+Phrases fit exactly one object, or, in the plural, all objects of a kind (several boxes); `scene` and `notvisual` phrases have
+none.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from random import Random
+from xml.etree.ElementTree import Element, SubElement, indent, tostring
+
+from .questions import PLURALS, describe
+from .scenes import Scene, SceneObject
+
+SENTENCES_PER_SCENE = 5
+_ENTITIES_PER_SCENE = 20  # entity ids are unique over the corpus
+_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
+_RELATIONS = (("to the left of", "to the right of"), ("above", "below"))
+
+
+class EntityTable:
+    """Numbers the entities of one scene and remembers their boxes; the same objects keep their number."""
+
+    def __init__(self, scene: Scene):
+        self.scene = scene
+        self.ids: dict[tuple[int, ...], int] = {}
+
+    def mark(self, objects: list[SceneObject], words: str) -> str:
+        """ "[/EN#412/other the red star]"."""
+        key = tuple(sorted(self.scene.objects.index(item) for item in objects))
+        return f"[/EN#{self._number(key)}/other {words}]"
+
+    def mark_scene(self, words: str) -> str:
+        """A phrase for the whole picture: an entity without boxes."""
+        return f"[/EN#{self._number(())}/scene {words}]"
+
+    def boxes(self) -> dict[int, list[SceneObject]]:
+        """Objects by entity number; none for the scene."""
+        return {number: [self.scene.objects[i] for i in key] for key, number in self.ids.items()}
+
+    def _number(self, key: tuple[int, ...]) -> int:
+        return self.ids.setdefault(key, self.scene.image_id * _ENTITIES_PER_SCENE + len(self.ids) + 1)
+
+
+def flickr30k_files(scenes: list[Scene], seed: int) -> Iterator[tuple[int, str, str]]:
+    """(image id, contents of its sentence file, contents of its annotation file)."""
+    for scene in scenes:
+        rng = Random(f"{seed}/flickr30k/{scene.image_id}")
+        entities = EntityTable(scene)
+        lines = [rng.choice(_MAKERS)(scene, entities, rng) for _ in range(SENTENCES_PER_SCENE)]
+        yield scene.image_id, "\n".join(lines) + "\n", _annotation(scene, entities)
+
+
+def _name(scene: Scene, item: SceneObject, rng: Random) -> str | None:
+    phrase = describe(scene, item, rng)
+    return None if phrase is None else f"the {phrase}"
+
+
+def _relation_sentence(scene: Scene, entities: EntityTable, rng: Random) -> str:
+    first, second = rng.sample(scene.objects, k=2)
+    names = _name(scene, first, rng), _name(scene, second, rng)
+    if names[0] is None or names[1] is None:
+        return _scene_sentence(scene, entities, rng)
+    axis = max((0, 1), key=lambda i: abs(first.center[i] - second.center[i]))
+    relation = _RELATIONS[axis][first.center[axis] > second.center[axis]]
+    subject = names[0].replace("the", "The", 1)
+    return f"{entities.mark([first], subject)} is {relation} {entities.mark([second], names[1])} ."
+
+
+def _list_sentence(scene: Scene, entities: EntityTable, rng: Random) -> str:
+    chosen = rng.sample(scene.objects, k=rng.randint(2, 3))
+    named = [(item, name) for item in chosen if (name := _name(scene, item, rng)) is not None]
+    if not named:
+        return _scene_sentence(scene, entities, rng)
+    phrases = [entities.mark([item], name) for item, name in named]
+    listed = " and ".join([" , ".join(phrases[:-1]), phrases[-1]]) if len(phrases) > 1 else phrases[0]
+    return f"You can see {listed} in {entities.mark_scene('the picture')} ."
+
+
+def _plural_sentence(scene: Scene, entities: EntityTable, rng: Random) -> str:
+    """ "The two red things" are one entity with two boxes."""
+    attribute = rng.choice(("color", "shape"))
+    counts = Counter(getattr(item, attribute) for item in scene.objects)
+    repeated = sorted(value for value, count in counts.items() if count > 1)
+    if not repeated:
+        return _list_sentence(scene, entities, rng)
+    value = rng.choice(repeated)
+    group = [item for item in scene.objects if getattr(item, attribute) == value]
+    words = f"The {_NUMBERS[len(group)]} {PLURALS[value] if attribute == 'shape' else f'{value} things'}"
+    others = [item for item in scene.objects if item not in group]
+    other = rng.choice(others) if others else None
+    name = None if other is None else _name(scene, other, rng)
+    if other is None or name is None:
+        return f"{entities.mark(group, words)} are in {entities.mark_scene('the picture')} ."
+    return f"{entities.mark(group, words)} are in one picture with {entities.mark([other], name)} ."
+
+
+def _scene_sentence(scene: Scene, entities: EntityTable, rng: Random) -> str:
+    """`notvisual` phrases have the entity number 0, as in the release."""
+    number = len(scene.objects)
+    return (
+        f"{entities.mark(list(scene.objects), f'The {_NUMBERS[number]} things')} have [/EN#0/notvisual nothing] to do ."
+    )
+
+
+def _annotation(scene: Scene, entities: EntityTable) -> str:
+    """Coordinates count from 1 and are whole pixels, as in the release; entities that share a box share an `object`."""
+    root = Element("annotation")
+    SubElement(root, "filename").text = f"{scene.image_id}.jpg"
+    size = SubElement(root, "size")
+    for name, value in (("width", scene.width), ("height", scene.height), ("depth", 3)):
+        SubElement(size, name).text = str(value)
+    names_of: dict[int, list[int]] = {i: [] for i in range(len(scene.objects))}
+    for number, objects in entities.boxes().items():
+        for item in objects:
+            names_of[scene.objects.index(item)].append(number)
+        if not objects:
+            node = SubElement(root, "object")
+            SubElement(node, "name").text = str(number)
+            SubElement(node, "scene").text = "1"
+            SubElement(node, "nobndbox").text = "1"
+    for index, numbers in names_of.items():
+        if not numbers:
+            continue
+        node = SubElement(root, "object")
+        for number in numbers:
+            SubElement(node, "name").text = str(number)
+        box = SubElement(node, "bndbox")
+        for side, place in zip(("xmin", "ymin", "xmax", "ymax"), scene.objects[index].box(), strict=True):
+            SubElement(box, side).text = str(round(place) + 1)
+    indent(root)
+    return tostring(root, encoding="unicode") + "\n"
+
+
+_MAKERS = (_relation_sentence, _relation_sentence, _list_sentence, _list_sentence, _plural_sentence)

@@ -1,0 +1,307 @@
+"""VCR (Zellers et al. 2019, https://visualcommonsense.com): JSON lines of questions, a metadata JSON for each image.
+
+One line of `val.jsonl`, shortened (a list among the words is a tag: indices of `objects`, counted from 0)::
+
+    {"annot_id": "val-1", "img_fn": "lsmdc_1054/1054_00.01.46@0.jpg", "metadata_fn": "lsmdc_1054/1054_00.01.46@0.json",
+     "objects": ["person", "person", "person", "car", "cellphone", "clock"],
+     "question": ["Does", [0], "live", "in", "this", "house", "?"],
+     "answer_choices": [["No", ",", [0], "lives", "nowhere", "close", "."], ..., ["No", [1], "does", "not", ...]],
+     "rationale_choices": [..., [[2], "sits", "comfortably", ...], ...], "answer_label": 2, "rationale_label": 3, ...}
+
+and the metadata, whose objects are the same (boxes are x1, y1, x2, y2, score; an object may have several polygons)::
+
+    {"names": ["person", ...], "boxes": [[955.7, 52.3, 1551.6, 789.0, 0.999], ...], "segms": [[[[1133, 64], ...]], ...],
+     "width": 1920, "height": 797}
+
+become one row, with the objects that its text mentions (person 0, 1 and 2)::
+
+    {"annot_id": "val-1", "image": "lsmdc_1054/1054_00.01.46@0.jpg", "metadata": "lsmdc_1054/1054_00.01.46@0.json",
+     "question": ["Does", "[0]", "live", "in", "this", "house", "?"], "answer_choices": [["No", ",", "[0]", ...], ...],
+     "rationale_choices": [...], "answer_label": 2, "rationale_label": 3, "objects": ["person", "person", "person"],
+     "object_ids": [0, 1, 2], "boxes": [[955.7, 52.3, 1551.6, 789.0], ...], "width": 1920, "height": 797}
+
+A tag is one word, "[0]" or "[0,2]", whose numbers count the row's own `objects`; `object_ids` are their indices in the
+metadata. `boxes` are pixels. The whole image, which the model sees as region 0, is not among them: a later stage adds it.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, List, Value
+
+from .files import (
+    check_count,
+    check_new,
+    is_unicode,
+    optional,
+    read_json,
+    read_json_lines,
+    require,
+    require_path,
+    skipping,
+)
+
+EXPECTED_QUESTIONS = {"train": 212_923, "val": 26_534, "test": 25_263}
+NUM_CHOICES = 4
+FEATURES = Features(
+    {
+        "annot_id": Value("string"),
+        "image": Value("string"),
+        "metadata": Value("string"),
+        "question": List(Value("string")),
+        "answer_choices": List(List(Value("string"))),
+        "rationale_choices": List(List(Value("string"))),
+        "answer_label": Value("int64"),
+        "rationale_label": Value("int64"),
+        "objects": List(Value("string")),
+        "object_ids": List(Value("int32")),
+        "boxes": List(List(Value("float32"))),
+        "width": Value("int32"),
+        "height": Value("int32"),
+    }
+)
+TAG = re.compile(r"\[[0-9]+(,[0-9]+)*\]")  # among the words of a row
+
+Text = list[str | list[int]]
+
+
+@dataclass(frozen=True)
+class VcrMetadata:
+    """What the metadata file says about an image: one entry for each object in every list, numbers are pixels.
+
+    A polygon is a list of points x, y; one of fewer than three points, beside a real one, is kept as it is.
+    """
+
+    names: list[str]
+    boxes: list[list[float]]
+    scores: list[float]
+    segms: list[list[list[list[float]]]]
+    width: int
+    height: int
+
+
+def read_metadata(path: str | Path) -> VcrMetadata:
+    """Read the metadata of an image.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: JSON is malformed, a key is missing, the size is not positive, the lists differ in length, a box is not
+            five numbers, inverted or off the image, or an object has no polygon of three points; names file and object.
+    """
+    where = str(path)
+    content = read_json(path)
+    width, height = (_size(content, key, where) for key in ("width", "height"))
+    names, boxes, segms = (require(content, key, where, list) for key in ("names", "boxes", "segms"))
+    if not len(names) == len(boxes) == len(segms):
+        raise ValueError(
+            f"{where}: {len(names)} names, {len(boxes)} boxes and {len(segms)} segms; expected one each for every object"
+        )
+    for number, (name, box, polygons) in enumerate(zip(names, boxes, segms, strict=True)):
+        _check_name(name, f"{where}: object {number}")
+        _check_box(box, width, height, f"{where}: object {number}")
+        _check_polygons(polygons, f"{where}: object {number}")
+    corners = [[float(number) for number in box[:4]] for box in boxes]
+    return VcrMetadata(names, corners, [float(box[4]) for box in boxes], segms, width, height)
+
+
+def load_vcr(
+    annotations_file: str | Path,
+    images_dir: str | Path | None = None,
+    objects: str = "mentioned",
+    skipped: list[str] | None = None,
+) -> Dataset:
+    """Read one split, in the order of the file; labels are None where there are none (test).
+
+    Args:
+        annotations_file: `train.jsonl`, `val.jsonl` or `test.jsonl`.
+        images_dir: The folder `vcr1images`; without it no metadata is read, and `boxes`, `width` and `height` are None.
+        objects: `"mentioned"`: those that the question, the answers and the rationales mention, as the authors do (after
+            R2C). If these mention none, all people; if there are no people, all objects. The word "everyone" adds
+            all people. `"all"`: all. The order is that of the metadata.
+        skipped: Bad records, also those whose metadata is bad, are left out and named here instead of raised.
+
+    Returns:
+        A `datasets.Dataset` with the columns of `FEATURES`.
+
+    Raises:
+        FileNotFoundError: The file, the folder or the metadata of a record is missing.
+        ValueError: A line or its metadata is malformed, they name different objects, a tag is outside the objects, there are
+            not four choices, a label is not one of them, a path leads out of the folder, an annot_id occurs twice, or
+            `objects` is unknown; names file and line.
+    """
+    if objects not in ("mentioned", "all"):
+        raise ValueError(f"objects {objects!r}; expected 'mentioned' or 'all'")
+    images_dir = None if images_dir is None else Path(images_dir)
+    if images_dir is not None and not images_dir.is_dir():
+        raise FileNotFoundError(f"{images_dir}: no such image folder; expected vcr1images")
+    rows: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    read: dict[Path, VcrMetadata] = {}  # questions share images
+    for where, record in read_json_lines(annotations_file, skipped):
+        with skipping(skipped):
+            row = _row(record, objects, where)
+            if images_dir is not None:
+                row |= _from_metadata(record["objects"], row["object_ids"], images_dir / row["metadata"], read, where)
+            check_new(row["annot_id"], seen, "annot_id", where)
+            rows.append(row)
+    split = rows[0]["annot_id"].split("-")[0] if rows else ""
+    check_count(annotations_file, len(rows), "questions", split, EXPECTED_QUESTIONS)
+    return Dataset.from_dict({name: [row[name] for row in rows] for name in FEATURES}, features=FEATURES)
+
+
+def objects_to_keep(names: Sequence[str], texts: Iterable[Text]) -> list[int]:
+    """Indices of the objects that the texts mention, in order, with the authors' (R2C's) two additions for people."""
+    people = {index for index, name in enumerate(names) if name == "person"}
+    kept: set[int] = set()
+    for text in texts:
+        for item in text:
+            if isinstance(item, list):
+                kept.update(item)
+            elif item.lower() in ("everyone", "everyones"):
+                kept |= people
+    return sorted(kept or people or range(len(names)))
+
+
+def _row(record: Any, objects: str, where: str) -> dict[str, Any]:
+    """A row but for what the metadata says."""
+    names = require(record, "objects", where, list)
+    for name in names:
+        _check_name(name, where)
+    question = require(record, "question", where)
+    _check_text(question, len(names), f"{where}: 'question'")
+    answers, rationales = _choices(record, "answer", names, where), _choices(record, "rationale", names, where)
+    if answers is None:
+        raise ValueError(f"{where}: key 'answer_choices' is missing; expected {NUM_CHOICES} answers")
+    texts = [question, *answers, *(rationales or [])]
+    kept = objects_to_keep(names, texts) if objects == "mentioned" else list(range(len(names)))
+    new_index = {old: new for new, old in enumerate(kept)}
+    return {
+        "annot_id": require(record, "annot_id", where, str),
+        "image": require_path(record, "img_fn", where),
+        "metadata": require_path(record, "metadata_fn", where),
+        "question": _words(question, new_index),
+        "answer_choices": [_words(text, new_index) for text in answers],
+        "rationale_choices": None if rationales is None else [_words(text, new_index) for text in rationales],
+        "answer_label": _label(record, "answer", where),
+        "rationale_label": _label(record, "rationale", where),
+        "objects": [names[index] for index in kept],
+        "object_ids": kept,
+        "boxes": None,
+        "width": None,
+        "height": None,
+    }
+
+
+def _choices(record: Any, kind: str, names: list[str], where: str) -> list[Text] | None:
+    """The answers or rationales, checked; None if there are none."""
+    choices = optional(record, f"{kind}_choices", where, list)
+    if choices is None:
+        return None
+    if len(choices) != NUM_CHOICES:
+        raise ValueError(f"{where}: {len(choices)} '{kind}_choices'; expected {NUM_CHOICES}")
+    for number, text in enumerate(choices):
+        _check_text(text, len(names), f"{where}: {kind} {number}")
+    return choices
+
+
+def _label(record: Any, kind: str, where: str) -> int | None:
+    label = optional(record, f"{kind}_label", where, int)
+    if label is not None and not 0 <= label < NUM_CHOICES:
+        raise ValueError(f"{where}: '{kind}_label' is {label}; expected 0 to {NUM_CHOICES - 1}")
+    if label is not None and record.get(f"{kind}_choices") is None:
+        raise ValueError(f"{where}: '{kind}_label' is {label}, but there are no choices; expected '{kind}_choices'")
+    return label
+
+
+def _check_text(text: Any, num_objects: int, where: str) -> None:
+    if not isinstance(text, list) or not text:
+        raise ValueError(f"{where} is {text!r:.40}; expected a list of words and tags")
+    for item in text:
+        if isinstance(item, list):
+            _check_tag(item, num_objects, where)
+        elif not isinstance(item, str) or not is_unicode(item):
+            raise ValueError(f"{where}: {item!r:.40}; expected a word or a list of objects")
+        elif TAG.fullmatch(item):  # could not be told from a tag of the row
+            raise ValueError(f"{where}: the word {item!r:.40} looks like a tag; expected a list of objects")
+
+
+def _check_tag(tag: list[Any], num_objects: int, where: str) -> None:
+    if not tag:
+        raise ValueError(f"{where}: a tag is empty; expected indices of objects")
+    for index in tag:
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < num_objects:
+            raise ValueError(f"{where}: tag {tag!r:.40} is outside the {num_objects} objects; expected indices from 0")
+
+
+def _words(text: Text, new_index: dict[int, int]) -> list[str]:
+    """Words as they are, tags with the numbers of the row's objects. Equal words share memory: a split has millions."""
+    return [
+        sys.intern(item) if isinstance(item, str) else f"[{','.join(str(new_index[index]) for index in item)}]"
+        for item in text
+    ]
+
+
+def _from_metadata(
+    names: list[str], kept: list[int], path: Path, read: dict[Path, VcrMetadata], where: str
+) -> dict[str, Any]:
+    """The columns that come from the metadata file; `read` holds the files that were read before."""
+    if path not in read:
+        try:
+            # Without the polygons: no column needs them, and those of a whole split fill the memory.
+            read[path] = replace(read_metadata(path), segms=[])
+        except (ValueError, FileNotFoundError) as error:
+            raise type(error)(f"{where}: {error}") from error
+    metadata = read[path]
+    if metadata.names != names:
+        raise ValueError(
+            f"{where}: 'objects' are {names!r:.60}, but 'names' in {path} are {metadata.names!r:.60}; expected the same"
+        )
+    boxes = [metadata.boxes[index] for index in kept]
+    return {"boxes": boxes, "width": metadata.width, "height": metadata.height}
+
+
+def _size(content: Any, key: str, where: str) -> int:
+    size = require(content, key, where, int)
+    if not 0 < size < 2**31:
+        raise ValueError(f"{where}: {key!r} is {size}; expected a positive number of pixels")
+    return size
+
+
+def _check_name(name: Any, where: str) -> None:
+    if not isinstance(name, str) or not name or not is_unicode(name):
+        raise ValueError(f"{where}: name {name!r:.40}; expected the class of an object")
+
+
+def _check_box(box: Any, width: int, height: int, where: str) -> None:
+    if not isinstance(box, list) or len(box) != 5 or not all(_is_finite(number) for number in box):
+        raise ValueError(f"{where}: box {box!r:.80}; expected five finite numbers x1, y1, x2, y2, score")
+    x1, y1, x2, y2 = box[:4]
+    if x2 < x1 or y2 < y1:
+        raise ValueError(f"{where}: box {box[:4]} is inverted; expected x1 <= x2 and y1 <= y2")
+    if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
+        raise ValueError(f"{where}: box {box[:4]} is outside the image; expected it on {width} x {height} pixels")
+    # Detectors may overshoot the edge a little; what is larger than the image on every side is no pixel coordinate.
+    if x1 < -width or y1 < -height or x2 > 2 * width or y2 > 2 * height:
+        raise ValueError(f"{where}: box {box[:4]!r:.80} is far off; expected it on {width} x {height} pixels")
+
+
+def _check_polygons(polygons: Any, where: str) -> None:
+    if not isinstance(polygons, list) or not all(isinstance(polygon, list) for polygon in polygons):
+        raise ValueError(f"{where}: polygons {polygons!r:.40}; expected a list of lists of points")
+    for polygon in polygons:
+        for point in polygon:
+            if not isinstance(point, list) or len(point) != 2 or not (_is_finite(point[0]) and _is_finite(point[1])):
+                raise ValueError(f"{where}: polygon with point {point!r:.40}; expected two finite numbers x, y")
+    if not any(len(polygon) >= 3 for polygon in polygons):
+        raise ValueError(f"{where}: polygon is empty; expected one of at least three points")
+
+
+def _is_finite(number: Any) -> bool:
+    """Whether a float can hold it: no NaN, which compares as False, no infinity, no int of hundreds of digits, no True."""
+    return type(number) in (int, float) and abs(number) <= sys.float_info.max

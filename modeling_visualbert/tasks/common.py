@@ -1,0 +1,271 @@
+"""What the tasks share: their arguments, where pictures and regions come from, and the model to start with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+
+from .. import modeling_visualbert
+from ..configuration_visualbert import VisualBertConfig
+from ..corpus.build import CorpusConfig, default_cache_dir, ensure_corpus
+from ..corpus.vocabulary import ASSETS
+from ..features import store as feature_store
+from ..features.extract import extract_regions
+from ..features.store import FeatureStore, write_store
+from ..image_processing_visualbert import VisualBertImageProcessor
+from ..modeling_region_encoder import QueryRegionEncoder
+from ..modeling_visualbert import VisualBertModel
+from ..training.args import TrainArgs
+
+DETECTOR = ASSETS / "shapes_detector"  # trained on the embedded corpus by examples/train_detector.py
+Boxes = Sequence[Sequence[float]]
+
+
+@dataclass
+class TaskArgs(TrainArgs):
+    """Arguments of every task that reads text and pictures. Without `data_dir` it runs on the embedded corpus."""
+
+    data_dir: str | None = field(
+        default=None, metadata={"help": "folder with the official files; default: the embedded corpus"}
+    )
+    images_dir: str | None = field(default=None, metadata={"help": "folder with the pictures (default: data_dir)"})
+    features_dir: str | None = field(default=None, metadata={"help": "feature store with the regions of all pictures"})
+    region_encoder: str | None = field(
+        default=None, metadata={"help": "region encoder to find regions with (default: the one of the embedded corpus)"}
+    )
+    from_pixels: bool = field(default=False, metadata={"help": "run the region encoder in every step, store nothing"})
+    train_region_encoder: bool = field(
+        default=False, metadata={"help": "train the region encoder too; needs --from_pixels"}
+    )
+    num_regions: int | None = field(
+        default=None, metadata={"help": "keep only this many regions of a picture, the most confident ones"}
+    )
+    text_only: bool = field(default=False, metadata={"help": "the model sees no regions: text baseline"})
+    late_fusion: bool = field(
+        default=False, metadata={"help": "text and regions meet in one additional layer only (ablation of the paper)"}
+    )
+    skip_bad_records: bool = field(
+        default=False, metadata={"help": "leave bad records out and list them in skipped.txt, instead of stopping"}
+    )
+    init_from: str | None = field(
+        default=None, metadata={"help": "VisualBERT checkpoint of any stage, or BERT, to start from (default: scratch)"}
+    )
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "BERT tokenizer (default: that of init_from or the corpus)"}
+    )
+    hidden_size: int = field(default=128, metadata={"help": "size of a model from scratch"})
+    num_hidden_layers: int = field(default=3, metadata={"help": "layers of a model from scratch"})
+    num_attention_heads: int = field(default=4, metadata={"help": "attention heads of a model from scratch"})
+    intermediate_size: int = field(default=256, metadata={"help": "feed-forward size of a model from scratch"})
+    initializer_range: float = field(default=0.05, metadata={"help": "initial weights of a model from scratch"})
+    dropout: float = field(default=0.1, metadata={"help": "dropout of states and attention"})
+    train_scenes: int = field(default=8000, metadata={"help": "embedded corpus: pictures to train on"})
+    val_scenes: int = field(default=500, metadata={"help": "embedded corpus: pictures of the dev split"})
+    test_scenes: int = field(default=1000, metadata={"help": "embedded corpus: pictures of the test split"})
+
+    def __post_init__(self) -> None:
+        if self.train_region_encoder and not self.from_pixels:
+            raise ValueError("--train_region_encoder needs --from_pixels: stored features do not change")
+        if self.num_regions is not None and self.num_regions < 1:
+            raise ValueError(f"--num_regions {self.num_regions}; expected at least 1")
+
+
+def corpus_folder(args: TaskArgs) -> Path:
+    """The embedded corpus of the run, built on first use."""
+    return ensure_corpus(CorpusConfig(args.train_scenes, args.val_scenes, args.test_scenes))
+
+
+def load_tokenizer(args: TaskArgs) -> Any:
+    """The tokenizer asked for, that of the starting point, or that of the embedded corpus.
+
+    Raises:
+        FileNotFoundError: `init_from` looks like a folder of this machine and is not there.
+    """
+    if args.init_from is not None and args.init_from.count("/") > 1 and not Path(args.init_from).is_dir():
+        raise FileNotFoundError(f"{args.init_from}: no such checkpoint; {_HOW_TO_INIT}")
+    return AutoTokenizer.from_pretrained(args.tokenizer or args.init_from or ASSETS / "corpus_tokenizer")
+
+
+_HOW_TO_INIT = "train the earlier stage first, or pass another --init_from (`--init_from scratch` starts from nothing)"
+
+
+@dataclass
+class Pictures:
+    """Where the regions of the data's pictures come from.
+
+    Args:
+        get: Picture key -> regions (a mapping) or the path of the picture; None for text only.
+        encoder, image_processor: What finds the regions; None when features of an unknown detector are stored.
+        region_dim: Length of a feature.
+        paths: Picture files by key, where they are known.
+    """
+
+    get: Callable[[Hashable], Any] | None
+    encoder: QueryRegionEncoder | None
+    image_processor: VisualBertImageProcessor | None
+    region_dim: int
+    paths: Mapping[Hashable, Path]
+
+
+def prepare_pictures(
+    args: TaskArgs,
+    keys: Iterable[Hashable],
+    images_dir: Path,
+    find_paths: Callable[[Path], Mapping[Any, Path]],
+    device: torch.device,
+    boxes: Mapping[Any, Boxes] | None = None,
+) -> Pictures:
+    """Find the regions of all pictures of the data, or where they are stored.
+
+    Args:
+        args: The run's arguments.
+        keys: Keys of all pictures.
+        images_dir: Folder of the pictures.
+        find_paths: Gives the picture files in that folder by key; called only when pictures are read.
+        device: Where to run the region encoder.
+        boxes: Given boxes of each picture in pixels, the whole picture first, to describe instead of finding some.
+
+    Raises:
+        FileNotFoundError, ValueError: Pictures or regions are missing.
+    """
+    encoder, image_processor = _region_encoder(args)
+    if args.text_only:  # the same model, so that a later stage can go on with it
+        dim = encoder.config.region_dim if encoder is not None else FeatureStore(args.features_dir or "").dim
+        return Pictures(None, encoder, image_processor, dim, {})
+    ordered = sorted(set(keys), key=lambda key: (isinstance(key, str), key))
+    if args.from_pixels:
+        if encoder is None:
+            raise ValueError("--from_pixels needs a region encoder: pass --region_encoder")
+        paths = _existing(images_dir, find_paths(images_dir), ordered)
+        _limit_regions(encoder, args.num_regions)
+        return Pictures(paths.__getitem__, encoder, image_processor, encoder.config.region_dim, paths)
+    if args.features_dir is not None or encoder is None or image_processor is None:
+        store, paths = FeatureStore(args.features_dir or ""), {}
+    else:
+        paths = _existing(images_dir, find_paths(images_dir), ordered)
+        store = _stored_regions(paths, ordered, boxes, encoder, image_processor, device)
+    missing = [key for key in ordered if key not in store]
+    if missing:
+        raise ValueError(f"{store.folder}: no regions of image {missing[0]} ({len(missing)} are missing)")
+
+    def regions(key: Hashable) -> dict[str, torch.Tensor]:
+        found = store[key]
+        # They are stored by falling confidence.
+        return {name: found[name][: args.num_regions] for name in ("visual_embeds", "boxes")}
+
+    _limit_regions(encoder, args.num_regions)  # the trained model, reading pixels, finds as many as were stored
+    return Pictures(regions, encoder, image_processor, store.dim, paths)
+
+
+def make_model(
+    head: type[PreTrainedModel], args: TaskArgs, tokenizer: Any, pictures: Pictures, **fields: Any
+) -> PreTrainedModel:
+    """A model with this head: from scratch, from BERT, or from a VisualBERT checkpoint of any stage.
+
+    Args:
+        head: Class of the model.
+        args: The run's arguments.
+        tokenizer: Its size is the vocabulary of a model from scratch.
+        pictures: Their region encoder becomes part of the model.
+        fields: Fields of the configuration that the task decides, such as `id2label`.
+
+    Raises:
+        ValueError: The checkpoint's weights do not fit this configuration, anywhere but in the head.
+    """
+    torch.manual_seed(args.seed)  # the same new weights in every process
+    fields |= {
+        "hidden_dropout_prob": args.dropout,
+        "attention_probs_dropout_prob": args.dropout,
+        "freeze_region_encoder": not args.train_region_encoder,
+        "bypass_transformer": args.late_fusion,
+    }
+    if pictures.encoder is not None:
+        encoder_fields = pictures.encoder.config.to_dict()
+        fields["region_encoder_config"] = {k: v for k, v in encoder_fields.items() if k != "_name_or_path"}
+    else:
+        fields["visual_embedding_dim"] = pictures.region_dim
+    if args.init_from is None:
+        sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "initializer_range")
+        fields |= {name: getattr(args, name) for name in sizes}
+        model = head(VisualBertConfig(vocab_size=len(tokenizer), **fields))
+    elif AutoConfig.from_pretrained(args.init_from).model_type == "bert":
+        model = head.from_bert(args.init_from, **fields)
+    else:
+        model = _from_visualbert(head, args.init_from, fields)
+    dim = model.config.visual_embedding_dim
+    if pictures.region_dim != dim:
+        raise ValueError(f"{args.features_dir}: features of dim {pictures.region_dim}, this model expects {dim}")
+    if pictures.encoder is not None:
+        model.visual_bert.region_encoder.load_state_dict(pictures.encoder.state_dict())
+    return model
+
+
+def _from_visualbert(head: type[PreTrainedModel], name: str, fields: dict[str, Any]) -> PreTrainedModel:
+    old = VisualBertConfig.from_pretrained(name).to_dict()
+    if "id2label" not in fields:
+        old = {key: value for key, value in old.items() if key not in ("id2label", "label2id")}
+    config = VisualBertConfig(**{**old, **fields})
+    model, info = head.from_pretrained(name, config=config, ignore_mismatched_sizes=True, output_loading_info=True)
+    for key, theirs, ours in info["mismatched_keys"]:
+        # Another task or answer vocabulary gets a new classifier; anything else is a mistake.
+        if not key.startswith("cls."):
+            raise ValueError(f"{name}: {key!r} has shape {tuple(theirs)}, expected {tuple(ours)}")
+    return model
+
+
+def _region_encoder(args: TaskArgs) -> tuple[QueryRegionEncoder, VisualBertImageProcessor] | tuple[None, None]:
+    """The region encoder of the run with its image processor: the one asked for, that of the starting point, or, unless
+    features of some other detector are given, the one of the embedded corpus."""
+    if args.region_encoder is None and args.init_from is not None:
+        config = AutoConfig.from_pretrained(args.init_from)
+        if getattr(config, "region_encoder_config", None) is not None:
+            # The class it was saved as, so that nothing is reported as missing or unexpected.
+            saved_as = getattr(modeling_visualbert, (config.architectures or [""])[0], VisualBertModel)
+            base = saved_as.from_pretrained(args.init_from)
+            encoder = getattr(base, "visual_bert", base).region_encoder
+            return encoder.eval(), VisualBertImageProcessor.from_pretrained(args.init_from)
+    if args.region_encoder is None and args.features_dir is not None:
+        return None, None
+    folder = args.region_encoder or DETECTOR
+    return QueryRegionEncoder.from_pretrained(folder).eval(), VisualBertImageProcessor.from_pretrained(folder)
+
+
+def _limit_regions(encoder: QueryRegionEncoder | None, count: int | None) -> None:
+    if encoder is not None and count is not None:
+        encoder.config.max_regions = min(count, encoder.config.max_regions)
+
+
+def _existing(images_dir: Path, paths: Mapping[Any, Path], keys: Sequence[Any]) -> dict[Hashable, Path]:
+    missing = [key for key in keys if key not in paths]
+    if missing:
+        raise FileNotFoundError(f"{images_dir}: no picture of image {missing[0]} ({len(missing)} are missing)")
+    return {key: paths[key] for key in keys}
+
+
+def _stored_regions(
+    paths: Mapping[Hashable, Path],
+    keys: Sequence[Any],
+    boxes: Mapping[Any, Boxes] | None,
+    encoder: QueryRegionEncoder,
+    image_processor: VisualBertImageProcessor,
+    device: torch.device,
+) -> FeatureStore:
+    """The regions of all pictures of the data: found on first use, kept in the cache."""
+    files = [str(paths[key].resolve()) for key in keys]
+    given = None if boxes is None else [boxes[key] for key in keys]
+    identity = [feature_store.FORMAT, keys, files, given, encoder.fingerprint(), image_processor.to_json_string()]
+    folder = default_cache_dir() / "regions" / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+    if not (folder / "index.json").is_file():
+        encoder.to(device)
+        images = ((key, paths[key]) for key in keys)
+        regions = extract_regions(encoder, image_processor, images, boxes=boxes, total=len(keys))
+        write_store(folder, regions, encoder.config.region_dim, detector=encoder.fingerprint())
+        encoder.cpu()
+    return FeatureStore(folder)

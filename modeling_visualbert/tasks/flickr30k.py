@@ -1,0 +1,179 @@
+"""Flickr30k Entities as a task of the training loop: official files -> phrases and regions -> boxes -> recall."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from PIL import Image
+from transformers import PreTrainedModel
+
+from ..data.files import index_images
+from ..data.flickr30k import load_flickr30k, read_split
+from ..image_processing_visualbert import load_picture
+from ..metrics.grounding import grounding_recall, matching_proposals
+from ..modeling_visualbert import VisualBertForRegionToPhraseAlignment
+from ..processing_visualbert import VisualBertProcessor
+from ..training.task import Batch, Predictions, Rows, Task, count_examples
+from ..visualization import captioned, draw_regions
+from .common import TaskArgs, corpus_folder, load_tokenizer, make_model, prepare_pictures
+
+
+@dataclass
+class Flickr30kArgs(TaskArgs):
+    """Arguments of fine-tuning on Flickr30k Entities."""
+
+    train_split: str = field(default="train", metadata={"help": "split to train on: a file of image ids"})
+    dev_split: str = field(default="val", metadata={"help": "split that decides which weights are kept"})
+    test_split: str | None = field(default="test", metadata={"help": "split that is scored at the end; '' for none"})
+    positions: str = field(
+        default="marked",
+        metadata={
+            "help": "where a phrase is read: where it is marked, or at its first occurrence as the authors do",
+            "choices": ["marked", "original"],
+        },
+    )
+
+
+def flickr30k_task(args: Flickr30kArgs, accelerator: Accelerator) -> Task:
+    """Load data and model; the first process does what has to be done once.
+
+    Raises:
+        ValueError, FileNotFoundError: Arguments or files do not fit together.
+    """
+    if args.text_only:
+        raise ValueError("--text_only: there is nothing to ground a phrase in without regions")
+    if args.from_pixels:
+        raise ValueError("--from_pixels: targets are matched against stored boxes; train on stored regions")
+    with accelerator.main_process_first():
+        data, images_dir, skipped = load_flickr30k_data(args)
+        tokenizer = load_tokenizer(args)
+        keys = {image_id for split in data.values() for image_id in split["image_id"]}
+        pictures = prepare_pictures(args, keys, images_dir, index_images, accelerator.device)
+        model = make_model(VisualBertForRegionToPhraseAlignment, args, tokenizer, pictures)
+    processor = VisualBertProcessor(
+        pictures.image_processor, tokenizer, task="flickr30k", region_dim=model.config.visual_embedding_dim
+    )
+    assert pictures.get is not None
+    task = make_task(model, processor, data, pictures.get)
+    task.pictures, task.skipped = pictures.paths, skipped
+    if pictures.paths:
+        task.draw = partial(_draw, task)
+    return task
+
+
+def load_flickr30k_data(args: Flickr30kArgs) -> tuple[dict[str, Dataset], Path, list[str]]:
+    """The splits by role (train, dev, test), the folder of the pictures, and the bad records that were left out."""
+    corpus = corpus_folder(args) if args.data_dir is None else None
+    folder = corpus / "flickr30k" if corpus is not None else Path(args.data_dir or "")
+    images_dir = corpus / "images" if corpus is not None else Path(args.images_dir or folder)
+    skipped: list[str] | None = [] if args.skip_bad_records else None
+    splits = {"train": args.train_split, "dev": args.dev_split, "test": args.test_split}
+    prefix = "shapes_" if corpus is not None else ""
+    data = {
+        name: load_flickr30k(folder, read_split(folder / f"{prefix}{split}.txt"), args.positions, skipped=skipped)
+        for name, split in splits.items()
+        if split
+    }
+    return data, images_dir, skipped or []
+
+
+def make_task(
+    model: VisualBertForRegionToPhraseAlignment,
+    processor: VisualBertProcessor,
+    data: dict[str, Dataset],
+    regions_of: Callable[[int], dict[str, torch.Tensor]],
+) -> Task:
+    """The task over loaded data; `regions_of` gives the regions of an image id, with boxes in pixels."""
+
+    def collate(rows: Rows) -> Batch:
+        regions = [regions_of(row["image_id"]) for row in rows]
+        batch = dict(
+            processor(
+                images=[{"visual_embeds": found["visual_embeds"]} for found in regions],
+                text=[row["sentence"] for row in rows],
+                phrases=[row["last_words"] for row in rows],
+            )
+        )
+        shape = (*batch["region_to_phrase_position"].shape, batch["visual_embeds"].shape[1])
+        batch["labels"] = torch.zeros(shape)
+        for labels, row, found in zip(batch["labels"], rows, regions, strict=True):
+            for label, gold in zip(labels, row["boxes"], strict=False):
+                label.copy_(region_targets(gold, found["boxes"].tolist(), shape[-1]))
+        return batch
+
+    def predict(outputs: Any, rows: Rows) -> Predictions:
+        regions = [regions_of(row["image_id"]) for row in rows]
+        found = processor.post_process_phrase_grounding(
+            outputs, regions, [len(row["phrases"]) for row in rows], top_k=None
+        )
+        return [
+            {"id": sentence_id(row), "phrases": [[dict(region) for region in ranked] for ranked in phrases]}
+            for row, phrases in zip(rows, found, strict=True)
+        ]
+
+    def score(predictions: Predictions, split: str) -> dict[str, Any]:
+        return score_phrases(predictions, data[split])
+
+    return Task("flickr30k", model, processor, data, collate, predict, score, "recall_at_1", count_items=count_examples)
+
+
+def sentence_id(row: dict[str, Any]) -> str:
+    """ "1016887272-3": image and number of the sentence."""
+    return f"{row['image_id']}-{row['sentence_number']}"
+
+
+def region_targets(gold: list[list[float]], boxes: list[list[float]], num_regions: int) -> torch.Tensor:
+    """Uniform over the regions with IoU >= 0.5 to any of the gold boxes; all zero when there is none."""
+    target = torch.zeros(num_regions)
+    matched = matching_proposals(gold, boxes)
+    if matched:
+        target[matched] = 1.0 / len(matched)
+    return target
+
+
+def score_phrases(predictions: Predictions, split: Dataset) -> dict[str, Any]:
+    """Official recalls and their upper bound in percent."""
+    by_id = {record["id"]: record["phrases"] for record in predictions}
+    sentences = []
+    for row in split:
+        ranked = by_id[sentence_id(row)]
+        proposals = [found["box"] for found in sorted(ranked[0], key=lambda found: found["region"])]
+        entities = [
+            {"gold": gold, "scores": [found["score"] for found in sorted(regions, key=lambda found: found["region"])]}
+            for gold, regions in zip(row["boxes"], ranked, strict=True)
+        ]
+        sentences.append({"proposals": proposals, "entities": entities})
+    scored = grounding_recall(sentences)
+    return {name: value if name == "num_examples" else 100.0 * value for name, value in scored.items()}
+
+
+def confidence_baseline(predictions: Predictions, split: Dataset) -> dict[str, Any]:
+    """Recalls of always taking the regions that the detector is most sure of (paper, section 5.1): they are stored first."""
+    ranked = [
+        {
+            **record,
+            "phrases": [[{**found, "score": -found["region"]} for found in regions] for regions in record["phrases"]],
+        }
+        for record in predictions
+    ]
+    return score_phrases(ranked, split)
+
+
+def _draw(task: Task, model: PreTrainedModel, row: dict[str, Any], prediction: dict[str, Any]) -> Image.Image:
+    """The picture with the best region of each phrase, numbered as in the sentence below it."""
+    picture = load_picture(task.pictures[row["image_id"]])
+    best = [ranked[0] for ranked in prediction["phrases"] if ranked]  # none in a picture without regions
+    labels = [str(number) for number in range(1, len(best) + 1)]
+    drawn = draw_regions(picture, [found["box"] for found in best], [found["score"] for found in best], labels)
+    lines = [row["sentence"]]
+    for number, phrase, found, gold in zip(labels, row["phrases"], best, row["boxes"], strict=False):
+        verdict = "right" if matching_proposals(gold, [found["box"]]) else "wrong"
+        lines.append(f"{number} {phrase}: {found['score']:.0%}, {verdict}")
+    return captioned(drawn, lines)

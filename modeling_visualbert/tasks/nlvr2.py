@@ -1,0 +1,138 @@
+"""NLVR2 as a task of the training loop: official files -> sentences and pairs of pictures -> truth -> accuracy, consistency."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from PIL import Image
+from transformers import PreTrainedModel
+
+from ..data.files import index_images_by_name
+from ..data.nlvr2 import find_nlvr2_file, load_nlvr2
+from ..image_processing_visualbert import load_picture
+from ..metrics.nlvr2 import nlvr2_accuracy
+from ..metrics.submissions import write_nlvr2_predictions
+from ..modeling_visualbert import VisualBertForVisualReasoning
+from ..processing_visualbert import VisualBertProcessor
+from ..training.task import Batch, Predictions, Rows, Task, count_examples
+from ..visualization import captioned, grid
+from .common import TaskArgs, corpus_folder, load_tokenizer, make_model, prepare_pictures
+
+
+@dataclass
+class Nlvr2Args(TaskArgs):
+    """Arguments of NLVR2 fine-tuning."""
+
+    train_split: str = field(default="train", metadata={"help": "split to train on, as in the file names"})
+    dev_split: str = field(default="dev", metadata={"help": "split that decides which weights are kept"})
+    test_split: str | None = field(default="test1", metadata={"help": "split that is scored at the end; '' for none"})
+    second_segment_std: float | None = field(
+        default=None,
+        metadata={
+            "help": "draw the segment of the second picture's regions anew with this standard deviation: stages with one "
+            "picture never train it, and a small one is learned slowly (default: leave it)"
+        },
+    )
+
+
+def nlvr2_task(args: Nlvr2Args, accelerator: Accelerator) -> Task:
+    """Load data and model; the first process does what has to be done once.
+
+    Raises:
+        ValueError, FileNotFoundError: Arguments or files do not fit together.
+    """
+    with accelerator.main_process_first():
+        data, images_dir, skipped = load_nlvr2_data(args)
+        tokenizer = load_tokenizer(args)
+        names = {name for split in data.values() for pair in split["images"] for name in pair}
+        pictures = prepare_pictures(args, names, images_dir, index_images_by_name, accelerator.device)
+        labels = {0: "False", 1: "True"}
+        model = make_model(
+            VisualBertForVisualReasoning,
+            args,
+            tokenizer,
+            pictures,
+            id2label=labels,
+            label2id={label: index for index, label in labels.items()},
+        )
+    if args.second_segment_std is not None:
+        segments = model.visual_bert.embeddings.visual_token_type_embeddings.weight
+        generator = torch.Generator().manual_seed(args.seed)
+        with torch.no_grad():
+            segments[1].normal_(0.0, args.second_segment_std, generator=generator)
+    processor = VisualBertProcessor(
+        pictures.image_processor, tokenizer, task="nlvr2", region_dim=model.config.visual_embedding_dim
+    )
+    task = make_task(model, processor, data, pictures.get)
+    task.pictures, task.skipped, task.write_results = pictures.paths, skipped, _write_results
+    if pictures.paths:
+        task.draw = partial(_draw, task)
+    return task
+
+
+def load_nlvr2_data(args: Nlvr2Args) -> tuple[dict[str, Dataset], Path, list[str]]:
+    """The splits by role (train, dev, test), the folder of the pictures, and the bad records that were left out."""
+    folder = corpus_folder(args) / "nlvr2" if args.data_dir is None else Path(args.data_dir)
+    skipped: list[str] | None = [] if args.skip_bad_records else None
+    splits = {"train": args.train_split, "dev": args.dev_split, "test": args.test_split}
+    data = {
+        name: load_nlvr2(find_nlvr2_file(folder, split), skipped=skipped) for name, split in splits.items() if split
+    }
+    return data, Path(args.images_dir or folder), skipped or []
+
+
+def make_task(
+    model: VisualBertForVisualReasoning,
+    processor: VisualBertProcessor,
+    data: dict[str, Dataset],
+    image_of: Callable[[str], Any] | None,
+) -> Task:
+    """The task over loaded data; `image_of` gives the regions or the picture of an image name, None for text only."""
+
+    def collate(rows: Rows) -> Batch:
+        images = None if image_of is None else [[image_of(name) for name in row["images"]] for row in rows]
+        batch = dict(processor(images=images, text=[row["sentence"] for row in rows]))
+        batch.pop("image_sizes", None)
+        if rows[0]["label"] is not None:
+            batch["labels"] = torch.tensor([row["label"] for row in rows])
+        return batch
+
+    def predict(outputs: Any, rows: Rows) -> Predictions:
+        found = processor.post_process_visual_reasoning(outputs)
+        return [{"id": row["identifier"], **result} for row, result in zip(rows, found, strict=True)]
+
+    def score(predictions: Predictions, split: str) -> dict[str, Any]:
+        return score_sentences({record["id"]: record["label"] for record in predictions}, data[split])
+
+    return Task("nlvr2", model, processor, data, collate, predict, score, "accuracy", count_items=count_examples)
+
+
+def score_sentences(labels: dict[str, str], split: Dataset) -> dict[str, Any]:
+    """Official accuracy and consistency in percent; only the count for a split without labels."""
+    truth = {row["identifier"]: str(bool(row["label"])) for row in split if row["label"] is not None}
+    if not truth:
+        return {"num_examples": len(split)}
+    scored = nlvr2_accuracy(labels, truth)
+    percent = {name: 100.0 * scored[name] for name in ("accuracy", "consistency")}
+    return {**percent, "num_examples": scored["num_examples"]}
+
+
+def _write_results(predictions: Predictions, path: Path) -> None:
+    write_nlvr2_predictions({record["id"]: record["label"] for record in predictions}, path.with_suffix(".csv"))
+
+
+def _draw(task: Task, model: PreTrainedModel, row: dict[str, Any], prediction: dict[str, Any]) -> Image.Image:
+    """The two pictures side by side, the sentence, what the model says and what is true."""
+    pair = grid([load_picture(task.pictures[name]).convert("RGB") for name in row["images"]], columns=2)
+    pair = pair.resize((2 * pair.width, 2 * pair.height), Image.Resampling.LANCZOS) if pair.width < 480 else pair
+    lines = [row["sentence"], f"model: {prediction['label']} ({prediction['score']:.0%})"]
+    if row["label"] is not None:
+        lines[1] += f"   truth: {bool(row['label'])}"
+    return captioned(pair, lines)

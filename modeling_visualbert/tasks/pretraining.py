@@ -1,0 +1,427 @@
+"""Pre-training as a task of the training loop: masked words read with the picture, and whether text and picture belong together.
+
+The stages of the paper (section 4): `coco` on captions, then one on the text of the task itself. What a stage reads:
+
+    coco       two captions of one picture, or one and a caption of another picture (match 0); segments 0 and 1
+    vqa        question and answer as one text
+    nlvr2      the sentence with both pictures; its truth is the match label
+    vcr        question and correct answer, and both with the correct rationale, with object tags as in VCR
+    flickr30k  the sentence
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset, concatenate_datasets
+from PIL import Image
+from transformers import PreTrainedModel
+
+from ..corpus.scenes import COLORS, SHAPES
+from ..data.coco import load_coco_captions
+from ..data.files import find_one, index_images, index_images_by_name, read_lines
+from ..image_processing_visualbert import load_picture
+from ..modeling_visualbert import VisualBertForPreTraining
+from ..processing_visualbert import VisualBertProcessor
+from ..regions_visualbert import join_regions, pad_regions
+from ..text_visualbert import EncodedText, encode_choice, encode_pair, mask_pieces, pad_alignment, pad_texts
+from ..training.task import Batch, Predictions, Rows, Task
+from ..visualization import captioned, grid
+from .common import Boxes, Pictures, TaskArgs, corpus_folder, load_tokenizer, make_model, prepare_pictures
+from .flickr30k import Flickr30kArgs, load_flickr30k_data
+from .nlvr2 import Nlvr2Args, load_nlvr2_data
+from .vcr import SUBTASKS, VcrArgs, context_of, load_vcr_data, object_boxes, picture_paths
+from .vqa import VqaArgs, load_vqa_data
+
+STAGES = ("coco", "vqa", "nlvr2", "vcr", "flickr30k")
+MATCHING_STAGES = ("coco", "nlvr2")  # the others have only the masked-LM objective
+
+
+@dataclass
+class PretrainingArgs(TaskArgs):
+    """Arguments of pre-training."""
+
+    stage: str = field(default="coco", metadata={"help": "what is read", "choices": list(STAGES)})
+    no_match: bool = field(
+        default=False, metadata={"help": "without the sentence-image objective (ablation of the paper)"}
+    )
+    mlm_probability: float = field(default=0.15, metadata={"help": "share of the word pieces to predict"})
+    max_length: int = field(default=128, metadata={"help": "longest text in word pieces; longer ones lose their front"})
+    train_split: str | None = field(default=None, metadata={"help": "split to train on (default: that of the task)"})
+    dev_split: str | None = field(default=None, metadata={"help": "split that decides which weights are kept"})
+    test_split: str | None = field(default=None, metadata={"help": "split that is scored at the end"})
+    exclude_images: str | None = field(
+        default=None, metadata={"help": "coco: file with image ids to leave out of training, such as VQA's minival"}
+    )
+    probe_words: str | None = field(
+        default=None,
+        metadata={
+            "help": "file with words that are masked one by one in evaluation (default: the corpus' colours and shapes)"
+        },
+    )
+
+
+@dataclass
+class Source:
+    """What a stage reads.
+
+    Args:
+        splits: Rows by role (train, dev, test).
+        draw_text: Row, its split and a generator -> text without masks, and the match label or None.
+        probe_text: Row -> the text whose words are masked one by one in evaluation.
+        images_of: Row -> keys of its pictures.
+        images_dir: Folder of the pictures.
+        find_paths: Gives the picture files in that folder by key.
+        boxes: Given boxes by key, for VCR.
+        skipped: Bad records that were left out.
+    """
+
+    splits: dict[str, Dataset]
+    draw_text: Callable[[dict, Dataset, torch.Generator], tuple[EncodedText, int | None]]
+    probe_text: Callable[[dict], EncodedText]
+    images_of: Callable[[dict], list]
+    images_dir: Path
+    find_paths: Callable[[Path], Mapping[Any, Path]]
+    skipped: list[str]
+    boxes: Mapping[Any, Boxes] | None = None
+
+
+@dataclass
+class MaskedRow:
+    """One example: text with masks, what was there (-100 elsewhere), match label, pictures and, for VCR, their objects."""
+
+    id: str
+    text: EncodedText
+    labels: list[int]
+    match: int | None
+    images: list
+    object_ids: list[int] | None
+
+
+def pretraining_task(args: PretrainingArgs, accelerator: Accelerator) -> Task:
+    """Load data and model; the first process does what has to be done once.
+
+    Raises:
+        ValueError, FileNotFoundError: Arguments or files do not fit together.
+    """
+    if args.from_pixels:
+        raise ValueError("--from_pixels: pre-training reads stored regions; leave it out")
+    with accelerator.main_process_first():
+        tokenizer = load_tokenizer(args)
+        source = _SOURCES[args.stage](args, tokenizer)
+        keys = {key for split in source.splits.values() for row in split for key in source.images_of(row)}
+        pictures = prepare_pictures(args, keys, source.images_dir, source.find_paths, accelerator.device, source.boxes)
+        model = make_model(VisualBertForPreTraining, args, tokenizer, pictures)
+    processor = VisualBertProcessor(
+        pictures.image_processor,
+        tokenizer,
+        task="pretraining",
+        max_length=args.max_length,
+        region_dim=model.config.visual_embedding_dim,
+    )
+    task = make_task(model, processor, source, pictures, args)
+    task.pictures, task.skipped = pictures.paths, source.skipped
+    if pictures.paths:
+        task.draw = partial(_draw, task)
+    return task
+
+
+def make_task(
+    model: VisualBertForPreTraining,
+    processor: VisualBertProcessor,
+    source: Source,
+    pictures: Pictures,
+    args: PretrainingArgs,
+) -> Task:
+    """The task over loaded data. Training rows are masked anew in every epoch, those of the other splits once."""
+    tokenizer = processor.tokenizer
+    probe_ids = _probe_ids(args, tokenizer)
+
+    def mask(row: dict, data: Dataset, generator: torch.Generator, name: str) -> MaskedRow:
+        text, match = source.draw_text(row, data, generator)
+        input_ids, labels = mask_pieces(text.input_ids, tokenizer, generator, args.mlm_probability)
+        match = None if args.no_match else match
+        return MaskedRow(
+            name, replace(text, input_ids=input_ids), labels, match, source.images_of(row), row.get("object_ids")
+        )
+
+    def evaluation_rows(data: Dataset) -> Iterator[MaskedRow]:
+        for number, row in enumerate(data):
+            masked = mask(row, data, torch.Generator().manual_seed(number), f"masked-{number}")
+            yield replace(masked, match=None)
+            if masked.match is not None:  # the same text without masks
+                text, match = source.draw_text(row, data, torch.Generator().manual_seed(number))
+                yield replace(masked, id=f"pair-{number}", text=text, labels=[-100] * len(text.input_ids), match=match)
+            yield from probes(row, number)
+
+    def probes(row: dict, number: int) -> Iterator[MaskedRow]:
+        text = source.probe_text(row)
+        for place, piece in enumerate(text.input_ids):
+            if piece in probe_ids:
+                ids, labels = list(text.input_ids), [-100] * len(text.input_ids)
+                ids[place], labels[place] = tokenizer.mask_token_id, piece
+                name = f"probe-{number}-{place}"
+                masked = replace(text, input_ids=ids)
+                yield MaskedRow(name, masked, labels, None, source.images_of(row), row.get("object_ids"))
+
+    train = source.splits["train"]
+    splits = {"train": train, **{n: list(evaluation_rows(d)) for n, d in source.splits.items() if n != "train"}}
+    return Task(
+        name=f"pretraining_{args.stage}",
+        model=model,
+        processor=processor,
+        splits=splits,
+        collate=partial(_collate, tokenizer, pictures),
+        predict=_predict,
+        score=lambda predictions, split: score_masks(predictions),
+        best_metric="mlm_accuracy",
+        count_items=_count_items,
+        augment=lambda row, generator: mask(row, train, generator, ""),
+    )
+
+
+def score_masks(predictions: Predictions) -> dict[str, Any]:
+    """Accuracies in percent: `mlm_accuracy` of pieces masked as in training, `probe_accuracy` of words masked one at a time, and
+    `match_accuracy` of texts without masks; each only where there was something to predict."""
+    pieces = [pair for record in predictions if record["id"].startswith("masked") for pair in record["pieces"]]
+    probes = [pair for record in predictions if record["id"].startswith("probe") for pair in record["pieces"]]
+    matches = [(record["match"] > 0.5, record["match_label"] == 1) for record in predictions if "match_label" in record]
+    named = {"mlm_accuracy": pieces, "probe_accuracy": probes, "match_accuracy": matches}
+    scores: dict[str, Any] = {
+        name: 100.0 * sum(found == truth for found, truth in pairs) / len(pairs)
+        for name, pairs in named.items()
+        if pairs
+    }
+    return {"mlm_accuracy": 0.0, **scores, "num_examples": len(predictions)}
+
+
+def _collate(tokenizer: Any, pictures: Pictures, rows: Rows) -> Batch:
+    batch: Batch = dict(pad_texts([row.text for row in rows], tokenizer))
+    batch["labels"] = torch.full(batch["input_ids"].shape, -100)
+    for labels, row in zip(batch["labels"], rows, strict=True):
+        labels[: len(row.labels)] = torch.tensor(row.labels)
+    # Rows without a match label (probes) do not count: -100.
+    batch["sentence_image_labels"] = torch.tensor([-100 if row.match is None else row.match for row in rows])
+    if pictures.get is None:
+        return batch
+    regions = pad_regions([_regions(pictures.get, row) for row in rows])
+    if any(row.text.alignment for row in rows):
+        num_regions = regions["visual_embeds"].shape[1]
+        batch["image_text_alignment"] = pad_alignment([row.text for row in rows], num_regions, offset=1)
+    return {**batch, **regions}
+
+
+def _regions(get: Callable[[Any], dict[str, torch.Tensor]], row: MaskedRow) -> dict[str, torch.Tensor]:
+    found = [get(key) for key in row.images]
+    if len(found) > 1:
+        return join_regions(found)
+    features = found[0]["visual_embeds"]
+    # VCR: the whole picture, then the objects that the texts mention.
+    return {"visual_embeds": features if row.object_ids is None else features[[0, *(i + 1 for i in row.object_ids)]]}
+
+
+def _count_items(batch: Batch) -> dict[str, int]:
+    return {
+        "num_items_in_batch": int((batch["labels"] != -100).sum()),
+        "num_pairs_in_batch": int((batch["sentence_image_labels"] != -100).sum()),
+    }
+
+
+def _predict(outputs: Any, rows: Rows) -> Predictions:
+    match = outputs["seq_relationship_logits"].float().softmax(dim=-1)[:, 1].tolist()
+    best = outputs["prediction_logits"].argmax(dim=-1).tolist()
+    predictions = []
+    for row, found, score in zip(rows, best, match, strict=True):
+        pieces = [[found[place], label] for place, label in enumerate(row.labels) if label != -100]
+        record = {"id": row.id, "pieces": pieces}
+        predictions.append(record if row.match is None else {**record, "match": score, "match_label": row.match})
+    return predictions
+
+
+def _probe_ids(args: PretrainingArgs, tokenizer: Any) -> set[int]:
+    words: Sequence[str] = ()
+    if args.probe_words is not None:
+        words = list(read_lines(args.probe_words))
+    elif args.data_dir is None:
+        words = (*COLORS, *SHAPES)
+    unknown = [word for word in words if tokenizer.convert_tokens_to_ids(word) == tokenizer.unk_token_id]
+    if unknown:
+        raise ValueError(f"probe word {unknown[0]!r} is not one word piece of this tokenizer; expected whole pieces")
+    return {tokenizer.convert_tokens_to_ids(word) for word in words}
+
+
+def _coco(args: PretrainingArgs, tokenizer: Any) -> Source:
+    corpus = corpus_folder(args) if args.data_dir is None else None
+    folder = corpus / "coco" if corpus is not None else Path(args.data_dir or "")
+    images_dir = corpus / "images" if corpus is not None else Path(args.images_dir or folder)
+    excluded = [] if args.exclude_images is None else [int(line) for line in read_lines(args.exclude_images)]
+    skipped: list[str] | None = [] if args.skip_bad_records else None
+    names = {
+        "train": args.train_split or "train",
+        "dev": args.dev_split or "val",
+        "test": args.test_split or ("test" if corpus is not None else None),
+    }
+    splits = {}
+    for role, name in names.items():
+        if name is not None:
+            left_out = excluded if role == "train" else ()
+            files = [
+                find_one(folder, (f"**/captions_{part}.json",), f"captions of {part!r}") for part in name.split("+")
+            ]
+            splits[role] = concatenate_datasets([load_coco_captions(file, left_out, skipped=skipped) for file in files])
+
+    def draw_text(row: dict, data: Dataset, generator: torch.Generator) -> tuple[EncodedText, int]:
+        order = torch.randperm(len(row["captions"]), generator=generator).tolist()
+        first = row["captions"][order[0]]
+        match = int(torch.rand((), generator=generator) < 0.5)
+        if match:
+            second = row["captions"][order[1 % len(order)]]
+        else:
+            other = data[_other_row(row["image_id"], data, generator)]["captions"]
+            second = other[int(torch.randint(len(other), (), generator=generator))]
+        return encode_pair(tokenizer, first, second, args.max_length, truncation=True), match
+
+    return Source(
+        splits,
+        draw_text,
+        probe_text=lambda row: encode_pair(tokenizer, row["captions"][0], None, args.max_length, truncation=True),
+        images_of=lambda row: [row["image_id"]],
+        images_dir=images_dir,
+        find_paths=index_images,
+        skipped=skipped or [],
+    )
+
+
+def _other_row(image_id: int, data: Dataset, generator: torch.Generator) -> int:
+    """A random row of another picture."""
+    for _ in range(100):
+        number = int(torch.randint(len(data), (), generator=generator))
+        if data[number]["image_id"] != image_id:
+            return number
+    raise ValueError("the split holds one picture only; expected others to draw captions of")
+
+
+def _vqa(args: PretrainingArgs, tokenizer: Any) -> Source:
+    splits, images_dir, skipped = load_vqa_data(_task_args(VqaArgs, args))
+    for name, data in splits.items():
+        if data[0]["answers"] is None:
+            raise ValueError(
+                f"split {name!r} has no answers; expected annotations, since the answer is part of the text"
+            )
+
+    def text(row: dict) -> EncodedText:
+        answer = Counter(row["answers"]).most_common(1)[0][0]
+        return encode_pair(tokenizer, f"{row['question']} {answer}", None, args.max_length, truncation=True)
+
+    return Source(
+        splits,
+        lambda row, data, generator: (text(row), None),
+        text,
+        images_of=lambda row: [row["image_id"]],
+        images_dir=images_dir,
+        find_paths=index_images,
+        skipped=skipped,
+    )
+
+
+def _nlvr2(args: PretrainingArgs, tokenizer: Any) -> Source:
+    splits, images_dir, skipped = load_nlvr2_data(_task_args(Nlvr2Args, args))
+
+    def text(row: dict) -> EncodedText:
+        return encode_pair(tokenizer, row["sentence"], None, args.max_length, truncation=True)
+
+    return Source(
+        splits,
+        lambda row, data, generator: (text(row), row["label"]),
+        text,
+        images_of=lambda row: row["images"],
+        images_dir=images_dir,
+        find_paths=index_images_by_name,
+        skipped=skipped,
+    )
+
+
+def _vcr(args: PretrainingArgs, tokenizer: Any) -> Source:
+    records, images_dir, skipped = load_vcr_data(_task_args(VcrArgs, args))
+    for name, data in records.items():
+        if None in data["answer_label"] or None in data["rationale_label"]:
+            raise ValueError(
+                f"split {name!r} has no answers; expected labels, since the right choice is part of the text"
+            )
+    # Both sub-tasks, shuffled together.
+    splits = {
+        name: concatenate_datasets([data.add_column("subtask", [subtask] * len(data)) for subtask in SUBTASKS])
+        for name, data in records.items()
+    }
+
+    def text(row: dict) -> EncodedText:
+        choice = row[f"{row['subtask']}_choices"][row[f"{row['subtask']}_label"]]
+        return encode_choice(tokenizer, context_of(row, row["subtask"]), choice, row["objects"], args.max_length)
+
+    boxes = {} if args.text_only else object_boxes(records, images_dir)
+    return Source(
+        splits,
+        lambda row, data, generator: (text(row), None),
+        text,
+        images_of=lambda row: [row["image"]],
+        images_dir=images_dir,
+        find_paths=picture_paths(boxes),
+        skipped=skipped,
+        boxes=boxes,
+    )
+
+
+def _flickr30k(args: PretrainingArgs, tokenizer: Any) -> Source:
+    splits, images_dir, skipped = load_flickr30k_data(_task_args(Flickr30kArgs, args))
+
+    def text(row: dict) -> EncodedText:
+        return encode_pair(tokenizer, row["sentence"], None, args.max_length, truncation=True)
+
+    return Source(
+        splits,
+        lambda row, data, generator: (text(row), None),
+        text,
+        images_of=lambda row: [row["image_id"]],
+        images_dir=images_dir,
+        find_paths=index_images,
+        skipped=skipped,
+    )
+
+
+def _task_args(args_class: type, args: PretrainingArgs) -> Any:
+    """The arguments of the fine-tuning task whose data a stage reads; splits that were not named are that task's."""
+    named = {name: getattr(args, name) for name in ("train_split", "dev_split", "test_split")}
+    shared = {name: getattr(args, name) for name in ("data_dir", "images_dir", "skip_bad_records")}
+    shared |= {name: getattr(args, name) for name in ("train_scenes", "val_scenes", "test_scenes")}
+    return args_class(args.output_dir, **shared, **{name: split for name, split in named.items() if split is not None})
+
+
+_SOURCES: dict[str, Callable[[PretrainingArgs, Any], Source]] = {
+    "coco": _coco,
+    "vqa": _vqa,
+    "nlvr2": _nlvr2,
+    "vcr": _vcr,
+    "flickr30k": _flickr30k,
+}
+
+
+def _draw(task: Task, model: PreTrainedModel, row: MaskedRow, prediction: dict[str, Any]) -> Image.Image:
+    """The picture, the text with its masks, and what was put in their place."""
+    tokenizer = task.processor.tokenizer
+    picture = grid([load_picture(task.pictures[key]).convert("RGB") for key in row.images], columns=2)
+    picture = picture.resize((480, round(picture.height * 480 / picture.width)), Image.Resampling.LANCZOS)
+    pieces = [
+        f"{tokenizer.convert_ids_to_tokens(found)} ({tokenizer.convert_ids_to_tokens(truth)})"
+        for found, truth in prediction["pieces"]
+    ]
+    lines = [tokenizer.decode(row.text.input_ids), f"model (truth): {', '.join(pieces) or 'nothing masked'}"]
+    if "match" in prediction:
+        lines.append(f"belongs together: {prediction['match']:.0%}   truth: {bool(prediction['match_label'])}")
+    return captioned(picture, lines)

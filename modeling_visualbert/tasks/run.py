@@ -1,0 +1,110 @@
+"""What a training script does: train, compare with the text-only baseline, write figures, official files and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+
+from ..training.args import TrainArgs
+from ..training.loop import make_accelerator, read_predictions, train, write_json
+from ..training.report import plot_curves, table
+from ..training.task import LABELS, Task, to_device
+from ..visualization import grid
+from .common import TaskArgs
+
+Args = TypeVar("Args", bound=TaskArgs)
+Metrics = dict[str, Any]
+
+
+def run_task(
+    build: Callable[[Args, Accelerator], Task],
+    args: Args,
+    text_baseline: bool = False,
+    baselines: Callable[[Task, str], Mapping[str, Metrics]] | None = None,
+) -> tuple[Task, Metrics, Accelerator]:
+    """Train a task and report.
+
+    Args:
+        build: Arguments and accelerator -> the task.
+        args: The run's arguments.
+        text_baseline: Whether to train the same model without regions too, for one epoch, to see what the text gives away.
+        baselines: Task and split -> metrics of baselines that need no training, by name.
+
+    Returns:
+        The task, the contents of `metrics.json`, and the accelerator, which the caller ends.
+    """
+    accelerator = make_accelerator(args)
+    task = build(args, accelerator)
+    metrics = train(task, args, accelerator)
+    last = list(task.splits)[-1]
+    metrics["baselines"] = dict(baselines(task, last)) if baselines is not None else {}
+    if text_baseline:
+        text_args = replace(
+            args, text_only=True, output_dir=f"{args.output_dir}/text_only", epochs=1.0, evals_per_epoch=2
+        )
+        # An accelerator of its own: checkpoints and TensorBoard of the two runs stay apart.
+        other = make_accelerator(text_args)
+        metrics["baselines"]["text only"] = train(build(text_args, other), text_args, other)["splits"][last]
+    if accelerator.is_main_process:
+        report(task, args, metrics, accelerator.device)
+    accelerator.wait_for_everyone()
+    return task, metrics, accelerator
+
+
+def report(task: Task, args: TrainArgs, metrics: Metrics, device: torch.device) -> None:
+    """Write figures, official result files and pictures, and print a table of the last split."""
+    output_dir = Path(args.output_dir)
+    write_json(output_dir / "metrics.json", metrics)
+    if task.write_results is not None:
+        for split in metrics["splits"]:
+            predictions = read_predictions(output_dir / f"predictions_{split}.jsonl")
+            task.write_results(predictions, output_dir / f"results_{split}")
+    plot_curves(output_dir, task.name)
+    last = list(task.splits)[-1]
+    if task.draw is not None:
+        draw_sheet(task, last, output_dir, device)
+    print(f"\n{summary(metrics, last)}")
+    run = metrics["run"]
+    print(f"{run['steps']} steps, {run['seconds']:.0f} s, peak memory {run['peak_memory_mib']} MiB")
+    print(f"model in {output_dir / 'best'}")
+
+
+@torch.inference_mode()
+def draw_sheet(task: Task, split: str, output_dir: Path, device: torch.device, count: int = 9) -> Path:
+    """`examples.png`: some examples, spread over the split, with what the best weights predict."""
+    assert task.draw is not None
+    model = type(task.model).from_pretrained(output_dir / "best").to(device).eval()
+    data = task.splits[split]
+    rows = [data[i] for i in range(0, len(data), max(1, len(data) // count))][:count]
+    batch = {name: value for name, value in task.collate(rows).items() if name not in LABELS}
+    predictions = task.predict(model(**to_device(batch, device)), rows)
+    path = output_dir / "examples.png"
+    grid([task.draw(model, row, found) for row, found in zip(rows, predictions, strict=True)]).save(path)
+    return path
+
+
+def summary(metrics: Metrics, split: str) -> str:
+    """A table of a split's figures: this model and the baselines."""
+    columns = {"VisualBERT": _flat(metrics["splits"][split])}
+    columns |= {name: _flat(scores) for name, scores in metrics["baselines"].items()}
+    rows = [[split, *columns]]
+    for name in columns["VisualBERT"]:
+        cells = [scores.get(name) for scores in columns.values()]
+        rows.append([name, *("-" if c is None else str(c) if isinstance(c, int) else f"{c:.1f}" for c in cells)])
+    return table(rows)
+
+
+def _flat(metrics: Metrics) -> dict[str, float]:
+    """Nested figures by names such as "per_question_type: color"."""
+    flat: dict[str, float] = {}
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name.removeprefix('per_').replace('_', ' ')}: {key}": item for key, item in value.items()}
+        else:
+            flat[name] = value
+    return flat

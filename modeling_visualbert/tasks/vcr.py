@@ -1,0 +1,279 @@
+"""VCR as two tasks of the training loop: official files -> question, four choices, tagged objects -> choice -> accuracy.
+
+Q->A chooses an answer. QA->R chooses a rationale; its context is the question followed by the correct answer.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from PIL import Image
+from transformers import PreTrainedModel
+
+from ..data.vcr import NUM_CHOICES, load_vcr, read_metadata
+from ..image_processing_visualbert import load_picture
+from ..metrics.submissions import write_vcr_leaderboard
+from ..metrics.vcr import choice_accuracy, leaderboard_accuracy
+from ..modeling_visualbert import VisualBertForMultipleChoice
+from ..processing_visualbert import VisualBertProcessor
+from ..training.loop import evaluate, read_predictions, write_predictions
+from ..training.task import Batch, Predictions, Rows, Task, count_examples
+from ..visualization import captioned, draw_regions
+from .common import TaskArgs, corpus_folder, load_tokenizer, make_model, prepare_pictures
+
+SUBTASKS = ("answer", "rationale")
+
+
+@dataclass
+class VcrArgs(TaskArgs):
+    """Arguments of VCR fine-tuning."""
+
+    subtask: str = field(
+        default="both",
+        metadata={
+            "help": "what is chosen: answer (Q->A), rationale (QA->R), or both, by one model each",
+            "choices": [*SUBTASKS, "both"],
+        },
+    )
+    score_with: str | None = field(
+        default=None, metadata={"help": "output_dir of the other sub-task, to score both together"}
+    )
+    train_split: str = field(default="train", metadata={"help": "split to train on, as in the file names"})
+    dev_split: str = field(default="val", metadata={"help": "split that decides which weights are kept"})
+    test_split: str | None = field(default=None, metadata={"help": "split that is scored or predicted at the end"})
+    objects: str = field(
+        default="mentioned",
+        metadata={
+            "help": "objects the model sees: those that the texts mention, or all",
+            "choices": ["mentioned", "all"],
+        },
+    )
+    whole_image: bool = field(default=True, metadata={"help": "region 0 is the whole picture, as the authors have it"})
+    alignment: str = field(
+        default="subword",
+        metadata={
+            "help": "positions that name a region: of its word pieces, or as the authors' code has them",
+            "choices": ["subword", "original"],
+        },
+    )
+    max_length: int = field(default=128, metadata={"help": "longest text in word pieces; longer ones lose their front"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_regions is not None:
+            raise ValueError("--num_regions: the regions of VCR are the objects of its metadata")
+
+
+def vcr_task(args: VcrArgs, accelerator: Accelerator) -> Task:
+    """Load data and model; the first process does what has to be done once.
+
+    Raises:
+        ValueError, FileNotFoundError: Arguments or files do not fit together.
+    """
+    with accelerator.main_process_first():
+        data, images_dir, skipped = load_vcr_data(args)
+        tokenizer = load_tokenizer(args)
+        boxes = {} if args.text_only else object_boxes(data, images_dir)
+        pictures = prepare_pictures(args, boxes, images_dir, picture_paths(boxes), accelerator.device, boxes)
+        model = make_model(VisualBertForMultipleChoice, args, tokenizer, pictures, num_labels=1)
+    processor = VisualBertProcessor(
+        pictures.image_processor,
+        tokenizer,
+        task="vcr",
+        max_length=args.max_length,
+        region_dim=model.config.visual_embedding_dim,
+        alignment=args.alignment,
+        whole_image=args.whole_image,
+    )
+    task = make_task(model, processor, data, pictures.get, args.subtask)
+    task.pictures, task.skipped = pictures.paths, skipped
+    if pictures.paths:
+        task.draw = partial(_draw, task)
+    return task
+
+
+def load_vcr_data(args: Any) -> tuple[dict[str, Dataset], Path, list[str]]:
+    """The splits by role (train, dev, test), the folder of the pictures, and the bad records that were left out."""
+    folder = corpus_folder(args) / "vcr" if args.data_dir is None else Path(args.data_dir)
+    images_dir = Path(args.images_dir or folder / "vcr1images")
+    skipped: list[str] | None = [] if args.skip_bad_records else None
+    splits = {
+        "train": args.train_split,
+        "dev": args.dev_split,
+        "test": args.test_split or ("test" if args.data_dir is None else None),
+    }
+    data = {
+        name: load_vcr(folder / f"{split}.jsonl", images_dir, args.objects, skipped=skipped)
+        for name, split in splits.items()
+        if split
+    }
+    return data, images_dir, skipped or []
+
+
+def object_boxes(data: dict[str, Dataset], images_dir: Path) -> dict[str, list[list[float]]]:
+    """Boxes in pixels by image: the whole picture, then every object of the metadata."""
+    files = {
+        image: name for split in data.values() for image, name in zip(split["image"], split["metadata"], strict=True)
+    }
+    boxes = {}
+    for image, name in files.items():
+        metadata = read_metadata(images_dir / name)
+        boxes[image] = [[0.0, 0.0, float(metadata.width), float(metadata.height)], *metadata.boxes]
+    return boxes
+
+
+def picture_paths(names: Iterable[str]) -> Callable[[Path], dict[str, Path]]:
+    """Folder -> the picture files in it, by their names in the records."""
+    return lambda images_dir: {name: path for name in names if (path := images_dir / name).is_file()}
+
+
+def make_task(
+    model: VisualBertForMultipleChoice,
+    processor: VisualBertProcessor,
+    data: dict[str, Dataset],
+    image_of: Callable[[str], Any] | None,
+    subtask: str,
+) -> Task:
+    """The task over loaded data; `image_of` gives the regions (whole picture, then all objects) or the picture of an image
+    name, None for text only."""
+
+    def collate(rows: Rows) -> Batch:
+        batch = encode_choices(
+            processor,
+            rows,
+            contexts=[context_of(row, subtask) for row in rows],
+            choices=[row[f"{subtask}_choices"] for row in rows],
+            image_of=image_of,
+        )
+        if rows[0][f"{subtask}_label"] is not None:
+            batch["labels"] = torch.tensor([row[f"{subtask}_label"] for row in rows])
+        return batch
+
+    def predict(outputs: Any, rows: Rows) -> Predictions:
+        found = processor.post_process_multiple_choice(outputs)
+        return [{"id": row["annot_id"], **result} for row, result in zip(rows, found, strict=True)]
+
+    def score(predictions: Predictions, split: str) -> dict[str, Any]:
+        labels = dict(zip(data[split]["annot_id"], data[split][f"{subtask}_label"], strict=True))
+        if None in labels.values():
+            return {"num_examples": len(labels)}
+        scores, truth = zip(*((record["scores"], labels[record["id"]]) for record in predictions), strict=True)
+        return {"accuracy": 100.0 * choice_accuracy(scores, truth), "num_examples": len(truth)}
+
+    return Task(
+        f"vcr_{subtask}", model, processor, data, collate, predict, score, "accuracy", count_items=count_examples
+    )
+
+
+def rationales_of_every_answer(task: Task, args: VcrArgs, accelerator: Accelerator) -> None:
+    """Write `rationales_<split>.jsonl`: scores of the rationales given each of the four answers, as the leaderboard wants."""
+    output_dir = Path(args.output_dir)
+    model = type(task.model).from_pretrained(output_dir / "best").to(accelerator.device)
+    for split, data in task.splits.items():
+        if split == "train":
+            continue
+        scores: dict[str, list] = defaultdict(list)
+        for answer in range(NUM_CHOICES):
+            given = replace(task, splits={**task.splits, split: data.add_column("given_answer", [answer] * len(data))})
+            for record in evaluate(given, model, split, args, accelerator)[1]:
+                scores[record["id"]].append(record["scores"])
+        if accelerator.is_main_process:
+            records = [{"id": key, "scores": rows} for key, rows in scores.items()]
+            write_predictions(output_dir / f"rationales_{split}.jsonl", records)
+
+
+def joint_scores(
+    answer_dir: Path, rationale_dir: Path, data: Dataset, split: str, output_dir: Path
+) -> dict[str, float]:
+    """Write `leaderboard_<split>.csv` from the predictions of both sub-tasks and score it, in percent.
+
+    Returns:
+        `answer` (Q->A), `rationale` (QA->R, given the correct answer), `joint` (Q->AR) and `joint_predicted`: the rationale asked
+        for the predicted answer, which the official metric does not do. Nothing for a split without labels.
+    """
+    answers = {record["id"]: record["scores"] for record in read_predictions(answer_dir / f"predictions_{split}.jsonl")}
+    rationales = {
+        record["id"]: record["scores"] for record in read_predictions(rationale_dir / f"rationales_{split}.jsonl")
+    }
+    ids = data["annot_id"]
+    missing = [key for key in ids if key not in answers or key not in rationales]
+    if missing:
+        raise ValueError(
+            f"{answer_dir} and {rationale_dir}: no predictions for {missing[0]} ({len(missing)} are missing)"
+        )
+    rows, given = [answers[key] for key in ids], [rationales[key] for key in ids]
+    write_vcr_leaderboard(ids, rows, given, output_dir / f"leaderboard_{split}.csv")
+    truth = list(zip(data["answer_label"], data["rationale_label"], strict=True))
+    if any(None in labels for labels in truth):
+        return {}
+    flat = [[*row, *(score for scores in every for score in scores)] for row, every in zip(rows, given, strict=True)]
+    scored = leaderboard_accuracy(flat, *zip(*truth, strict=True))
+    chosen = [row.index(max(row)) for row in rows]
+    predicted = [every[answer].index(max(every[answer])) for every, answer in zip(given, chosen, strict=True)]
+    right = [pair == labels for pair, labels in zip(zip(chosen, predicted, strict=True), truth, strict=True)]
+    percent = {name: 100.0 * scored[name] for name in ("answer", "rationale", "joint")}
+    return {**percent, "joint_predicted": 100.0 * sum(right) / len(right)}
+
+
+def encode_choices(
+    processor: VisualBertProcessor,
+    rows: Rows,
+    contexts: list[list[str]],
+    choices: list[list[list[str]]],
+    image_of: Callable[[str], Any] | None,
+) -> Batch:
+    """Model inputs of questions with the given contexts and choices; the objects are those of the rows."""
+    images, boxes = None, None
+    if image_of is not None:
+        images = [image_of(row["image"]) for row in rows]
+        if isinstance(images[0], dict):
+            # What is stored is the whole picture, then every object of the metadata.
+            whole = [0] * processor.whole_image
+            kept = [[*whole, *(i + 1 for i in row["object_ids"])] for row in rows]
+            images = [{"visual_embeds": found["visual_embeds"][ids]} for found, ids in zip(images, kept, strict=True)]
+        else:
+            boxes = [row["boxes"] for row in rows]
+    batch = dict(
+        processor(
+            images=images,
+            text=contexts,
+            choices=choices,
+            objects=[row["objects"] for row in rows],
+            boxes=boxes,
+            truncation=True,
+        )
+    )
+    if images is None:
+        del batch["image_text_alignment"]
+    batch.pop("image_sizes", None)
+    return batch
+
+
+def context_of(row: dict[str, Any], subtask: str) -> list[str]:
+    """The words before the choices: the question, and for rationales the correct answer (or the row's `given_answer`)."""
+    if subtask == "answer":
+        return row["question"]
+    answer = row.get("given_answer", row["answer_label"])
+    if answer is None:  # a split without labels: what counts there are the scores given every answer
+        return row["question"]
+    return [*row["question"], *row["answer_choices"][answer]]
+
+
+def _draw(task: Task, model: PreTrainedModel, row: dict[str, Any], prediction: dict[str, Any]) -> Image.Image:
+    """The picture with its tagged objects, the question, and the choices: model's choice and truth are marked."""
+    subtask = task.name.removeprefix("vcr_")
+    labels = [f"[{i}] {name}" for i, name in enumerate(row["objects"])]
+    drawn = draw_regions(load_picture(task.pictures[row["image"]]), row["boxes"], None, labels)
+    lines = [" ".join(context_of(row, subtask))]
+    for number, (choice, score) in enumerate(zip(row[f"{subtask}_choices"], prediction["scores"], strict=True)):
+        marks = ["model"] * (number == prediction["choice"]) + ["truth"] * (number == row[f"{subtask}_label"])
+        lines.append(f"{score:4.0%} {' '.join(choice)}   {' '.join(f'<- {mark}' for mark in marks)}")
+    return captioned(drawn, lines)

@@ -1,0 +1,297 @@
+"""Text as the authors trained on it: each task's words -> word pieces, segments and, where words name things, their positions.
+
+A VCR text is a list of words; a word such as "[0]" or "[0,2]" is a *tag* and stands for objects. In a string tags may be written
+the same way, as in "What color is [0]?".
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+# The authors' names for people, in order of first mention; the list holds "Peyton" twice, as theirs does.
+NAMES = (
+    *("Casey", "Riley", "Jessie", "Jackie", "Avery", "Jaime", "Peyton", "Kerry", "Jody", "Kendall"),
+    *("Peyton", "Skyler", "Frankie", "Pat", "Quinn"),
+)
+MIN_CONTEXT = 32  # pieces of the context that stay when a pair is too long
+_TAG = re.compile(r"\[\d+(?:,\s*\d+)*\]")
+
+
+@dataclass
+class EncodedText:
+    """Word pieces of one text with special tokens; `alignment` maps a region to the positions of the pieces that name it."""
+
+    input_ids: list[int]
+    token_type_ids: list[int]
+    alignment: dict[int, list[int]] = field(default_factory=dict)
+
+
+def encode_question(tokenizer, question: str, max_length: int, name: str = "question") -> EncodedText:
+    """VQA: `[CLS] where is the cat ? [MASK] [SEP]`, lower-cased, without commas and other question marks.
+
+    Raises:
+        TypeError: The question is no string.
+        ValueError: It is empty or too long.
+    """
+    words = _string(question, name).lower().replace(",", " ").replace("?", " ").split()
+    pieces = _pieces(tokenizer, " ".join(words))
+    if not pieces:
+        raise ValueError(f"{name} is empty ({question!r}); expected at least one word")
+    marks = [tokenizer.convert_tokens_to_ids("?"), tokenizer.mask_token_id]
+    return _assemble(tokenizer, [*pieces, *marks], None, max_length, name, question)
+
+
+def encode_pair(
+    tokenizer, first: str, second: str | None, max_length: int, truncation: bool = False, name: str = "text"
+) -> EncodedText:
+    """`[CLS] first [SEP]` or `[CLS] first [SEP] second [SEP]` with segments 0 and 1. "[MASK]" in the text is a mask.
+
+    Raises:
+        TypeError: A text is no string.
+        ValueError: A text is empty, or it is too long and `truncation` is off.
+    """
+    texts = (first,) if second is None else (first, second)
+    parts = [_masked_pieces(tokenizer, _string(text, name)) for text in texts]
+    for text, part in zip(texts, parts, strict=True):
+        if not part:
+            raise ValueError(f"{name} is empty ({text!r}); expected at least one word")
+    if truncation:
+        parts = list(_cut_front(parts, max_length))
+    return _assemble(tokenizer, parts[0], parts[1] if len(parts) > 1 else None, max_length, name, first)
+
+
+def encode_words(
+    tokenizer, words: Sequence[str], max_length: int, name: str = "sentence"
+) -> tuple[EncodedText, list[int]]:
+    """`[CLS] words [SEP]`, and the position of the last piece of each word (paper, section 4.4)."""
+    pieces: list[int] = []
+    last = []
+    for word in words:
+        pieces += _pieces(tokenizer, word)
+        last.append(len(pieces))  # the leading [CLS] makes up for counting from 0
+    if not pieces:
+        raise ValueError(f"{name} is empty ({' '.join(words)!r}); expected at least one word")
+    return _assemble(tokenizer, pieces, None, max_length, name, " ".join(words)), last
+
+
+def encode_choice(
+    tokenizer,
+    context: str | Sequence[str],
+    choice: str | Sequence[str],
+    objects: Sequence[str],
+    max_length: int,
+    alignment: str = "subword",
+    truncation: bool = True,
+    name: str = "choice",
+) -> EncodedText:
+    """VCR: `[CLS] context [SEP] choice [SEP]` with object tags replaced by names.
+
+    People get gender-neutral names in the order of their first mention, everything else its class word. The result's
+    `alignment` maps object numbers to positions.
+
+    Args:
+        tokenizer: A BERT tokenizer.
+        context, choice: Strings or lists of words, with tags.
+        objects: Class name of each object.
+        max_length: Longest text in pieces.
+        alignment: `"subword"`: the positions of all pieces of a name. `"original"`: the authors' code, which adds the
+            index of the *word* to the offset of its part where that of the piece was meant.
+        truncation: Whether a pair that is too long loses pieces from the front, of the context down to 32 pieces and
+            then of the choice, as the authors do. Otherwise it is an error.
+        name: What to call the text in an error.
+
+    Raises:
+        TypeError: A text is neither a string nor a list of words.
+        ValueError: A tag has no object, a part is empty, or the text is too long.
+    """
+    names: dict[int, str] = {}
+    parts, mentions = [], []
+    for text in (context, choice):
+        if not (isinstance(text, str) or (isinstance(text, Sequence) and all(isinstance(word, str) for word in text))):
+            raise TypeError(f"{name}: {text!r:.60}; expected a string or a list of words")
+        pieces, mentioned = _named_pieces(tokenizer, split_tags(text), objects, names, alignment, name)
+        if not pieces:
+            raise ValueError(f"{name}: an empty text; expected at least one word")
+        parts.append(pieces)
+        mentions.append(mentioned)
+    kept = _cut_front(parts, max_length) if truncation else parts
+    encoded = _assemble(tokenizer, kept[0], kept[1], max_length, name, " ".join(split_tags(choice)))
+    offset = 1  # [CLS]
+    for mentioned, before, after in zip(mentions, parts, kept, strict=True):
+        cut = len(before) - len(after)
+        for region, place in mentioned:
+            if place >= cut:
+                encoded.alignment.setdefault(region, []).append(place - cut + offset)
+        offset += len(after) + 1
+    return encoded
+
+
+def mask_pieces(
+    input_ids: Sequence[int], tokenizer, generator: torch.Generator, probability: float = 0.15
+) -> tuple[list[int], list[int]]:
+    """Masked-LM input and labels: each piece is chosen with this probability, special tokens never; of those chosen 80% become
+    `[MASK]`, 10% a random piece, 10% stay. Labels are -100 where nothing is to be predicted (paper, section 3.3, after BERT).
+    """
+    special = set(tokenizer.all_special_ids)
+    draws = torch.rand(len(input_ids), 2, generator=generator).tolist()
+    random_ids = torch.randint(len(tokenizer), (len(input_ids),), generator=generator).tolist()
+    masked, labels = list(input_ids), [-100] * len(input_ids)
+    for place, (piece, (choice, kind)) in enumerate(zip(input_ids, draws, strict=True)):
+        if piece in special or choice >= probability:
+            continue
+        labels[place] = piece
+        if kind < 0.8:
+            masked[place] = tokenizer.mask_token_id
+        elif kind < 0.9:
+            masked[place] = random_ids[place]
+    return masked, labels
+
+
+def pad_texts(
+    encoded: Sequence[EncodedText], tokenizer, padding=True, max_length: int | None = None, pad_to_multiple_of=None
+) -> dict[str, torch.Tensor]:
+    """`input_ids`, `attention_mask` and `token_type_ids` [B, T], padded on the right: answers are read at positions counted
+    from the left."""
+    padded = tokenizer.pad(
+        {
+            "input_ids": [text.input_ids for text in encoded],
+            "token_type_ids": [text.token_type_ids for text in encoded],
+        },
+        padding=padding,
+        max_length=max_length if padding == "max_length" else None,
+        pad_to_multiple_of=pad_to_multiple_of,
+        padding_side="right",
+        return_tensors="pt",
+    )
+    return {name: padded[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+
+
+def pad_alignment(encoded: Sequence[EncodedText], num_regions: int, offset: int = 0) -> torch.Tensor:
+    """[B, R, A] text positions of each region, -1 where there is none; object 0 is region `offset`.
+
+    Raises:
+        ValueError: An object has no region.
+    """
+    longest = max((len(places) for text in encoded for places in text.alignment.values()), default=1)
+    tensor = torch.full((len(encoded), num_regions, longest), -1)
+    for row, text in zip(tensor, encoded, strict=True):
+        for region, places in text.alignment.items():
+            if region + offset >= num_regions:
+                raise ValueError(f"object {region} has no region; there are {num_regions - offset} for objects")
+            row[region + offset, : len(places)] = torch.tensor(places)
+    return tensor
+
+
+def split_tags(text: str | Sequence[str]) -> list[str]:
+    """Words and tags of a text; punctuation after a tag becomes a word of its own."""
+    if not isinstance(text, str):
+        return list(text)
+    return _TAG.sub(lambda match: " " + "".join(match[0].split()) + " ", text).split()
+
+
+def tag_objects(word: str) -> list[int]:
+    """Object numbers of a tag; empty for an ordinary word."""
+    return [int(number) for number in word[1:-1].split(",")] if _TAG.fullmatch(word) else []
+
+
+def find_phrase(words: Sequence[str], phrase: str, where: str) -> int:
+    """Index of the last word of the first place where a phrase stands in the sentence, whatever the case.
+
+    Raises:
+        ValueError: It does not stand there.
+    """
+    sought, lowered = phrase.lower().split(), [word.lower() for word in words]
+    for start in range(len(words) - len(sought) + 1):
+        if sought and lowered[start : start + len(sought)] == sought:
+            return start + len(sought) - 1
+    raise ValueError(f"{where}: phrase {phrase!r} is not in the sentence {' '.join(words)!r}")
+
+
+def _named_pieces(
+    tokenizer, words: Sequence[str], objects: Sequence[str], names: dict[int, str], alignment: str, where: str
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Word pieces with tags replaced, and (object, place of a piece or word) for each piece or word that names one."""
+    pieces: list[int] = []
+    mentioned: list[tuple[int, int]] = []
+    number_of_words = 0
+    for word in words:
+        for region in tag_objects(word) or (None,):
+            new = _pieces(tokenizer, word if region is None else _object_name(region, objects, names, where))
+            if region is not None and alignment == "original":
+                mentioned.append((region, number_of_words))
+            elif region is not None:
+                mentioned += [(region, len(pieces) + i) for i in range(len(new))]
+            pieces += new
+            number_of_words += 1
+    return pieces, mentioned
+
+
+def _object_name(region: int, objects: Sequence[str], names: dict[int, str], where: str) -> str:
+    if region >= len(objects):
+        raise ValueError(
+            f"{where}: tag [{region}], but there are {len(objects)} objects; expected 0 to {len(objects) - 1}"
+        )
+    if objects[region] != "person":
+        return objects[region]
+    return names.setdefault(region, NAMES[len(names) % len(NAMES)])
+
+
+def _cut_front(parts: Sequence[list[int]], max_length: int) -> Sequence[list[int]]:
+    """Cut the front of parts that are too long together: the first down to `MIN_CONTEXT` pieces, then the last."""
+    surplus = sum(len(part) + 1 for part in parts) + 1 - max_length
+    if surplus <= 0:
+        return parts
+    if len(parts) == 1:
+        return [parts[0][surplus:]]
+    context, choice = parts
+    cut = min(surplus, max(0, len(context) - MIN_CONTEXT))
+    return [context[cut:], choice[surplus - cut :]]
+
+
+def _assemble(
+    tokenizer, first: list[int], second: list[int] | None, max_length: int, name: str, text: str
+) -> EncodedText:
+    ids = [tokenizer.cls_token_id, *first, tokenizer.sep_token_id]
+    segments = [0] * len(ids)
+    if second is not None:
+        ids += [*second, tokenizer.sep_token_id]
+        segments += [1] * (len(second) + 1)
+    if len(ids) > max_length:
+        raise ValueError(f"{name} has {len(ids)} tokens ({text[:40]!r}...); expected at most {max_length}")
+    return EncodedText(ids, segments)
+
+
+def _masked_pieces(tokenizer, text: str) -> list[int]:
+    """Pieces of a text in which "[MASK]" is the mask token."""
+    pieces: list[int] = []
+    for number, part in enumerate(text.split(tokenizer.mask_token)):
+        pieces += [tokenizer.mask_token_id] * (number > 0) + _pieces(tokenizer, part)
+    return pieces
+
+
+def _pieces(tokenizer, text: str) -> list[int]:
+    # A user who writes "[SEP]" gets a bracket, three letters and a bracket, not a control token.
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+
+def _string(text: object, name: str) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"{name} is {type(text).__name__}; expected a string")
+    return text
+
+
+__all__ = [
+    "EncodedText",
+    "encode_choice",
+    "encode_pair",
+    "encode_question",
+    "encode_words",
+    "find_phrase",
+    "mask_pieces",
+    "pad_alignment",
+    "pad_texts",
+    "split_tags",
+    "tag_objects",
+]

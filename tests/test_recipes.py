@@ -1,0 +1,97 @@
+"""Every recipe parses for its script and says what the authors' appendix and configurations say."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from modeling_visualbert.tasks.flickr30k import Flickr30kArgs
+from modeling_visualbert.tasks.nlvr2 import Nlvr2Args
+from modeling_visualbert.tasks.pretraining import PretrainingArgs
+from modeling_visualbert.tasks.vcr import VcrArgs
+from modeling_visualbert.tasks.vqa import VqaArgs
+from modeling_visualbert.training.args import parse_args, read_recipe
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+RECIPES = EXAMPLES / "recipes"
+
+# Recipe: what it is for, batch, peak learning rate, epochs, gradient clip.
+PAPER = {
+    "pretrain_coco_vqa": ({"stage": "coco"}, 48, 5e-5, 10, 1.0),
+    "pretrain_coco_nlvr2": ({"stage": "coco"}, 64, 5e-5, 10, 1.0),
+    "pretrain_coco_vcr": ({"stage": "coco"}, 128, 1e-4, 10, 1.0),
+    "pretrain_coco_flickr30k": ({"stage": "coco"}, 32, 5e-5, 10, 1.0),
+    "pretrain_vqa": ({"stage": "vqa"}, 64, 5e-5, 10, 1.0),
+    "pretrain_nlvr2": ({"stage": "nlvr2"}, 64, 5e-5, 10, 1.0),
+    "pretrain_vcr": ({"stage": "vcr", "warmup_ratio": 0.1879}, 32, 5e-5, 1, 1.0),
+    "pretrain_flickr30k": ({"stage": "flickr30k"}, 32, 5e-5, 10, 1.0),
+    "vqa_finetune": ({"answers": "pythia"}, 64, 2e-5, 10, 0.25),
+    "nlvr2_finetune": ({}, 64, 2e-5, 10, 1.0),
+    "vcr_finetune_answer": ({"subtask": "answer"}, 32, 2e-5, 8, 1.0),
+    "vcr_finetune_rationale": ({"subtask": "rationale"}, 32, 2e-5, 12, 1.0),
+    "flickr30k_finetune": ({"positions": "original"}, 32, 2e-5, 5, 1.0),
+}
+SHARED = {"warmup_ratio": 0.1, "weight_decay": 0.01, "schedule": "linear", "dropout": 0.1, "patience": 3}
+CORPUS = ["flickr30k_corpus", "nlvr2_corpus", "pretraining_corpus", "vcr_corpus", "vqa_corpus"]
+SCRIPTS = {
+    "vqa": VqaArgs,
+    "nlvr2": Nlvr2Args,
+    "vcr": VcrArgs,
+    "flickr30k": Flickr30kArgs,
+    "pretrain": PretrainingArgs,
+    "pretraining": PretrainingArgs,
+}
+
+
+def args_of(name, *flags):
+    """What a script gets of `--recipe`."""
+    argv = ["--output_dir", "run", "--recipe", str(RECIPES / f"{name}.yaml"), "--data_dir", "data", *flags]
+    return parse_args(SCRIPTS[name.split("_")[0]], "", argv)
+
+
+def test_no_recipe_is_left_out():
+    assert sorted(path.stem for path in RECIPES.iterdir()) == sorted([*PAPER, *CORPUS])
+
+
+@pytest.mark.parametrize("name", [*PAPER, *CORPUS])
+def test_every_value_reaches_the_arguments(name):
+    args = args_of(name)
+    values = yaml.safe_load((RECIPES / f"{name}.yaml").read_text())
+    assert {key: getattr(args, key) for key in values} == values
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_recipes_of_the_paper_say_what_the_paper_says(name):
+    purpose, batch, rate, epochs, clip = PAPER[name]
+    args = args_of(name)
+    assert (args.batch_size, args.learning_rate, args.epochs, args.max_grad_norm) == (batch, rate, epochs, clip)
+    expected = {**SHARED, **purpose}
+    assert {key: getattr(args, key) for key in expected} == expected
+    assert args.adam_beta2 == 0.999  # BERT-Adam
+    assert args.init_from is None  # a path of the user's
+
+
+@pytest.mark.parametrize("name", [name for name in PAPER if name.startswith(("pretrain", "vcr"))])
+def test_stage_or_sub_task_is_written_down(name):
+    written = read_recipe(RECIPES / f"{name}.yaml", SCRIPTS[name.split("_")[0]])
+    assert written.get("stage") or written.get("subtask")
+
+
+def test_flags_override_a_recipe():
+    args = args_of("vcr_finetune_rationale", "--epochs", "2", "--subtask", "answer")
+    assert (args.epochs, args.subtask, args.batch_size) == (2.0, "answer", 32)
+
+
+@pytest.mark.parametrize("name", CORPUS)
+def test_a_script_without_data_uses_the_recipe_of_the_corpus(name):
+    task = name.removesuffix("_corpus")
+    source = (EXAMPLES / f"run_{task}.py").read_text()
+    assert f'"recipes" / "{name}.yaml"' in source
+    assert f"{SCRIPTS[task].__name__}," in source
+
+
+@pytest.mark.parametrize("name", ["nlvr2_corpus", "vcr_corpus"])
+def test_corpus_runs_that_need_it_start_from_the_vqa_model(name):
+    makefile = (EXAMPLES.parent / "Makefile").read_text()
+    assert args_of(name).init_from == "runs/vqa/best"
+    assert "examples/run_vqa.py --output_dir runs/vqa " in makefile
