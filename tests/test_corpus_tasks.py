@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
-from test_corpus import SPLITS, matching, scenes_of, the_only
+from test_corpus import SPLITS, matching, scenes_of
 
 from modeling_visualbert.corpus.build import CorpusConfig, image_file_name, sample_splits
 from modeling_visualbert.corpus.captions import captions_record
@@ -32,6 +32,7 @@ NLVR2_SPLITS = {"train": "train", "val": "dev", "test": "test1"}
 OFFSET = 14.0  # pixels between centres before anything is said about where things are
 AXES = {"left": 0, "right": 0, "top": 1, "bottom": 1, "above": 1, "below": 1}
 LOW = {"left", "top", "above"}
+OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 
 
 @cache
@@ -315,7 +316,6 @@ def test_one_answer_and_one_rationale_are_true():
     assert 0.23 < labels["both", True] / len(sample) < 0.27
 
 
-@pytest.mark.xfail(strict=True, reason="the 40 tries are spent on kinds that fit no object: 7 % get fewer, some none")
 def test_nearly_every_scene_gets_three_questions():
     asked = Counter(record["img_id"] for sample in vcr_sample() for _, record in sample)
     assert len(asked) == sum(VCR_SCENES), "a scene has no question"
@@ -590,7 +590,7 @@ def test_flickr30k_loads(corpus, split):
 
 # --------------------------------------------------------------------------------------------------------- captions
 
-NAME = rf"\ban? ((?:(?:small|big) )?{COLOR} ({'|'.join(SHAPES)}))\b"
+NAME = rf"\ban? ((?:(?:small|big) )?{COLOR} ({'|'.join(SHAPES)}))(?: {HALF})?\b"
 CAPTION_FORMS = (
     r"A picture of X and X\.",
     r"There is X and X\.",
@@ -600,38 +600,48 @@ CAPTION_FORMS = (
 )
 
 
-def is_clear(scene, item, sizes=("", "small", "big")):
-    """Whether a name says which object is meant and its colour and shape tell each other: among all, or those of its size."""
+def is_clear(scene, item, sizes=("", "small", "big"), halves=(None, "left", "right", "top", "bottom")):
+    """Whether a name says which object is meant and its colour and shape tell each other, among all objects or those of
+    its size and half; what lies near the middle is in no half for sure, and may be in any."""
     others = [o for o in scene["objects"] if o is not item]
     return any(
         size in ("", item["size"])
+        and (half is None or is_surely_in_half(scene, item, half))
         and not any(
-            {o["color"], o["shape"]} & {item["color"], item["shape"]} for o in others if size in ("", o["size"])
+            {o["color"], o["shape"]} & {item["color"], item["shape"]}
+            for o in others
+            if size in ("", o["size"]) and (half is None or not is_surely_in_half(scene, o, OPPOSITE[half]))
         )
         for size in sizes
+        for half in halves
     )
 
 
-def meant_by(scene, name):
-    """Objects that "red star", "big red star" or "small thing" may mean in a caption."""
+def is_surely_in_half(scene, item, half):
+    axis = AXES[half]
+    offset = item["center"][axis] - (scene["width"], scene["height"])[axis] / 2
+    return abs(offset) >= OFFSET and (offset < 0) == (half in LOW)
+
+
+def meant_by(scene, name, half):
+    """Objects that "red star", "big red star" in the left half or "small thing" may mean in a caption."""
     if name.endswith("thing"):  # said only of what has no clear name
         return [item for item in matching(scene, name) if not is_clear(scene, item)]
-    if any(is_clear(scene, item) for item in scene["objects"]):
-        item = the_only(scene, name)
-        assert is_clear(scene, item, sizes=(name.split()[0] if name.count(" ") == 2 else "",)), name
-    return matching(scene, name)
+    (item,) = [o for o in matching(scene, name) if half is None or not is_surely_in_half(scene, o, OPPOSITE[half])]
+    assert is_clear(scene, item, sizes=(name.split()[0] if name.count(" ") == 2 else "",), halves=(half,)), name
+    return [item]
 
 
 def check_caption(scene, caption):
     """What a caption says is true of two different objects; returns its form."""
     phrase = rf"{NAME}|\ba ((?:small|big) thing)\b"
-    names = [match[1] or match[4] for match in re.finditer(phrase, caption, re.IGNORECASE)]
+    names = [(match[1] or match[5], match[4]) for match in re.finditer(phrase, caption, re.IGNORECASE)]
     said = re.sub(phrase, "X", caption, flags=re.IGNORECASE)
     found = [(form, match) for form in CAPTION_FORMS if (match := re.fullmatch(form, said))]
     assert len(found) == 1, caption
     form, match = found[0]
-    assert not names[0].endswith("thing"), caption
-    firsts, seconds = (meant_by(scene, name) for name in names)
+    assert not names[0][0].endswith("thing") or not any(is_clear(scene, item) for item in scene["objects"]), caption
+    firsts, seconds = (meant_by(scene, *name) for name in names)
     both = [(first, second) for first in firsts for second in seconds if first is not second]
     assert any(not form.startswith("X is") or is_related(first, match[1], second) for first, second in both), caption
     if form.startswith("(?P<all>"):
@@ -652,7 +662,7 @@ def test_captions_are_true():
     assert set(forms) == set(CAPTION_FORMS)
     assert min(forms.values()) > 0.05 * len(captions)
     vague = sum(re.search(r"\bthing\b", caption) is not None for _, caption in captions)
-    assert 0.1 < vague / len(captions) < 0.75
+    assert 0.1 < vague / len(captions) < 0.4
 
 
 def test_a_picture_has_five_different_captions():
@@ -665,25 +675,21 @@ def test_a_picture_has_five_different_captions():
 
 
 def masked_words(caption):
-    """(colour or shape word, "color" or "shape", its name with that word masked, caption with it masked)."""
+    """(colour or shape word, "color" or "shape", its name with that word masked, its half, caption with it masked)."""
     for match in re.finditer(NAME, caption, re.IGNORECASE):
         for group, key in ((2, "color"), (3, "shape")):
             start, end = match.span(group)
             rest = re.sub(r"\b[Aa]n?\b", "a", f"{caption[:start]}[MASK]{caption[end:]}")  # "an [MASK]" would tell too
             phrase = match[1].replace(match[group], "[MASK]", 1)
-            yield match[group], key, phrase, rest
+            yield match[group], key, phrase, match[4], rest
 
 
 def test_a_masked_word_can_be_read_off_the_picture():
-    expected = defaultdict(list)
     for scene, caption in captions_of(sampled()[0][:1500]):
-        for word, key, phrase, _ in masked_words(caption):
-            possible = {item[key] for item in scene["objects"] if fits_around(item, phrase, key)}
-            assert word in possible
-            expected[key].append(1 / len(possible))
-    assert all(sum(hits) / len(hits) > 0.95 for hits in expected.values()), {
-        key: sum(hits) / len(hits) for key, hits in expected.items()
-    }
+        for word, key, phrase, half, _ in masked_words(caption):
+            around = [item for item in scene["objects"] if fits_around(item, phrase, key)]
+            possible = [o for o in around if half is None or not is_surely_in_half(scene, o, OPPOSITE[half])]
+            assert {item[key] for item in possible} == {word}, (caption, phrase)
 
 
 def fits_around(item, phrase, key):
@@ -703,13 +709,13 @@ def test_a_masked_word_cannot_be_guessed_without_the_picture():
     )
     for key, chance in (("color", 1 / 7), ("shape", 1 / 5)):  # the other object is likely to look different
         prior, counts = Counter(), defaultdict(Counter)
-        for word, kind, _, rest in train:
+        for word, kind, _, _, rest in train:
             if kind == key:
                 prior[word] += 1
                 for feature in features(rest):
                     counts[word][feature] += 1
         hits = []
-        for word, kind, _, rest in test:
+        for word, kind, _, _, rest in test:
             if kind == key:
                 scores = {
                     guess: math.log(count) + sum(math.log((counts[guess][f] + 1) / (count + 2)) for f in features(rest))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from .scenes import Scene, SceneObject
+from .scenes import HALVES, Scene, SceneObject, half_of
 
 CAPTIONS_PER_SCENE = 5
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
@@ -44,26 +44,41 @@ def sample_captions(scene: Scene, rng: Random) -> list[str]:
 
 
 def _sample_caption(scene: Scene, rng: Random) -> str:
-    names = {item: name for item in scene.objects if (name := _clear_name(scene, item, rng)) is not None}
-    if not names:
-        unclear = rng.choice(scene.objects)
-        names = {unclear: _article(unclear.class_name)}
-    first = rng.choice(list(names))
-    second = rng.choice([item for item in scene.objects if item is not first])
+    names = {item: rng.choice(clear) for item in scene.objects if (clear := _clear_names(scene, item))}
+    # Objects with a clear name come first, and are two times in three spoken of with each other.
+    first = rng.choice(list(names) or scene.objects)
+    others = [item for item in scene.objects if item is not first]
+    named = [item for item in others if item in names]
+    second = rng.choice(named if named and rng.random() < 2 / 3 else others)
     # An object without a clear name is only "a small thing", so that nothing has to be guessed.
-    other = names.get(second, f"a {second.size} thing")
+    one, other = (names.get(item, f"a {item.size} thing") for item in (first, second))
     make = rng.choice((_pair, _relation, _relation, _counted))
-    return make(scene, first, second, names[first], other, rng)
+    return make(scene, first, second, one, other, rng)
 
 
-def _clear_name(scene: Scene, item: SceneObject, rng: Random) -> str | None:
-    """A name whose colour tells its shape and the reverse: among all objects, or among those of its size if that is said."""
-    names = []
-    for size in ("", f"{item.size} "):
-        rivals = [o for o in scene.objects if o is not item and (not size or o.size == item.size)]
-        if all(o.color != item.color and o.shape != item.shape for o in rivals):
-            names.append(_article(f"{size}{item.class_name}"))
-    return rng.choice(names) if names else None
+def _clear_names(scene: Scene, item: SceneObject) -> list[str]:
+    """Names whose colour tells the shape and the reverse; size and place are said where that alone makes it so."""
+    places = [place for axis in (0, 1) if (place := half_of(scene, item, axis)) is not None]
+    for said in ([""], places):
+        names = []
+        for size in ("", item.size):
+            for place in said:
+                rivals = [
+                    other
+                    for other in scene.objects
+                    if other is not item and size in ("", other.size) and _may_be_in(scene, other, place)
+                ]
+                if all(other.color != item.color and other.shape != item.shape for other in rivals):
+                    name = _article(f"{size} {item.class_name}".strip())
+                    names.append(f"{name} in the {place} half" if place else name)
+        if names:
+            return names
+    return []
+
+
+def _may_be_in(scene: Scene, item: SceneObject, place: str) -> bool:
+    """Whether somebody could say that the object is in this half: it is, or it lies near the middle."""
+    return not place or half_of(scene, item, HALVES.index(place) // 2) in (place, None)
 
 
 def _article(name: str) -> str:

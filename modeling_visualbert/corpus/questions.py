@@ -13,13 +13,12 @@ from functools import partial
 from itertools import permutations, product
 from random import Random
 
-from .scenes import COLORS, SHAPES, SIZES, Scene, SceneObject
+from .scenes import CLEAR_OFFSET, COLORS, SHAPES, SIZES, Scene, SceneObject
 
 PLURALS = {shape: f"{shape}es" if shape.endswith("s") else f"{shape}s" for shape in SHAPES}
 KINDS = ("color", "shape", "size", "count", "exist", "relation", "compare")
 OPPOSITES = {"left": "right", "top": "bottom", "above": "below", "small": "big", "yes": "no"}
 OPPOSITES |= {opposite: word for word, opposite in OPPOSITES.items()}
-_MIN_OFFSET = 14.0  # pixels between centres before "left of" is said: nobody should have to measure
 _RELATIONS: dict[str, Callable[[SceneObject, SceneObject], float]] = {
     "to the left of": lambda a, b: b.center[0] - a.center[0],
     "to the right of": lambda a, b: a.center[0] - b.center[0],
@@ -131,7 +130,7 @@ def _ask_half(scene: Scene, rng: Random) -> tuple[str, str] | None:
     name = _name(scene, target)
     axis = rng.choice((0, 1))
     offset = target.center[axis] - (scene.width, scene.height)[axis] / 2
-    if name is None or abs(offset) < _MIN_OFFSET:
+    if name is None or abs(offset) < CLEAR_OFFSET:
         return None
     low, high = (("left", "right"), ("top", "bottom"))[axis]
     return f"Is the {name} in the {low} or {high} half?", low if offset < 0 else high
@@ -142,7 +141,7 @@ def _ask_direction(scene: Scene, rng: Random) -> tuple[str, str] | None:
     names = _name(scene, first), _name(scene, second)
     axis = rng.choice((0, 1))
     offset = first.center[axis] - second.center[axis]
-    if None in names or abs(offset) < _MIN_OFFSET:
+    if None in names or abs(offset) < CLEAR_OFFSET:
         return None
     low, high = (("left", "right"), ("above", "below"))[axis]
     relation = ("to the left or right of", "above or below")[axis]
@@ -154,7 +153,7 @@ def _ask_whether(scene: Scene, rng: Random) -> tuple[str, str] | None:
     names = _name(scene, first), _name(scene, second)
     relation = rng.choice(tuple(_RELATIONS))
     offset = _RELATIONS[relation](first, second)
-    if None in names or abs(offset) < _MIN_OFFSET:
+    if None in names or abs(offset) < CLEAR_OFFSET:
         return None
     return f"Is the {names[0]} {relation} the {names[1]}?", "yes" if offset > 0 else "no"
 

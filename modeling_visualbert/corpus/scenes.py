@@ -30,6 +30,8 @@ COLORS = {
 }
 SIZES = {"small": (8.0, 10.5), "big": (15.0, 19.5)}  # radius of the circumscribed circle, in pixels
 CLASSES = tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES)  # what a detector learns to name
+HALVES = ("left", "right", "top", "bottom")
+CLEAR_OFFSET = 14.0  # pixels between centres before "left of" is said: nobody should have to measure
 
 _SUPERSAMPLING = 3
 _GAP = 3.0  # free pixels between any two objects, and between an object and the border
@@ -176,3 +178,9 @@ def _unit_outline(shape: str) -> list[tuple[float, float]]:
 def _regular(corners: int, start: float) -> list[tuple[float, float]]:
     angles = (start + 2 * math.pi * i / corners for i in range(corners))
     return [(math.cos(a), math.sin(a)) for a in angles]
+
+
+def half_of(scene: Scene, item: SceneObject, axis: int) -> str | None:
+    """The half of the picture, left or right (`axis` 0), top or bottom (1); `None` near the middle."""
+    offset = item.center[axis] - (scene.width, scene.height)[axis] / 2
+    return HALVES[2 * axis + (offset > 0)] if abs(offset) >= CLEAR_OFFSET else None

@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
 
-from .scenes import COLORS, SIZES, Scene, SceneObject
+from .scenes import CLEAR_OFFSET, COLORS, SIZES, Scene, SceneObject, half_of
 
 Tokens = list[str | list[int]]
 QUESTIONS_PER_SCENE = 3
 NUM_CHOICES = 4
-_MIN_OFFSET = 14.0  # pixels, as in questions.py
 
 
 @dataclass(frozen=True)
@@ -70,13 +69,16 @@ def metadata_record(scene: Scene) -> dict:
 def sample_choice_questions(scene: Scene, count: int, rng: Random) -> list[ChoiceQuestion]:
     """Up to `count` different questions about the scene."""
     found: dict[str, ChoiceQuestion] = {}
+    makers = dict(_MAKERS)
     for _ in range(40):
         if len(found) == count:
             break
         # First the kind, then many tries: some kinds fit few objects, and would hardly ever be asked otherwise.
-        make = rng.choices(tuple(_MAKERS), weights=tuple(_MAKERS.values()))[0]
+        make = rng.choices(tuple(makers), weights=tuple(makers.values()))[0]
         made = next((made for _ in range(100) if (made := make(scene, rng)) is not None), None)
-        if made is not None:
+        if made is None:
+            del makers[make]  # nothing in this picture to ask so
+        else:
             found.setdefault(repr((made.question, made.answers[0])), made)
     return list(found.values())
 
@@ -110,9 +112,9 @@ def _ask_which_place(scene: Scene, rng: Random) -> ChoiceQuestion | None:
     """Which of four is in this half? Three of them are clearly in the other."""
     chosen = _differently_named(scene, NUM_CHOICES, rng)
     axis = rng.choice((0, 1))
-    if chosen is None or any(_half(scene, scene.objects[i], axis) is None for i in chosen):
+    if chosen is None or any(half_of(scene, scene.objects[i], axis) is None for i in chosen):
         return None
-    halves = [_half(scene, scene.objects[i], axis) for i in chosen]
+    halves = [half_of(scene, scene.objects[i], axis) for i in chosen]
     if halves.count(halves[0]) > 1:
         return None
     question = _tokens(f"Which one is in the {halves[0]} half", end="?")
@@ -135,7 +137,7 @@ def _ask_direction(scene: Scene, rng: Random) -> ChoiceQuestion | None:
         there = scene.objects[other].center
         for axis, (low, high) in enumerate((("to the left of", "to the right of"), ("above", "below"))):
             offset = here[axis] - there[axis]
-            if abs(offset) < _MIN_OFFSET:
+            if abs(offset) < CLEAR_OFFSET:
                 return None
             says_low = says_low_of_first[axis] != (opposite and number == 1)
             text = f"[{target}] is {low if says_low else high} [{other}]"
@@ -182,7 +184,7 @@ def _with_rationales(
         )
         attributes["color"] = (f"[{target}] is {item.color}", f"[{target}] is {other}")
     for axis, (low, high) in enumerate((("left", "right"), ("top", "bottom"))):
-        half = _half(scene, item, axis)
+        half = half_of(scene, item, axis)
         if half is not None and low not in told:
             wrong = high if half == low else low
             attributes[low] = (f"[{target}] is in the {half} half", f"[{target}] is in the {wrong} half")
@@ -204,13 +206,6 @@ def _differently_named(scene: Scene, count: int, rng: Random) -> list[int] | Non
     return chosen if len(chosen) == count else None
 
 
-def _half(scene: Scene, item: SceneObject, axis: int) -> str | None:
-    offset = item.center[axis] - (scene.width, scene.height)[axis] / 2
-    if abs(offset) < _MIN_OFFSET:
-        return None
-    return (("left", "right"), ("top", "bottom"))[axis][offset > 0]
-
-
 def _other_size(item: SceneObject) -> str:
     return next(size for size in SIZES if size != item.size)
 
@@ -226,8 +221,8 @@ def _tokens(text: str, end: str = ".") -> Tokens:
 
 _MAKERS: dict[Callable[[Scene, Random], ChoiceQuestion | None], float] = {
     _ask_color: 1.0,
-    _ask_which_color: 3.0,  # needs four different shapes
-    _ask_which_place: 8.0,  # needs them in the right places too
+    _ask_which_color: 4.0,  # needs four different shapes
+    _ask_which_place: 12.0,  # needs them in the right places too
     _ask_direction: 1.5,
     _ask_size_and_color: 1.0,
 }
