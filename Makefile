@@ -10,10 +10,10 @@ LAUNCH ?= --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backe
 vqa: $(VENV)/.train ## train on the embedded corpus and score it
 	$(BIN)/accelerate launch $(LAUNCH) examples/run_vqa.py --output_dir runs/vqa --resume
 
-flickr30k pretraining: $(VENV)/.train ## the same for phrase grounding and for pre-training
+flickr30k: $(VENV)/.train ## the same for phrase grounding
 	$(BIN)/accelerate launch $(LAUNCH) examples/run_$@.py --output_dir runs/$@ --resume
 
-nlvr2 vcr: $(VENV)/.train runs/vqa/metrics.json ## the same for NLVR2 and VCR, which start from the VQA model
+nlvr2 vcr pretraining: $(VENV)/.train runs/vqa/metrics.json ## the same for these, which start from the VQA model
 	$(BIN)/accelerate launch $(LAUNCH) examples/run_$@.py --output_dir runs/$@ --resume
 
 runs/vqa/metrics.json:

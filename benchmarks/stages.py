@@ -52,7 +52,7 @@ def run_once(build: Callable[[Args, Accelerator], Task], args: Args, evaluations
         task = build(args, accelerator)
         assert args.max_steps is not None
         steps_per_epoch = len(task.splits["train"]) / args.batch_size
-        args = replace(args, evals_per_epoch=max(1, round(evaluations * steps_per_epoch / args.max_steps)))
+        args = replace(args, evals_per_epoch=evaluations * steps_per_epoch / args.max_steps)
         task = replace(task, splits={name: task.splits[name] for name in ("train", "dev")})
         train(task, args, accelerator)
         accelerator.end_training()

@@ -194,7 +194,8 @@ def _fill(args: argparse.Namespace) -> None:
     inputs = processor(images=picture, text=args.text[0], text_pair=args.text[1] if len(args.text) > 1 else None)
     (result,) = processor.post_process_pretraining(model(**inputs), inputs["input_ids"], args.top_k)
     lines = [", ".join(f"{word['word']} ({word['score']:.0%})" for word in words) for words in result["words"]]
-    lines.append(f"text and picture belong together: {result['match']:.0%}")
+    if len(args.text) == 2:  # what the match head was trained on
+        lines.append(f"texts and picture belong together: {result['match']:.0%}")
     _print(args, [result], lines)
     if args.picture_out:
         _save(captioned(picture.convert("RGB"), [*args.text, *lines]), args)

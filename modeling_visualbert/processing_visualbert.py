@@ -442,7 +442,7 @@ class VisualBertProcessor(ProcessorMixin):
         results = []
         for ids, logits, score in zip(input_ids, outputs["prediction_logits"], match, strict=True):
             places = (ids == self.tokenizer.mask_token_id).nonzero()[:, 0]
-            best, order = logits[places].float().softmax(dim=-1).topk(top_k, dim=-1)
+            best, order = logits[places].float().softmax(dim=-1).topk(min(top_k, logits.shape[-1]), dim=-1)
             words = [
                 [
                     {"word": word, "score": share}

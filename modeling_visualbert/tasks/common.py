@@ -55,7 +55,8 @@ class TaskArgs(TrainArgs):
         default=False, metadata={"help": "leave bad records out and list them in skipped.txt, instead of stopping"}
     )
     init_from: str | None = field(
-        default=None, metadata={"help": "VisualBERT checkpoint of any stage, or BERT, to start from (default: scratch)"}
+        default=None,
+        metadata={"help": "VisualBERT checkpoint of any stage, or BERT, to start from; `scratch` overrules a recipe's"},
     )
     tokenizer: str | None = field(
         default=None, metadata={"help": "BERT tokenizer (default: that of init_from or the corpus)"}
@@ -75,6 +76,8 @@ class TaskArgs(TrainArgs):
             raise ValueError("--train_region_encoder needs --from_pixels: stored features do not change")
         if self.num_regions is not None and self.num_regions < 1:
             raise ValueError(f"--num_regions {self.num_regions}; expected at least 1")
+        if self.init_from == "scratch":
+            self.init_from = None
 
 
 def corpus_folder(args: TaskArgs) -> Path:

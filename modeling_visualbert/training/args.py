@@ -41,7 +41,9 @@ class TrainArgs:
     gradient_checkpointing: bool = field(default=False, metadata={"help": "trade time for memory"})
     seed: int = field(default=0, metadata={"help": "decides initialisation, order and dropout"})
     num_workers: int = field(default=0, metadata={"help": "processes that prepare batches"})
-    evals_per_epoch: int = field(default=1, metadata={"help": "evaluations on the dev split in each epoch"})
+    evals_per_epoch: float = field(
+        default=1.0, metadata={"help": "evaluations on the dev split in each epoch; 0.25: one in four epochs"}
+    )
     patience: int | None = field(
         default=None, metadata={"help": "stop after this many evaluations without improvement"}
     )
