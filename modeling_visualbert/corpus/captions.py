@@ -57,20 +57,19 @@ def _sample_caption(scene: Scene, rng: Random) -> str:
 
 
 def _clear_names(scene: Scene, item: SceneObject) -> list[str]:
-    """Names whose colour tells the shape and the reverse; size and place are said where that alone makes it so."""
-    places = [place for axis in (0, 1) if (place := half_of(scene, item, axis)) is not None]
-    for said in ([""], places):
+    """Names whose colour tells the shape and the reverse; size, then place, are said only where that takes them."""
+    halves = [half for axis in (0, 1) if (half := half_of(scene, item, axis)) is not None]
+    for size, places in (("", [""]), (item.size, [""]), ("", halves), (item.size, halves)):
         names = []
-        for size in ("", item.size):
-            for place in said:
-                rivals = [
-                    other
-                    for other in scene.objects
-                    if other is not item and size in ("", other.size) and _may_be_in(scene, other, place)
-                ]
-                if all(other.color != item.color and other.shape != item.shape for other in rivals):
-                    name = _article(f"{size} {item.class_name}".strip())
-                    names.append(f"{name} in the {place} half" if place else name)
+        for place in places:
+            rivals = [
+                other
+                for other in scene.objects
+                if other is not item and size in ("", other.size) and _may_be_in(scene, other, place)
+            ]
+            if all(other.color != item.color and other.shape != item.shape for other in rivals):
+                name = _article(f"{size} {item.class_name}".strip())
+                names.append(f"{name} in the {place} half" if place else name)
         if names:
             return names
     return []
