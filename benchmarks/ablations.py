@@ -18,7 +18,7 @@ from stages import TASKS, corpus_args, run_once
 from modeling_visualbert.tasks.pretraining import PretrainingArgs, pretraining_task
 
 ROOT = Path(__file__).parents[1]
-BERT_STEPS, COCO_STEPS, FINE_TUNING_STEPS = 600, 1500, 1000
+BERT_STEPS, COCO_STEPS, FINE_TUNING_STEPS = 500, 1500, 1000
 MASKED = {"mlm_probability": 0.3}  # as in examples/recipes/pretraining_corpus.yaml
 
 
@@ -77,10 +77,10 @@ def run_variant(variant: Variant, args: argparse.Namespace) -> dict[str, Any]:
             corpus_args(PretrainingArgs, folder, max_steps=args.max_steps or COCO_STEPS, **changes),
         )
         start = folder / "best"
-    build, args_class, _ = TASKS["nlvr2"]
+    build, args_class, fields = TASKS["nlvr2"]
     folder = args.output_dir / "".join(c if c.isalnum() else "_" for c in variant.name)
     steps = args.max_steps or FINE_TUNING_STEPS
-    run = corpus_args(args_class, folder, init_from=str(start), max_steps=steps, **variant.nlvr2)
+    run = corpus_args(args_class, folder, init_from=str(start), max_steps=steps, **fields, **variant.nlvr2)
     return run_once(build, run, evaluations=4)["metrics"]
 
 

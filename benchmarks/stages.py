@@ -23,7 +23,7 @@ from modeling_visualbert.training.task import Task
 RECIPE = Path(__file__).parents[1] / "examples" / "recipes" / "vqa_corpus.yaml"
 TASKS: dict[str, tuple[Callable[[Any, Accelerator], Task], type[TaskArgs], dict[str, Any]]] = {
     "vqa": (vqa_task, VqaArgs, {}),
-    "nlvr2": (nlvr2_task, Nlvr2Args, {}),
+    "nlvr2": (nlvr2_task, Nlvr2Args, {"second_segment_std": 1.0}),  # as in nlvr2_corpus.yaml
     "vcr": (vcr_task, VcrArgs, {"subtask": "answer"}),
     "flickr30k": (flickr30k_task, Flickr30kArgs, {}),
 }

@@ -144,7 +144,7 @@ def test_nlvr2_labels_follow_from_the_two_scene_graphs():
             kind = re.fullmatch(COMPARED, record["sentence"])[3]
             left, right = graphs[in_set, pair]
             ties[in_set, sentence] += len(matching(left, kind)) == len(matching(right, kind))
-    assert len(groups) > 0.95 * 8 * 200
+    assert len(groups) > 0.95 * 16 * 200
     for group in groups.values():
         assert len({text for text, _ in group}) == 1
         assert sorted(truth for _, truth in group) == [False, False, True, True]
@@ -171,9 +171,9 @@ def test_nlvr2_files_are_those_of_the_release(corpus, split):
     scenes = scenes_of(corpus, split)
     graphs = pairs_of(scenes.values())
     images = corpus / "nlvr2" / "images"
-    assert len({record["identifier"] for record in records}) == len(records) == 4 * 8 * (len(scenes) // 8)
+    assert len({record["identifier"] for record in records}) == len(records) == 4 * 16 * (len(scenes) // 8)
     for record in records:
-        assert re.fullmatch(rf"shapes_{name}-\d+-[0-3]-[0-7]", record["identifier"])
+        assert re.fullmatch(rf"shapes_{name}-\d+-[0-3]-(?:\d|1[0-5])", record["identifier"])
         expected = {"identifier", "sentence", "label", "synset", *(("directory",) if split == "train" else ())}
         assert set(record) == expected
         folder = images / ("train/{directory}".format(**record) if split == "train" else name)

@@ -15,7 +15,7 @@ from .scenes import Scene, SceneObject
 
 SPLIT_NAMES = {"train": "train", "val": "dev", "test": "test1"}  # what NLVR2 calls them
 PAIRS_PER_SET = 4
-SENTENCES_PER_SET = 8
+SENTENCES_PER_SET = 16
 _NUMBERS = ("no", "one", "two", "three", "four")
 _SETS_PER_DIRECTORY = 100  # NLVR2 spreads its training pictures over numbered folders
 
@@ -189,4 +189,4 @@ _MAKERS: tuple[Callable[[list[Pair], Random], _Made | None], ...] = (
     _number_in_all,
     _more_on_one_side,
 )
-_WEIGHTS = (3.0, 3.0, 1.0, 1.0, 1.0)  # existence, which most sentences are about; the rest is counting
+_WEIGHTS = (2.0, 2.0, 1.0, 1.0, 1.5)  # existence, which most sentences are about; the rest is counting
