@@ -6,7 +6,7 @@ picture, and off nothing else in the caption.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 
 from .scenes import HALVES, Scene, SceneObject, half_of
@@ -45,15 +45,20 @@ def sample_captions(scene: Scene, rng: Random) -> list[str]:
 
 def _sample_caption(scene: Scene, rng: Random) -> str:
     names = {item: rng.choice(clear) for item in scene.objects if (clear := _clear_names(scene, item))}
-    # Objects with a clear name come first, and are two times in three spoken of with each other.
-    first = rng.choice(list(names) or scene.objects)
+    # As people do, captions mostly speak of what is easily named; only the second thing may be one without a clear name.
+    easily = [item for item in names if names[item].count(" ") == 2]  # "a red circle"
+    first = _prefer(easily, list(names) or scene.objects, rng)
     others = [item for item in scene.objects if item is not first]
-    named = [item for item in others if item in names]
-    second = rng.choice(named if named and rng.random() < 2 / 3 else others)
+    second = _prefer([item for item in easily if item is not first], others, rng)
     # An object without a clear name is only "a small thing", so that nothing has to be guessed.
     one, other = (names.get(item, f"a {item.size} thing") for item in (first, second))
     make = rng.choice((_pair, _relation, _relation, _counted))
     return make(scene, first, second, one, other, rng)
+
+
+def _prefer(these: Sequence[SceneObject], to_those: Sequence[SceneObject], rng: Random) -> SceneObject:
+    """One of the first kind two times in three, if there are any."""
+    return rng.choice(these if these and rng.random() < 2 / 3 else to_those)
 
 
 def _clear_names(scene: Scene, item: SceneObject) -> list[str]:
