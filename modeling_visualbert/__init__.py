@@ -1,9 +1,11 @@
 """VisualBERT done right on the Hugging Face stack: picture + question -> answer."""
 
+from .configuration_grid_encoder import GridRegionEncoderConfig
 from .configuration_region_encoder import QueryRegionEncoderConfig
 from .configuration_visualbert import VisualBertConfig
 from .image_processing_visualbert import VisualBertImageProcessor, load_picture
-from .modeling_region_encoder import QueryRegionEncoder, RegionEncoderOutput
+from .modeling_grid_encoder import GridRegionEncoder
+from .modeling_region_encoder import QueryRegionEncoder, RegionEncoder, RegionEncoderOutput
 from .modeling_visualbert import (
     VisualBertForMultipleChoice,
     VisualBertForPreTraining,
@@ -22,8 +24,11 @@ from .version import __version__
 register_auto_classes()
 
 __all__ = [
+    "GridRegionEncoder",
+    "GridRegionEncoderConfig",
     "QueryRegionEncoder",
     "QueryRegionEncoderConfig",
+    "RegionEncoder",
     "RegionEncoderOutput",
     "VisualBertConfig",
     "VisualBertForMultipleChoice",

@@ -5,7 +5,10 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PretrainedConfig
 
+from .configuration_grid_encoder import GridRegionEncoderConfig
 from .configuration_region_encoder import QueryRegionEncoderConfig
+
+REGION_ENCODER_CONFIGS: tuple[type[PretrainedConfig], ...] = (QueryRegionEncoderConfig, GridRegionEncoderConfig)
 
 
 @strict
@@ -48,7 +51,7 @@ class VisualBertConfig(PretrainedConfig):
         special_visual_initialize (`bool`, *optional*, defaults to `True`):
             Start the regions' segment and position tables as copies of the text tables, after those were loaded from
             BERT, when the checkpoint has none of its own.
-        region_encoder_config (`QueryRegionEncoderConfig` or `dict`, *optional*):
+        region_encoder_config (`QueryRegionEncoderConfig`, `GridRegionEncoderConfig` or `dict`, *optional*):
             When given, the model owns a region encoder and answers from `pixel_values`.
         freeze_region_encoder (`bool`, *optional*, defaults to `True`):
             Whether the region encoder stays as it is (and in evaluation mode) while the model is trained.
@@ -97,11 +100,11 @@ class VisualBertConfig(PretrainedConfig):
 def _region_encoder_config(values: dict) -> PretrainedConfig:
     values = dict(values)
     model_type = values.pop("model_type", None)
-    if model_type != QueryRegionEncoderConfig.model_type:
-        raise ValueError(
-            f"`region_encoder_config` has model_type {model_type!r}; expected {QueryRegionEncoderConfig.model_type!r}"
-        )
-    return QueryRegionEncoderConfig(**values)
+    for config_class in REGION_ENCODER_CONFIGS:
+        if model_type == config_class.model_type:
+            return config_class(**values)
+    expected = ", ".join(repr(config_class.model_type) for config_class in REGION_ENCODER_CONFIGS)
+    raise ValueError(f"`region_encoder_config` has model_type {model_type!r}; expected one of {expected}")
 
 
 __all__ = ["VisualBertConfig"]

@@ -1,4 +1,5 @@
-"""Regions from any object detector of `transformers`: pixels -> features, boxes, scores, class ids.
+"""Regions from any object detector of `transformers`: pixels -> features, boxes, scores, class ids; and what all
+region encoders share.
 
 Letters: B batch, Q queries of the detector, R regions kept, D hidden size, V region feature, C classes.
 """
@@ -43,132 +44,35 @@ class RegionEncoderOutput(ModelOutput):
     class_ids: torch.Tensor | None = None
 
 
-class QueryRegionEncoder(PreTrainedModel):
+class RegionEncoder(PreTrainedModel):
     """
-    The query states of a detector as region features (optionally with the box's geometry), standardised.
+    What all region encoders share: `forward(pixel_values, pixel_mask, boxes_unit, boxes_mask) -> RegionEncoderOutput`,
+    standardised features, and a fingerprint. A subclass calls `register_standardisation` where it makes its parts.
 
     `feature_mean` and `feature_std` are buffers of length `config.region_dim`, measured over a training set by
-    [`QueryRegionEncoder.fit_standardisation`]; until then they are zeros and ones.
+    [`RegionEncoder.fit_standardisation`]; until then they are zeros and ones.
     """
 
-    config_class = QueryRegionEncoderConfig
-    config: QueryRegionEncoderConfig
     main_input_name = "pixel_values"
     base_model_prefix = "region_encoder"
     input_modalities = ("image",)
     _supports_sdpa = True
     _supports_attention_backend = True
 
-    def __init__(self, config: QueryRegionEncoderConfig):
-        super().__init__(config)
-        if config.detector_config is None:
-            raise ValueError("`detector_config` is missing; expected the config of an object detection model")
-        self.detector = AutoModelForObjectDetection.from_config(config.detector_config)
-        self.feature_mean = nn.Buffer(torch.zeros(config.region_dim))
-        self.feature_std = nn.Buffer(torch.ones(config.region_dim))
-        self.post_init()
+    def register_standardisation(self) -> None:
+        self.feature_mean = nn.Buffer(torch.zeros(self.config.region_dim))
+        self.feature_std = nn.Buffer(torch.ones(self.config.region_dim))
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, QueryRegionEncoder):
+        if isinstance(module, RegionEncoder):
             for buffer, value in ((module.feature_mean, 0.0), (module.feature_std, 1.0)):
                 if not getattr(buffer, "_is_hf_initialized", False):
                     buffer.fill_(value)
 
-    @classmethod
-    def from_detector(cls, detector: PreTrainedModel, **config_kwargs) -> "QueryRegionEncoder":
-        """Wrap a loaded detector; `config_kwargs` are fields of [`QueryRegionEncoderConfig`]."""
-        fields = detector.config.to_dict()
-        fields.pop("_name_or_path", None)  # where it lay on this machine says nothing to others
-        encoder = cls(QueryRegionEncoderConfig(detector_config=fields, **config_kwargs))
-        encoder.detector.load_state_dict(detector.state_dict())
-        return encoder.eval()
-
-    def forward(
-        self,
-        pixel_values: torch.Tensor,
-        pixel_mask: torch.Tensor | None = None,
-        boxes_unit: torch.Tensor | None = None,
-        boxes_mask: torch.Tensor | None = None,
-    ) -> RegionEncoderOutput:
-        """
-        Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`):
-                Pictures, as the checkpoint's image processor makes them.
-            pixel_mask (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
-                1 for a pixel of the picture, 0 for padding.
-            boxes_unit (`torch.FloatTensor` of shape `(batch_size, regions, 4)`, *optional*):
-                Boxes to describe instead of those that would be found; corners in units of the picture (0..1). A box gets
-                the query that overlaps it most (IoU times score); the box of the whole picture, and one that overlaps no
-                query, get the mean of all found regions.
-            boxes_mask (`torch.LongTensor` of shape `(batch_size, regions)`, *optional*):
-                1 for a given box, 0 for padding.
-        """
-        found = self.detect(pixel_values, pixel_mask)
-        regions = self._select(found)
-        return regions if boxes_unit is None else self._describe(boxes_unit, boxes_mask, found, regions)
-
-    def _select(self, found: dict[str, torch.Tensor]) -> RegionEncoderOutput:
-        """The most confident queries that do not overlap."""
-        num_regions = min(self.config.max_regions, found["scores"].shape[1])
-        scores_BR, order_BR = found["scores"].topk(num_regions, dim=1)
-        boxes_BR4 = _take(found["boxes_unit"], order_BR)
-        keep_BR = scores_BR >= self.config.score_threshold
-        if self.config.nms_threshold < 1.0:
-            keep_BR = suppress_overlaps(boxes_BR4, keep_BR, self.config.nms_threshold)
-        # Survivors move to the front, in order, so that padding is always at the end.
-        front_BR = keep_BR.to(torch.int8).argsort(dim=1, descending=True, stable=True)
-        order_BR = order_BR.gather(1, front_BR)
-        return RegionEncoderOutput(
-            visual_embeds=(_take(found["features"], order_BR) - self.feature_mean) / self.feature_std,
-            visual_attention_mask=keep_BR.gather(1, front_BR).long(),
-            boxes_unit=_take(found["boxes_unit"], order_BR),
-            scores=found["scores"].gather(1, order_BR),
-            class_ids=found["class_ids"].gather(1, order_BR),
-        )
-
-    def _describe(
-        self,
-        boxes_BR4: torch.Tensor,
-        boxes_mask: torch.Tensor | None,
-        found: dict[str, torch.Tensor],
-        regions: RegionEncoderOutput,
-    ) -> RegionEncoderOutput:
-        """Features of given boxes, from the queries that overlap them most; of two that do, from the more confident."""
-        overlaps_BR, best_BR = (box_iou(boxes_BR4, found["boxes_unit"]) * found["scores"][:, None]).max(dim=-1)
-        features_BRV = (_take(found["features"], best_BR) - self.feature_mean) / self.feature_std
-        kept_BN1 = regions["visual_attention_mask"][..., None].to(features_BRV.dtype)
-        mean_BV = (regions["visual_embeds"] * kept_BN1).sum(dim=1) / kept_BN1.sum(dim=1).clamp(min=1)
-        is_whole_BR = corners_to_center(boxes_BR4)[..., 2:].prod(dim=-1) >= _WHOLE_PICTURE
-        features_BRV = torch.where((is_whole_BR | (overlaps_BR == 0))[..., None], mean_BV[:, None], features_BRV)
-        if self.config.geometry_features:  # that of the box itself, not of the query
-            geometry = slice(-NUM_GEOMETRY_FEATURES, None)
-            own_BR9 = (box_geometry(boxes_BR4) - self.feature_mean[geometry]) / self.feature_std[geometry]
-            features_BRV = torch.cat((features_BRV[..., :-NUM_GEOMETRY_FEATURES], own_BR9), dim=-1)
-        mask_BR = torch.ones_like(best_BR) if boxes_mask is None else boxes_mask.long()
-        return RegionEncoderOutput(
-            visual_embeds=features_BRV * mask_BR[..., None],
-            visual_attention_mask=mask_BR,
-            boxes_unit=boxes_BR4,
-            scores=found["scores"].gather(1, best_BR),
-            class_ids=found["class_ids"].gather(1, best_BR),
-        )
-
-    def detect(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """All Q queries before selection: `features` [B, Q, V] (not standardised), `boxes_unit`, `scores`, `class_ids`."""
-        # Not every detector has a mask argument.
-        masked = {} if pixel_mask is None else {"pixel_mask": pixel_mask}
-        found = self.detector(pixel_values=pixel_values, **masked)
-        boxes_BQ4 = center_to_corners(found.pred_boxes).clamp(0.0, 1.0)
-        states_BQD = found.last_hidden_state[:, -boxes_BQ4.shape[1] :]  # YOLOS puts its patches before the queries
-        scores_BQ, class_ids_BQ = best_classes(found.logits, self.detector.config.num_labels)
-        features = (states_BQD, box_geometry(boxes_BQ4)) if self.config.geometry_features else (states_BQD,)
-        return {
-            "features": torch.cat(features, dim=-1),
-            "boxes_unit": boxes_BQ4,
-            "scores": scores_BQ,
-            "class_ids": class_ids_BQ,
-        }
+    def standardise(self, features: torch.Tensor) -> torch.Tensor:
+        """[..., V] features with mean 0 and standard deviation 1 over the data that was measured."""
+        return (features - self.feature_mean) / self.feature_std
 
     def fingerprint(self) -> str:
         """Hash of configuration and weights: two encoders with the same one find the same regions."""
@@ -217,6 +121,116 @@ class QueryRegionEncoder(PreTrainedModel):
         self.feature_std.copy_(std)
 
 
+class QueryRegionEncoder(RegionEncoder):
+    """The query states of a detector as region features (optionally with the box's geometry), standardised."""
+
+    config_class = QueryRegionEncoderConfig
+    config: QueryRegionEncoderConfig
+
+    def __init__(self, config: QueryRegionEncoderConfig):
+        super().__init__(config)
+        if config.detector_config is None:
+            raise ValueError("`detector_config` is missing; expected the config of an object detection model")
+        self.detector = AutoModelForObjectDetection.from_config(config.detector_config)
+        self.register_standardisation()
+        self.post_init()
+
+    @classmethod
+    def from_detector(cls, detector: PreTrainedModel, **config_kwargs) -> "QueryRegionEncoder":
+        """Wrap a loaded detector; `config_kwargs` are fields of [`QueryRegionEncoderConfig`]."""
+        fields = detector.config.to_dict()
+        fields.pop("_name_or_path", None)  # where it lay on this machine says nothing to others
+        encoder = cls(QueryRegionEncoderConfig(detector_config=fields, **config_kwargs))
+        encoder.detector.load_state_dict(detector.state_dict())
+        return encoder.eval()
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
+        boxes_unit: torch.Tensor | None = None,
+        boxes_mask: torch.Tensor | None = None,
+    ) -> RegionEncoderOutput:
+        """
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`):
+                Pictures, as the checkpoint's image processor makes them.
+            pixel_mask (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
+                1 for a pixel of the picture, 0 for padding.
+            boxes_unit (`torch.FloatTensor` of shape `(batch_size, regions, 4)`, *optional*):
+                Boxes to describe instead of those that would be found; corners in units of the picture (0..1). A box gets
+                the query that overlaps it most (IoU times score); the box of the whole picture, and one that overlaps no
+                query, get the mean of all found regions.
+            boxes_mask (`torch.LongTensor` of shape `(batch_size, regions)`, *optional*):
+                1 for a given box, 0 for padding.
+        """
+        found = self.detect(pixel_values, pixel_mask)
+        regions = self._select(found)
+        return regions if boxes_unit is None else self._describe(boxes_unit, boxes_mask, found, regions)
+
+    def _select(self, found: dict[str, torch.Tensor]) -> RegionEncoderOutput:
+        """The most confident queries that do not overlap."""
+        num_regions = min(self.config.max_regions, found["scores"].shape[1])
+        scores_BR, order_BR = found["scores"].topk(num_regions, dim=1)
+        boxes_BR4 = _take(found["boxes_unit"], order_BR)
+        keep_BR = scores_BR >= self.config.score_threshold
+        if self.config.nms_threshold < 1.0:
+            keep_BR = suppress_overlaps(boxes_BR4, keep_BR, self.config.nms_threshold)
+        # Survivors move to the front, in order, so that padding is always at the end.
+        front_BR = keep_BR.to(torch.int8).argsort(dim=1, descending=True, stable=True)
+        order_BR = order_BR.gather(1, front_BR)
+        return RegionEncoderOutput(
+            visual_embeds=self.standardise(_take(found["features"], order_BR)),
+            visual_attention_mask=keep_BR.gather(1, front_BR).long(),
+            boxes_unit=_take(found["boxes_unit"], order_BR),
+            scores=found["scores"].gather(1, order_BR),
+            class_ids=found["class_ids"].gather(1, order_BR),
+        )
+
+    def _describe(
+        self,
+        boxes_BR4: torch.Tensor,
+        boxes_mask: torch.Tensor | None,
+        found: dict[str, torch.Tensor],
+        regions: RegionEncoderOutput,
+    ) -> RegionEncoderOutput:
+        """Features of given boxes, from the queries that overlap them most; of two that do, from the more confident."""
+        overlaps_BR, best_BR = (box_iou(boxes_BR4, found["boxes_unit"]) * found["scores"][:, None]).max(dim=-1)
+        features_BRV = self.standardise(_take(found["features"], best_BR))
+        kept_BN1 = regions["visual_attention_mask"][..., None].to(features_BRV.dtype)
+        mean_BV = (regions["visual_embeds"] * kept_BN1).sum(dim=1) / kept_BN1.sum(dim=1).clamp(min=1)
+        is_whole_BR = corners_to_center(boxes_BR4)[..., 2:].prod(dim=-1) >= _WHOLE_PICTURE
+        features_BRV = torch.where((is_whole_BR | (overlaps_BR == 0))[..., None], mean_BV[:, None], features_BRV)
+        if self.config.geometry_features:  # that of the box itself, not of the query
+            geometry = slice(-NUM_GEOMETRY_FEATURES, None)
+            own_BR9 = (box_geometry(boxes_BR4) - self.feature_mean[geometry]) / self.feature_std[geometry]
+            features_BRV = torch.cat((features_BRV[..., :-NUM_GEOMETRY_FEATURES], own_BR9), dim=-1)
+        mask_BR = torch.ones_like(best_BR) if boxes_mask is None else boxes_mask.long()
+        return RegionEncoderOutput(
+            visual_embeds=features_BRV * mask_BR[..., None],
+            visual_attention_mask=mask_BR,
+            boxes_unit=boxes_BR4,
+            scores=found["scores"].gather(1, best_BR),
+            class_ids=found["class_ids"].gather(1, best_BR),
+        )
+
+    def detect(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """All Q queries before selection: `features` [B, Q, V] (not standardised), `boxes_unit`, `scores`, `class_ids`."""
+        # Not every detector has a mask argument.
+        masked = {} if pixel_mask is None else {"pixel_mask": pixel_mask}
+        found = self.detector(pixel_values=pixel_values, **masked)
+        boxes_BQ4 = center_to_corners(found.pred_boxes).clamp(0.0, 1.0)
+        states_BQD = found.last_hidden_state[:, -boxes_BQ4.shape[1] :]  # YOLOS puts its patches before the queries
+        scores_BQ, class_ids_BQ = best_classes(found.logits, self.detector.config.num_labels)
+        features = (states_BQD, box_geometry(boxes_BQ4)) if self.config.geometry_features else (states_BQD,)
+        return {
+            "features": torch.cat(features, dim=-1),
+            "boxes_unit": boxes_BQ4,
+            "scores": scores_BQ,
+            "class_ids": class_ids_BQ,
+        }
+
+
 def best_classes(logits_BQC: torch.Tensor, num_labels: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Score in 0..1 and index of each query's best class.
 
@@ -232,4 +246,4 @@ def _take(rows_BQX: torch.Tensor, order_BR: torch.Tensor) -> torch.Tensor:
     return rows_BQX.gather(1, order_BR[..., None].expand(-1, -1, rows_BQX.shape[-1]))
 
 
-__all__ = ["QueryRegionEncoder", "RegionEncoderOutput", "best_classes"]
+__all__ = ["QueryRegionEncoder", "RegionEncoder", "RegionEncoderOutput", "best_classes"]

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
@@ -30,8 +30,10 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .configuration_grid_encoder import GridRegionEncoderConfig
 from .configuration_visualbert import VisualBertConfig
-from .modeling_region_encoder import QueryRegionEncoder, RegionEncoderOutput
+from .modeling_grid_encoder import GridRegionEncoder
+from .modeling_region_encoder import QueryRegionEncoder, RegionEncoder, RegionEncoderOutput
 
 
 class VisualBertEmbeddings(nn.Module):
@@ -363,6 +365,11 @@ class VisualBertPreTrainedModel(PreTrainedModel):
         )
 
 
+def make_region_encoder(config: PretrainedConfig) -> RegionEncoder:
+    """The region encoder, with new weights, that a configuration describes."""
+    return GridRegionEncoder(config) if isinstance(config, GridRegionEncoderConfig) else QueryRegionEncoder(config)
+
+
 class VisualBertModel(VisualBertPreTrainedModel):
     """
     The encoder without a head. With `config.region_encoder_config` it owns a region encoder and also takes pixels.
@@ -376,7 +383,7 @@ class VisualBertModel(VisualBertPreTrainedModel):
         if config.bypass_transformer:
             self.additional_layer = VisualBertLayer(config)
         if config.region_encoder_config is not None:
-            self.region_encoder = QueryRegionEncoder(config.region_encoder_config)
+            self.region_encoder = make_region_encoder(config.region_encoder_config)
             self.region_encoder.requires_grad_(not config.freeze_region_encoder)
             self.region_encoder.train(not config.freeze_region_encoder)
         self.post_init()

@@ -12,9 +12,11 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY, REMOVED_TASKS
 
+from .configuration_grid_encoder import GridRegionEncoderConfig
 from .configuration_region_encoder import QueryRegionEncoderConfig
 from .configuration_visualbert import VisualBertConfig
 from .image_processing_visualbert import VisualBertImageProcessor
+from .modeling_grid_encoder import GridRegionEncoder
 from .modeling_region_encoder import QueryRegionEncoder
 from .modeling_visualbert import (
     VisualBertForMultipleChoice,
@@ -36,13 +38,15 @@ def register_auto_classes() -> None:
     """
     AutoConfig.register("visual_bert", VisualBertConfig, exist_ok=True)
     AutoConfig.register("query_region_encoder", QueryRegionEncoderConfig, exist_ok=True)
+    AutoConfig.register("grid_region_encoder", GridRegionEncoderConfig, exist_ok=True)
     AutoModel.register(VisualBertConfig, VisualBertModel, exist_ok=True)
     AutoModel.register(QueryRegionEncoderConfig, QueryRegionEncoder, exist_ok=True)
+    AutoModel.register(GridRegionEncoderConfig, GridRegionEncoder, exist_ok=True)
     AutoModelForPreTraining.register(VisualBertConfig, VisualBertForPreTraining, exist_ok=True)
     AutoModelForVisualQuestionAnswering.register(VisualBertConfig, VisualBertForQuestionAnswering, exist_ok=True)
     AutoModelForMultipleChoice.register(VisualBertConfig, VisualBertForMultipleChoice, exist_ok=True)
     AutoModelForSequenceClassification.register(VisualBertConfig, VisualBertForVisualReasoning, exist_ok=True)
-    for config_class in (VisualBertConfig, QueryRegionEncoderConfig):
+    for config_class in (VisualBertConfig, QueryRegionEncoderConfig, GridRegionEncoderConfig):
         AutoImageProcessor.register(
             config_class, image_processor_classes={"pil": VisualBertImageProcessor}, exist_ok=True
         )

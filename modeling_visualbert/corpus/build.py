@@ -47,13 +47,17 @@ FORMAT_VERSION = 2  # raise it when any file of the corpus changes, so that cach
 
 @dataclass(frozen=True)
 class CorpusConfig:
-    """Size and seed of a corpus; different values give different cache folders."""
+    """Size and seed of a corpus; different values give different cache folders.
+
+    With `one_object` there is a single thing in each picture: too little to say for anything but boxes and questions.
+    """
 
     train_scenes: int = 8000
     val_scenes: int = 500
     test_scenes: int = 1000
     questions_per_scene: int = 8
     seed: int = 0
+    one_object: bool = False
 
     def scenes(self, split: str) -> int:
         """Number of scenes of a split."""
@@ -71,6 +75,7 @@ def ensure_corpus(config: CorpusConfig | None = None, cache_dir: Path | None = N
     config = config or CorpusConfig()
     sizes = "-".join(str(config.scenes(split)) for split in SPLITS)
     name = f"shapes-v{FORMAT_VERSION}-{sizes}-{config.questions_per_scene}q-seed{config.seed}"
+    name += "-one-object" * config.one_object
     folder = (cache_dir or default_cache_dir()) / name
     if not (folder / "corpus.json").is_file():
         build_corpus(folder, config, progress)
@@ -96,11 +101,8 @@ def build_corpus(folder: Path, config: CorpusConfig, progress: bool = True) -> N
             _write_lines(draft / "scenes" / f"{split}.jsonl", (scene.to_dict() for scene in scenes[split]))
             _write_json(draft / "detection" / f"instances_{split}.json", detection_record(scenes[split], split))
             _write_vqa(draft, scenes[split], split, config)
-            _write_vcr(draft, scenes[split], split, config.seed)
-            _write_nlvr2(draft, scenes[split], split, config.seed)
-            _write_flickr30k(draft / "flickr30k", scenes[split], split, config.seed)
-            captions = captions_record(scenes[split], partial(_file_name_of, split), config.seed)
-            _write_json(draft / "coco" / f"captions_{split}.json", captions)
+            if not config.one_object:
+                _write_other_tasks(draft, scenes[split], split, config.seed)
         _write_json(draft / "corpus.json", {"format_version": FORMAT_VERSION, **asdict(config)})
         try:
             draft.rename(folder)
@@ -113,6 +115,7 @@ def build_corpus(folder: Path, config: CorpusConfig, progress: bool = True) -> N
 
 def sample_splits(config: CorpusConfig) -> dict[str, list[Scene]]:
     """The scenes of all splits; a scene that looks like one of an earlier split is drawn again."""
+    num_objects = (1, 1) if config.one_object else (3, 6)
     taken: set[tuple] = set()
     splits: dict[str, list[Scene]] = {}
     image_id = 0
@@ -121,7 +124,9 @@ def sample_splits(config: CorpusConfig) -> dict[str, list[Scene]]:
         for index in range(config.scenes(split)):
             image_id = _FIRST_ID[split] + index
             attempt = 0
-            while (scene := sample_scene(image_id, f"{config.seed}/{split}/{index}/{attempt}")).key in taken:
+            while (
+                scene := sample_scene(image_id, f"{config.seed}/{split}/{index}/{attempt}", num_objects)
+            ).key in taken:
                 attempt += 1
             splits[split].append(scene)
         taken |= {scene.key for scene in splits[split]}
@@ -180,6 +185,14 @@ def _write_vqa(corpus: Path, scenes: list[Scene], split: str, config: CorpusConf
     _write_json(corpus / "vqa" / f"v2_shapes_{split}_annotations.json", annotations)
     if split == "test":
         contact_sheet(scenes[:20], questions["questions"]).save(corpus / "contact_sheet.png")
+
+
+def _write_other_tasks(folder: Path, scenes: list[Scene], split: str, seed: int) -> None:
+    _write_vcr(folder, scenes, split, seed)
+    _write_nlvr2(folder, scenes, split, seed)
+    _write_flickr30k(folder / "flickr30k", scenes, split, seed)
+    captions = captions_record(scenes, partial(_file_name_of, split), seed)
+    _write_json(folder / "coco" / f"captions_{split}.json", captions)
 
 
 def _write_vcr(corpus: Path, scenes: list[Scene], split: str, seed: int) -> None:

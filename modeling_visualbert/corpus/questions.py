@@ -137,6 +137,8 @@ def _ask_half(scene: Scene, rng: Random) -> tuple[str, str] | None:
 
 
 def _ask_direction(scene: Scene, rng: Random) -> tuple[str, str] | None:
+    if len(scene.objects) < 2:
+        return None
     first, second = rng.sample(scene.objects, k=2)
     names = _name(scene, first), _name(scene, second)
     axis = rng.choice((0, 1))
@@ -149,6 +151,8 @@ def _ask_direction(scene: Scene, rng: Random) -> tuple[str, str] | None:
 
 
 def _ask_whether(scene: Scene, rng: Random) -> tuple[str, str] | None:
+    if len(scene.objects) < 2:
+        return None
     first, second = rng.sample(scene.objects, k=2)
     names = _name(scene, first), _name(scene, second)
     relation = rng.choice(tuple(_RELATIONS))

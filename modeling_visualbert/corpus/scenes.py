@@ -95,14 +95,14 @@ class Scene:
         return cls(**{**record, "objects": objects, "background": background})
 
 
-def sample_scene(image_id: int, seed: str) -> Scene:
-    """Draw a scene whose objects do not touch; `seed` decides everything."""
+def sample_scene(image_id: int, seed: str, num_objects: tuple[int, int] = (3, 6)) -> Scene:
+    """Draw a scene whose objects do not touch; `seed` decides everything, within the least and greatest number of objects."""
     rng = Random(seed)
     r, g, b = (rng.randint(185, 235) for _ in range(3))
     base = (r, g, b)
     r, g, b = (min(255, max(160, channel + rng.randint(-30, 30))) for channel in base)
     objects: list[SceneObject] = []
-    wanted = rng.randint(3, 6)
+    wanted = rng.randint(*num_objects)
     while len(objects) < wanted:
         candidate = _sample_object(rng, objects)
         if all(_far_enough(candidate, placed) for placed in objects):

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 
 from ..image_processing_visualbert import VisualBertImageProcessor
-from ..modeling_region_encoder import QueryRegionEncoder
+from ..modeling_region_encoder import RegionEncoder
 from ..regions_visualbert import scale_boxes, split_regions
 
 Key = TypeVar("Key", bound=Hashable)
@@ -20,7 +20,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 @torch.inference_mode()
 def extract_regions(
-    region_encoder: QueryRegionEncoder,
+    region_encoder: RegionEncoder,
     image_processor: VisualBertImageProcessor,
     images: Iterable[tuple[Key, Path]],
     batch_size: int = 32,

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel
+from transformers import AutoBackbone, AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, ResNetConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
 from .. import modeling_visualbert
+from ..configuration_grid_encoder import GridRegionEncoderConfig
 from ..configuration_visualbert import VisualBertConfig
 from ..corpus.build import CorpusConfig, default_cache_dir, ensure_corpus
 from ..corpus.vocabulary import ASSETS
@@ -20,10 +22,12 @@ from ..features import store as feature_store
 from ..features.extract import extract_regions
 from ..features.store import FeatureStore, write_store
 from ..image_processing_visualbert import VisualBertImageProcessor
-from ..modeling_region_encoder import QueryRegionEncoder
+from ..modeling_grid_encoder import GridRegionEncoder
+from ..modeling_region_encoder import RegionEncoder
 from ..modeling_visualbert import VisualBertModel
 from ..training.args import TrainArgs
 
+SMALL_BACKBONE = "small"
 DETECTOR = ASSETS / "shapes_detector"  # trained on the embedded corpus by examples/train_detector.py
 Boxes = Sequence[Sequence[float]]
 
@@ -40,6 +44,14 @@ class TaskArgs(TrainArgs):
     region_encoder: str | None = field(
         default=None, metadata={"help": "region encoder to find regions with (default: the one of the embedded corpus)"}
     )
+    grid_backbone: str | None = field(
+        default=None,
+        metadata={
+            "help": "cut pictures into cells instead of finding objects: a backbone of transformers by name or folder, or "
+            "`small`, a small convolutional one that is trained along from scratch"
+        },
+    )
+    grid_size: int = field(default=6, metadata={"help": "with --grid_backbone: rows and columns of cells"})
     from_pixels: bool = field(default=False, metadata={"help": "run the region encoder in every step, store nothing"})
     train_region_encoder: bool = field(
         default=False, metadata={"help": "train the region encoder too; needs --from_pixels"}
@@ -70,8 +82,13 @@ class TaskArgs(TrainArgs):
     train_scenes: int = field(default=8000, metadata={"help": "embedded corpus: pictures to train on"})
     val_scenes: int = field(default=500, metadata={"help": "embedded corpus: pictures of the dev split"})
     test_scenes: int = field(default=1000, metadata={"help": "embedded corpus: pictures of the test split"})
+    one_object: bool = field(default=False, metadata={"help": "embedded corpus: one thing in each picture (VQA only)"})
 
     def __post_init__(self) -> None:
+        if self.grid_backbone is not None and (self.region_encoder is not None or self.features_dir is not None):
+            raise ValueError("--grid_backbone with --region_encoder or --features_dir; expected one of them")
+        if self.grid_backbone == SMALL_BACKBONE:
+            self.from_pixels = self.train_region_encoder = True  # it knows nothing yet
         if self.train_region_encoder and not self.from_pixels:
             raise ValueError("--train_region_encoder needs --from_pixels: stored features do not change")
         if self.num_regions is not None and self.num_regions < 1:
@@ -82,7 +99,8 @@ class TaskArgs(TrainArgs):
 
 def corpus_folder(args: TaskArgs) -> Path:
     """The embedded corpus of the run, built on first use."""
-    return ensure_corpus(CorpusConfig(args.train_scenes, args.val_scenes, args.test_scenes))
+    sizes = args.train_scenes, args.val_scenes, args.test_scenes
+    return ensure_corpus(CorpusConfig(*sizes, one_object=args.one_object))
 
 
 def load_tokenizer(args: TaskArgs) -> Any:
@@ -111,7 +129,7 @@ class Pictures:
     """
 
     get: Callable[[Hashable], Any] | None
-    encoder: QueryRegionEncoder | None
+    encoder: RegionEncoder | None
     image_processor: VisualBertImageProcessor | None
     region_dim: int
     paths: Mapping[Hashable, Path]
@@ -223,9 +241,11 @@ def _from_visualbert(head: type[PreTrainedModel], name: str, fields: dict[str, A
     return model
 
 
-def _region_encoder(args: TaskArgs) -> tuple[QueryRegionEncoder, VisualBertImageProcessor] | tuple[None, None]:
+def _region_encoder(args: TaskArgs) -> tuple[RegionEncoder, VisualBertImageProcessor] | tuple[None, None]:
     """The region encoder of the run with its image processor: the one asked for, that of the starting point, or, unless
     features of some other detector are given, the one of the embedded corpus."""
+    if args.grid_backbone is not None:
+        return _grid_encoder(args)
     if args.region_encoder is None and args.init_from is not None:
         config = AutoConfig.from_pretrained(args.init_from)
         if getattr(config, "region_encoder_config", None) is not None:
@@ -237,10 +257,41 @@ def _region_encoder(args: TaskArgs) -> tuple[QueryRegionEncoder, VisualBertImage
     if args.region_encoder is None and args.features_dir is not None:
         return None, None
     folder = args.region_encoder or DETECTOR
-    return QueryRegionEncoder.from_pretrained(folder).eval(), VisualBertImageProcessor.from_pretrained(folder)
+    return load_region_encoder(folder), VisualBertImageProcessor.from_pretrained(folder)
 
 
-def _limit_regions(encoder: QueryRegionEncoder | None, count: int | None) -> None:
+def load_region_encoder(name: str | Path) -> RegionEncoder:
+    """A region encoder of any kind, by folder or Hub name.
+
+    Raises:
+        ValueError: It is a model of another kind.
+    """
+    encoder = AutoModel.from_pretrained(name)
+    if not isinstance(encoder, RegionEncoder):
+        raise ValueError(f"{name}: a {type(encoder).__name__}; expected a region encoder")
+    return encoder.eval()
+
+
+def _grid_encoder(args: TaskArgs) -> tuple[RegionEncoder, VisualBertImageProcessor]:
+    grid = {"grid_rows": args.grid_size, "grid_columns": args.grid_size}
+    if args.grid_backbone != SMALL_BACKBONE:
+        name = str(args.grid_backbone)
+        is_backbone = type(AutoConfig.from_pretrained(name)) in MODEL_FOR_BACKBONE_MAPPING
+        backbone = (AutoBackbone if is_backbone else AutoModel).from_pretrained(name)
+        return GridRegionEncoder.from_backbone(backbone, **grid), VisualBertImageProcessor.from_detector(name)
+    torch.manual_seed(args.seed)  # the same new weights in every process
+    backbone_config = ResNetConfig(
+        embedding_size=32, hidden_sizes=[32, 64, 128], depths=[1, 1, 1], layer_type="basic", out_features=["stage3"]
+    )
+    encoder = GridRegionEncoder(GridRegionEncoderConfig(backbone_config=backbone_config, **grid))
+    # Photographs have many shapes; the pictures of the embedded corpus have one, which is the default.
+    size = {} if args.data_dir is None else {"size": {"height": 224, "width": 224}}
+    return encoder, VisualBertImageProcessor(**size)
+
+
+def _limit_regions(encoder: RegionEncoder | None, count: int | None) -> None:
+    if isinstance(encoder, GridRegionEncoder) and count is not None:
+        raise ValueError(f"--num_regions {count}: a grid has all of its cells; choose their number with --grid_size")
     if encoder is not None and count is not None:
         encoder.config.max_regions = min(count, encoder.config.max_regions)
 
@@ -256,7 +307,7 @@ def _stored_regions(
     paths: Mapping[Hashable, Path],
     keys: Sequence[Any],
     boxes: Mapping[Any, Boxes] | None,
-    encoder: QueryRegionEncoder,
+    encoder: RegionEncoder,
     image_processor: VisualBertImageProcessor,
     device: torch.device,
 ) -> FeatureStore:

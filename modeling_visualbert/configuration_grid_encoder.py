@@ -1,0 +1,60 @@
+"""Configuration of the region encoder that cuts a picture into cells: for pictures that no detector knows."""
+
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PretrainedConfig
+
+from .configuration_region_encoder import NUM_GEOMETRY_FEATURES
+
+
+@strict
+class GridRegionEncoderConfig(PretrainedConfig):
+    r"""
+    Configuration of [`GridRegionEncoder`]: which backbone reads the picture, and into how many cells it is cut.
+
+    Args:
+        backbone_config (`PretrainedConfig` or `dict`):
+            Configuration of any backbone that `AutoBackbone` can build (ResNet, ConvNeXt, Swin, DINOv2, ...; its last stage
+            is read), or of a model with patch states (ViT, DeiT, BEiT, ...).
+        grid_rows (`int`, *optional*, defaults to 6), grid_columns (`int`, *optional*, defaults to 6):
+            The picture is cut into so many cells; a cell's feature is the mean of the backbone's map over it.
+        geometry_features (`bool`, *optional*, defaults to `True`):
+            Append the nine box numbers of the cell: without them nothing tells where it is.
+        geometry_weight (`float`, *optional*, defaults to 3.0):
+            How much a geometry number counts beside a number of the backbone, once both are standardised.
+    """
+
+    model_type = "grid_region_encoder"
+    sub_configs: ClassVar[dict[str, Any]] = {}
+
+    backbone_config: Any = None
+    grid_rows: int = 6
+    grid_columns: int = 6
+    geometry_features: bool = True
+    geometry_weight: float = 3.0
+
+    def __post_init__(self, **kwargs):
+        if isinstance(self.backbone_config, dict):
+            values = dict(self.backbone_config)
+            if "model_type" not in values:
+                raise ValueError("`backbone_config` needs a `model_type`, such as 'resnet' or 'vit'")
+            self.backbone_config = AutoConfig.for_model(values.pop("model_type"), **values)
+        if min(self.grid_rows, self.grid_columns) < 1:
+            raise ValueError(f"a grid of {self.grid_rows} x {self.grid_columns} cells; expected at least 1 x 1")
+        super().__post_init__(**kwargs)
+
+    @property
+    def max_regions(self) -> int:
+        """Number of cells."""
+        return self.grid_rows * self.grid_columns
+
+    @property
+    def region_dim(self) -> int:
+        """Length of one region feature."""
+        sizes = getattr(self.backbone_config, "hidden_sizes", None)
+        width = sizes[-1] if sizes else self.backbone_config.hidden_size
+        return width + (NUM_GEOMETRY_FEATURES if self.geometry_features else 0)
+
+
+__all__ = ["GridRegionEncoderConfig"]

@@ -1,0 +1,159 @@
+"""Cells of a picture as regions, through any image backbone of `transformers`: pixels -> features and boxes.
+
+Letters: B batch, C channels of the backbone, H and W rows and columns of its map, R regions, V region feature.
+"""
+
+import torch
+from torch import nn
+from transformers import AutoBackbone, AutoModel, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
+
+from .configuration_grid_encoder import GridRegionEncoderConfig
+from .configuration_region_encoder import NUM_GEOMETRY_FEATURES
+from .modeling_region_encoder import RegionEncoder, RegionEncoderOutput
+from .regions_visualbert import box_geometry
+
+
+class GridRegionEncoder(RegionEncoder):
+    """
+    The picture cut into `config.grid_rows` x `config.grid_columns` cells, row by row; a cell's feature is the mean of the
+    backbone's map over it, optionally with the cell's geometry. Given boxes are described in the same way.
+
+    It needs no detector and no boxes, so it can be trained end to end with the text model, from questions and answers alone.
+    """
+
+    config_class = GridRegionEncoderConfig
+    config: GridRegionEncoderConfig
+
+    def __init__(self, config: GridRegionEncoderConfig):
+        super().__init__(config)
+        if config.backbone_config is None:
+            raise ValueError("`backbone_config` is missing; expected the config of a backbone or of a vision model")
+        self.backbone = _backbone(config.backbone_config)
+        channels = getattr(self.backbone, "channels", None)
+        if channels and channels[-1] != config.region_dim - NUM_GEOMETRY_FEATURES * config.geometry_features:
+            raise ValueError(f"`backbone_config` puts out {self.backbone.out_features}; expected the last stage")
+        self.register_standardisation()
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if (
+            module is self
+            and self.config.geometry_features
+            and not getattr(self.feature_std, "_is_hf_initialized", False)
+        ):
+            # The geometry of cells is known beforehand; what is the same for all cells (their size) is only centred.
+            geometry_R9 = box_geometry(self._cells(self.feature_mean))
+            spread_9 = geometry_R9.std(dim=0, correction=0)
+            spread_9 = torch.where(spread_9 > 1e-4, spread_9 / self.config.geometry_weight, torch.ones_like(spread_9))
+            self.feature_mean[-NUM_GEOMETRY_FEATURES:] = geometry_R9.mean(dim=0)
+            self.feature_std[-NUM_GEOMETRY_FEATURES:] = spread_9
+
+    @classmethod
+    def from_backbone(cls, backbone: PreTrainedModel, **config_kwargs) -> "GridRegionEncoder":
+        """Wrap a loaded backbone or vision model; `config_kwargs` are fields of [`GridRegionEncoderConfig`]."""
+        fields = backbone.config.to_dict()
+        fields.pop("_name_or_path", None)  # where it lay on this machine says nothing to others
+        encoder = cls(GridRegionEncoderConfig(backbone_config=fields, **config_kwargs))
+        weights = {key: value for key, value in backbone.state_dict().items() if not key.startswith("pooler.")}
+        encoder.backbone.load_state_dict(weights)
+        return encoder.eval()
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
+        boxes_unit: torch.Tensor | None = None,
+        boxes_mask: torch.Tensor | None = None,
+    ) -> RegionEncoderOutput:
+        """
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`):
+                Pictures, as the checkpoint's image processor makes them.
+            pixel_mask (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
+                1 for a pixel of the picture, 0 for padding, which lies to the right and below.
+            boxes_unit (`torch.FloatTensor` of shape `(batch_size, regions, 4)`, *optional*):
+                Boxes to describe instead of the cells; corners in units of the picture (0..1).
+            boxes_mask (`torch.LongTensor` of shape `(batch_size, regions)`, *optional*):
+                1 for a given box, 0 for padding.
+        """
+        map_BCHW = self._map(pixel_values)
+        if boxes_unit is None:
+            boxes_BR4 = self._cells(pixel_values).expand(len(pixel_values), -1, -1)
+        else:
+            boxes_BR4 = boxes_unit.to(map_BCHW.dtype)
+        mask_BR = torch.ones_like(boxes_BR4[..., 0], dtype=torch.long) if boxes_mask is None else boxes_mask.long()
+        features_BRV = mean_in_boxes(map_BCHW, boxes_BR4 * _filled_part(pixel_values, pixel_mask))
+        if self.config.geometry_features:
+            features_BRV = torch.cat((features_BRV, box_geometry(boxes_BR4)), dim=-1)
+        return RegionEncoderOutput(
+            visual_embeds=self.standardise(features_BRV) * mask_BR[..., None],
+            visual_attention_mask=mask_BR,
+            boxes_unit=boxes_BR4,
+            scores=mask_BR.to(features_BRV.dtype),  # a cell is there for sure
+            class_ids=torch.zeros_like(mask_BR),
+        )
+
+    def _map(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """[B, C, H, W] of the backbone's last stage."""
+        outputs = self.backbone(pixel_values)
+        if "feature_maps" in outputs:
+            return outputs["feature_maps"][-1]
+        states_BPC = outputs["last_hidden_state"]
+        patch = self.config.backbone_config.patch_size
+        patch_rows, patch_columns = patch if isinstance(patch, (tuple, list)) else (patch, patch)
+        rows, columns = pixel_values.shape[-2] // patch_rows, pixel_values.shape[-1] // patch_columns
+        patches_BPC = states_BPC[:, states_BPC.shape[1] - rows * columns :]  # class and register tokens come first
+        return patches_BPC.transpose(1, 2).unflatten(2, (rows, columns))
+
+    def _cells(self, like: torch.Tensor) -> torch.Tensor:
+        """[R, 4] corners of the cells in units of the picture."""
+        rows, columns = self.config.grid_rows, self.config.grid_columns
+        top_R, left_R = torch.meshgrid(
+            torch.arange(rows, device=like.device, dtype=like.dtype) / rows,
+            torch.arange(columns, device=like.device, dtype=like.dtype) / columns,
+            indexing="ij",
+        )
+        cells = torch.stack((left_R, top_R, left_R + 1 / columns, top_R + 1 / rows), dim=-1)
+        return cells.flatten(0, 1)
+
+
+def mean_in_boxes(map_BCHW: torch.Tensor, boxes_BR4: torch.Tensor) -> torch.Tensor:
+    """Mean of a map over boxes (corners in units of the map's extent), [B, R, C]; map cells count by the area they share with
+    the box, so the mean is exact and has a gradient for boxes that cut through them. A box without area gets zeros."""
+    height, width = map_BCHW.shape[-2:]
+    across_BRW = _overlap(boxes_BR4[..., 0], boxes_BR4[..., 2], width)
+    down_BRH = _overlap(boxes_BR4[..., 1], boxes_BR4[..., 3], height)
+    sums_BRC = torch.einsum("brh,brw,bchw->brc", down_BRH, across_BRW, map_BCHW)
+    area_BR1 = (down_BRH.sum(dim=-1) * across_BRW.sum(dim=-1))[..., None]
+    return sums_BRC / area_BR1.clamp(min=torch.finfo(area_BR1.dtype).tiny)
+
+
+def _overlap(low_BR: torch.Tensor, high_BR: torch.Tensor, count: int) -> torch.Tensor:
+    """[B, R, count]: how much of each of `count` equal cells lies between low and high, in cells."""
+    edges = torch.arange(count, device=low_BR.device, dtype=low_BR.dtype)
+    low, high = low_BR[..., None] * count, high_BR[..., None] * count
+    return (torch.minimum(high, edges + 1) - torch.maximum(low, edges)).clamp(min=0)
+
+
+def _filled_part(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> torch.Tensor:
+    """[B, 1, 4]: which part of the padded width and height the picture takes, to be multiplied with boxes."""
+    if pixel_mask is None:
+        return pixel_values.new_ones(1, 1, 4)
+    width_B = pixel_mask[:, 0].to(pixel_values.dtype).mean(dim=-1)
+    height_B = pixel_mask[:, :, 0].to(pixel_values.dtype).mean(dim=-1)
+    return torch.stack((width_B, height_B, width_B, height_B), dim=-1)[:, None]
+
+
+def _backbone(config) -> nn.Module:
+    if type(config) in MODEL_FOR_BACKBONE_MAPPING:
+        return AutoBackbone.from_config(config)
+    model = AutoModel.from_config(config)
+    if hasattr(model, "pooler"):
+        model.pooler = None  # nobody reads it
+    return model
+
+
+__all__ = ["GridRegionEncoder", "mean_in_boxes"]
