@@ -33,7 +33,13 @@ class RegionEncoderOutput(ModelOutput):
         scores (`torch.FloatTensor` of shape `(batch_size, regions)`):
             Confidence of the best class.
         class_ids (`torch.LongTensor` of shape `(batch_size, regions)`):
-            Best class, an index of `config.detector_config.id2label`.
+            Best class, an index of the detector's `id2label`.
+        attribute_ids (`torch.LongTensor` of shape `(batch_size, regions)`):
+            Best attribute, from detectors that have attributes.
+        attribute_scores (`torch.FloatTensor` of shape `(batch_size, regions)`):
+            Confidence of the best attribute.
+        cnn_regularization_loss (`torch.FloatTensor` of shape `()`):
+            Class loss of a detector that is given boxes and their classes; what it adds to the loss when trained along.
     """
 
     visual_embeds: torch.Tensor | None = None
@@ -41,9 +47,37 @@ class RegionEncoderOutput(ModelOutput):
     boxes_unit: torch.Tensor | None = None
     scores: torch.Tensor | None = None
     class_ids: torch.Tensor | None = None
+    attribute_ids: torch.Tensor | None = None
+    attribute_scores: torch.Tensor | None = None
+    cnn_regularization_loss: torch.Tensor | None = None
 
 
-class QueryRegionEncoder(PreTrainedModel):
+class RegionEncoder(PreTrainedModel):
+    """What all region encoders share. `region_inputs` names the inputs that one reads beside `pixel_values`, `pixel_mask`,
+    `boxes_unit` and `boxes_mask`."""
+
+    main_input_name = "pixel_values"
+    base_model_prefix = "region_encoder"
+    input_modalities = ("image",)
+    region_inputs: tuple[str, ...] = ()
+
+    def fingerprint(self) -> str:
+        """Hash of configuration and weights: two encoders with the same one find the same regions."""
+        told = {
+            "_name_or_path",
+            "architectures",
+            "dtype",
+            "transformers_version",
+        }  # where it came from, not what it does
+        config = {key: value for key, value in self.config.to_dict().items() if key not in told}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+class QueryRegionEncoder(RegionEncoder):
     """
     The query states of a detector as region features (optionally with the box's geometry), standardised.
 
@@ -53,9 +87,6 @@ class QueryRegionEncoder(PreTrainedModel):
 
     config_class = QueryRegionEncoderConfig
     config: QueryRegionEncoderConfig
-    main_input_name = "pixel_values"
-    base_model_prefix = "region_encoder"
-    input_modalities = ("image",)
     _supports_sdpa = True
     _supports_attention_backend = True
 
@@ -170,21 +201,6 @@ class QueryRegionEncoder(PreTrainedModel):
             "class_ids": class_ids_BQ,
         }
 
-    def fingerprint(self) -> str:
-        """Hash of configuration and weights: two encoders with the same one find the same regions."""
-        told = {
-            "_name_or_path",
-            "architectures",
-            "dtype",
-            "transformers_version",
-        }  # where it came from, not what it does
-        config = {key: value for key, value in self.config.to_dict().items() if key not in told}
-        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-        for name, value in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:16]
-
     @torch.no_grad()
     def fit_standardisation(self, batches) -> None:
         """Set `feature_mean` and `feature_std` to those of the regions kept in `batches` (an iterable of model inputs).
@@ -232,4 +248,4 @@ def _take(rows_BQX: torch.Tensor, order_BR: torch.Tensor) -> torch.Tensor:
     return rows_BQX.gather(1, order_BR[..., None].expand(-1, -1, rows_BQX.shape[-1]))
 
 
-__all__ = ["QueryRegionEncoder", "RegionEncoderOutput", "best_classes"]
+__all__ = ["QueryRegionEncoder", "RegionEncoder", "RegionEncoderOutput", "best_classes"]
