@@ -1,8 +1,11 @@
 """VisualBERT done right on the Hugging Face stack: picture + question -> answer."""
 
+from .configuration_region_detector import RegionDetectorConfig
 from .configuration_region_encoder import QueryRegionEncoderConfig
 from .configuration_visualbert import VisualBertConfig
+from .image_processing_region_detector import RegionDetectorImageProcessor
 from .image_processing_visualbert import VisualBertImageProcessor, load_picture
+from .modeling_region_detector import RegionDetector
 from .modeling_region_encoder import QueryRegionEncoder, RegionEncoderOutput
 from .modeling_visualbert import (
     VisualBertForMultipleChoice,
@@ -24,6 +27,9 @@ register_auto_classes()
 __all__ = [
     "QueryRegionEncoder",
     "QueryRegionEncoderConfig",
+    "RegionDetector",
+    "RegionDetectorConfig",
+    "RegionDetectorImageProcessor",
     "RegionEncoderOutput",
     "VisualBertConfig",
     "VisualBertForMultipleChoice",

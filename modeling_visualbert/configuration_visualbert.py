@@ -5,7 +5,13 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PretrainedConfig
 
+from .configuration_region_detector import RegionDetectorConfig
 from .configuration_region_encoder import QueryRegionEncoderConfig
+
+# By model type: what a model can own to find its regions. `modeling_visualbert.py` has the classes.
+REGION_ENCODER_CONFIGS = {
+    config_class.model_type: config_class for config_class in (QueryRegionEncoderConfig, RegionDetectorConfig)
+}
 
 
 @strict
@@ -48,7 +54,7 @@ class VisualBertConfig(PretrainedConfig):
         special_visual_initialize (`bool`, *optional*, defaults to `True`):
             Start the regions' segment and position tables as copies of the text tables, after those were loaded from
             BERT, when the checkpoint has none of its own.
-        region_encoder_config (`QueryRegionEncoderConfig` or `dict`, *optional*):
+        region_encoder_config (`QueryRegionEncoderConfig`, `RegionDetectorConfig` or `dict`, *optional*):
             When given, the model owns a region encoder and answers from `pixel_values`.
         freeze_region_encoder (`bool`, *optional*, defaults to `True`):
             Whether the region encoder stays as it is (and in evaluation mode) while the model is trained.
@@ -97,11 +103,12 @@ class VisualBertConfig(PretrainedConfig):
 def _region_encoder_config(values: dict) -> PretrainedConfig:
     values = dict(values)
     model_type = values.pop("model_type", None)
-    if model_type != QueryRegionEncoderConfig.model_type:
+    if model_type not in REGION_ENCODER_CONFIGS:
         raise ValueError(
-            f"`region_encoder_config` has model_type {model_type!r}; expected {QueryRegionEncoderConfig.model_type!r}"
+            f"`region_encoder_config` has model_type {model_type!r}; "
+            f"expected {' or '.join(map(repr, REGION_ENCODER_CONFIGS))}"
         )
-    return QueryRegionEncoderConfig(**values)
+    return REGION_ENCODER_CONFIGS[model_type](**values)
 
 
-__all__ = ["VisualBertConfig"]
+__all__ = ["REGION_ENCODER_CONFIGS", "VisualBertConfig"]

@@ -120,7 +120,7 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
         data["image_sizes"] = torch.tensor([(picture.height, picture.width) for picture in pictures])
         if boxes is not None:
             given = [[value] if single and value is not None else value for value in (boxes, classes, polygons)]
-            data |= self._encode_objects(pictures, *given)
+            data |= self.encode_objects(data["image_sizes"].tolist(), *given)
         elif classes is not None or polygons is not None:
             raise ValueError("classes or polygons without boxes; expected `boxes`, those of the objects")
         return BatchFeature(data)
@@ -193,21 +193,31 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
         data = {"pixel_values": values, "picture_windows": torch.tensor(windows, dtype=torch.float32)}
         return data if mask.all() else {**data, "pixel_mask": mask}
 
-    def _encode_objects(
-        self, pictures: list[Image.Image], boxes: Sequence, classes: Sequence | None, polygons: Sequence | None
+    def encode_objects(
+        self,
+        image_sizes: Sequence[Sequence[int]],
+        boxes: Sequence,
+        classes: Sequence | None = None,
+        polygons: Sequence | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Given boxes in units of their pictures; VCR puts the whole picture in front, and needs classes."""
+        """Given boxes in units of their pictures, whose (height, width) are `image_sizes`: `boxes_unit` and `boxes_mask`.
+
+        VCR puts the whole picture in front, and has `object_classes` and `object_masks`. Arguments are lists with an item
+        for each picture; see [`RegionDetectorImageProcessor.preprocess`].
+        """
         vcr = self.recipe == "fit"
         for name, values in (("boxes", boxes), ("classes", classes), ("polygons", polygons)):
-            if values is not None and len(values) != len(pictures):
-                raise ValueError(f"{name} for {len(values)} pictures, but {len(pictures)} pictures; expected as many")
+            if values is not None and len(values) != len(image_sizes):
+                raise ValueError(
+                    f"{name} for {len(values)} pictures, but {len(image_sizes)} pictures; expected as many"
+                )
         units, masks, ids = [], [], []
-        for i, picture in enumerate(pictures):
+        for i, (height, width) in enumerate(image_sizes):
             corners = np.asarray(boxes[i], dtype=np.float64).reshape(len(boxes[i]), -1)
             if len(corners) and corners.shape[1] not in (4, 5):  # VCR's have a confidence behind
                 raise ValueError(f"boxes {i} of shape {corners.shape}; expected (objects, 4), x1, y1, x2, y2 in pixels")
             corners = corners[:, :4].reshape(-1, 4)
-            unit = corners / np.array([picture.width, picture.height] * 2)
+            unit = corners / np.array([width, height] * 2)
             units.append(
                 torch.from_numpy(np.concatenate((np.array([[0.0, 0.0, 1.0, 1.0]] * vcr).reshape(-1, 4), unit)))
             )
@@ -226,12 +236,12 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
         if len(classes[i]) != count:
             raise ValueError(f"classes {i}: {len(classes[i])} classes for {count} boxes; expected as many")
         class_names: list[str] = self.class_names or []
-        names = {name: number for number, name in enumerate(class_names)}
+        names = {_plain(name): number for number, name in enumerate(class_names)}
         numbers = []
         for value in classes[i]:
-            if isinstance(value, str) and value not in names:
+            if isinstance(value, str) and _plain(value) not in names:
                 raise ValueError(f"classes {i}: unknown class {value!r}; expected one of {len(names)}, or a number")
-            numbers.append(names[value] if isinstance(value, str) else int(value))
+            numbers.append(names[_plain(value)] if isinstance(value, str) else int(value))
         return numbers
 
     def _object_masks(self, corners: np.ndarray, polygons: Sequence | None, i: int) -> torch.Tensor:
@@ -243,6 +253,11 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
         for j, box in enumerate(corners if polygons is not None else ()):
             masks[j + 1] = polygon_mask(box, polygons[j], size)  # type: ignore[index]
         return torch.from_numpy(masks)
+
+
+def _plain(name: str) -> str:
+    """Class names of COCO are spelled with blanks, in VCR without."""
+    return name.lower().replace(" ", "").replace("_", "")
 
 
 __all__ = ["RegionDetectorImageProcessor"]

@@ -167,7 +167,7 @@ class ProposalNetwork(nn.Module):
         return self.logits(hidden), self.deltas(hidden)
 
     def anchors(self, level: int, map_BCHW: torch.Tensor) -> torch.Tensor:
-        """[H * W * A, 4] anchors of a map, on its device."""
+        """[H * W * A, 4] anchors of a map (or of what this network says of it), on its device."""
         config, stride = self.config, self.stride(level)
         if config.legacy_boxes:
             cells_A4 = legacy_cell_anchors(stride, config.anchor_sizes[level], config.anchor_ratios).float()
@@ -184,7 +184,16 @@ class ProposalNetwork(nn.Module):
         self, maps: Sequence[torch.Tensor], limits_hw: Sequence[Sequence[float]]
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Proposals [N, 4] of each picture with their objectness [N], best first; boxes end at `limits_hw`."""
-        levels = [self.level_proposals(level, map_BCHW, limits_hw) for level, map_BCHW in enumerate(maps)]
+        levels = []
+        for level, map_BCHW in enumerate(maps):
+            logits_BAHW, deltas_BXHW = self(map_BCHW)
+            levels.append(self.level_proposals(level, logits_BAHW, deltas_BXHW, limits_hw))
+        return self.best_of_levels(levels)
+
+    def best_of_levels(
+        self, levels: Sequence[Sequence[tuple[torch.Tensor, torch.Tensor]]]
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """For each picture the best proposals of all maps, by falling objectness."""
         found = []
         for picture in zip(*levels, strict=True):
             boxes_N4, scores_N = (torch.cat(parts) for parts in zip(*picture, strict=True))
@@ -194,12 +203,11 @@ class ProposalNetwork(nn.Module):
 
     @torch.no_grad()
     def level_proposals(
-        self, level: int, map_BCHW: torch.Tensor, limits_hw: Sequence[Sequence[float]]
+        self, level: int, logits_BAHW: torch.Tensor, deltas_BXHW: torch.Tensor, limits_hw: Sequence[Sequence[float]]
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Proposals of one map, for each picture."""
         config, legacy = self.config, self.config.legacy_boxes
-        logits_BAHW, deltas_BXHW = self(map_BCHW)
-        anchors_N4 = self.anchors(level, map_BCHW)
+        anchors_N4 = self.anchors(level, logits_BAHW)
         scores_BN = logits_BAHW.permute(0, 2, 3, 1).flatten(1).float()
         scores_BN = scores_BN.sigmoid() if legacy else scores_BN  # what the original sorts by
         codes_BN4 = deltas_BXHW.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3).float()
@@ -529,6 +537,31 @@ class RegionDetector(RegionEncoder):
             "scores": confidence_N[keep_R],
             "class_ids": scores_NK[keep_R].argmax(dim=1),
         }
+
+    def ordinary_detections(
+        self,
+        described: Described,
+        proposals_N4: torch.Tensor,
+        limit_hw: Sequence[float],
+        score_threshold: float = 0.05,
+        max_detections: int = 100,
+    ) -> dict[str, torch.Tensor]:
+        """
+        What these pyramid networks return as plain object detectors: regressed boxes, suppressed class by class. Not what
+        features are taken from, but the better boxes to look at.
+
+        Returns:
+            `boxes` [R, 4] in pixels of `pixel_values`, `scores` [R] and `class_ids` [R], ordered by class.
+        """
+        assert described.box_deltas is not None
+        scores_NK = described.class_logits.softmax(dim=1)[:, 1:]
+        boxes_NX = decode_boxes(described.box_deltas, proposals_N4, BOX_CODE_WEIGHTS, legacy=True)
+        boxes_NK4 = clip_boxes(boxes_NX, limit_hw, legacy=True).unflatten(1, (-1, 4))[:, 1:]
+        classes, rows = (score_threshold < scores_NK.T).nonzero().T
+        scores, boxes = scores_NK[rows, classes], boxes_NK4[rows, classes]
+        keep = nms(boxes, scores, self.config.nms_thresholds[0], legacy=True, labels_N=classes)
+        keep = keep[:max_detections].sort().values
+        return {"boxes": boxes[keep], "scores": scores[keep], "class_ids": classes[keep]}
 
     def _describe_objects(
         self,
