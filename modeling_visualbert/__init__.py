@@ -1,10 +1,13 @@
 """VisualBERT done right on the Hugging Face stack: picture + question -> answer."""
 
 from .configuration_grid_encoder import GridRegionEncoderConfig
+from .configuration_region_detector import RegionDetectorConfig
 from .configuration_region_encoder import QueryRegionEncoderConfig
 from .configuration_visualbert import VisualBertConfig
+from .image_processing_region_detector import RegionDetectorImageProcessor
 from .image_processing_visualbert import VisualBertImageProcessor, load_picture
 from .modeling_grid_encoder import GridRegionEncoder
+from .modeling_region_detector import RegionDetector
 from .modeling_region_encoder import QueryRegionEncoder, RegionEncoder, RegionEncoderOutput
 from .modeling_visualbert import (
     VisualBertForMultipleChoice,
@@ -28,6 +31,9 @@ __all__ = [
     "GridRegionEncoderConfig",
     "QueryRegionEncoder",
     "QueryRegionEncoderConfig",
+    "RegionDetector",
+    "RegionDetectorConfig",
+    "RegionDetectorImageProcessor",
     "RegionEncoder",
     "RegionEncoderOutput",
     "VisualBertConfig",

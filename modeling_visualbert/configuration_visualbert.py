@@ -6,9 +6,14 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PretrainedConfig
 
 from .configuration_grid_encoder import GridRegionEncoderConfig
+from .configuration_region_detector import RegionDetectorConfig
 from .configuration_region_encoder import QueryRegionEncoderConfig
 
-REGION_ENCODER_CONFIGS: tuple[type[PretrainedConfig], ...] = (QueryRegionEncoderConfig, GridRegionEncoderConfig)
+# By model type: what a model can own to find its regions. `modeling_visualbert.py` has the classes.
+REGION_ENCODER_CONFIGS = {
+    config_class.model_type: config_class
+    for config_class in (QueryRegionEncoderConfig, RegionDetectorConfig, GridRegionEncoderConfig)
+}
 
 
 @strict
@@ -51,8 +56,9 @@ class VisualBertConfig(PretrainedConfig):
         special_visual_initialize (`bool`, *optional*, defaults to `True`):
             Start the regions' segment and position tables as copies of the text tables, after those were loaded from
             BERT, when the checkpoint has none of its own.
-        region_encoder_config (`QueryRegionEncoderConfig`, `GridRegionEncoderConfig` or `dict`, *optional*):
-            When given, the model owns a region encoder and answers from `pixel_values`.
+        region_encoder_config (`PretrainedConfig` or `dict`, *optional*):
+            A [`QueryRegionEncoderConfig`], [`RegionDetectorConfig`] or [`GridRegionEncoderConfig`]. When given,
+            the model owns a region encoder and answers from `pixel_values`.
         freeze_region_encoder (`bool`, *optional*, defaults to `True`):
             Whether the region encoder stays as it is (and in evaluation mode) while the model is trained.
     """
@@ -100,11 +106,12 @@ class VisualBertConfig(PretrainedConfig):
 def _region_encoder_config(values: dict) -> PretrainedConfig:
     values = dict(values)
     model_type = values.pop("model_type", None)
-    for config_class in REGION_ENCODER_CONFIGS:
-        if model_type == config_class.model_type:
-            return config_class(**values)
-    expected = ", ".join(repr(config_class.model_type) for config_class in REGION_ENCODER_CONFIGS)
-    raise ValueError(f"`region_encoder_config` has model_type {model_type!r}; expected one of {expected}")
+    if model_type not in REGION_ENCODER_CONFIGS:
+        raise ValueError(
+            f"`region_encoder_config` has model_type {model_type!r}; "
+            f"expected {' or '.join(map(repr, REGION_ENCODER_CONFIGS))}"
+        )
+    return REGION_ENCODER_CONFIGS[model_type](**values)
 
 
-__all__ = ["VisualBertConfig"]
+__all__ = ["REGION_ENCODER_CONFIGS", "VisualBertConfig"]

@@ -69,8 +69,12 @@ class KeyReport:
         return f"{self.status:8} {self.original or '-'} -> {self.name or '-'} [{shape}]"
 
 
-def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
+def load_weights(path: str | Path, inside: str | None = None) -> dict[str, torch.Tensor]:
     """Read a flat dict of tensors from a `.safetensors` or `torch.save` file, without running code from it.
+
+    Args:
+        path: The file.
+        inside: Key of the dict with the tensors, in files that hold more than them.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -90,6 +94,8 @@ def load_weights(path: str | Path) -> dict[str, torch.Tensor]:
     except Exception as error:  # a damaged file can fail anywhere inside the unpickler
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{path}: not a checkpoint that can be read safely: {reason}") from error
+    if inside is not None and isinstance(weights, Mapping) and isinstance(weights.get(inside), Mapping):
+        weights = weights[inside]
     if not isinstance(weights, Mapping) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise ValueError(f"{path}: expected a dict of tensors by name, found {type(weights).__name__}")
     return dict(weights)

@@ -10,11 +10,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
 from .configuration_grid_encoder import GridRegionEncoderConfig
 from .configuration_region_encoder import NUM_GEOMETRY_FEATURES
-from .modeling_region_encoder import RegionEncoder, RegionEncoderOutput
+from .modeling_region_encoder import RegionEncoderOutput, StandardisedRegionEncoder
 from .regions_visualbert import box_geometry
 
 
-class GridRegionEncoder(RegionEncoder):
+class GridRegionEncoder(StandardisedRegionEncoder):
     """
     The picture cut into `config.grid_rows` x `config.grid_columns` cells, row by row; a cell's feature is the mean of the
     backbone's map over it, optionally with the cell's geometry. Given boxes are described in the same way.
@@ -26,14 +26,13 @@ class GridRegionEncoder(RegionEncoder):
     config: GridRegionEncoderConfig
 
     def __init__(self, config: GridRegionEncoderConfig):
-        super().__init__(config)
         if config.backbone_config is None:
             raise ValueError("`backbone_config` is missing; expected the config of a backbone or of a vision model")
+        super().__init__(config)
         self.backbone = _backbone(config.backbone_config)
         channels = getattr(self.backbone, "channels", None)
         if channels and channels[-1] != config.region_dim - NUM_GEOMETRY_FEATURES * config.geometry_features:
             raise ValueError(f"`backbone_config` puts out {self.backbone.out_features}; expected the last stage")
-        self.register_standardisation()
         self.post_init()
 
     @torch.no_grad()

@@ -1,5 +1,4 @@
-"""Regions from any object detector of `transformers`: pixels -> features, boxes, scores, class ids; and what all
-region encoders share.
+"""Regions from any object detector of `transformers`: pixels -> features, boxes, scores, class ids.
 
 Letters: B batch, Q queries of the detector, R regions kept, D hidden size, V region feature, C classes.
 """
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoModelForObjectDetection, PreTrainedModel
+from transformers import AutoModelForObjectDetection, PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration_region_encoder import NUM_GEOMETRY_FEATURES, QueryRegionEncoderConfig
@@ -34,7 +33,13 @@ class RegionEncoderOutput(ModelOutput):
         scores (`torch.FloatTensor` of shape `(batch_size, regions)`):
             Confidence of the best class.
         class_ids (`torch.LongTensor` of shape `(batch_size, regions)`):
-            Best class, an index of `config.detector_config.id2label`.
+            Best class, an index of the detector's `id2label`.
+        attribute_ids (`torch.LongTensor` of shape `(batch_size, regions)`):
+            Best attribute, from detectors that have attributes.
+        attribute_scores (`torch.FloatTensor` of shape `(batch_size, regions)`):
+            Confidence of the best attribute.
+        cnn_regularization_loss (`torch.FloatTensor` of shape `()`):
+            Class loss of a detector that is given boxes and their classes; what it adds to the loss when trained along.
     """
 
     visual_embeds: torch.Tensor | None = None
@@ -42,37 +47,19 @@ class RegionEncoderOutput(ModelOutput):
     boxes_unit: torch.Tensor | None = None
     scores: torch.Tensor | None = None
     class_ids: torch.Tensor | None = None
+    attribute_ids: torch.Tensor | None = None
+    attribute_scores: torch.Tensor | None = None
+    cnn_regularization_loss: torch.Tensor | None = None
 
 
 class RegionEncoder(PreTrainedModel):
-    """
-    What all region encoders share: `forward(pixel_values, pixel_mask, boxes_unit, boxes_mask) -> RegionEncoderOutput`,
-    standardised features, and a fingerprint. A subclass calls `register_standardisation` where it makes its parts.
-
-    `feature_mean` and `feature_std` are buffers of length `config.region_dim`, measured over a training set by
-    [`RegionEncoder.fit_standardisation`]; until then they are zeros and ones.
-    """
+    """What all region encoders share. `region_inputs` names the inputs that one reads beside `pixel_values`, `pixel_mask`,
+    `boxes_unit` and `boxes_mask`."""
 
     main_input_name = "pixel_values"
     base_model_prefix = "region_encoder"
     input_modalities = ("image",)
-    _supports_sdpa = True
-    _supports_attention_backend = True
-
-    def register_standardisation(self) -> None:
-        self.feature_mean = nn.Buffer(torch.zeros(self.config.region_dim))
-        self.feature_std = nn.Buffer(torch.ones(self.config.region_dim))
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, RegionEncoder):
-            for buffer, value in ((module.feature_mean, 0.0), (module.feature_std, 1.0)):
-                if not getattr(buffer, "_is_hf_initialized", False):
-                    buffer.fill_(value)
-
-    def standardise(self, features: torch.Tensor) -> torch.Tensor:
-        """[..., V] features with mean 0 and standard deviation 1 over the data that was measured."""
-        return (features - self.feature_mean) / self.feature_std
+    region_inputs: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
         """Hash of configuration and weights: two encoders with the same one find the same regions."""
@@ -88,6 +75,34 @@ class RegionEncoder(PreTrainedModel):
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+class StandardisedRegionEncoder(RegionEncoder):
+    """
+    A region encoder whose features have mean 0 and standard deviation 1, box geometry `config.geometry_weight`.
+
+    `feature_mean` and `feature_std` are buffers of length `config.region_dim`, measured over a training set by
+    [`StandardisedRegionEncoder.fit_standardisation`]; until then they are zeros and ones.
+    """
+
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: PretrainedConfig):
+        super().__init__(config)
+        self.feature_mean = nn.Buffer(torch.zeros(config.region_dim))
+        self.feature_std = nn.Buffer(torch.ones(config.region_dim))
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, StandardisedRegionEncoder):
+            for buffer, value in ((module.feature_mean, 0.0), (module.feature_std, 1.0)):
+                if not getattr(buffer, "_is_hf_initialized", False):
+                    buffer.fill_(value)
+
+    def standardise(self, features: torch.Tensor) -> torch.Tensor:
+        """[..., V] features with mean 0 and standard deviation 1 over the data that was measured."""
+        return (features - self.feature_mean) / self.feature_std
 
     @torch.no_grad()
     def fit_standardisation(self, batches) -> None:
@@ -121,18 +136,17 @@ class RegionEncoder(PreTrainedModel):
         self.feature_std.copy_(std)
 
 
-class QueryRegionEncoder(RegionEncoder):
+class QueryRegionEncoder(StandardisedRegionEncoder):
     """The query states of a detector as region features (optionally with the box's geometry), standardised."""
 
     config_class = QueryRegionEncoderConfig
     config: QueryRegionEncoderConfig
 
     def __init__(self, config: QueryRegionEncoderConfig):
-        super().__init__(config)
         if config.detector_config is None:
             raise ValueError("`detector_config` is missing; expected the config of an object detection model")
+        super().__init__(config)
         self.detector = AutoModelForObjectDetection.from_config(config.detector_config)
-        self.register_standardisation()
         self.post_init()
 
     @classmethod
@@ -246,4 +260,4 @@ def _take(rows_BQX: torch.Tensor, order_BR: torch.Tensor) -> torch.Tensor:
     return rows_BQX.gather(1, order_BR[..., None].expand(-1, -1, rows_BQX.shape[-1]))
 
 
-__all__ = ["QueryRegionEncoder", "RegionEncoder", "RegionEncoderOutput", "best_classes"]
+__all__ = ["QueryRegionEncoder", "RegionEncoder", "RegionEncoderOutput", "StandardisedRegionEncoder", "best_classes"]

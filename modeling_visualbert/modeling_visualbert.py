@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
@@ -30,10 +30,14 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_grid_encoder import GridRegionEncoderConfig
 from .configuration_visualbert import VisualBertConfig
 from .modeling_grid_encoder import GridRegionEncoder
+from .modeling_region_detector import RegionDetector
 from .modeling_region_encoder import QueryRegionEncoder, RegionEncoder, RegionEncoderOutput
+
+REGION_ENCODERS: dict[str, type[RegionEncoder]] = {
+    encoder.config_class.model_type: encoder for encoder in (QueryRegionEncoder, RegionDetector, GridRegionEncoder)
+}
 
 
 class VisualBertEmbeddings(nn.Module):
@@ -365,11 +369,6 @@ class VisualBertPreTrainedModel(PreTrainedModel):
         )
 
 
-def make_region_encoder(config: PretrainedConfig) -> RegionEncoder:
-    """The region encoder, with new weights, that a configuration describes."""
-    return GridRegionEncoder(config) if isinstance(config, GridRegionEncoderConfig) else QueryRegionEncoder(config)
-
-
 class VisualBertModel(VisualBertPreTrainedModel):
     """
     The encoder without a head. With `config.region_encoder_config` it owns a region encoder and also takes pixels.
@@ -383,7 +382,7 @@ class VisualBertModel(VisualBertPreTrainedModel):
         if config.bypass_transformer:
             self.additional_layer = VisualBertLayer(config)
         if config.region_encoder_config is not None:
-            self.region_encoder = make_region_encoder(config.region_encoder_config)
+            self.region_encoder = REGION_ENCODERS[config.region_encoder_config.model_type](config.region_encoder_config)
             self.region_encoder.requires_grad_(not config.freeze_region_encoder)
             self.region_encoder.train(not config.freeze_region_encoder)
         self.post_init()
@@ -420,9 +419,13 @@ class VisualBertModel(VisualBertPreTrainedModel):
                 Boxes to describe instead of finding some; corners in units of the picture (0..1).
             boxes_mask (`torch.LongTensor` of shape `(batch_size, regions)`, *optional*):
                 1 for a given box, 0 for padding.
+            kwargs:
+                What the region encoder reads beside these (its `region_inputs`), such as the `image_sizes` and
+                `picture_windows` that the image processor of a [`RegionDetector`] returns. Other inputs are not read.
 
         Returns:
-            A mapping with `visual_embeds`, `visual_attention_mask`, `boxes_unit`, `scores` and `class_ids`.
+            A mapping with `visual_embeds`, `visual_attention_mask`, `boxes_unit`, `scores` and `class_ids`, and what else
+            the region encoder finds.
 
         Raises:
             ValueError: The model has no region encoder.
@@ -433,7 +436,8 @@ class VisualBertModel(VisualBertPreTrainedModel):
                 "`pixel_values`; pass precomputed `visual_embeds` instead"
             )
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_region_encoder):
-            return self.region_encoder(pixel_values, pixel_mask, boxes_unit, boxes_mask)
+            known = {name: kwargs[name] for name in self.region_encoder.region_inputs if kwargs.get(name) is not None}
+            return self.region_encoder(pixel_values, pixel_mask, boxes_unit, boxes_mask, **known)
 
     def _regions_from_pixels(
         self,
@@ -441,18 +445,22 @@ class VisualBertModel(VisualBertPreTrainedModel):
         pixel_mask: torch.Tensor | None,
         boxes_unit: torch.Tensor | None = None,
         boxes_mask: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Features [B, R, V], mask [B, R] and segments of [B, 3, H, W] or, for several images, of [B, I, 3, H, W] pixels."""
+        **kwargs,
+    ) -> tuple[RegionEncoderOutput, torch.Tensor | None]:
+        """Regions and segments [B, R] of [B, 3, H, W] or, for several images, of [B, I, 3, H, W] pixels."""
         if pixel_values.dim() == 4:
-            found = self.get_image_features(pixel_values, pixel_mask, boxes_unit, boxes_mask)
-            return found["visual_embeds"], found["visual_attention_mask"], None
+            return self.get_image_features(pixel_values, pixel_mask, boxes_unit, boxes_mask, **kwargs), None
         batch_size, num_images = pixel_values.shape[:2]
         flat_mask = None if pixel_mask is None else pixel_mask.flatten(0, 1)
-        found = self.get_image_features(pixel_values.flatten(0, 1), flat_mask)
+        flat = {name: value.flatten(0, 1) for name, value in kwargs.items() if value is not None}
+        found = self.get_image_features(pixel_values.flatten(0, 1), flat_mask, **flat)
         regions_BIRV = found["visual_embeds"].unflatten(0, (batch_size, num_images))
         mask_BIR = found["visual_attention_mask"].unflatten(0, (batch_size, num_images))
         segments_BIR = torch.arange(num_images, device=mask_BIR.device)[:, None].expand_as(mask_BIR)
-        return regions_BIRV.flatten(1, 2), mask_BIR.flatten(1, 2), segments_BIR.flatten(1, 2)
+        merged = RegionEncoderOutput(
+            visual_embeds=regions_BIRV.flatten(1, 2), visual_attention_mask=mask_BIR.flatten(1, 2)
+        )
+        return merged, segments_BIR.flatten(1, 2)
 
     @merge_with_config_defaults
     @capture_outputs
@@ -470,7 +478,11 @@ class VisualBertModel(VisualBertPreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         pixel_mask: torch.Tensor | None = None,
         boxes_unit: torch.Tensor | None = None,
+        boxes_mask: torch.Tensor | None = None,
         image_sizes: torch.Tensor | None = None,
+        picture_windows: torch.Tensor | None = None,
+        object_masks: torch.Tensor | None = None,
+        object_classes: torch.Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         r"""
@@ -502,9 +514,13 @@ class VisualBertModel(VisualBertPreTrainedModel):
                 1 for a pixel of the picture, 0 for padding; shaped like `pixel_values` without channels.
             boxes_unit (`torch.FloatTensor` of shape `(batch_size, regions, 4)`, *optional*):
                 With `pixel_values`: boxes to describe instead of finding some, x1, y1, x2, y2 in units of the picture
-                (0..1); `visual_attention_mask` is then theirs.
+                (0..1); `boxes_mask`, or else `visual_attention_mask`, is then theirs.
+            boxes_mask (`torch.LongTensor` of shape `(batch_size, regions)`, *optional*):
+                1 for a given box, 0 for padding.
             image_sizes (`torch.LongTensor` of shape `(batch_size, 2)`, *optional*):
-                Original sizes, as the processor returns them beside the pixels; not read by the model.
+                Original sizes, as the processor returns them beside the pixels.
+            picture_windows, object_masks, object_classes (`torch.Tensor`, *optional*):
+                What a [`RegionDetector`] reads beside these; see its `forward`. Other region encoders do not.
 
         Returns:
             `last_hidden_state` of shape `(batch_size, text_length + regions, hidden_size)` and `pooler_output`. With late
@@ -519,9 +535,17 @@ class VisualBertModel(VisualBertPreTrainedModel):
         if pixel_values is not None:
             if visual_embeds is not None:
                 raise ValueError("pass either `pixel_values` or `visual_embeds`, not both")
-            visual_embeds, visual_attention_mask, segments = self._regions_from_pixels(
-                pixel_values, pixel_mask, boxes_unit, visual_attention_mask
+            found, segments = self._regions_from_pixels(
+                pixel_values,
+                pixel_mask,
+                boxes_unit,
+                visual_attention_mask if boxes_mask is None else boxes_mask,
+                image_sizes=image_sizes,
+                picture_windows=picture_windows,
+                object_masks=object_masks,
+                object_classes=object_classes,
             )
+            visual_embeds, visual_attention_mask = found["visual_embeds"], found["visual_attention_mask"]
             visual_token_type_ids = segments if visual_token_type_ids is None else visual_token_type_ids
 
         states_BSD = self.embeddings(
@@ -773,6 +797,7 @@ class VisualBertForMultipleChoice(VisualBertPreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         pixel_mask: torch.Tensor | None = None,
         boxes_unit: torch.Tensor | None = None,
+        boxes_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
@@ -787,16 +812,23 @@ class VisualBertForMultipleChoice(VisualBertPreTrainedModel):
                 One picture per example.
             boxes_unit (`torch.FloatTensor` of shape `(batch_size, regions, 4)`, *optional*):
                 With `pixel_values`: the whole picture and its objects, in units of the picture (0..1).
+            boxes_mask (`torch.LongTensor` of shape `(batch_size, regions)`, *optional*):
+                1 for a given box, 0 for padding; `visual_attention_mask` when not given.
             labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-                Index of the right choice.
+                Index of the right choice. While a detector is trained along (`config.freeze_region_encoder` is off), the
+                loss includes its class loss, weighted with its `class_loss_weight`.
         """
         batch_size, num_choices = (inputs_embeds if input_ids is None else input_ids).shape[:2]  # type: ignore[union-attr]
+        class_loss = None
         if pixel_values is not None:
             if visual_embeds is not None:
                 raise ValueError("pass either `pixel_values` or `visual_embeds`, not both")
-            visual_embeds, visual_attention_mask, _ = self.visual_bert._regions_from_pixels(
-                pixel_values, pixel_mask, boxes_unit, visual_attention_mask
+            boxes_mask = visual_attention_mask if boxes_mask is None else boxes_mask
+            found, _ = self.visual_bert._regions_from_pixels(
+                pixel_values, pixel_mask, boxes_unit, boxes_mask, **_pop_region_inputs(kwargs)
             )
+            visual_embeds, visual_attention_mask = found["visual_embeds"], found["visual_attention_mask"]
+            class_loss = found.get("cnn_regularization_loss")
         outputs = self.visual_bert(
             _flatten_choices(input_ids),
             attention_mask=_flatten_choices(attention_mask),
@@ -810,8 +842,15 @@ class VisualBertForMultipleChoice(VisualBertPreTrainedModel):
             **kwargs,
         )
         logits_BC = self.cls(self.dropout(outputs.pooler_output)).view(-1, num_choices)
+        loss = None
+        if labels is not None:
+            loss = _cross_entropy(logits_BC, labels, num_items_in_batch)
+            if class_loss is not None and not self.config.freeze_region_encoder:
+                # Of a larger batch that is accumulated, this is the part of these examples.
+                part = 1.0 if num_items_in_batch is None else len(labels) / num_items_in_batch
+                loss = loss + self.config.region_encoder_config.class_loss_weight * part * class_loss
         return MultipleChoiceModelOutput(
-            loss=None if labels is None else _cross_entropy(logits_BC, labels, num_items_in_batch),
+            loss=loss,
             logits=logits_BC,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
@@ -955,9 +994,15 @@ class VisualBertForRegionToPhraseAlignment(VisualBertPreTrainedModel):
         if pixel_values is not None:
             if visual_embeds is not None:
                 raise ValueError("pass either `pixel_values` or `visual_embeds`, not both")
-            visual_embeds, visual_attention_mask, segments = self.visual_bert._regions_from_pixels(
-                pixel_values, pixel_mask, boxes_unit, visual_attention_mask
+            boxes_mask = kwargs.pop("boxes_mask", None)
+            found, segments = self.visual_bert._regions_from_pixels(
+                pixel_values,
+                pixel_mask,
+                boxes_unit,
+                visual_attention_mask if boxes_mask is None else boxes_mask,
+                **_pop_region_inputs(kwargs),
             )
+            visual_embeds, visual_attention_mask = found["visual_embeds"], found["visual_attention_mask"]
             visual_token_type_ids = segments if visual_token_type_ids is None else visual_token_type_ids
         outputs = self.visual_bert(
             input_ids,
@@ -982,6 +1027,12 @@ class VisualBertForRegionToPhraseAlignment(VisualBertPreTrainedModel):
         return SequenceClassifierOutput(
             loss=loss, logits=logits_BER, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+
+def _pop_region_inputs(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Take out what only region encoders read."""
+    names = {name for encoder in REGION_ENCODERS.values() for name in encoder.region_inputs}
+    return {name: kwargs.pop(name) for name in names & kwargs.keys()}
 
 
 def _text_length(input_ids: Any, inputs_embeds: Any) -> int:

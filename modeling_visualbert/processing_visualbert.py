@@ -24,7 +24,7 @@ UNKNOWN_ANSWER = "<unk>"
 TASK_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "vqa": (),
     "nlvr2": (),
-    "vcr": ("choices", "objects", "boxes"),
+    "vcr": ("choices", "objects", "boxes", "polygons"),
     "flickr30k": ("phrases",),
     "pretraining": ("text_pair",),
 }
@@ -97,6 +97,9 @@ class VisualBertProcessor(ProcessorMixin):
             "pixel_mask",
             "boxes_unit",
             "image_sizes",
+            "picture_windows",
+            "object_classes",
+            "object_masks",
         ]
 
     def __call__(
@@ -115,6 +118,8 @@ class VisualBertProcessor(ProcessorMixin):
             choices: VCR: the choices of the question; a list of such lists for a list of questions.
             objects: VCR: class names of the objects that tags stand for; a list of such lists for a list of questions.
             boxes: VCR from pixels: boxes of the objects, x1, y1, x2, y2 in pixels; a list for a list of questions.
+            polygons: VCR from pixels, for the detector of the published checkpoints: for each object the polygons that
+                outline it, lists of (x, y) in pixels; a list for a list of questions. Without them it fills its box.
             phrases: Flickr30k Entities: the phrases of the sentence, as strings (their first occurrence is meant) or as
                 indices of their last words in the sentence split at blanks; a list of such lists for a list of sentences.
             truncation: Cut the front of texts that are too long, as the authors do for pre-training and VCR.
@@ -149,7 +154,7 @@ class VisualBertProcessor(ProcessorMixin):
         if images is not None:
             data |= self._encode_pairs(images, single) if self.task == "nlvr2" else self._encode_images(images)
         if extra.get("boxes") is not None:
-            data |= self._encode_boxes(extra.pop("boxes"), data)
+            data |= self._encode_boxes(extra.pop("boxes"), data, extra.get("objects"), extra.pop("polygons", None))
         if texts is not None:
             extra = {name: value for name, value in extra.items() if value is not None}
             data |= self._encode_texts(texts, extra, truncation, data, padding, pad_to_multiple_of)
@@ -286,8 +291,15 @@ class VisualBertProcessor(ProcessorMixin):
             raise ValueError("pictures and precomputed regions in one batch; expected one kind")
         return None
 
-    def _encode_boxes(self, boxes: Sequence[Any], data: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The whole picture and given boxes in units of the picture, [B, R, 4], with the mask of those that are there."""
+    def _encode_boxes(
+        self,
+        boxes: Sequence[Any],
+        data: Mapping[str, torch.Tensor],
+        objects: Sequence[Any] | None,
+        polygons: Sequence[Any] | None,
+    ) -> dict[str, torch.Tensor]:
+        """The whole picture and given boxes in units of the picture, [B, R, 4], with the mask of those that are there; for
+        a detector that is told what the objects are, that too."""
         if "pixel_values" not in data:
             raise ValueError("boxes without pictures; expected pictures, or regions that were made of these boxes")
         sizes = data["image_sizes"].tolist()
@@ -306,14 +318,21 @@ class VisualBertProcessor(ProcessorMixin):
             units.append(torch.cat((whole, unit)))
             masks.append(torch.ones(len(units[-1]), dtype=torch.long))
         pad = torch.nn.utils.rnn.pad_sequence
-        return {
+        encoded = {
             "boxes_unit": pad(units, batch_first=True),
             "visual_attention_mask": pad(masks, batch_first=True),
         }
+        if getattr(self.image_processor, "recipe", None) == "fit":  # that of the published VCR checkpoints
+            told = self.image_processor.encode_objects(sizes, boxes, objects, polygons)
+            encoded |= {name: told[name] for name in ("object_classes", "object_masks")}
+        return encoded
 
     def _check_region_batch(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         features = batch["visual_embeds"]
-        known = ("visual_embeds", "visual_attention_mask", "boxes_unit", "scores", "class_ids")
+        known = (
+            *("visual_embeds", "visual_attention_mask", "boxes_unit", "scores", "class_ids"),
+            *("attribute_ids", "attribute_scores", "cnn_regularization_loss"),
+        )
         unknown = sorted(set(batch) - set(known))
         if unknown:
             raise ValueError(f"regions: unknown key {unknown[0]!r}; expected {', '.join(known)}")

@@ -8,6 +8,8 @@ class reached through two copies of this file would be two classes):
     boxes                  float [R, 4]  x1, y1, x2, y2
     scores                 float [R]     detector's confidence in 0..1 (optional)
     class_ids              int   [R]     detector's class (optional)
+    attribute_ids          int   [R]     detector's attribute, if it has attributes (optional)
+    attribute_scores       float [R]     its confidence in 0..1 (optional)
     image_size             int   [2]     height, width of the picture in pixels (optional, needed to draw)
 
 `boxes` of a single picture are in pixels of the original image. Inside the model, where the original size is
@@ -85,7 +87,7 @@ def check_regions(regions: Mapping[str, Any], region_dim: int | None, name: str 
         ValueError: A key is unknown or missing, a shape is wrong, a number is not finite, or a box is inverted or
             outside the image. The message names the key and the first offending row.
     """
-    known = ("visual_embeds", "boxes", "scores", "class_ids", "image_size")
+    known = ("visual_embeds", "boxes", "scores", "class_ids", "image_size", "attribute_ids", "attribute_scores")
     unknown = sorted(set(regions) - set(known))
     if unknown:
         raise ValueError(f"{name}: unknown key {unknown[0]!r}; expected {', '.join(known)}")
@@ -102,13 +104,16 @@ def check_regions(regions: Mapping[str, Any], region_dim: int | None, name: str 
         "boxes": (len(features), 4),
         "scores": (len(features),),
         "class_ids": (len(features),),
+        "attribute_ids": (len(features),),
+        "attribute_scores": (len(features),),
         "image_size": (2,),
     }
     for key, shape in expected.items():
         if key in checked and tuple(checked[key].shape) != shape:
             raise ValueError(f"{name}: '{key}' has shape {tuple(checked[key].shape)}; expected {shape}")
-    if "scores" in checked:
-        _check_rows_finite(checked["scores"][:, None], f"{name}: 'scores'")
+    for key in ("scores", "attribute_scores"):
+        if key in checked:
+            _check_rows_finite(checked[key][:, None], f"{name}: '{key}'")
     if "boxes" in checked:
         checked["boxes"] = checked["boxes"].float()
         _check_boxes(checked["boxes"], checked.get("image_size"), f"{name}: 'boxes'")
@@ -153,9 +158,11 @@ def split_regions(
 ) -> list[dict[str, torch.Tensor]]:
     """What a region encoder returned for B pictures -> one mapping per picture, padding removed, boxes in pixels.
 
+    Boxes are cut at the border of the picture: pyramid detectors let theirs reach into the padding.
+
     Args:
-        batch: `visual_embeds` [B, R, V], `visual_attention_mask` [B, R], `boxes_unit` [B, R, 4] and optionally `scores`
-            and `class_ids` [B, R].
+        batch: `visual_embeds` [B, R, V], `visual_attention_mask` [B, R], `boxes_unit` [B, R, 4] and optionally `scores`,
+            `class_ids`, `attribute_ids` and `attribute_scores` [B, R].
         image_sizes: Original (height, width) of each picture.
 
     Raises:
@@ -167,8 +174,8 @@ def split_regions(
     for row, image_size in enumerate(image_sizes):
         keep = batch["visual_attention_mask"][row].bool()
         picture = {"visual_embeds": batch["visual_embeds"][row][keep]}
-        picture["boxes"] = scale_boxes(batch["boxes_unit"][row][keep], image_size)
-        for key in ("scores", "class_ids"):
+        picture["boxes"] = scale_boxes(batch["boxes_unit"][row][keep].clamp(0.0, 1.0), image_size)
+        for key in ("scores", "class_ids", "attribute_ids", "attribute_scores"):
             if batch.get(key) is not None:
                 picture[key] = batch[key][row][keep]
         picture["image_size"] = torch.as_tensor([int(side) for side in image_size])

@@ -13,10 +13,13 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY, REMOVED_TASKS
 
 from .configuration_grid_encoder import GridRegionEncoderConfig
+from .configuration_region_detector import RegionDetectorConfig
 from .configuration_region_encoder import QueryRegionEncoderConfig
 from .configuration_visualbert import VisualBertConfig
+from .image_processing_region_detector import RegionDetectorImageProcessor
 from .image_processing_visualbert import VisualBertImageProcessor
 from .modeling_grid_encoder import GridRegionEncoder
+from .modeling_region_detector import RegionDetector
 from .modeling_region_encoder import QueryRegionEncoder
 from .modeling_visualbert import (
     VisualBertForMultipleChoice,
@@ -39,8 +42,10 @@ def register_auto_classes() -> None:
     AutoConfig.register("visual_bert", VisualBertConfig, exist_ok=True)
     AutoConfig.register("query_region_encoder", QueryRegionEncoderConfig, exist_ok=True)
     AutoConfig.register("grid_region_encoder", GridRegionEncoderConfig, exist_ok=True)
+    AutoConfig.register("region_detector", RegionDetectorConfig, exist_ok=True)
     AutoModel.register(VisualBertConfig, VisualBertModel, exist_ok=True)
     AutoModel.register(QueryRegionEncoderConfig, QueryRegionEncoder, exist_ok=True)
+    AutoModel.register(RegionDetectorConfig, RegionDetector, exist_ok=True)
     AutoModel.register(GridRegionEncoderConfig, GridRegionEncoder, exist_ok=True)
     AutoModelForPreTraining.register(VisualBertConfig, VisualBertForPreTraining, exist_ok=True)
     AutoModelForVisualQuestionAnswering.register(VisualBertConfig, VisualBertForQuestionAnswering, exist_ok=True)
@@ -50,6 +55,9 @@ def register_auto_classes() -> None:
         AutoImageProcessor.register(
             config_class, image_processor_classes={"pil": VisualBertImageProcessor}, exist_ok=True
         )
+    AutoImageProcessor.register(
+        RegionDetectorConfig, image_processor_classes={"pil": RegionDetectorImageProcessor}, exist_ok=True
+    )
     AutoProcessor.register(VisualBertConfig, VisualBertProcessor, exist_ok=True)
     REMOVED_TASKS.pop("visual-question-answering", None)
     PIPELINE_REGISTRY.register_pipeline(

@@ -1,0 +1,495 @@
+"""Published weights of region detectors -> ours: four families of files, each with its own spelling of the same network.
+
+    unc-nlp/frcnn-vg-finetuned   pytorch_model.bin + config.yaml, or the older {"model": {name: array}} pickle
+    Pythia, MMF, ViLBERT         detectron_model*.pth + .yaml: {"model": {name: tensor}}, full names or converted ones
+    Detectron                    model_final.pkl: {"blobs": {name: array}, "cfg": yaml}
+    VisualBERT for VCR           the `detector.*` part of a .th file
+
+One function tells the original name of each of our tensors (`original_names`); sizes of the network come from the shapes,
+the rest from the yaml beside the weights, or else from the published values. Torch files are read with
+`weights_only=True`; pickles of arrays by a reader that can build arrays and plain containers and nothing else.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle  # only `_ArrayUnpickler` below, which cannot import
+import re
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from numpy._core import multiarray
+
+from .configuration_region_detector import RegionDetectorConfig
+from .convert import KeyReport, load_weights
+from .detection_ops import cell_anchors, legacy_cell_anchors
+from .image_processing_region_detector import RegionDetectorImageProcessor
+from .modeling_region_detector import RegionDetector
+
+FAMILIES = ("frcnn", "maskrcnn", "detectron", "vcr")
+
+# --------------------------------------------------------------------------------------------------------- reading
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Builds numpy arrays of numbers and plain containers. Whatever else a pickle asks for is refused by name."""
+
+    _ALLOWED = {
+        ("collections", "OrderedDict"): OrderedDict,
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+        **{
+            (f"numpy.{package}.multiarray", name): getattr(multiarray, name)
+            for package in ("core", "_core")
+            for name in ("_reconstruct", "scalar")
+        },
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes for Python 2
+            return _latin1_bytes
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}; expected arrays and plain containers only")
+        return self._ALLOWED[module, name]
+
+
+def _latin1_bytes(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"bytes in encoding {encoding!r}; expected 'latin1'")
+    return text.encode("latin1")
+
+
+def load_arrays(path: str | Path) -> Any:
+    """Read a pickle of numpy arrays and plain containers, as Python 2 or 3 wrote it, without running code from it.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged, or asks for anything but arrays, numbers, strings and containers of them.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint file")
+    try:
+        return _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
+    except Exception as error:  # a damaged pickle can fail anywhere
+        raise ValueError(f"{path}: not a pickle that can be read safely: {error}") from error
+
+
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    """Tensors by their names in the file, and the configuration that some files hold."""
+    if path.suffix == ".pkl":
+        content = load_arrays(path)
+        settings: Any = {}
+        if isinstance(content, Mapping) and "blobs" in content:
+            content, settings = content["blobs"], _parse_yaml(content.get("cfg"))
+        elif isinstance(content, Mapping) and "model" in content:
+            content = content["model"]
+        if not isinstance(content, Mapping):
+            raise ValueError(f"{path}: expected a dict of arrays by name, found {type(content).__name__}")
+        arrays = {name: value for name, value in content.items() if isinstance(value, np.ndarray)}
+        bad = [name for name, value in arrays.items() if value.dtype.kind not in "fiu"]
+        if bad or not arrays:
+            raise ValueError(f"{path}: {bad[0] if bad else 'no name'!r} holds no numbers; expected arrays by name")
+        return {str(name): torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}, settings
+    return load_weights(path, inside="model"), {}
+
+
+def _parse_yaml(text: Any) -> dict:
+    """What a yaml text says, if it is plain data."""
+    if not isinstance(text, (str, bytes)):
+        return {}
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:  # Detectron's may hold Python objects; the published values apply
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+# ----------------------------------------------------------------------------------------------------------- names
+
+
+def original_names(config: RegionDetectorConfig, family: str, names: list[str]) -> dict[str, str | None]:
+    """The original (full) name of each of our tensors; None for what a family does not store."""
+    rename = {"frcnn": _frcnn_name, "maskrcnn": _maskrcnn_name, "vcr": _vcr_name}
+    if family == "detectron":
+        return {name: _detectron_name(name, list(config.depths)) for name in names}
+    return {name: rename[family](name) for name in names}
+
+
+def _replaced(name: str, pairs: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in pairs:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+_FRCNN = (
+    (r"^backbone\.stem\.conv\.", "backbone.stem.conv1."),
+    (r"^rpn\.conv\.", "proposal_generator.rpn_head.conv."),
+    (r"^rpn\.logits\.", "proposal_generator.rpn_head.objectness_logits."),
+    (r"^rpn\.deltas\.", "proposal_generator.rpn_head.anchor_deltas."),
+    (r"^head\.res5\.", "roi_heads.res5."),
+    (r"^head\.classes\.", "roi_heads.box_predictor.cls_score."),
+    (r"^head\.deltas\.", "roi_heads.box_predictor.bbox_pred."),
+    (r"^head\.class_embedding\.", "roi_heads.box_predictor.cls_embedding."),
+    (r"^head\.attribute_hidden\.", "roi_heads.box_predictor.fc_attr."),
+    (r"^head\.attributes\.", "roi_heads.box_predictor.attr_score."),
+)
+_TORCH_BLOCKS = (
+    (r"\.conv(\d)\.norm\.", r".bn\1."),
+    (r"\.shortcut\.weight$", ".downsample.0.weight"),
+    (r"\.shortcut\.norm\.", ".downsample.1."),
+)
+_MASKRCNN = (
+    (r"^backbone\.stem\.conv\.norm\.", "backbone.body.stem.bn1."),
+    (r"^backbone\.stem\.conv\.", "backbone.body.stem.conv1."),
+    *_TORCH_BLOCKS,
+    (r"^rpn\.conv\.", "rpn.head.conv."),
+    (r"^rpn\.logits\.", "rpn.head.cls_logits."),
+    (r"^rpn\.deltas\.", "rpn.head.bbox_pred."),
+    (r"^head\.(fc\d)\.", r"roi_heads.box.feature_extractor.\1."),
+    (r"^head\.classes\.", "roi_heads.box.predictor.cls_score."),
+    (r"^head\.deltas\.", "roi_heads.box.predictor.bbox_pred."),
+)
+_VCR = (
+    (r"^backbone\.stem\.conv\.norm\.", "backbone.1."),
+    (r"^backbone\.stem\.conv\.", "backbone.0."),
+    *_TORCH_BLOCKS,
+    (r"^head\.res5\.", "after_roi_align.0."),
+    (r"^head\.masks\.", "mask_upsample."),
+    (r"^head\.class_embedding\.", "object_embed."),
+    (r"^head\.projection\.", "obj_downsample.1."),
+    (r"^head\.classes\.", "regularizing_predictor."),
+    (r"^", "detector."),
+)
+
+
+def _shifted(name: str, pattern: str, template: str, offset: int) -> str:
+    """Numbered parts: stages and pyramid levels are counted from different numbers."""
+    return re.sub(pattern, lambda match: template.format(int(match[1]) + offset), name)
+
+
+def _frcnn_name(name: str) -> str:
+    return _replaced(_shifted(name, r"^backbone\.stages\.(\d)\.", "backbone.res{}.", 2), _FRCNN)
+
+
+def _maskrcnn_name(name: str) -> str:
+    name = _shifted(name, r"^backbone\.stages\.(\d)\.", "backbone.body.layer{}.", 1)
+    name = _shifted(name, r"^fpn\.inner\.(\d)\.", "backbone.fpn.fpn_inner{}.", 1)
+    name = _shifted(name, r"^fpn\.layer\.(\d)\.", "backbone.fpn.fpn_layer{}.", 1)
+    return _replaced(name, _MASKRCNN)
+
+
+def _vcr_name(name: str) -> str:
+    return _replaced(_shifted(name, r"^backbone\.stages\.(\d)\.", "backbone.{}.", 4), _VCR)
+
+
+def _detectron_name(name: str, depths: list[int]) -> str | None:
+    if "running_" in name:  # scale and shift only
+        return None
+    name = _replaced(name, ((r"\.norm\.weight$", "_bn_s"), (r"\.norm\.bias$", "_bn_b")))
+    name = _replaced(name, ((r"\.weight$", "_w"), (r"\.bias$", "_b")))
+    name = _shifted(name, r"^backbone\.stages\.(\d)\.", "res{}.", 2)
+    name = re.sub(r"^(res\d)\.(\d+)\.conv(\d)", lambda m: f"{m[1]}_{m[2]}_branch2{'abc'[int(m[3]) - 1]}", name)
+    lateral = {stage: f"res{stage + 2}_{depths[stage] - 1}_sum" for stage in range(4)}
+    name = re.sub(r"^fpn\.layer\.(\d)", lambda m: f"fpn_{lateral[int(m[1])]}", name)
+    name = re.sub(
+        r"^fpn\.inner\.(\d)", lambda m: f"fpn_inner_{lateral[int(m[1])]}{'' if m[1] == '3' else '_lateral'}", name
+    )
+    pairs = (
+        (r"^backbone\.stem\.conv_bn", "res_conv1_bn"),
+        (r"^backbone\.stem\.conv", "conv1"),
+        (r"^(res\d)\.(\d+)\.shortcut", r"\1_\2_branch1"),
+        (r"^rpn\.conv", "conv_rpn_fpn2"),
+        (r"^rpn\.logits", "rpn_cls_logits_fpn2"),
+        (r"^rpn\.deltas", "rpn_bbox_pred_fpn2"),
+        (r"^head\.classes", "cls_score"),
+        (r"^head\.deltas", "bbox_pred"),
+        (r"^head\.", ""),
+    )
+    return _replaced(name, pairs)
+
+
+def _longest_suffix(name: str, keys: dict[str, str]) -> str | None:
+    """The key that is `name` or the longest end of it (whole parts), as the original loader looks for it."""
+    parts = name.split(".")
+    return next((keys[end] for i in range(len(parts)) if (end := ".".join(parts[i:])) in keys), None)
+
+
+# ------------------------------------------------------------------------------------------------------ converting
+
+
+def guess_family(weights: Mapping[str, torch.Tensor]) -> str | None:
+    """Which of `FAMILIES` a file with these names is of, or None."""
+    if "detector.backbone.0.weight" in weights:
+        return "vcr"
+    if "proposal_generator.rpn_head.conv.weight" in weights:
+        return "frcnn"
+    if "conv_rpn_fpn2_w" in weights:
+        return "detectron"
+    if any(name.endswith(("fpn_inner1.weight", "fpn_layer1.weight")) for name in weights):
+        return "maskrcnn"
+    return None
+
+
+def convert_region_detector(
+    path: str | Path, settings: str | Path | Mapping | None = None, **config_kwargs
+) -> tuple[RegionDetector, RegionDetectorImageProcessor, list[KeyReport]]:
+    """
+    Load a published detector.
+
+    Args:
+        path: The file, or a folder with `pytorch_model.bin` and `config.yaml`.
+        settings: The yaml that was published with the weights (looked for beside them when not given), or its content.
+        config_kwargs: Fields of [`RegionDetectorConfig`] that should differ.
+
+    Returns:
+        The detector in evaluation mode, its image processor, and a report of every tensor of the file and of the detector.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is unsafe, damaged or of no known detector, tensors are missing, or shapes differ.
+    """
+    path = Path(path)
+    path = path / "pytorch_model.bin" if path.is_dir() else path
+    weights, inner = _read(path)
+    if not isinstance(settings, Mapping):
+        settings = inner or _settings_beside(path, settings)
+    detector, report = detector_from_weights(weights, settings, path, **config_kwargs)
+    return detector, _image_processor(detector.config, settings), report
+
+
+def detector_from_weights(
+    weights: Mapping[str, torch.Tensor], settings: Mapping, path: str | Path, **config_kwargs
+) -> tuple[RegionDetector, list[KeyReport]]:
+    """The detector that tensors with original names make, and the report; see [`convert_region_detector`]."""
+    family = guess_family(weights)
+    if family is None:
+        raise ValueError(f"{path}: no known detector among its {len(weights)} tensors; expected {', '.join(FAMILIES)}")
+    keys = {name.removeprefix("module."): name for name in weights}
+    config = _config(family, weights, keys, settings, path, config_kwargs)
+    detector = RegionDetector(config)
+    report = _fill(detector, family, weights, keys, path)
+    return detector.eval(), report
+
+
+def _fill(
+    detector: RegionDetector, family: str, weights: Mapping[str, torch.Tensor], keys: dict[str, str], path: str | Path
+) -> list[KeyReport]:
+    ours, used, report = detector.state_dict(), {}, []
+    found: dict[str, torch.Tensor] = {}
+    for name, original in original_names(detector.config, family, list(ours)).items():
+        key = None if original is None else _find(original, keys, family)
+        shape = tuple(ours[name].shape)
+        if key is None:
+            if not re.search(r"norm\.(running_mean|running_var|num_batches_tracked)$", name):
+                raise ValueError(f"{path}: {original!r} is missing; expected a tensor of shape {shape}")
+            report.append(KeyReport(None, name, shape, "new"))  # a frozen scale and shift: mean 0, variance 1
+            continue
+        value = weights[key].reshape(shape) if weights[key].numel() == 1 and not shape else weights[key]
+        if tuple(value.shape) != shape:
+            raise ValueError(f"{path}: {key!r} has shape {tuple(value.shape)}, expected {shape}")
+        found[name], used[key] = value, name
+    detector.load_state_dict(found, strict=False)
+    _check_anchors(detector.config, weights, keys, path)
+    read = [
+        KeyReport(key, used.get(key), tuple(value.shape), "loaded" if key in used else "skipped")
+        for key, value in weights.items()
+    ]
+    return read + report
+
+
+def _find(original: str, keys: dict[str, str], family: str) -> str | None:
+    return _longest_suffix(original, keys) if family == "maskrcnn" else keys.get(original)
+
+
+def _check_anchors(
+    config: RegionDetectorConfig, weights: Mapping[str, torch.Tensor], keys: dict[str, str], path: str | Path
+) -> None:
+    """Stored anchors must be those that the configuration makes."""
+    for name, key in keys.items():
+        match = re.search(r"anchor_generator\.cell_anchors\.(\d)$", name)
+        if match is None:
+            continue
+        level = int(match[1])
+        sizes = config.anchor_sizes[level] if level < len(config.anchor_sizes) else ()
+        if config.legacy_boxes:
+            expected = legacy_cell_anchors(4 << level, sizes, config.anchor_ratios).float()
+        else:
+            expected = cell_anchors(sizes, config.anchor_ratios)
+        stored = weights[key].float()
+        if stored.shape != expected.shape or not torch.allclose(stored, expected, atol=1e-2):
+            raise ValueError(
+                f"{path}: {key!r} are not the anchors of sizes {list(sizes)} and ratios {list(config.anchor_ratios)}; "
+                "pass `anchor_sizes`, or the yaml that was published with the weights"
+            )
+
+
+# --------------------------------------------------------------------------------------------------- configuration
+
+
+def _settings_beside(path: Path, given: str | Path | None) -> dict:
+    candidates = [Path(given)] if given is not None else [path.with_suffix(".yaml"), path.parent / "config.yaml"]
+    for candidate in candidates:
+        if candidate.is_file():
+            return _parse_yaml(candidate.read_text(encoding="utf-8"))
+    if given is not None:
+        raise FileNotFoundError(f"{given}: no such settings file")
+    return {}
+
+
+def _get(settings: Mapping, *names: str) -> Any:
+    """A nested value, or None."""
+    value: Any = settings
+    for name in names:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def _config(
+    family: str,
+    weights: Mapping[str, torch.Tensor],
+    keys: dict[str, str],
+    settings: Mapping,
+    path: str | Path,
+    overrides: dict,
+) -> RegionDetectorConfig:
+    presets = {
+        "frcnn": RegionDetectorConfig.bottom_up_attention_vg,
+        "maskrcnn": RegionDetectorConfig.pythia_x101,
+        "detectron": RegionDetectorConfig.detectron_r101_coco,
+        "vcr": RegionDetectorConfig.vcr_resnet50,
+    }
+    depths = _depths(family, keys)
+    shaped = presets[family](depths=depths) if family != "detectron" else presets[family](depths=depths, norm_eps=0.0)
+    sizes = _sizes_from_shapes(shaped, family, weights, keys, path)
+    said = {name: value for name, value in _said(family, settings).items() if value is not None}
+    if family == "maskrcnn" and sizes["groups"] == 1 and "stride_in_1x1" not in said:
+        said["stride_in_1x1"] = True  # plain ResNets come from MSRA's weights
+    return presets[family](**{"depths": depths, **sizes, **said, **overrides})
+
+
+def _depths(family: str, keys: dict[str, str]) -> list[int]:
+    """Blocks of each stage, counted in the names."""
+    patterns = {
+        "frcnn": r"(?:backbone|roi_heads)\.res(\d)\.(\d+)\.",
+        "maskrcnn": r"(?:^|\.)layer(\d)\.(\d+)\.",
+        "detectron": r"^res(\d)_(\d+)_branch2a_w$",
+        "vcr": r"^detector\.(?:backbone\.(\d)|after_roi_align\.0)\.(\d+)\.conv1\.weight$",
+    }
+    counts: dict[int, int] = {}
+    for name in keys:
+        if match := re.search(patterns[family], name):
+            stage = int(match[1] or 7)
+            counts[stage] = max(counts.get(stage, 0), int(match[2]) + 1)
+    return [counts[stage] for stage in sorted(counts)]
+
+
+def _sizes_from_shapes(
+    config: RegionDetectorConfig,
+    family: str,
+    weights: Mapping[str, torch.Tensor],
+    keys: dict[str, str],
+    path: str | Path,
+) -> dict[str, Any]:
+    """Widths of the network, from the shapes of a few of its tensors."""
+
+    def shape(name: str) -> torch.Size:
+        original = original_names(config, family, [name])[name]
+        key = _find(original, keys, family) if original is not None else None
+        if key is None:
+            raise ValueError(f"{path}: {original!r} is missing; this is not a detector of family {family!r}")
+        return weights[key].shape
+
+    inner, in_group = shape("backbone.stages.0.0.conv2.weight")[:2]
+    groups = inner // in_group
+    fields: dict[str, Any] = {
+        "stem_channels": shape("backbone.stem.conv.weight")[0],
+        "res2_channels": shape("backbone.stages.0.0.conv3.weight")[0],
+        "groups": groups,
+        "group_width": in_group,
+    }
+    background = 0 if family == "vcr" else 1
+    fields["num_classes"] = shape("head.classes.weight")[0] - background
+    if fields["num_classes"] == config.num_classes:
+        del fields["num_classes"]  # with the names of the published classes
+    if family != "vcr":
+        fields["rpn_channels"] = shape("rpn.conv.weight")[0]
+    if family == "frcnn":
+        fields["num_attributes"] = shape("head.attributes.weight")[0] - 1
+        fields["class_embedding_dim"] = shape("head.class_embedding.weight")[1]
+        fields["attribute_hidden_dim"] = shape("head.attributes.weight")[1]
+    elif family == "vcr":
+        fields["class_embedding_dim"] = shape("head.class_embedding.weight")[1]
+        fields["mask_channels"] = shape("head.masks.weight")[0]
+        fields["hidden_dim"] = shape("head.projection.weight")[0]
+    else:
+        fields["fpn_channels"] = shape("fpn.layer.0.weight")[0]
+        fields["hidden_dim"], columns = shape("head.fc6.weight")
+        fields["roi_size"] = round((columns / fields["fpn_channels"]) ** 0.5)
+    return fields
+
+
+def _said(family: str, settings: Mapping) -> dict[str, Any]:
+    """Fields that a published yaml sets."""
+    if family == "frcnn":
+        sizes = _get(settings, "anchor_generator", "sizes")
+        ratios = _get(settings, "anchor_generator", "aspect_ratios")
+        return {
+            "anchor_sizes": sizes,
+            "anchor_ratios": ratios[0] if ratios else None,
+            "rpn_pre_nms": _get(settings, "rpn", "pre_nms_topk_test"),
+            "rpn_post_nms": _get(settings, "rpn", "post_nms_topk_test"),
+            "rpn_total": _get(settings, "rpn", "post_nms_topk_test"),
+            "rpn_nms_threshold": _get(settings, "rpn", "nms_thresh"),
+            "nms_thresholds": _get(settings, "roi_heads", "nms_thresh_test"),
+            "min_regions": _get(settings, "min_detections"),
+            "max_regions": _get(settings, "max_detections"),
+            "roi_size": _get(settings, "roi_box_head", "pooler_resolution"),
+            "stride_in_1x1": _get(settings, "resnets", "stride_in_1x1"),
+        }
+    if family == "maskrcnn":
+        sizes = _get(settings, "MODEL", "RPN", "ANCHOR_SIZES")
+        return {
+            "anchor_sizes": [[size] for size in sizes] if sizes else None,
+            "anchor_ratios": _get(settings, "MODEL", "RPN", "ASPECT_RATIOS"),
+            "rpn_pre_nms": _get(settings, "MODEL", "RPN", "PRE_NMS_TOP_N_TEST"),
+            "rpn_post_nms": _get(settings, "MODEL", "RPN", "POST_NMS_TOP_N_TEST"),
+            "rpn_total": _get(settings, "MODEL", "RPN", "FPN_POST_NMS_TOP_N_TEST"),
+            "rpn_nms_threshold": _get(settings, "MODEL", "RPN", "NMS_THRESH"),
+            "sampling_ratio": _get(settings, "MODEL", "ROI_BOX_HEAD", "POOLER_SAMPLING_RATIO"),
+            "stride_in_1x1": _get(settings, "MODEL", "RESNETS", "STRIDE_IN_1X1"),
+        }
+    if family == "detectron":
+        start = _get(settings, "FPN", "RPN_ANCHOR_START_SIZE")
+        return {
+            "anchor_sizes": [[start << level] for level in range(5)] if start else None,
+            "anchor_ratios": _get(settings, "FPN", "RPN_ASPECT_RATIOS"),
+            "rpn_pre_nms": _get(settings, "TEST", "RPN_PRE_NMS_TOP_N"),
+            "rpn_post_nms": _get(settings, "TEST", "RPN_POST_NMS_TOP_N"),
+            "rpn_total": _get(settings, "TEST", "RPN_POST_NMS_TOP_N"),
+            "rpn_nms_threshold": _get(settings, "TEST", "RPN_NMS_THRESH"),
+            "canonical_scale": _get(settings, "FPN", "ROI_CANONICAL_SCALE"),
+            "sampling_ratio": _get(settings, "FAST_RCNN", "ROI_XFORM_SAMPLING_RATIO"),
+            "stride_in_1x1": _get(settings, "RESNETS", "STRIDE_1X1"),
+        }
+    return {}
+
+
+def _image_processor(config: RegionDetectorConfig, settings: Mapping) -> RegionDetectorImageProcessor:
+    short = _get(settings, "input", "min_size_test") or _get(settings, "INPUT", "MIN_SIZE_TEST")
+    long = _get(settings, "input", "max_size_test") or _get(settings, "INPUT", "MAX_SIZE_TEST")
+    mean = _get(settings, "model", "pixel_mean") or _get(settings, "INPUT", "PIXEL_MEAN")
+    fields: dict[str, Any] = {}
+    if short and long and config.head != "given":
+        fields["size"] = {"shortest_edge": int(short), "longest_edge": int(long)}
+    if mean:
+        fields["image_mean"] = [float(number) for number in mean]
+    return RegionDetectorImageProcessor.for_config(config, **fields)
+
+
+__all__ = ["convert_region_detector", "detector_from_weights", "guess_family", "load_arrays", "original_names"]

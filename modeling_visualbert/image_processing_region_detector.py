@@ -1,0 +1,263 @@
+"""Pictures (and, for VCR, boxes, polygons and classes) -> inputs of a region detector, by the recipe it was trained with."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from transformers.image_processing_utils import BatchFeature
+from transformers.processing_utils import ImagesKwargs
+
+from .configuration_region_detector import RegionDetectorConfig
+from .detection_ops import polygon_mask, resize_by_factor
+from .image_processing_visualbert import VisualBertImageProcessor, load_picture
+
+RECIPES = ("interpolate", "factor", "fit")
+_MIN_SIDE = 8  # of a resized picture: very long and thin ones would vanish
+
+
+class RegionDetectorImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
+    """Fields of [`RegionDetectorImageProcessor`] beside those that `transformers` knows."""
+
+    recipe: str
+    channel_order: str
+    pad_to_multiple: int
+    random_place: bool
+    mask_size: int
+    class_names: list[str] | None
+
+
+class RegionDetectorImageProcessor(VisualBertImageProcessor):
+    r"""
+    Prepares pictures as the published detectors were given them. `recipe` is one of:
+
+    * `"interpolate"` (bottom-up attention): float bilinear resize without antialiasing so that the shorter side is
+      `size["shortest_edge"]` but the longer at most `size["longest_edge"]`, then mean and deviation, BGR in 0..255.
+    * `"factor"` (Pythia, Detectron): mean subtracted first, then resized as OpenCV does it by a factor, BGR in 0..255,
+      padded on the right and below to multiples of `pad_to_multiple`.
+    * `"fit"` (VCR): fitted into `size` (height, width) with Pillow's bilinear resize, in the middle of black pixels (anywhere
+      with `random_place`, for training), RGB in 0..1, then mean and deviation.
+
+    Returns a `BatchFeature` with `pixel_values` of shape `(batch_size, 3, height, width)`; `image_sizes` of shape
+    `(batch_size, 2)`, original height and width; `picture_windows` of shape `(batch_size, 4)`, where the picture is in
+    `pixel_values` (x1, y1, x2, y2, to a fraction of a pixel); and, only if there is padding, `pixel_mask`. With `boxes`
+    also `boxes_unit` and `boxes_mask`, and for VCR `object_classes` and `object_masks`, the whole image first.
+    """
+
+    valid_kwargs = RegionDetectorImagesKwargs
+    recipe = "interpolate"
+    size = {"shortest_edge": 800, "longest_edge": 1333}
+    image_mean = [102.9801, 115.9465, 122.7717]
+    image_std = [1.0, 1.0, 1.0]
+    channel_order = "BGR"
+    pad_to_multiple = 1
+    random_place = False
+    mask_size = 14
+    class_names = None
+    do_rescale = False
+    model_input_names = ["pixel_values", "pixel_mask", "image_sizes", "picture_windows"]
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        if self.recipe not in RECIPES:
+            raise ValueError(f"recipe {self.recipe!r}; expected one of {', '.join(RECIPES)}")
+        if self.channel_order not in ("BGR", "RGB"):
+            raise ValueError(f"channel_order {self.channel_order!r}; expected 'BGR' or 'RGB'")
+        needed = ("height", "width") if self.recipe == "fit" else ("shortest_edge", "longest_edge")
+        if not all(self.size[name] for name in needed):
+            raise ValueError(f"size {dict(self.size)}; expected {' and '.join(needed)} for recipe {self.recipe!r}")
+
+    @classmethod
+    def for_config(cls, config: RegionDetectorConfig, **fields) -> "RegionDetectorImageProcessor":
+        """The recipe of the published detector with this kind of head; `fields` are those that should differ."""
+        if config.head == "given":
+            vcr: dict[str, Any] = {
+                "recipe": "fit",
+                "size": {"height": 384, "width": 768},
+                "image_mean": [0.485, 0.456, 0.406],
+                "image_std": [0.229, 0.224, 0.225],
+                "channel_order": "RGB",
+                "mask_size": config.mask_size,
+                "class_names": [config.id2label[i] for i in range(config.num_classes)],
+            }
+            return cls(**{**vcr, **fields})
+        pyramid: dict[str, Any] = {"recipe": "factor", "pad_to_multiple": 32} if config.head == "fpn" else {}
+        return cls(**{**pyramid, **fields})
+
+    def preprocess(
+        self, images, return_tensors="pt", boxes=None, classes=None, polygons=None, **kwargs
+    ) -> BatchFeature:
+        """
+        Args:
+            images: One picture or a list of pictures, see [`load_picture`].
+            return_tensors: `"pt"`.
+            boxes: Boxes to describe, x1, y1, x2, y2 in pixels, [R, 4] for each picture.
+            classes: VCR: the class of each box, by number or name.
+            polygons: VCR: for each box a list of polygons, each a list of (x, y) in pixels; without them an object fills
+                its box.
+            kwargs: Fields of this processor to override.
+
+        Raises:
+            ValueError: A picture cannot be used, or boxes, classes and polygons do not fit one another.
+        """
+        if kwargs:
+            return type(self)(**{**self.to_dict(), **kwargs}).preprocess(
+                images, return_tensors=return_tensors, boxes=boxes, classes=classes, polygons=polygons
+            )
+        if return_tensors != "pt":
+            raise ValueError(f"return_tensors {return_tensors!r}; expected 'pt'")
+        single = not isinstance(images, (list, tuple))
+        sources = [images] if single else list(images)
+        if not sources:
+            raise ValueError("no images; expected at least one")
+        pictures = [load_picture(source) for source in sources]
+        prepared = [self._prepare(picture) for picture in pictures]
+        data = self._pad([pixels for pixels, _ in prepared], [window for _, window in prepared])
+        data["image_sizes"] = torch.tensor([(picture.height, picture.width) for picture in pictures])
+        if boxes is not None:
+            given = [[value] if single and value is not None else value for value in (boxes, classes, polygons)]
+            data |= self.encode_objects(data["image_sizes"].tolist(), *given)
+        elif classes is not None or polygons is not None:
+            raise ValueError("classes or polygons without boxes; expected `boxes`, those of the objects")
+        return BatchFeature(data)
+
+    def _prepare(self, picture: Image.Image) -> tuple[torch.Tensor, tuple[float, ...]]:
+        """Normalised pixels [3, H, W] of one picture and its window."""
+        if self.recipe == "fit":
+            return self._fit(picture)
+        pixels_HWC = np.asarray(picture, dtype=np.float32)
+        if self.channel_order == "BGR":
+            pixels_HWC = pixels_HWC[..., ::-1]
+        return self._interpolate(pixels_HWC) if self.recipe == "interpolate" else self._by_factor(pixels_HWC)
+
+    def _interpolate(self, pixels_HWC: np.ndarray) -> tuple[torch.Tensor, tuple[float, ...]]:
+        sides, short = pixels_HWC.shape[:2], self.size["shortest_edge"]
+        scaled = [short if side == min(sides) else side * (short / min(sides)) for side in sides]
+        if max(scaled) > self.size["longest_edge"]:
+            scaled = [side * (self.size["longest_edge"] / max(scaled)) for side in scaled]
+        height, width = (max(_MIN_SIDE, int(side + 0.5)) for side in scaled)
+        pixels_CHW = torch.from_numpy(np.ascontiguousarray(pixels_HWC.transpose(2, 0, 1)))
+        resized = F.interpolate(pixels_CHW[None], size=(height, width), mode="bilinear", align_corners=False)[0]
+        return (resized - self._column(self.image_mean)) / self._column(self.image_std), (0.0, 0.0, width, height)
+
+    def _by_factor(self, pixels_HWC: np.ndarray) -> tuple[torch.Tensor, tuple[float, ...]]:
+        height, width = pixels_HWC.shape[:2]
+        factor = self.size["shortest_edge"] / min(height, width)
+        if round(factor * max(height, width)) > self.size["longest_edge"]:
+            factor = self.size["longest_edge"] / max(height, width)
+        centred = pixels_HWC - np.asarray(self.image_mean, dtype=np.float32)
+        resized = torch.from_numpy(resize_by_factor(centred, factor)).permute(2, 0, 1)
+        return resized / self._column(self.image_std), (0.0, 0.0, width * factor, height * factor)
+
+    def _fit(self, picture: Image.Image) -> tuple[torch.Tensor, tuple[float, ...]]:
+        height, width = self.size["height"], self.size["width"]
+        scale = min(width / picture.width, height / picture.height)
+        side_w, side_h = (max(1, round(side * scale)) for side in picture.size)
+        resized = picture if scale == 1.0 else picture.resize((side_w, side_h), Image.Resampling.BILINEAR)
+        left, top = (width - side_w) // 2, (height - side_h) // 2
+        if self.random_place:
+            left, top = (int(torch.randint(room + 1, ())) for room in (width - side_w, height - side_h))
+        canvas = Image.new("RGB", (width, height))
+        canvas.paste(resized, (left, top))
+        pixels_HWC = np.array(canvas)
+        if self.channel_order == "BGR":
+            pixels_HWC = pixels_HWC[..., ::-1].copy()
+        pixels_CHW = torch.from_numpy(pixels_HWC).permute(2, 0, 1).float() / 255
+        normalised = (pixels_CHW - self._column(self.image_mean)) / self._column(self.image_std)
+        return normalised, (left, top, left + picture.width * scale, top + picture.height * scale)
+
+    @staticmethod
+    def _column(numbers: Sequence[float]) -> torch.Tensor:
+        return torch.tensor(numbers, dtype=torch.float32)[:, None, None]
+
+    def _pad(self, pixels: list[torch.Tensor], windows: list[tuple[float, ...]]) -> dict[str, torch.Tensor]:
+        """Zeros on the right and below, up to the largest picture and a multiple of `pad_to_multiple`."""
+        multiple = self.pad_to_multiple
+        height, width = (
+            math.ceil(max(side) / multiple) * multiple
+            for side in zip(*(picture.shape[1:] for picture in pixels), strict=True)
+        )
+        values = pixels[0].new_zeros(len(pixels), 3, height, width)
+        mask = torch.zeros(len(pixels), height, width, dtype=torch.long)
+        for row, (picture, window) in enumerate(zip(pixels, windows, strict=True)):
+            values[row, :, : picture.shape[1], : picture.shape[2]] = picture
+            if self.recipe == "fit":  # the padding is inside
+                x1, y1, x2, y2 = (round(side) for side in window)
+                mask[row, y1:y2, x1:x2] = 1
+            else:
+                mask[row, : picture.shape[1], : picture.shape[2]] = 1
+        data = {"pixel_values": values, "picture_windows": torch.tensor(windows, dtype=torch.float32)}
+        return data if mask.all() else {**data, "pixel_mask": mask}
+
+    def encode_objects(
+        self,
+        image_sizes: Sequence[Sequence[int]],
+        boxes: Sequence,
+        classes: Sequence | None = None,
+        polygons: Sequence | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Given boxes in units of their pictures, whose (height, width) are `image_sizes`: `boxes_unit` and `boxes_mask`.
+
+        VCR puts the whole picture in front, and has `object_classes` and `object_masks`. Arguments are lists with an item
+        for each picture; see [`RegionDetectorImageProcessor.preprocess`].
+        """
+        vcr = self.recipe == "fit"
+        for name, values in (("boxes", boxes), ("classes", classes), ("polygons", polygons)):
+            if values is not None and len(values) != len(image_sizes):
+                raise ValueError(
+                    f"{name} for {len(values)} pictures, but {len(image_sizes)} pictures; expected as many"
+                )
+        units, masks, ids = [], [], []
+        for i, (height, width) in enumerate(image_sizes):
+            corners = np.asarray(boxes[i], dtype=np.float64).reshape(len(boxes[i]), -1)
+            if len(corners) and corners.shape[1] not in (4, 5):  # VCR's have a confidence behind
+                raise ValueError(f"boxes {i} of shape {corners.shape}; expected (objects, 4), x1, y1, x2, y2 in pixels")
+            corners = corners[:, :4].reshape(-1, 4)
+            unit = corners / np.array([width, height] * 2)
+            units.append(
+                torch.from_numpy(np.concatenate((np.array([[0.0, 0.0, 1.0, 1.0]] * vcr).reshape(-1, 4), unit)))
+            )
+            if vcr:
+                ids.append(torch.tensor([0, *self._class_numbers(classes, i, len(corners))]))
+                masks.append(self._object_masks(corners, None if polygons is None else polygons[i], i))
+        rows = {"boxes_unit": [unit.float() for unit in units]}
+        rows["boxes_mask"] = [torch.ones(len(unit), dtype=torch.long) for unit in units]
+        if vcr:
+            rows |= {"object_classes": ids, "object_masks": masks}
+        return {name: pad_sequence(values, batch_first=True) for name, values in rows.items()}
+
+    def _class_numbers(self, classes: Sequence | None, i: int, count: int) -> list[int]:
+        if classes is None:
+            raise ValueError("boxes without classes; expected `classes`, the class of each box")
+        if len(classes[i]) != count:
+            raise ValueError(f"classes {i}: {len(classes[i])} classes for {count} boxes; expected as many")
+        class_names: list[str] = self.class_names or []
+        names = {_plain(name): number for number, name in enumerate(class_names)}
+        numbers = []
+        for value in classes[i]:
+            if isinstance(value, str) and _plain(value) not in names:
+                raise ValueError(f"classes {i}: unknown class {value!r}; expected one of {len(names)}, or a number")
+            numbers.append(names[_plain(value)] if isinstance(value, str) else int(value))
+        return numbers
+
+    def _object_masks(self, corners: np.ndarray, polygons: Sequence | None, i: int) -> torch.Tensor:
+        """[1 + objects, mask_size, mask_size], the first that of the whole picture."""
+        size = self.mask_size
+        if polygons is not None and len(polygons) != len(corners):
+            raise ValueError(f"polygons {i}: of {len(polygons)} objects for {len(corners)} boxes; expected as many")
+        masks = np.ones((len(corners) + 1, size, size), dtype=np.float32)
+        for j, box in enumerate(corners if polygons is not None else ()):
+            masks[j + 1] = polygon_mask(box, polygons[j], size)  # type: ignore[index]
+        return torch.from_numpy(masks)
+
+
+def _plain(name: str) -> str:
+    """Class names of COCO are spelled with blanks, in VCR without."""
+    return name.lower().replace(" ", "").replace("_", "")
+
+
+__all__ = ["RegionDetectorImageProcessor"]

@@ -1,0 +1,718 @@
+"""The Faster R-CNN family in plain PyTorch: ResNet -> proposals -> regions with features, classes and attributes.
+
+Four published detectors are configurations of it (`RegionDetectorConfig`). The file reads in the order in which it runs:
+backbone, pyramid, proposals, the three heads, the detector. Numbers agree with the original code bases, stage by stage,
+see `tests/test_region_detector_golden.py`. Boxes are corners in pixels of the network's input unless a name says
+otherwise; a RoI is a box with the index of its picture in front.
+
+Letters: B pictures, C channels, H, W cells, N proposals or RoIs, K classes, R regions kept, V region feature, A anchors.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from transformers import initialization as init
+
+from .configuration_region_detector import RegionDetectorConfig
+from .detection_ops import (
+    best_surviving_scores,
+    cell_anchors,
+    clip_boxes,
+    decode_boxes,
+    fpn_levels,
+    grid_anchors,
+    legacy_cell_anchors,
+    nms,
+    roi_align,
+    roi_pool,
+)
+from .modeling_region_encoder import RegionEncoder, RegionEncoderOutput
+
+PROPOSAL_CODE_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
+BOX_CODE_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+_ROIS_AT_ONCE = 48  # through the last stage of a ResNet; bounds memory, and such a chunk stays near the processor
+
+
+class NormedConv(nn.Conv2d):
+    """Convolution and batch normalisation. With fixed statistics both are one convolution.
+
+    `statistics` is one of `config.norm_statistics`; "batch" means those of the batch, in evaluation too.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, size: int, config: RegionDetectorConfig, **kwargs):
+        kwargs.setdefault("padding", kwargs.get("dilation", 1) * (size // 2))
+        super().__init__(in_channels, out_channels, size, bias=False, **kwargs)
+        self.norm = nn.BatchNorm2d(out_channels, eps=config.norm_eps)
+        self.statistics = config.norm_statistics
+        if self.statistics == "frozen":
+            self.norm.num_batches_tracked = None  # nothing is tracked
+
+    def forward(self, maps_BCHW: torch.Tensor) -> torch.Tensor:
+        norm = self.norm
+        if self.statistics == "batch":
+            convolved = self._conv_forward(maps_BCHW, self.weight, None)
+            return F.batch_norm(convolved, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
+        if self.statistics == "running" and norm.training:
+            return norm(self._conv_forward(maps_BCHW, self.weight, None))
+        mean, variance = norm.running_mean, norm.running_var
+        assert mean is not None and variance is not None
+        scale = norm.weight * torch.rsqrt(variance + norm.eps)
+        return self._conv_forward(maps_BCHW, self.weight * scale[:, None, None, None], norm.bias - mean * scale)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions around a shortcut."""
+
+    def __init__(self, in_channels: int, stage: int, stride: int, dilation: int, config: RegionDetectorConfig):
+        super().__init__()
+        out_channels = config.res2_channels << stage
+        inner = config.groups * config.group_width << stage
+        first, second = (stride, 1) if config.stride_in_1x1 else (1, stride)
+        self.conv1 = NormedConv(in_channels, inner, 1, config, stride=first)
+        self.conv2 = NormedConv(
+            inner, inner, 3, config, stride=second, dilation=dilation, padding=dilation, groups=config.groups
+        )
+        self.conv3 = NormedConv(inner, out_channels, 1, config)
+        self.shortcut = None
+        if in_channels != out_channels:
+            self.shortcut = NormedConv(in_channels, out_channels, 1, config, stride=stride)
+
+    def forward(self, maps_BCHW: torch.Tensor) -> torch.Tensor:
+        residual = maps_BCHW if self.shortcut is None else self.shortcut(maps_BCHW)
+        inner = F.relu(self.conv1(maps_BCHW), inplace=True)
+        inner = F.relu(self.conv2(inner), inplace=True)
+        return F.relu(self.conv3(inner) + residual, inplace=True)
+
+
+def _stage(stage: int, stride: int, config: RegionDetectorConfig, dilation: int = 1) -> nn.Sequential:
+    """One of the four stages (0 .. 3), which the literature calls res2 .. res5."""
+    before = config.stem_channels if stage == 0 else config.res2_channels << (stage - 1)
+    after = config.res2_channels << stage
+    return nn.Sequential(
+        *(
+            Bottleneck(after if block else before, stage, 1 if block else stride, dilation, config)
+            for block in range(config.depths[stage])
+        )
+    )
+
+
+class Stem(nn.Module):
+    """7x7 convolution and pooling: a quarter of the size."""
+
+    def __init__(self, config: RegionDetectorConfig):
+        super().__init__()
+        self.conv = NormedConv(3, config.stem_channels, 7, config, stride=2)
+        self.ceil_pooling = config.ceil_pooling
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        maps_BCHW = F.relu(self.conv(pixel_values), inplace=True)
+        if self.ceil_pooling:
+            return F.max_pool2d(maps_BCHW, 3, stride=2, ceil_mode=True)
+        return F.max_pool2d(maps_BCHW, 3, stride=2, padding=1)
+
+
+class ResNetBackbone(nn.Module):
+    """ResNet or ResNeXt: the maps of all its stages. The last stage belongs to the head unless there is a pyramid."""
+
+    def __init__(self, config: RegionDetectorConfig):
+        super().__init__()
+        self.stem = Stem(config)
+        stages = 4 if config.head == "fpn" else 3
+        self.stages = nn.ModuleList(_stage(stage, 2 if stage else 1, config) for stage in range(stages))
+
+    def forward(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        maps = [self.stem(pixel_values)]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        return maps[1:]
+
+
+class FeaturePyramid(nn.Module):
+    """P2 .. P6 from C2 .. C5: each level adds the enlarged next coarser one."""
+
+    def __init__(self, config: RegionDetectorConfig):
+        super().__init__()
+        width = config.fpn_channels
+        self.inner = nn.ModuleList(nn.Conv2d(config.res2_channels << stage, width, 1) for stage in range(4))
+        self.layer = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(4))
+
+    def forward(self, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        merged = self.inner[3](maps[3])
+        pyramid = [self.layer[3](merged)]
+        for level in (2, 1, 0):
+            merged = self.inner[level](maps[level]) + F.interpolate(merged, scale_factor=2.0, mode="nearest")
+            pyramid.insert(0, self.layer[level](merged))
+        return [*pyramid, F.max_pool2d(pyramid[-1], 1, stride=2)]
+
+
+class ProposalNetwork(nn.Module):
+    """Objectness and box codes of every anchor, and the boxes that come of them."""
+
+    def __init__(self, config: RegionDetectorConfig):
+        super().__init__()
+        self.config = config
+        in_channels = config.fpn_channels if config.head == "fpn" else config.res2_channels << 2
+        self.conv = nn.Conv2d(in_channels, config.rpn_channels, 3, padding=1)
+        self.logits = nn.Conv2d(config.rpn_channels, config.num_anchors, 1)
+        self.deltas = nn.Conv2d(config.rpn_channels, config.num_anchors * 4, 1)
+
+    def forward(self, map_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [B, A, H, W] and codes [B, 4 A, H, W] of one map."""
+        hidden = F.relu(self.conv(map_BCHW), inplace=True)
+        return self.logits(hidden), self.deltas(hidden)
+
+    def anchors(self, level: int, map_BCHW: torch.Tensor) -> torch.Tensor:
+        """[H * W * A, 4] anchors of a map (or of what this network says of it), on its device."""
+        config, stride = self.config, self.stride(level)
+        if config.legacy_boxes:
+            cells_A4 = legacy_cell_anchors(stride, config.anchor_sizes[level], config.anchor_ratios).float()
+        else:
+            cells_A4 = cell_anchors(config.anchor_sizes[level], config.anchor_ratios)
+        return grid_anchors(cells_A4.to(map_BCHW.device), map_BCHW.shape[2:], stride)
+
+    def stride(self, level: int) -> int:
+        """Pixels of the input between two cells."""
+        return 4 << level if self.config.head == "fpn" else 16
+
+    @torch.no_grad()
+    def propose(
+        self, maps: Sequence[torch.Tensor], limits_hw: Sequence[Sequence[float]]
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Proposals [N, 4] of each picture with their objectness [N], best first; boxes end at `limits_hw`."""
+        levels = []
+        for level, map_BCHW in enumerate(maps):
+            logits_BAHW, deltas_BXHW = self(map_BCHW)
+            levels.append(self.level_proposals(level, logits_BAHW, deltas_BXHW, limits_hw))
+        return self.best_of_levels(levels)
+
+    def best_of_levels(
+        self, levels: Sequence[Sequence[tuple[torch.Tensor, torch.Tensor]]]
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """For each picture the best proposals of all maps, by falling objectness."""
+        found = []
+        for picture in zip(*levels, strict=True):
+            boxes_N4, scores_N = (torch.cat(parts) for parts in zip(*picture, strict=True))
+            best_N = scores_N.argsort(descending=True, stable=True)[: self.config.rpn_total]
+            found.append((boxes_N4[best_N], scores_N[best_N]))
+        return found
+
+    @torch.no_grad()
+    def level_proposals(
+        self, level: int, logits_BAHW: torch.Tensor, deltas_BXHW: torch.Tensor, limits_hw: Sequence[Sequence[float]]
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Proposals of one map, for each picture."""
+        config, legacy = self.config, self.config.legacy_boxes
+        anchors_N4 = self.anchors(level, logits_BAHW)
+        scores_BN = logits_BAHW.permute(0, 2, 3, 1).flatten(1).float()
+        scores_BN = scores_BN.sigmoid() if legacy else scores_BN  # what the original sorts by
+        codes_BN4 = deltas_BXHW.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3).float()
+        found = []
+        for scores_N, codes_N4, limit_hw in zip(scores_BN, codes_BN4, limits_hw, strict=True):
+            scores_N, order_N = scores_N.sort(descending=True, stable=True)
+            scores_N, order_N = scores_N[: config.rpn_pre_nms], order_N[: config.rpn_pre_nms]
+            boxes_N4 = decode_boxes(codes_N4[order_N], anchors_N4[order_N], PROPOSAL_CODE_WEIGHTS, legacy)
+            boxes_N4 = clip_boxes(boxes_N4, limit_hw, legacy)
+            if not legacy:
+                solid_N = (boxes_N4[:, 2:] > boxes_N4[:, :2]).all(dim=1)
+                boxes_N4, scores_N = boxes_N4[solid_N], scores_N[solid_N]
+            keep_N = nms(boxes_N4, scores_N, config.rpn_nms_threshold, legacy)[: config.rpn_post_nms]
+            found.append((boxes_N4[keep_N], scores_N[keep_N]))
+        return found
+
+
+@dataclass
+class Described:
+    """What a head says of N RoIs: features [N, V], class logits [N, K + 1] (or [N, K]), box codes, attribute logits."""
+
+    features: torch.Tensor
+    class_logits: torch.Tensor
+    box_deltas: torch.Tensor | None = None
+    attribute_logits: torch.Tensor | None = None
+
+
+class C4Head(nn.Module):
+    """The last stage of the ResNet on RoIPool'd regions, its mean as feature; background is the last class."""
+
+    def __init__(self, config: RegionDetectorConfig):
+        super().__init__()
+        self.config = config
+        self.res5 = _stage(3, 1, config, config.last_stage_dilation)
+        size, hidden = config.region_dim, config.attribute_hidden_dim
+        self.classes = nn.Linear(size, config.num_classes + 1)
+        self.deltas = nn.Linear(size, config.num_classes * 4)
+        self.class_embedding = nn.Embedding(config.num_classes + 1, config.class_embedding_dim)
+        self.attribute_hidden = nn.Linear(size + config.class_embedding_dim, hidden)
+        self.attributes = nn.Linear(hidden, config.num_attributes + 1)
+
+    def pool(self, maps: Sequence[torch.Tensor], rois_N5: torch.Tensor) -> torch.Tensor:
+        return roi_pool(maps[-1], rois_N5, (self.config.roi_size, self.config.roi_size), 1 / 16)
+
+    def forward(self, maps: Sequence[torch.Tensor], rois_N5: torch.Tensor) -> Described:
+        chunks = [self.res5(self.pool(maps, some)).mean(dim=(2, 3)) for some in rois_N5.split(_ROIS_AT_ONCE)]
+        features_NV = torch.cat(chunks)
+        logits_NK = self.classes(features_NV)
+        # The class that attributes are told by may be the background, unlike the class that is reported.
+        embedded = self.class_embedding(logits_NK.argmax(dim=1))
+        hidden = F.relu(self.attribute_hidden(torch.cat((features_NV, embedded), dim=1)))
+        return Described(features_NV, logits_NK, self.deltas(features_NV), self.attributes(hidden))
+
+
+class PyramidHead(nn.Module):
+    """Two linear layers on RoIAlign'd regions; the feature is the first one's output, background is class 0."""
+
+    def __init__(self, config: RegionDetectorConfig):
+        super().__init__()
+        self.config = config
+        self.fc6 = nn.Linear(config.fpn_channels * config.roi_size**2, config.hidden_dim)
+        self.fc7 = nn.Linear(config.hidden_dim, config.hidden_dim)
+        self.classes = nn.Linear(config.hidden_dim, config.num_classes + 1)
+        self.deltas = nn.Linear(config.hidden_dim, (config.num_classes + 1) * 4)
+
+    def levels(self, boxes_N4: torch.Tensor) -> torch.Tensor:
+        """[N] which of the maps P2 .. P5 a box is read from, 0 .. 3."""
+        return fpn_levels(boxes_N4, self.config.canonical_scale, self.config.canonical_level, 2, 5)
+
+    def pool(self, maps: Sequence[torch.Tensor], rois_N5: torch.Tensor) -> torch.Tensor:
+        """[N, C, roi_size, roi_size]."""
+        config, levels_N = self.config, self.levels(rois_N5[:, 1:])
+        order, pooled = [], []
+        for level in range(4):
+            mine_N = (levels_N == level).nonzero()[:, 0]
+            order.append(mine_N)
+            pooled.append(
+                roi_align(maps[level], rois_N5[mine_N], config.roi_size, 1 / (4 << level), config.sampling_ratio)
+            )
+        return torch.cat(pooled)[torch.cat(order).argsort()]
+
+    def forward(self, maps: Sequence[torch.Tensor], rois_N5: torch.Tensor) -> Described:
+        features_NV = F.relu(self.fc6(self.pool(maps, rois_N5).flatten(1)))
+        hidden = F.relu(self.fc7(features_NV))
+        return Described(features_NV, self.classes(hidden), self.deltas(hidden))
+
+
+class GivenBoxesHead(nn.Module):
+    """VCR: boxes, masks and classes are known. The class logits are for the additional loss only."""
+
+    def __init__(self, config: RegionDetectorConfig):
+        super().__init__()
+        self.config = config
+        self.masks = nn.Conv2d(1, config.mask_channels, 3, stride=2, padding=1)
+        self.res5 = _stage(3, 1, config)
+        size = config.res2_channels * 8
+        self.class_embedding = nn.Embedding(config.num_classes, config.class_embedding_dim)
+        self.dropout = nn.Dropout(config.dropout)
+        self.projection = nn.Linear(size + config.class_embedding_dim, config.hidden_dim)
+        self.classes = nn.Linear(size, config.num_classes)
+
+    def pool(self, maps: Sequence[torch.Tensor], rois_N5: torch.Tensor, masks_NHW: torch.Tensor) -> torch.Tensor:
+        """[N, C, roi_size, roi_size]; the mask is added to the first channels."""
+        pooled = roi_align(maps[-1], rois_N5, self.config.roi_size, 1 / 16, self.config.sampling_ratio)
+        added = self.masks(masks_NHW[:, None] - 0.5)
+        return pooled + F.pad(added, (0, 0, 0, 0, 0, pooled.shape[1] - added.shape[1]))
+
+    def forward(
+        self, maps: Sequence[torch.Tensor], rois_N5: torch.Tensor, masks_NHW: torch.Tensor, classes_N: torch.Tensor
+    ) -> Described:
+        pooled_NX = self.res5(self.pool(maps, rois_N5, masks_NHW)).mean(dim=(2, 3))
+        joint = torch.cat((pooled_NX, self.class_embedding(classes_N)), dim=1)
+        return Described(F.relu(self.projection(self.dropout(joint))), self.classes(pooled_NX))
+
+
+_HEADS: dict[str, type[nn.Module]] = {"c4": C4Head, "fpn": PyramidHead, "given": GivenBoxesHead}
+
+
+class RegionDetector(RegionEncoder):
+    """
+    A detector of the Faster R-CNN family as a region encoder: pixels -> features, boxes, classes, scores, attributes.
+
+    Example:
+        detector = RegionDetector.from_pretrained(folder).eval()
+        image_processor = RegionDetectorImageProcessor.from_pretrained(folder)
+        detector.detect("picture.jpg", image_processor)["classes"]
+    """
+
+    config_class = RegionDetectorConfig
+    config: RegionDetectorConfig
+    region_inputs = ("image_sizes", "picture_windows", "object_masks", "object_classes")
+    _no_split_modules = ["Bottleneck"]
+
+    def __init__(self, config: RegionDetectorConfig):
+        super().__init__(config)
+        self.backbone = ResNetBackbone(config)
+        self.fpn = FeaturePyramid(config) if config.head == "fpn" else None
+        self.rpn = None if config.head == "given" else ProposalNetwork(config)
+        self.head = _HEADS[config.head](config)
+        if config.norm_statistics == "batch":  # a property of the authors' backbone; the head has running statistics
+            for conv in self._normed_convs(self.head):
+                conv.statistics = "running"
+        self.post_init()
+        self.requires_grad_(True)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.bias, module.running_mean):
+                init.zeros_(tensor)
+            for tensor in (module.weight, module.running_var):
+                init.ones_(tensor)
+            return  # the class of `transformers` counts on `num_batches_tracked`
+        super()._init_weights(module)
+        if isinstance(module, nn.Conv2d):
+            init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    @staticmethod
+    def _normed_convs(module: nn.Module) -> Iterator[NormedConv]:
+        return (conv for conv in module.modules() if isinstance(conv, NormedConv))
+
+    def requires_grad_(self, requires_grad: bool = True) -> "RegionDetector":
+        """As in torch, but what the configuration freezes stays frozen."""
+        super().requires_grad_(requires_grad)
+        if self.config.freeze_backbone:
+            self.backbone.requires_grad_(False)
+        if self.config.norm_statistics == "frozen":
+            for conv in self._normed_convs(self):
+                conv.norm.requires_grad_(False)
+        return self
+
+    def train(self, mode: bool = True) -> "RegionDetector":
+        super().train(mode)
+        if self.config.freeze_backbone:
+            self.backbone.eval()
+        return self
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor | None = None,
+        boxes_unit: torch.Tensor | None = None,
+        boxes_mask: torch.Tensor | None = None,
+        image_sizes: torch.Tensor | None = None,
+        picture_windows: torch.Tensor | None = None,
+        object_masks: torch.Tensor | None = None,
+        object_classes: torch.Tensor | None = None,
+    ) -> RegionEncoderOutput:
+        """
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`):
+                Pictures, as the checkpoint's [`RegionDetectorImageProcessor`] makes them.
+            pixel_mask (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
+                1 for a pixel of the picture, 0 for padding.
+            boxes_unit (`torch.FloatTensor` of shape `(batch_size, regions, 4)`, *optional*):
+                Boxes to describe instead of those that would be found; corners in units of the picture (0..1). The
+                detector of VCR needs them.
+            boxes_mask (`torch.LongTensor` of shape `(batch_size, regions)`, *optional*):
+                1 for a given box, 0 for padding.
+            image_sizes (`torch.LongTensor` of shape `(batch_size, 2)`, *optional*):
+                Original height and width: the pyramid detectors compare their regions in pixels of the original.
+            picture_windows (`torch.FloatTensor` of shape `(batch_size, 4)`, *optional*):
+                Where the picture is in `pixel_values`: x1, y1, x2, y2, to a fraction of a pixel. Guessed from
+                `pixel_mask` when not given, which may move boxes by half a pixel.
+            object_masks (`torch.FloatTensor` of shape `(batch_size, regions, mask_size, mask_size)`, *optional*):
+                VCR: which part of its box an object fills; all of it when not given.
+            object_classes (`torch.LongTensor` of shape `(batch_size, regions)`, *optional*):
+                VCR: classes of the objects.
+
+        Raises:
+            ValueError: An input is missing, or has another shape than the detector needs.
+        """
+        maps = self.feature_maps(pixel_values)
+        windows_B4 = _windows(pixel_values, pixel_mask) if picture_windows is None else picture_windows.float()
+        if boxes_unit is not None:
+            mask_BR = torch.ones_like(boxes_unit[..., 0]) if boxes_mask is None else boxes_mask
+            boxes_BR4 = _from_unit(boxes_unit, windows_B4, mask_BR)
+            rois_N5 = _rois([boxes[kept] for boxes, kept in zip(boxes_BR4, mask_BR.bool(), strict=True)])
+            if self.config.head == "given":
+                described, loss = self._describe_objects(maps, rois_N5, mask_BR, object_masks, object_classes)
+                return self._given(described, boxes_unit, mask_BR, object_classes, loss)
+            return self._given(self.head(maps, rois_N5), boxes_unit, mask_BR)
+        proposals = [boxes for boxes, _ in self.propose(maps, pixel_values, pixel_mask)]
+        described = self.head(maps, _rois(proposals))
+        scales_B2 = _scales(windows_B4, image_sizes)
+        limits_hw = _true_sizes(pixel_values, pixel_mask)
+        pictures, start = [], 0
+        for row, boxes_N4 in enumerate(proposals):
+            mine = slice(start, start := start + len(boxes_N4))
+            part = Described(*(None if value is None else value[mine] for value in vars(described).values()))  # type: ignore[arg-type]
+            picture = self.select(part, boxes_N4, limits_hw[row], scales_B2[row])
+            picture["boxes_unit"] = _to_unit(picture["boxes_unit"], windows_B4[row])
+            pictures.append(picture)
+        return _batch(pictures)
+
+    # ---------------------------------------------------------------------------------------------------- stages
+
+    def feature_maps(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
+        """The maps that regions are read from: P2 .. P6, or that of the last stage before the head."""
+        if pixel_values.dim() != 4 or pixel_values.shape[1] != 3:
+            raise ValueError(f"pixel_values of shape {tuple(pixel_values.shape)}; expected (batch, 3, height, width)")
+        if self.fpn is None:
+            return self.backbone(pixel_values)[-1:]
+        height, width = pixel_values.shape[2:]
+        if height % 32 or width % 32:
+            raise ValueError(f"pixel_values of {height} x {width} pixels; expected multiples of 32 (padded with 0)")
+        return self.fpn(self.backbone(pixel_values))
+
+    def propose(
+        self, maps: Sequence[torch.Tensor], pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Boxes [N, 4] and objectness [N] of each picture.
+
+        The pyramid detectors let proposals reach into the padding, of the whole batch too, as the original does: what they
+        find depends a little on the other pictures.
+        """
+        if self.rpn is None:
+            raise ValueError(
+                "this detector finds no boxes; expected `boxes_unit`, the whole picture and its objects, "
+                "and `object_classes`"
+            )
+        if self.config.legacy_boxes:
+            limits_hw = [tuple(pixel_values.shape[2:])] * len(pixel_values)
+        else:
+            limits_hw = _true_sizes(pixel_values, pixel_mask)
+        return self.rpn.propose(maps, limits_hw)
+
+    def select(
+        self, described: Described, proposals_N4: torch.Tensor, limit_hw: Sequence[float], scale_2: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """The regions of one picture to return, out of its N proposals.
+
+        Args:
+            described: What the head says of them.
+            proposals_N4: Their boxes.
+            limit_hw: Size of the picture in `pixel_values`.
+            scale_2: How many of its pixels there are for one of the original, across and down.
+        """
+        if self.config.head == "c4":
+            return self._select_c4(described, proposals_N4, limit_hw)
+        return self._select_pyramid(described, proposals_N4, scale_2)
+
+    def _select_c4(
+        self, described: Described, proposals_N4: torch.Tensor, limit_hw: Sequence[float]
+    ) -> dict[str, torch.Tensor]:
+        """One suppression over the best foreground class of each proposal. The box returned is that class's, but the
+        feature is that of the proposal."""
+        assert described.box_deltas is not None and described.attribute_logits is not None
+        scores_N, classes_N = described.class_logits.softmax(dim=1)[:, :-1].max(dim=1)
+        codes_N4 = described.box_deltas.unflatten(1, (-1, 4))[torch.arange(len(classes_N)), classes_N]
+        boxes_N4 = clip_boxes(decode_boxes(codes_N4.detach(), proposals_N4, BOX_CODE_WEIGHTS), limit_hw)
+        keep_R = torch.zeros(0, dtype=torch.long, device=boxes_N4.device)
+        for threshold in self.config.nms_thresholds:
+            keep_R = nms(boxes_N4, scores_N.detach(), threshold)[: self.config.max_regions]
+            if len(keep_R) >= self.config.min_regions:
+                break
+        attribute_scores, attribute_ids = described.attribute_logits[keep_R, :-1].softmax(dim=1).max(dim=1)
+        return {
+            "visual_embeds": described.features[keep_R],
+            "boxes_unit": boxes_N4[keep_R],
+            "scores": scores_N[keep_R],
+            "class_ids": classes_N[keep_R],
+            "attribute_ids": attribute_ids,
+            "attribute_scores": attribute_scores,
+        }
+
+    def _select_pyramid(
+        self, described: Described, proposals_N4: torch.Tensor, scale_2: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """A proposal's confidence is its best class score that survives that class's suppression. Boxes stay proposals."""
+        config = self.config
+        scores_NK = described.class_logits.softmax(dim=1)[:, 1:]
+        original_N4 = proposals_N4 / scale_2.repeat(2)
+        confidence_N = best_surviving_scores(original_N4, scores_NK.detach(), config.nms_thresholds[0], legacy=True)
+        by_confidence_N = confidence_N.argsort(descending=True, stable=True)
+        if config.score_threshold is None:
+            keep_R = by_confidence_N[: config.max_regions]
+        else:
+            keep_R = (confidence_N >= config.score_threshold).nonzero()[:, 0]
+            if len(keep_R) < config.min_regions:
+                keep_R = by_confidence_N[: config.min_regions]
+            elif len(keep_R) > config.max_regions:
+                keep_R = by_confidence_N[: config.max_regions]
+        return {
+            "visual_embeds": described.features[keep_R],
+            "boxes_unit": proposals_N4[keep_R],
+            "scores": confidence_N[keep_R],
+            "class_ids": scores_NK[keep_R].argmax(dim=1),
+        }
+
+    def ordinary_detections(
+        self,
+        described: Described,
+        proposals_N4: torch.Tensor,
+        limit_hw: Sequence[float],
+        score_threshold: float = 0.05,
+        max_detections: int = 100,
+    ) -> dict[str, torch.Tensor]:
+        """
+        What these pyramid networks return as plain object detectors: regressed boxes, suppressed class by class. Not what
+        features are taken from, but the better boxes to look at.
+
+        Returns:
+            `boxes` [R, 4] in pixels of `pixel_values`, `scores` [R] and `class_ids` [R], ordered by class.
+        """
+        assert described.box_deltas is not None
+        scores_NK = described.class_logits.softmax(dim=1)[:, 1:]
+        boxes_NX = decode_boxes(described.box_deltas, proposals_N4, BOX_CODE_WEIGHTS, legacy=True)
+        boxes_NK4 = clip_boxes(boxes_NX, limit_hw, legacy=True).unflatten(1, (-1, 4))[:, 1:]
+        classes, rows = (score_threshold < scores_NK.T).nonzero().T
+        scores, boxes = scores_NK[rows, classes], boxes_NK4[rows, classes]
+        keep = nms(boxes, scores, self.config.nms_thresholds[0], legacy=True, labels_N=classes)
+        keep = keep[:max_detections].sort().values
+        return {"boxes": boxes[keep], "scores": scores[keep], "class_ids": classes[keep]}
+
+    def _describe_objects(
+        self,
+        maps: Sequence[torch.Tensor],
+        rois_N5: torch.Tensor,
+        mask_BR: torch.Tensor,
+        object_masks: torch.Tensor | None,
+        object_classes: torch.Tensor | None,
+    ) -> tuple[Described, torch.Tensor]:
+        """What the VCR head says of given objects, and its class loss."""
+        shape, size = tuple(mask_BR.shape), self.config.mask_size
+        if object_classes is None:
+            raise ValueError(f"object_classes are missing; expected the class of each given box, {shape}")
+        if tuple(object_classes.shape) != shape:
+            raise ValueError(f"object_classes of shape {tuple(object_classes.shape)}; expected {shape}")
+        if object_masks is None:
+            object_masks = torch.ones(*shape, size, size, dtype=maps[-1].dtype, device=maps[-1].device)
+        if tuple(object_masks.shape) != (*shape, size, size):
+            raise ValueError(f"object_masks of shape {tuple(object_masks.shape)}; expected {(*shape, size, size)}")
+        given_BR = mask_BR.bool()
+        classes_N = object_classes[given_BR]
+        described = self.head(maps, rois_N5, object_masks[given_BR].to(maps[-1].dtype), classes_N)
+        loss = F.cross_entropy(described.class_logits.float(), classes_N, reduction="sum") / max(len(classes_N), 1)
+        return described, loss
+
+    def _given(
+        self,
+        described: Described,
+        boxes_unit: torch.Tensor,
+        mask_BR: torch.Tensor,
+        object_classes: torch.Tensor | None = None,
+        loss: torch.Tensor | None = None,
+    ) -> RegionEncoderOutput:
+        """Regions of given boxes, where they were given, zeros in the padding."""
+        probabilities_NK = described.class_logits.softmax(dim=1)
+        first = int(self.config.head == "fpn")
+        probabilities_NK = probabilities_NK[:, first : first + self.config.num_classes]
+        if object_classes is None:
+            scores_N, classes_N = probabilities_NK.max(dim=1)
+        else:
+            classes_N = object_classes[mask_BR.bool()]
+            scores_N = probabilities_NK.gather(1, classes_N[:, None])[:, 0]
+        rows = {"visual_embeds": described.features, "scores": scores_N, "class_ids": classes_N}
+        if described.attribute_logits is not None:
+            best = described.attribute_logits[:, :-1].softmax(dim=1).max(dim=1)
+            rows["attribute_scores"], rows["attribute_ids"] = best.values, best.indices
+        counts = mask_BR.bool().sum(dim=1).tolist()
+        spread = {}
+        for name, value in rows.items():
+            out = value.new_zeros(*mask_BR.shape, *value.shape[1:])
+            spread[name] = out.masked_scatter(mask_BR.bool().view(*mask_BR.shape, *[1] * (value.dim() - 1)), value)
+        assert sum(counts) == len(scores_N)
+        return RegionEncoderOutput(
+            **spread, visual_attention_mask=mask_BR.long(), boxes_unit=boxes_unit, cnn_regularization_loss=loss
+        )
+
+    # ----------------------------------------------------------------------------------------------- convenience
+
+    @torch.no_grad()
+    def detect(self, image: Any, image_processor: Any, **objects: Any) -> dict[str, Any] | list[dict[str, Any]]:
+        """
+        Find the regions of a picture, with names.
+
+        Args:
+            image: What the image processor takes; a list of pictures gives a list.
+            image_processor: The detector's [`RegionDetectorImageProcessor`].
+            objects: What the VCR detector is given: `boxes`, `classes`, `polygons`.
+
+        Returns:
+            `boxes` [R, 4] in pixels of the original picture (pyramid detectors: maybe a little beyond its border),
+            `scores` [R], `class_ids` [R], `classes` (names), `visual_embeds` [R, V], `image_size`; for detectors with
+            attributes `attribute_ids`, `attribute_scores` and `attributes` (names).
+        """
+        training = self.training
+        inputs = image_processor(image, return_tensors="pt", **objects).to(self.device)
+        found = self.eval()(**inputs)
+        self.train(training)
+        pictures = []
+        for row, size in enumerate(inputs["image_sizes"].tolist()):
+            keep = found["visual_attention_mask"][row].bool()
+            picture: dict[str, Any] = {name: value[row][keep] for name, value in found.items() if value.dim() > 1}
+            del picture["visual_attention_mask"]
+            picture["boxes"] = picture.pop("boxes_unit") * torch.tensor([size[1], size[0]] * 2, device=self.device)
+            picture["image_size"] = torch.tensor(size)
+            names = self.config.id2label
+            picture["classes"] = [names[i] for i in picture["class_ids"].tolist()]
+            if "attribute_ids" in picture:
+                attributes = self.config.attribute_names
+                picture["attributes"] = [
+                    f"ATTRIBUTE_{i}" if attributes is None else attributes[i] for i in picture["attribute_ids"].tolist()
+                ]
+            pictures.append(picture)
+        return pictures if isinstance(image, (list, tuple)) else pictures[0]
+
+
+def _rois(boxes: Sequence[torch.Tensor]) -> torch.Tensor:
+    """[N, 5] RoIs of all pictures, in order."""
+    rows = [torch.cat((torch.full_like(some[:, :1], i), some), dim=1) for i, some in enumerate(boxes)]
+    return torch.cat(rows)
+
+
+def _batch(pictures: Sequence[dict[str, torch.Tensor]]) -> RegionEncoderOutput:
+    """Regions of B pictures, padded with zeros to the longest."""
+    padded = {key: pad_sequence([picture[key] for picture in pictures], batch_first=True) for key in pictures[0]}
+    counts_B1 = torch.tensor([[len(picture["scores"])] for picture in pictures], device=padded["scores"].device)
+    places_R = torch.arange(padded["scores"].shape[1], device=counts_B1.device)
+    return RegionEncoderOutput(**padded, visual_attention_mask=(places_R < counts_B1).long())
+
+
+def _true_sizes(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> list[tuple[int, ...]]:
+    """(height, width) of each picture without padding."""
+    if pixel_mask is None:
+        return [tuple(pixel_values.shape[2:])] * len(pixel_values)
+    heights, widths = pixel_mask.amax(dim=2).sum(dim=1).tolist(), pixel_mask.amax(dim=1).sum(dim=1).tolist()
+    return [(int(height), int(width)) for height, width in zip(heights, widths, strict=True)]
+
+
+def _windows(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> torch.Tensor:
+    """[B, 4] where the picture is, in whole pixels."""
+    if pixel_mask is None:
+        height, width = pixel_values.shape[2:]
+        return torch.tensor([[0.0, 0.0, width, height]], device=pixel_values.device).repeat(len(pixel_values), 1)
+    columns_BW, rows_BH = (pixel_mask.amax(dim=axis).float() for axis in (1, 2))
+    start = torch.stack((columns_BW.argmax(dim=1), rows_BH.argmax(dim=1)), dim=1).float()
+    return torch.cat((start, start + torch.stack((columns_BW.sum(dim=1), rows_BH.sum(dim=1)), dim=1)), dim=1)
+
+
+def _scales(windows_B4: torch.Tensor, image_sizes: torch.Tensor | None) -> torch.Tensor:
+    """[B, 2] pixels of the input for one of the original, across and down; 1 when the original sizes are not known."""
+    sides_B2 = windows_B4[:, 2:] - windows_B4[:, :2]
+    return torch.ones_like(sides_B2) if image_sizes is None else sides_B2 / image_sizes.flip(1).to(sides_B2)
+
+
+def _to_unit(boxes_R4: torch.Tensor, window_4: torch.Tensor) -> torch.Tensor:
+    start, end = window_4[:2].repeat(2), window_4[2:].repeat(2)
+    return (boxes_R4 - start) / (end - start)
+
+
+def _from_unit(boxes_BR4: torch.Tensor, windows_B4: torch.Tensor, mask_BR: torch.Tensor) -> torch.Tensor:
+    """[B, R, 4] boxes in pixels of the input. The whole picture is its window in whole pixels, as the originals have it."""
+    if boxes_BR4.shape[:2] != mask_BR.shape or boxes_BR4.shape[-1] != 4:
+        raise ValueError(
+            f"boxes_unit of shape {tuple(boxes_BR4.shape)} and boxes_mask of shape {tuple(mask_BR.shape)}; "
+            "expected (batch, regions, 4) and (batch, regions)"
+        )
+    windows_B14 = windows_B4[:, None].double()
+    start, end = windows_B14[..., :2].repeat(1, 1, 2), windows_B14[..., 2:].repeat(1, 1, 2)
+    pixels_BR4 = start + boxes_BR4.double() * (end - start)
+    whole = boxes_BR4.new_tensor([0.0, 0.0, 1.0, 1.0])
+    is_whole_BR1 = (boxes_BR4 == whole).all(dim=-1, keepdim=True)
+    return torch.where(is_whole_BR1, windows_B14.round(), pixels_BR4).float()
+
+
+__all__ = ["RegionDetector"]
