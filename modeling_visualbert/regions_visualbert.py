@@ -8,6 +8,8 @@ class reached through two copies of this file would be two classes):
     boxes                  float [R, 4]  x1, y1, x2, y2
     scores                 float [R]     detector's confidence in 0..1 (optional)
     class_ids              int   [R]     detector's class (optional)
+    attribute_ids          int   [R]     detector's attribute, such as a colour (optional)
+    attribute_scores       float [R]     its confidence in 0..1 (optional)
     image_size             int   [2]     height, width of the picture in pixels (optional, needed to draw)
 
 `boxes` of a single picture are in pixels of the original image. Inside the model, where the original size is
@@ -19,6 +21,8 @@ from typing import Any
 
 import numpy as np
 import torch
+
+_PER_REGION = ("scores", "class_ids", "attribute_ids", "attribute_scores")  # what may be known of a region
 
 
 def center_to_corners(boxes: torch.Tensor) -> torch.Tensor:
@@ -85,7 +89,7 @@ def check_regions(regions: Mapping[str, Any], region_dim: int | None, name: str 
         ValueError: A key is unknown or missing, a shape is wrong, a number is not finite, or a box is inverted or
             outside the image. The message names the key and the first offending row.
     """
-    known = ("visual_embeds", "boxes", "scores", "class_ids", "image_size")
+    known = ("visual_embeds", "boxes", *_PER_REGION, "image_size")
     unknown = sorted(set(regions) - set(known))
     if unknown:
         raise ValueError(f"{name}: unknown key {unknown[0]!r}; expected {', '.join(known)}")
@@ -100,9 +104,8 @@ def check_regions(regions: Mapping[str, Any], region_dim: int | None, name: str 
     _check_rows_finite(features, f"{name}: 'visual_embeds'")
     expected = {
         "boxes": (len(features), 4),
-        "scores": (len(features),),
-        "class_ids": (len(features),),
         "image_size": (2,),
+        **{key: (len(features),) for key in _PER_REGION},
     }
     for key, shape in expected.items():
         if key in checked and tuple(checked[key].shape) != shape:
@@ -154,8 +157,8 @@ def split_regions(
     """What a region encoder returned for B pictures -> one mapping per picture, padding removed, boxes in pixels.
 
     Args:
-        batch: `visual_embeds` [B, R, V], `visual_attention_mask` [B, R], `boxes_unit` [B, R, 4] and optionally `scores`
-            and `class_ids` [B, R].
+        batch: `visual_embeds` [B, R, V], `visual_attention_mask` [B, R], `boxes_unit` [B, R, 4] and optionally `scores`,
+            `class_ids`, `attribute_ids` and `attribute_scores` [B, R].
         image_sizes: Original (height, width) of each picture.
 
     Raises:
@@ -168,7 +171,7 @@ def split_regions(
         keep = batch["visual_attention_mask"][row].bool()
         picture = {"visual_embeds": batch["visual_embeds"][row][keep]}
         picture["boxes"] = scale_boxes(batch["boxes_unit"][row][keep], image_size)
-        for key in ("scores", "class_ids"):
+        for key in _PER_REGION:
             if batch.get(key) is not None:
                 picture[key] = batch[key][row][keep]
         picture["image_size"] = torch.as_tensor([int(side) for side in image_size])

@@ -16,8 +16,8 @@ from .. import modeling_visualbert
 from ..configuration_visualbert import VisualBertConfig
 from ..corpus.build import CorpusConfig, default_cache_dir, ensure_corpus
 from ..corpus.vocabulary import ASSETS
-from ..features import store as feature_store
-from ..features.extract import extract_regions
+from ..features.extract import describe_detector, extract_regions
+from ..features.format import FORMAT
 from ..features.store import FeatureStore, write_store
 from ..image_processing_visualbert import VisualBertImageProcessor
 from ..modeling_region_encoder import QueryRegionEncoder
@@ -140,7 +140,7 @@ def prepare_pictures(
     """
     encoder, image_processor = _region_encoder(args)
     if args.text_only:  # the same model, so that a later stage can go on with it
-        dim = encoder.config.region_dim if encoder is not None else FeatureStore(args.features_dir or "").dim
+        dim = encoder.config.region_dim if encoder is not None else _given_store(args, encoder).dim
         return Pictures(None, encoder, image_processor, dim, {})
     ordered = sorted(set(keys), key=lambda key: (isinstance(key, str), key))
     if args.from_pixels:
@@ -150,7 +150,7 @@ def prepare_pictures(
         _limit_regions(encoder, args.num_regions)
         return Pictures(paths.__getitem__, encoder, image_processor, encoder.config.region_dim, paths)
     if args.features_dir is not None or encoder is None or image_processor is None:
-        store, paths = FeatureStore(args.features_dir or ""), {}
+        store, paths = _given_store(args, encoder), {}
     else:
         paths = _existing(images_dir, find_paths(images_dir), ordered)
         store = _stored_regions(paths, ordered, boxes, encoder, image_processor, device)
@@ -161,7 +161,7 @@ def prepare_pictures(
     def regions(key: Hashable) -> dict[str, torch.Tensor]:
         found = store[key]
         # They are stored by falling confidence.
-        return {name: found[name][: args.num_regions] for name in ("visual_embeds", "boxes")}
+        return {name: found[name][: args.num_regions] for name in ("visual_embeds", "boxes") if name in found}
 
     _limit_regions(encoder, args.num_regions)  # the trained model, reading pixels, finds as many as were stored
     return Pictures(regions, encoder, image_processor, store.dim, paths)
@@ -240,6 +240,13 @@ def _region_encoder(args: TaskArgs) -> tuple[QueryRegionEncoder, VisualBertImage
     return QueryRegionEncoder.from_pretrained(folder).eval(), VisualBertImageProcessor.from_pretrained(folder)
 
 
+def _given_store(args: TaskArgs, encoder: QueryRegionEncoder | None) -> FeatureStore:
+    """The store of `features_dir`; refused if it is known to be of another detector than the model's."""
+    if encoder is None:
+        return FeatureStore(args.features_dir or "")
+    return FeatureStore(args.features_dir or "", encoder.config.region_dim, encoder.fingerprint())
+
+
 def _limit_regions(encoder: QueryRegionEncoder | None, count: int | None) -> None:
     if encoder is not None and count is not None:
         encoder.config.max_regions = min(count, encoder.config.max_regions)
@@ -263,12 +270,12 @@ def _stored_regions(
     """The regions of all pictures of the data: found on first use, kept in the cache."""
     files = [str(paths[key].resolve()) for key in keys]
     given = None if boxes is None else [boxes[key] for key in keys]
-    identity = [feature_store.FORMAT, keys, files, given, encoder.fingerprint(), image_processor.to_json_string()]
+    identity = [FORMAT, keys, files, given, encoder.fingerprint(), image_processor.to_json_string()]
     folder = default_cache_dir() / "regions" / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     if not (folder / "index.json").is_file():
         encoder.to(device)
         images = ((key, paths[key]) for key in keys)
         regions = extract_regions(encoder, image_processor, images, boxes=boxes, total=len(keys))
-        write_store(folder, regions, encoder.config.region_dim, detector=encoder.fingerprint())
+        write_store(folder, regions, encoder.config.region_dim, describe_detector(encoder, image_processor))
         encoder.cpu()
     return FeatureStore(folder)
