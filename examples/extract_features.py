@@ -1,0 +1,16 @@
+"""Find the regions of many pictures and store them, with as many processes and machines as there are.
+
+    accelerate launch examples/extract_features.py pictures/ regions/ --region_encoder runs/detector/region_encoder
+    accelerate launch --multi_gpu --num_processes 8 examples/extract_features.py train2014/ regions/ \\
+        --region_encoder runs/detector/region_encoder --ids number --batch_size 16 --num_workers 8
+
+Interrupted at any point, the same command goes on. The result is what `run_vqa.py --features_dir regions/` reads. In one process
+`visualbert extract` is the same.
+"""
+
+import sys
+
+from modeling_visualbert.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["extract", *sys.argv[1:]]))
