@@ -90,7 +90,8 @@ def region_labels(
     for key, names, unnamed in (("attribute_ids", attributes, "attribute"), ("class_ids", classes, "class")):
         if key in regions:
             ids = regions[key].tolist()
-            parts.append([names[i] if names is not None and i < len(names) else f"{unnamed} {i}" for i in ids])
+            known = [name.split(",")[0] for name in names or []]  # "gray,grey": one of the names is enough
+            parts.append([known[i] if i < len(known) else f"{unnamed} {i}" for i in ids])
     if "scores" in regions:
         parts.append([f"{score:.0%}" for score in regions["scores"].tolist()])
     return [" ".join(words) for words in zip(*parts, strict=True)] if parts else [""] * len(regions["boxes"])

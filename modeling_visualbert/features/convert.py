@@ -348,7 +348,9 @@ def _regions(found: Mapping[str, Any], where: str) -> Regions:
     if not 0 <= count <= len(features):
         raise ValueError(f"{where}: {count} boxes, but features of {len(features)}")
     height, width = values.pop("height", None), values.pop("width", None)
-    regions: dict[str, Any] = {key: value[:count] for key, value in values.items() if value.ndim}
+    regions: dict[str, Any] = {
+        key: value[:count] if len(value) == len(features) else value for key, value in values.items() if value.ndim
+    }
     if height is not None and width is not None:
         regions["image_size"] = (int(height), int(width))
     return regions

@@ -8,17 +8,18 @@ import logging
 import os
 import time
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import islice
+from functools import partial
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedModel
@@ -92,6 +93,7 @@ def extract_regions(
     boxes: Mapping[Key, Sequence[Sequence[float]]] | None = None,
     on_error: OnError | None = None,
     num_workers: int = 0,
+    group: Callable[[Key], Hashable] | None = None,
 ) -> Iterator[tuple[Key, dict[str, torch.Tensor]]]:
     """Yield (image key, regions with boxes in pixels) for each (image key, picture), in order.
 
@@ -103,17 +105,16 @@ def extract_regions(
         progress: Whether to show one.
         boxes: By image key, boxes x1, y1, x2, y2 in pixels to describe instead of finding some.
         on_error: Told of pictures that cannot be used, which are then left out; without it they are raised.
-        num_workers: Threads that read the next batch while this one is looked at.
+        num_workers: Threads that read the next batches while this one is looked at.
+        group: Of an image key; only neighbours with an equal group share a batch.
 
     Raises:
         ValueError, FileNotFoundError, TypeError: A picture cannot be used; see [`load_picture`].
     """
     region_encoder.eval()
     with tqdm(total=total, desc="finding regions", unit="picture", disable=not progress) as bar:
-        for batch in _loaded_batches(images, batch_size, num_workers, on_error):
+        for batch in _loaded_batches(_batches(images, batch_size, group), num_workers, on_error):
             bar.update(len(batch))
-            if not batch:
-                continue
             keys, pictures = zip(*batch, strict=True)
             inputs = image_processor(list(pictures), return_tensors="pt").to(region_encoder.device)
             sizes = inputs["image_sizes"].tolist()
@@ -123,28 +124,40 @@ def extract_regions(
             yield from zip(keys, split_regions(found, sizes), strict=True)
 
 
+def _batches(
+    images: Iterable[tuple[Key, PictureSource]], batch_size: int, group: Callable[[Key], Hashable] | None
+) -> Iterator[list[tuple[Key, PictureSource]]]:
+    for _, members in groupby(images, key=lambda pair: None if group is None else group(pair[0])):
+        while batch := list(islice(members, batch_size)):
+            yield batch
+
+
 def _loaded_batches(
-    images: Iterable[tuple[Key, PictureSource]], batch_size: int, num_workers: int, on_error: OnError | None
+    batches: Iterable[list[tuple[Key, PictureSource]]], num_workers: int, on_error: OnError | None
 ) -> Iterator[list[tuple[Key, Image.Image]]]:
-    """Batches of loaded pictures, without those that cannot be read; the next batch is read ahead by threads."""
-    images = iter(images)
+    """Batches of loaded pictures, without those that cannot be read (nor batches of such); threads read ahead."""
+    batches = iter(batches)
     with ThreadPoolExecutor(max(1, num_workers)) as executor:
-        ahead = _submit(executor, islice(images, batch_size)) if num_workers else None
-        while batch := ahead if num_workers else [(key, source) for key, source in islice(images, batch_size)]:
-            ahead = _submit(executor, islice(images, batch_size)) if num_workers else None
+
+        def start(source: PictureSource) -> Future | Callable[[], Image.Image]:
+            return executor.submit(_load, source) if num_workers else partial(_load, source)
+
+        ahead: deque[list[tuple[Key, Any]]] = deque()
+        while True:
+            for batch in islice(batches, max(1, 2 * bool(num_workers)) - len(ahead)):
+                ahead.append([(key, start(source)) for key, source in batch])
+            if not ahead:
+                return
             loaded = []
-            for key, source in batch:
+            for key, picture in ahead.popleft():
                 try:
-                    loaded.append((key, source.result() if isinstance(source, Future) else _load(source)))
+                    loaded.append((key, picture.result() if isinstance(picture, Future) else picture()))
                 except (ValueError, FileNotFoundError, TypeError) as error:
                     if on_error is None:
                         raise
                     on_error(key, error)
-            yield loaded
-
-
-def _submit(executor: Executor, images: Iterable[tuple[Key, PictureSource]]) -> list[tuple[Key, Future]]:
-    return [(key, executor.submit(_load, source)) for key, source in images]
+            if loaded:
+                yield loaded
 
 
 def _load(source: PictureSource) -> Image.Image:
@@ -300,8 +313,8 @@ def _readable_again(failures: Sequence[Mapping[str, Any]], images: Sequence[tupl
     """Positions of pictures that failed and can be read now."""
     failed: list[int] = []
     positions = [failure["position"] for failure in failures]
-    pictures = ((position, images[position][1]) for position in positions)
-    for _ in _loaded_batches(pictures, 1, 0, lambda position, error: failed.append(position)):
+    pictures = ([(position, images[position][1])] for position in positions)
+    for _ in _loaded_batches(pictures, 0, lambda position, error: failed.append(position)):
         pass
     return sorted(set(positions) - set(failed))
 
@@ -334,7 +347,7 @@ def _extract_shard(
     options: ExtractionOptions,
     bar: Any,
 ) -> tuple[dict[int, Row], list[dict[str, Any]]]:
-    """Rows by position, and what could not be read, in order. Pictures of like proportions are looked at together."""
+    """Rows by position, and what could not be read, in order."""
     rows: dict[int, Row] = {}
     failed: list[dict[str, Any]] = []
 
@@ -345,16 +358,19 @@ def _extract_shard(
         logger.warning("%s: %s", image_id, error)
         bar.update()
 
-    by_size = sorted(positions, key=lambda position: (*_proportions(images[position][1]), position))
-    pictures = ((position, images[position][1]) for position in by_size)
+    # Only pictures of one size share a batch, unless all are resized to one: they are not padded, which would make a
+    # detector find other regions beside other pictures.
+    size_of = {} if _resizes_to_one_size(image_processor) else {p: _picture_size(images[p][1]) for p in positions}
+    ordered = sorted(positions, key=lambda position: (size_of.get(position, (0, 0)), position))
     found = extract_regions(
         encoder,
         image_processor,
-        pictures,
+        ((position, images[position][1]) for position in ordered),
         options.batch_size,
         progress=False,
         on_error=note,
         num_workers=options.num_workers,
+        group=size_of.get,
     )
     for position, regions in found:
         kept = {k: v if k == "image_size" else v[: options.max_regions] for k, v in regions.items()}
@@ -363,17 +379,23 @@ def _extract_shard(
     return rows, sorted(failed, key=lambda failure: failure["position"])
 
 
-def _proportions(source: PictureSource) -> tuple[float, int]:
-    """Width to height, and height, from the picture's header; what cannot be read is found out when it is loaded."""
+def _resizes_to_one_size(image_processor: Any) -> bool:
+    size = getattr(image_processor, "size", None) or {}
+    return bool(getattr(image_processor, "do_resize", True)) and "height" in dict(size) and "width" in dict(size)
+
+
+def _picture_size(source: PictureSource) -> tuple[int, int]:
+    """Width and height as it is shown, from the picture's header; what cannot be read is found out when it is loaded."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large pictures, which are refused by name later
             if isinstance(source, Image.Image):
-                return source.width / source.height, source.height
+                return source.size
             with source() if callable(source) else Image.open(source) as image:
-                return image.width / image.height, image.height
+                lies_on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+                return image.size[::-1] if lies_on_its_side else image.size
     except Exception:  # readers of formats fail in their own ways when a file is damaged
-        return 0.0, 0
+        return 0, 0
 
 
 def _hash(value: Any) -> str:
