@@ -1,8 +1,11 @@
 """Extraction of whole collections: bad pictures, interruption, several processes, datasets; any kind of region encoder."""
 
+import contextlib
 import io
+import itertools
 import json
 import os
+import pkgutil
 import random
 import socket
 import subprocess
@@ -320,6 +323,33 @@ def test_a_run_that_stopped_goes_on(folder, finder, at):
     extract(folder, finder, name="whole")
     assert contents(folder / "store") == contents(folder / "whole")
     assert not partial_folder(folder / "store").exists()
+
+
+@pytest.mark.parametrize("step", range(1, 13))
+def test_interrupted_while_failed_pictures_are_tried_again(folder, finder, monkeypatch, step):
+    """A complete store is opened again for the shard of a repaired picture; any step of that may be the last."""
+    extract(folder, finder, name="whole")
+    (folder / "p-5.png").write_bytes(b"no picture")
+    extract(folder, finder)
+    picture(5).save(folder / "p-5.png")
+    whole, steps = contents(folder / "whole"), itertools.count(1)
+
+    def interrupted(original):
+        return lambda *args, **kwargs: _interrupt() if next(steps) == step else original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        for name in ("write_json", "Path.unlink", "Path.rename"):
+            target = f"modeling_visualbert.features.draft.{name}"
+            patch.setattr(target, interrupted(pkgutil.resolve_name(target)))
+        with contextlib.suppress(KeyboardInterrupt):
+            extract(folder, finder)
+    assert extract(folder, finder)["failed"] == 0
+    assert contents(folder / "store") == whole
+    assert not partial_folder(folder / "store").exists()
+
+
+def _interrupt():
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize(

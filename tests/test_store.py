@@ -79,7 +79,7 @@ def test_pictures_are_found_in_all_shards(tmp_path):
     store.verify()
 
 
-@pytest.mark.parametrize("absent", ["picture-", "picture-99", "a", "zebra", "", "\ud800", 7])
+@pytest.mark.parametrize("absent", ["picture-", "picture-99", "picture-1\0", "a", "zebra", "", "\ud800", "p" * 99, 7])
 def test_pictures_that_are_not_there_are_not_found(tmp_path, absent):
     store = FeatureStore(write(tmp_path / "store"))
     assert absent not in store
@@ -94,7 +94,7 @@ def test_names_of_any_language_are_found(tmp_path):
         assert_equal_regions(store[name], regions_of(number))
 
 
-@pytest.mark.parametrize("image_id", ["", "a\0b", "\ud800"])
+@pytest.mark.parametrize("image_id", ["", "a\0b", "\ud800", "a" * 256])
 def test_names_that_are_no_text_are_refused(tmp_path, image_id):
     with pytest.raises(ValueError, match="image id .*; expected a number or a name"):
         write(tmp_path / "store", [(image_id, regions_of(1))])

@@ -53,6 +53,7 @@ FEATURES = Features(
 )
 SCHEMA: pa.Schema = FEATURES.arrow_schema
 IDS_SCHEMA = pa.schema([("image_id", pa.string()), ("shard", pa.int32()), ("row", pa.int32())])
+_MAX_ID = 255  # they are searched as an array of fixed width
 _BATCH_BYTES = 16 * 2**20  # rows are written in record batches of about this size
 
 Row = dict[str, Any]
@@ -111,8 +112,8 @@ def encode_row(image_id: object, regions: Mapping[str, Any], dim: int, dtype: st
         ValueError: A shape is wrong, a number is not finite or does not fit the dtype, or the id is no text.
     """
     name, where = str(image_id), f"image {image_id}"
-    if not name or "\0" in name or not is_unicode(name):
-        raise ValueError(f"image id {image_id!r}; expected a number or a name")
+    if not name or "\0" in name or not is_unicode(name) or len(name) > _MAX_ID:
+        raise ValueError(f"image id {name[:80]!r}; expected a number or a name of at most {_MAX_ID} characters")
     size = regions.get("image_size")
     height, width = (None, None) if size is None else (int(side) for side in size)
     count = len(regions["visual_embeds"])

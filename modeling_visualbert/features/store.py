@@ -250,7 +250,7 @@ def _blobs(batch: pa.RecordBatch) -> dict[str, tuple[np.ndarray, np.ndarray, np.
 
 
 class _Ids(_File):
-    """Sorted image ids with their places, searched in the memory map: no Python object for each image."""
+    """Sorted image ids with their places, searched as a NumPy array: no Python object for each image."""
 
     def __init__(self, folder: Path, record: Any, where: str):
         super().__init__(folder, record, where)
@@ -266,9 +266,7 @@ class _Ids(_File):
             problem = f"image {ids[int(twice.argmax())]} twice" if twice.any() else "the image ids are not sorted"
             raise ValueError(f"{self.path}: {problem}; expected each image once, sorted")
         self._ids, self._shards, self._rows = ids, shards.to_numpy(), rows.to_numpy()
-        _, offsets, data = ids.buffers()
-        self._offsets = np.frombuffer(offsets, np.int32, len(ids) + 1) if len(ids) else np.zeros(1, np.int32)
-        self._data = memoryview(data) if data is not None else memoryview(b"")
+        self._sorted = _fixed_width(ids)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -283,13 +281,12 @@ class _Ids(_File):
     def place(self, image_id: str) -> tuple[int, int] | None:
         """Shard and row of an image, or None."""
         wanted = image_id.encode("utf-8", "surrogatepass")
-        at = bisect.bisect_left(range(len(self)), wanted, key=self._bytes)
-        if at == len(self) or self._bytes(at) != wanted:
+        if len(wanted) > self._sorted.itemsize or b"\0" in wanted:  # NumPy would convert the array, or drop the NUL
+            return None
+        at = self._sorted.searchsorted(wanted)
+        if at == len(self._sorted) or self._sorted[at] != wanted:
             return None
         return int(self._shards[at]), int(self._rows[at])
-
-    def _bytes(self, at: int) -> bytes:
-        return bytes(self._data[self._offsets[at] : self._offsets[at + 1]])
 
     def check_places(self, shards: Sequence[_ShardFile]) -> None:
         """
@@ -309,6 +306,19 @@ class _Ids(_File):
             raise ValueError(
                 f"{self.path}: image {self._ids[at]} is said to be row {row} of {place}; the index is damaged"
             )
+
+
+def _fixed_width(ids: pa.Array) -> np.ndarray:
+    """Strings as NumPy bytes [N], padded with NUL, in the same order."""
+    if not len(ids):
+        return np.empty(0, "S1")
+    _, offsets, data = ids.buffers()
+    ends = np.frombuffer(offsets, np.int32, len(ids) + 1)
+    lengths = np.diff(ends)
+    width = max(1, int(lengths.max()))
+    padded = np.zeros((len(ids), width), np.uint8)
+    padded[np.arange(width) < lengths[:, None]] = np.frombuffer(data, np.uint8)[ends[0] : ends[-1]]
+    return padded.view(f"S{width}").ravel()
 
 
 def write_store(
