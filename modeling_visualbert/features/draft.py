@@ -26,6 +26,7 @@ from ..data.files import read_json, read_json_lines
 from .format import FORMAT, IDS_SCHEMA, SCHEMA, Row, atomic_file, read_table, write_json, write_table
 
 _INDEX, _IDS, _FAILED, _PLAN, _PARTS = "index.json", "ids.arrow", "failed.jsonl", "plan.json", "parts"
+_CARD = "README.md"
 Failure = dict[str, Any]
 
 
@@ -147,6 +148,8 @@ class StoreDraft:
             "ids": {"file": _IDS, "bytes": ids_bytes, "sha256": ids_sha256},
             "shards": shards,
         }
+        with atomic_file(self.folder / _CARD) as file:
+            file.write(_card(info).encode())
         write_json(self.folder / _INDEX, info)
 
     def _write_ids(self, paths: Sequence[Path]) -> tuple[int, str]:
@@ -217,6 +220,31 @@ def check_plan(folder: Path, started: Mapping[str, Any], wanted: Mapping[str, An
 def read_failures(folder: Path) -> list[Any]:
     """The pictures of a store that could not be read."""
     return [record for _, record in read_json_lines(folder / _FAILED)] if (folder / _FAILED).is_file() else []
+
+
+def _card(info: Mapping[str, Any]) -> str:
+    """A dataset card, which also tells `load_dataset` which files hold the rows."""
+    detector = info["detector"]
+    return f"""---
+configs:
+- config_name: default
+  data_files: data/*.arrow
+---
+# Region features
+
+{info["num_regions"]} regions of {info["num_images"]} pictures: features of dim {info["dim"]} ({info["dtype"]}),
+by {detector["name"]} (fingerprint {detector["fingerprint"]}). A feature store of `modeling_visualbert`:
+
+```python
+from datasets import load_dataset
+from modeling_visualbert.features.format import decode_row
+from modeling_visualbert.features.store import FeatureStore
+
+regions = FeatureStore("this folder")["image id"]                                  # memory-mapped, by image id
+rows = load_dataset("this folder, or its name on the Hub", split="train", streaming=True)
+regions = decode_row(next(iter(rows)), dim={info["dim"]}, dtype="{info["dtype"]}")
+```
+"""
 
 
 def _listed(names: Mapping[str, Sequence[str] | None] | None, key: str) -> list[str] | None:

@@ -5,6 +5,7 @@
     <store>/index.json                  what made the regions, their dim and dtype, the shards with size and checksum
     <store>/ids.arrow                   sorted image ids: which row of which shard
     <store>/data/shard-00000.arrow ...  one row for each picture, the columns of `SCHEMA`
+    <store>/README.md                   dataset card
     <store>/failed.jsonl                pictures that could not be read, if there were any
 
 The Arrow files are IPC streams, which `datasets` opens as they are, from a folder or from the Hub. Arrays are the bytes of

@@ -123,7 +123,7 @@ class FeatureStore:
         """All rows as a memory-mapped `datasets.Dataset`, in the order in which they were written.
 
         [`decode_row`] makes regions of a row. The same rows stream from the Hub:
-        `load_dataset("user/store", data_files="data/*.arrow", streaming=True)`.
+        `load_dataset("user/store", split="train", streaming=True)`.
         """
         if not self._shards:
             return Dataset.from_dict({name: [] for name in FEATURES}, features=FEATURES)
