@@ -4,8 +4,9 @@
     accelerate launch --multi_gpu --num_processes 8 examples/extract_features.py train2014/ regions/ \\
         --region_encoder runs/detector/region_encoder --ids number --batch_size 16 --num_workers 8
 
-Interrupted at any point, the same command goes on. The result is what `run_vqa.py --features_dir regions/` reads. In one process
-`visualbert extract` is the same.
+Interrupted at any point, the same command goes on, and it tries again the pictures that could not be read before (failed.jsonl).
+The result is what `--features_dir regions/` of the run_*.py scripts reads; COCO, VQA and Flickr30k call their pictures by number
+(`--ids number`), NLVR2 by name. In one process `visualbert extract` is the same; `visualbert extract --help` lists all options.
 """
 
 import sys

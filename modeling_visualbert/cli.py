@@ -316,7 +316,7 @@ def _extract(args: argparse.Namespace) -> None:
     result = extract_store(args.target, images, encoder, image_processor, options, processes)
     if not processes.is_main:
         return
-    rate = result["images"] * processes.count / max(result["seconds"], 1e-9)
+    rate = result["images"] / max(result["seconds"], 1e-9)
     print(f"{args.target}: regions of {result['num_images']} pictures ({rate:.1f} pictures/s in this run)")
     if result["failed"]:
         print(

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 _PER_REGION = ("scores", "class_ids", "attribute_ids", "attribute_scores")  # what may be known of a region
+_KNOWN = ("visual_embeds", "boxes", "scores", "class_ids", "image_size", "attribute_ids", "attribute_scores")
 
 
 def center_to_corners(boxes: torch.Tensor) -> torch.Tensor:
@@ -89,10 +90,9 @@ def check_regions(regions: Mapping[str, Any], region_dim: int | None, name: str 
         ValueError: A key is unknown or missing, a shape is wrong, a number is not finite, or a box is inverted or
             outside the image. The message names the key and the first offending row.
     """
-    known = ("visual_embeds", "boxes", *_PER_REGION, "image_size")
-    unknown = sorted(set(regions) - set(known))
+    unknown = sorted(set(regions) - set(_KNOWN))
     if unknown:
-        raise ValueError(f"{name}: unknown key {unknown[0]!r}; expected {', '.join(known)}")
+        raise ValueError(f"{name}: unknown key {unknown[0]!r}; expected {', '.join(_KNOWN)}")
     if regions.get("visual_embeds") is None:
         raise ValueError(f"{name}: key 'visual_embeds' is missing; expected an array of shape (regions, dim)")
     checked = {key: _as_tensor(value, f"{name}: '{key}'") for key, value in regions.items() if value is not None}

@@ -546,6 +546,27 @@ def test_what_users_get_wrong_ends_with_status_2_and_one_line(folder, encoder_fo
     assert error.startswith(f"visualbert {argv[0]}: ") and message in error and error.count("\n") == 1
 
 
+def test_a_damaged_store_is_found_from_the_command_line(folder, finder, capsys):
+    extract(folder, finder)
+    path = folder / "store" / "data" / "shard-00001.arrow"
+    content = path.read_bytes()
+    path.write_bytes(content[:-40] + bytes([content[-40] ^ 1]) + content[-39:])
+    assert main(["store", str(folder / "store"), "--verify"]) == 2
+    assert "shard-00001.arrow: " in capsys.readouterr().err
+    path.write_bytes(content[:-1])
+    assert main(["store", str(folder / "store")]) == 2
+    assert "shard-00001.arrow: damaged" in capsys.readouterr().err
+
+
+def test_the_current_folder_is_a_store_or_not(folder, finder, monkeypatch):
+    extract(folder, finder)
+    monkeypatch.chdir(folder / "store")
+    assert len(FeatureStore(".")) == 10
+    monkeypatch.chdir(folder)
+    with pytest.raises(FileNotFoundError, match="no feature store"):
+        FeatureStore("")
+
+
 def test_a_sheet_of_other_pictures_is_refused(folder, finder, capsys):
     extract(folder, finder)
     picture(0, (50, 50)).save(folder / "p-0.png")

@@ -210,7 +210,10 @@ def launched_processes(cpu: bool = False) -> Processes:
 
 @dataclass(frozen=True)
 class ExtractionOptions:
-    """How a store is extracted. `batch_size` and `num_workers` may differ between a run and its continuation."""
+    """How a store is extracted. `batch_size` and `num_workers` may differ between a run and its continuation.
+
+    The regions of `images_per_shard` pictures are in memory until their shard is written, in each process.
+    """
 
     dtype: str = "float16"
     images_per_shard: int = 1000
@@ -242,7 +245,8 @@ def extract_store(
         progress: Whether the main process shows a progress bar.
 
     Returns:
-        Of this process: number of `images` it looked at, `seconds`; of the store, `num_images` and `failed`.
+        `num_images` in the store, how many `failed`, and how many `images` were looked at this time, in `seconds` (by all
+        processes; only the main one knows).
 
     Raises:
         ValueError: An id comes twice, or the folder holds a store (or the start of one) with other pictures or options.
@@ -250,24 +254,22 @@ def extract_store(
     """
     folder, started = Path(folder), time.time()
     plan = _extraction_plan(images, encoder, image_processor, options)
-    if processes.is_main:
-        _prepare(folder, plan, images)
+    left = _prepare(folder, plan, images) if processes.is_main else 0
     processes.wait()
-    done = 0
     if not (folder / "index.json").is_file():
         draft = StoreDraft(partial_folder(folder), folder)
         num_shards = -(-len(images) // options.images_per_shard)
         # By number, not by what is left to do: processes need not agree on what they see of a network folder.
         mine = [n for n in range(processes.rank, num_shards, processes.count) if draft.part(n) is None]
         encoder.to(processes.device)
-        done = _extract_shards(draft, mine, images, encoder, image_processor, options, progress and processes.is_main)
+        _extract_shards(draft, mine, images, encoder, image_processor, options, progress and processes.is_main)
         processes.wait()
         if processes.is_main:
             draft.finish(num_shards)
         processes.wait()
     num_images = read_json(folder / "index.json")["num_images"]
     seconds = time.time() - started
-    return {"images": done, "seconds": seconds, "num_images": num_images, "failed": len(images) - num_images}
+    return {"images": left, "seconds": seconds, "num_images": num_images, "failed": len(images) - num_images}
 
 
 def _extraction_plan(
@@ -289,24 +291,34 @@ def _extraction_plan(
     )
 
 
-def _prepare(folder: Path, plan: Mapping[str, Any], images: Sequence[tuple[str, PictureSource]]) -> None:
-    """Bring the folder into the state that all processes go on from: complete, or a draft without shards to be redone."""
-    partial = partial_folder(folder)
+def _prepare(folder: Path, plan: Mapping[str, Any], images: Sequence[tuple[str, PictureSource]]) -> int:
+    """Bring the folder into the state that all processes go on from: complete, or a draft without shards to be redone.
+
+    Returns:
+        Number of pictures to look at.
+    """
+    partial, per_shard = partial_folder(folder), plan["images_per_shard"]
     folder.parent.mkdir(parents=True, exist_ok=True)
     if (partial / "index.json").is_file():  # interrupted after the last shard
         StoreDraft(partial, folder).finish(0)
     if (folder / "index.json").is_file():
         check_plan(folder, {key: read_json(folder / "index.json").get(key) for key in plan_keys()}, plan)
-        if readable := _readable_again(read_failures(folder), images):
-            StoreDraft.reopen(folder, partial, {position // plan["images_per_shard"] for position in readable})
-        return
-    if folder.exists():
+        readable = _readable_again(read_failures(folder), images)
+        if not readable:
+            return 0
+        draft = StoreDraft.reopen(folder, partial, {position // per_shard for position in readable})
+    elif folder.exists():
         raise FileExistsError(f"{folder} exists and is no feature store; remove it or choose another folder")
-    draft = StoreDraft.begin(partial, folder, plan)
-    for number in range(-(-len(images) // plan["images_per_shard"])):
-        part = draft.part(number)
+    else:
+        draft = StoreDraft.begin(partial, folder, plan)
+    left = 0
+    for start in range(0, len(images), per_shard):
+        part = draft.part(start // per_shard)
         if part is not None and _readable_again(part["failed"], images):
-            draft.discard(number)
+            draft.discard(start // per_shard)
+            part = None
+        left += 0 if part is not None else len(images[start : start + per_shard])
+    return left
 
 
 def _readable_again(failures: Sequence[Mapping[str, Any]], images: Sequence[tuple[str, PictureSource]]) -> list[int]:
@@ -327,8 +339,8 @@ def _extract_shards(
     image_processor: Any,
     options: ExtractionOptions,
     progress: bool,
-) -> int:
-    """Make these shards; returns the number of pictures looked at."""
+) -> None:
+    """Make these shards."""
     per_shard = options.images_per_shard
     slices = {number: range(number * per_shard, min((number + 1) * per_shard, len(images))) for number in numbers}
     total = sum(len(positions) for positions in slices.values())
@@ -336,7 +348,6 @@ def _extract_shards(
         for number, positions in slices.items():
             rows, failed = _extract_shard(positions, images, encoder, image_processor, options, bar)
             draft.write_shard(number, (rows[position] for position in positions if position in rows), failed)
-    return total
 
 
 def _extract_shard(

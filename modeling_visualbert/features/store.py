@@ -161,7 +161,8 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 def partial_folder(folder: str | Path) -> Path:
     """Where a store is while it is being written."""
-    return Path(folder).with_name(f"{Path(folder).name}.partial")
+    folder = Path(folder).absolute()  # "." has no name
+    return folder.with_name(f"{folder.name}.partial")
 
 
 class _File:
