@@ -184,6 +184,8 @@ def test_a_repaired_file_goes_on(tmp_path):
     with pytest.raises(ValueError, match="row 8: .*broken base64"):
         convert_features(path, tmp_path / "store", images_per_shard=3, progress=False)
     assert len(list(partial_folder(tmp_path / "store").glob("parts/*"))) == 2
+    with pytest.raises(ValueError, match=r'^\S+store.partial was started with dtype "float16", not "float32"'):
+        convert_features(path, tmp_path / "store", images_per_shard=3, dtype="float32", progress=False)
     path.write_text("".join(rows))
     convert_features(path, tmp_path / "store", images_per_shard=3, progress=False)
     convert_features(path, tmp_path / "whole", images_per_shard=3, progress=False)

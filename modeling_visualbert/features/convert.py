@@ -32,7 +32,7 @@ from tqdm.auto import tqdm
 
 from ..data.files import check_new, read_json, read_lines
 from .pictures import IMAGE_IDS
-from .store import FeatureStore, write_store
+from .store import FeatureStore, partial_folder, write_store
 
 logger = logging.getLogger(__name__)
 
@@ -120,10 +120,10 @@ def convert_features(
         pairs = reading.pairs(IMAGE_IDS[ids], bar)
         try:
             write_store(target, pairs, reading.dim, detector, dtype, images_per_shard, names, about, resume=True)
-        except ValueError as error:  # of the regions that were read last, if it is not of their file
-            raise ValueError(
-                str(error) if str(error).startswith(str(source)) else f"{reading.where}: {error}"
-            ) from error
+        except ValueError as error:
+            if str(error).startswith((str(source), str(partial_folder(target)))):
+                raise
+            raise ValueError(f"{reading.where}: {error}") from error  # of the regions that were read last
     return FeatureStore(target, expect_dim=reading.dim)
 
 
