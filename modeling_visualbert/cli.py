@@ -18,6 +18,19 @@ from . import __version__
 from .convert import HEADS, convert_original_checkpoint, convert_published_checkpoint, summarise
 from .corpus.build import CorpusConfig, ensure_corpus
 from .data.vcr import read_metadata
+from .features.convert import READERS, convert_features
+from .features.extract import (
+    ExtractionOptions,
+    extract_regions,
+    extract_store,
+    launched_processes,
+    load_region_encoder,
+    region_names,
+)
+from .features.format import DTYPES
+from .features.pictures import IMAGE_IDS, list_dataset_pictures, list_pictures
+from .features.sheet import store_sheet
+from .features.store import FeatureStore
 from .image_processing_visualbert import load_picture
 from .modeling_visualbert import (
     VisualBertForMultipleChoice,
@@ -28,7 +41,7 @@ from .modeling_visualbert import (
 )
 from .pipeline_visualbert import ask
 from .processing_visualbert import VisualBertProcessor
-from .visualization import answer_attention, captioned, draw_regions, grid
+from .visualization import answer_attention, captioned, draw_regions, grid, region_labels
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,9 +99,71 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--tokenizer", help="BERT tokenizer to save beside it, so that a processor can be saved too")
     command.set_defaults(run=_convert)
 
+    _add_region_commands(commands)
+
     command = commands.add_parser("corpus", help="build the embedded corpus and print where it is")
     command.set_defaults(run=_corpus)
     return parser
+
+
+def _add_region_commands(commands: Any) -> None:
+    command = commands.add_parser("regions", help="find the regions of a picture and draw them")
+    command.add_argument("picture", help="image file")
+    command.add_argument("--region_encoder", required=True, help="folder or Hub name of a region encoder")
+    command.add_argument("--max_regions", type=int, help="only the most confident ones")
+    command.add_argument("--picture_out", metavar="FILE", help="draw boxes with attribute, class and confidence")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(run=_regions)
+
+    command = commands.add_parser("extract", help="find the regions of many pictures and store them")
+    command.add_argument("source", help="folder of pictures, text file with their paths, or a dataset (--image_column)")
+    command.add_argument("target", help="the feature store; an interrupted run goes on where it was")
+    command.add_argument("--region_encoder", required=True, help="folder or Hub name of a region encoder")
+    _add_store_options(command)
+    command.add_argument("--max_regions", type=int, help="store only the most confident ones of each picture")
+    command.add_argument("--batch_size", type=int, default=8, help="pictures at a time (default: %(default)s)")
+    command.add_argument("--num_workers", type=int, default=2, help="threads that read ahead (default: %(default)s)")
+    command.add_argument("--image_column", help="the source is a dataset, and this is its column of pictures")
+    command.add_argument("--id_column", help="column of the dataset with image ids (default: the row's number)")
+    command.add_argument("--split", default="train", help="split of the dataset (default: %(default)s)")
+    command.add_argument("--cpu", action="store_true", help="do not use a GPU")
+    command.set_defaults(run=_extract)
+
+    command = commands.add_parser("convert-features", help="convert region features that others published to a store")
+    command.add_argument("source", help="TSV, .th or HDF5 file, or folder of .npy or .npz files")
+    command.add_argument("target", help="the feature store; an interrupted run goes on where it was")
+    command.add_argument("--kind", choices=sorted(READERS), help="what the source is (default: by its suffix)")
+    _add_store_options(command)
+    command.add_argument("--detector", default="unknown", help="name of the detector, for the index")
+    command.add_argument("--classes", help="file with the detector's classes, one a line, in the order of their ids")
+    command.add_argument("--attributes", help="the same for its attributes")
+    command.set_defaults(run=_convert_features)
+
+    command = commands.add_parser("store", help="what is in a feature store? check it, look at it")
+    command.add_argument("folder", help="the feature store")
+    command.add_argument("--verify", action="store_true", help="read all of it and compare checksums")
+    command.add_argument("--sheet", metavar="FILE", help="draw some pictures with their regions; needs --images")
+    command.add_argument("--images", help="folder of the pictures, or text file with their paths")
+    command.add_argument(
+        "--ids", choices=sorted(IMAGE_IDS), default="stem", help="see `extract` (default: %(default)s)"
+    )
+    command.add_argument("--count", type=int, default=9, help="pictures on the sheet (default: %(default)s)")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(run=_store)
+
+
+def _add_store_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--ids",
+        choices=sorted(IMAGE_IDS),
+        default="stem",
+        help="how the store calls a picture: the number at the end of its name (COCO, VQA, Flickr30k), the name without "
+        "folder and suffix (NLVR2), or the whole name (default: %(default)s)",
+    )
+    command.add_argument("--dtype", choices=DTYPES, default="float16", help="of the features (default: %(default)s)")
+    command.add_argument(
+        "--images_per_shard", type=int, default=1000, help="pictures in one file of the store (default: %(default)s)"
+    )
 
 
 def _model_command(commands: Any, name: str, run: Callable, help_text: str) -> argparse.ArgumentParser:
@@ -199,6 +274,91 @@ def _fill(args: argparse.Namespace) -> None:
     _print(args, [result], lines)
     if args.picture_out:
         _save(captioned(picture.convert("RGB"), [*args.text, *lines]), args)
+
+
+@torch.inference_mode()
+def _regions(args: argparse.Namespace) -> None:
+    if args.max_regions is not None and args.max_regions < 1:
+        raise ValueError(f"--max_regions {args.max_regions}; expected at least 1")
+    picture = load_picture(args.picture)
+    encoder, image_processor = load_region_encoder(args.region_encoder)
+    ((_, found),) = extract_regions(encoder, image_processor, [(args.picture, picture)], progress=False)
+    found = {name: value if name == "image_size" else value[: args.max_regions] for name, value in found.items()}
+    names = region_names(encoder)
+    labels, boxes = region_labels(found, names["classes"], names["attributes"]), found["boxes"].tolist()
+    records = [
+        {"label": label, "box": box, **{name: found[name][i].item() for name in _TOLD if name in found}}
+        for i, (label, box) in enumerate(zip(labels, boxes, strict=True))
+    ]
+    lines = [
+        f"{', '.join(f'{side:.0f}' for side in box):>24}  {label}" for box, label in zip(boxes, labels, strict=True)
+    ]
+    _print(args, records, [f"{len(records)} regions", *lines])
+    if args.picture_out:
+        weights = found["scores"].tolist() if "scores" in found else None
+        _save(draw_regions(picture, boxes, weights, labels), args)
+
+
+_TOLD = ("scores", "class_ids", "attribute_ids", "attribute_scores")
+
+
+def _extract(args: argparse.Namespace) -> None:
+    for name in ("batch_size", "images_per_shard"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} {getattr(args, name)}; expected at least 1")
+    if args.image_column:
+        images = list_dataset_pictures(args.source, args.image_column, args.id_column, args.split)
+    else:
+        images = list_pictures(args.source, args.ids)
+    encoder, image_processor = load_region_encoder(args.region_encoder)
+    processes = launched_processes(args.cpu)
+    options = ExtractionOptions(args.dtype, args.images_per_shard, args.max_regions, args.batch_size, args.num_workers)
+    result = extract_store(args.target, images, encoder, image_processor, options, processes)
+    if not processes.is_main:
+        return
+    rate = result["images"] / max(result["seconds"], 1e-9)
+    print(f"{args.target}: regions of {result['num_images']} pictures ({rate:.1f} pictures/s in this run)")
+    if result["failed"]:
+        print(
+            f"{result['failed']} pictures could not be read, see {Path(args.target) / 'failed.jsonl'}; "
+            "they are tried again when the command is run again",
+            file=sys.stderr,
+        )
+
+
+def _convert_features(args: argparse.Namespace) -> None:
+    store = convert_features(
+        args.source,
+        args.target,
+        args.kind,
+        args.ids,
+        args.dtype,
+        args.detector,
+        args.images_per_shard,
+        args.classes,
+        args.attributes,
+    )
+    print(f"{args.target}: regions of {len(store)} pictures, dim {store.dim}, {store.dtype}")
+
+
+def _store(args: argparse.Namespace) -> None:
+    store = FeatureStore(args.folder)
+    if args.verify:
+        store.verify()
+    about = {key: value for key, value in store.info.items() if key not in ("shards", "ids", "classes", "attributes")}
+    about |= {"shards": len(store.info["shards"]), "bytes": sum(shard["bytes"] for shard in store.info["shards"])}
+    about |= {key: len(store.info[key] or []) for key in ("classes", "attributes")}
+    if args.json:
+        print(json.dumps(about, indent=2))
+    else:
+        print("\n".join(f"{key:18}{json.dumps(value)}" for key, value in about.items()))
+    if args.verify:
+        print("checksums and places of all pictures are right", file=sys.stderr)
+    if args.sheet:
+        if not args.images:
+            raise ValueError("--sheet needs --images: a store holds no pictures")
+        store_sheet(store, dict(list_pictures(args.images, args.ids)), args.count).save(args.sheet)
+        print(f"drawn: {args.sheet}", file=sys.stderr)
 
 
 def _load(head: type[PreTrainedModel], name: str) -> tuple[PreTrainedModel, VisualBertProcessor]:

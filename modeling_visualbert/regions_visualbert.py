@@ -8,7 +8,7 @@ class reached through two copies of this file would be two classes):
     boxes                  float [R, 4]  x1, y1, x2, y2
     scores                 float [R]     detector's confidence in 0..1 (optional)
     class_ids              int   [R]     detector's class (optional)
-    attribute_ids          int   [R]     detector's attribute, if it has attributes (optional)
+    attribute_ids          int   [R]     detector's attribute, such as a colour (optional)
     attribute_scores       float [R]     its confidence in 0..1 (optional)
     image_size             int   [2]     height, width of the picture in pixels (optional, needed to draw)
 
@@ -21,6 +21,9 @@ from typing import Any
 
 import numpy as np
 import torch
+
+_PER_REGION = ("scores", "class_ids", "attribute_ids", "attribute_scores")  # what may be known of a region
+_KNOWN = ("visual_embeds", "boxes", "scores", "class_ids", "image_size", "attribute_ids", "attribute_scores")
 
 
 def center_to_corners(boxes: torch.Tensor) -> torch.Tensor:
@@ -87,10 +90,9 @@ def check_regions(regions: Mapping[str, Any], region_dim: int | None, name: str 
         ValueError: A key is unknown or missing, a shape is wrong, a number is not finite, or a box is inverted or
             outside the image. The message names the key and the first offending row.
     """
-    known = ("visual_embeds", "boxes", "scores", "class_ids", "image_size", "attribute_ids", "attribute_scores")
-    unknown = sorted(set(regions) - set(known))
+    unknown = sorted(set(regions) - set(_KNOWN))
     if unknown:
-        raise ValueError(f"{name}: unknown key {unknown[0]!r}; expected {', '.join(known)}")
+        raise ValueError(f"{name}: unknown key {unknown[0]!r}; expected {', '.join(_KNOWN)}")
     if regions.get("visual_embeds") is None:
         raise ValueError(f"{name}: key 'visual_embeds' is missing; expected an array of shape (regions, dim)")
     checked = {key: _as_tensor(value, f"{name}: '{key}'") for key, value in regions.items() if value is not None}
@@ -102,11 +104,8 @@ def check_regions(regions: Mapping[str, Any], region_dim: int | None, name: str 
     _check_rows_finite(features, f"{name}: 'visual_embeds'")
     expected = {
         "boxes": (len(features), 4),
-        "scores": (len(features),),
-        "class_ids": (len(features),),
-        "attribute_ids": (len(features),),
-        "attribute_scores": (len(features),),
         "image_size": (2,),
+        **{key: (len(features),) for key in _PER_REGION},
     }
     for key, shape in expected.items():
         if key in checked and tuple(checked[key].shape) != shape:
@@ -175,7 +174,7 @@ def split_regions(
         keep = batch["visual_attention_mask"][row].bool()
         picture = {"visual_embeds": batch["visual_embeds"][row][keep]}
         picture["boxes"] = scale_boxes(batch["boxes_unit"][row][keep].clamp(0.0, 1.0), image_size)
-        for key in ("scores", "class_ids", "attribute_ids", "attribute_scores"):
+        for key in _PER_REGION:
             if batch.get(key) is not None:
                 picture[key] = batch[key][row][keep]
         picture["image_size"] = torch.as_tensor([int(side) for side in image_size])

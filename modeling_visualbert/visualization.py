@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -69,10 +69,32 @@ def draw_regions(
         box = [side * scale for side in boxes[i]]
         draw.rectangle(box, outline=color, width=round(1 + 4 * share))
         if labels is not None:
-            anchor = (box[0], max(0.0, box[1] - 17))
+            # Inside the picture, whatever its end.
+            left = max(0.0, min(box[0], canvas.width - font.getlength(labels[i])))
+            anchor = (left, max(0.0, box[1] - 17))
             draw.rectangle(draw.textbbox(anchor, labels[i], font=font), fill="white")
             draw.text(anchor, labels[i], fill=color, font=font)
     return canvas
+
+
+def region_labels(
+    regions: Mapping[str, torch.Tensor], classes: Sequence[str] | None = None, attributes: Sequence[str] | None = None
+) -> list[str]:
+    """What is known of each region, as "red car 93%": attribute, class, confidence.
+
+    Args:
+        regions: Regions of a picture; `class_ids`, `attribute_ids` and `scores` may be missing.
+        classes, attributes: Their names by id; without them, "class 5".
+    """
+    parts = []
+    for key, names, unnamed in (("attribute_ids", attributes, "attribute"), ("class_ids", classes, "class")):
+        if key in regions:
+            ids = regions[key].tolist()
+            known = [name.split(",")[0] for name in names or []]  # "gray,grey": one of the names is enough
+            parts.append([known[i] if i < len(known) else f"{unnamed} {i}" for i in ids])
+    if "scores" in regions:
+        parts.append([f"{score:.0%}" for score in regions["scores"].tolist()])
+    return [" ".join(words) for words in zip(*parts, strict=True)] if parts else [""] * len(regions["boxes"])
 
 
 def captioned(image: Image.Image, lines: Sequence[str]) -> Image.Image:

@@ -10,7 +10,7 @@ from PIL import Image
 from tiny_detectors import tiny_detector
 
 from modeling_visualbert import QueryRegionEncoder, VisualBertImageProcessor
-from modeling_visualbert.features.extract import extract_regions
+from modeling_visualbert.features.extract import describe_detector, extract_regions
 from modeling_visualbert.features.store import FeatureStore, write_store
 
 DIM = 6
@@ -43,10 +43,10 @@ def write(folder, pictures=PICTURES, **options):
 def test_what_was_written_comes_back(tmp_path, dtype):
     store = FeatureStore(write(tmp_path / "store", dtype=dtype))
     assert len(store) == 3
-    assert (store.dim, store.dtype, store.info["detector"]) == (DIM, dtype, "tiny")
+    assert (store.dim, store.dtype, store.detector) == (DIM, dtype, {"name": "tiny", "fingerprint": None})
     for image_id, written in PICTURES.items():
         read = store[image_id]
-        assert read.keys() == written.keys()
+        assert list(read) == list(written)
         stored = written["visual_embeds"].to(getattr(torch, dtype)).float()
         assert torch.equal(read["visual_embeds"], stored)
         for name in ("boxes", "scores", "class_ids", "image_size"):
@@ -60,7 +60,7 @@ def test_half_precision_takes_half_the_room_and_is_close(tmp_path):
         pictures = {1: {**regions_of(2000), "boxes": torch.zeros(2000, 4)}}
         store = FeatureStore(write(tmp_path / dtype, pictures, dtype=dtype))
         assert torch.allclose(store[1]["visual_embeds"], pictures[1]["visual_embeds"], atol=2e-3)
-        sizes[dtype] = len(store.rows[0]["features"])
+        sizes[dtype] = store.arrays(1)["visual_embeds"].nbytes
     assert sizes == {"float32": 2000 * DIM * 4, "float16": 2000 * DIM * 2}
 
 
@@ -144,9 +144,9 @@ def test_a_folder_without_an_index_is_no_store(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 1}, "index.json: format 1; this version reads 2"),
+        ({"format": 1}, "index.json: format 1; this version reads 3: extract the regions again"),
         ({"dtype": "int8"}, "index.json: dtype 'int8'; expected one of float32, float16"),
-        ({"num_images": 5}, "index.json: 5 images, but the data holds 3"),
+        ({"num_images": 5}, "index.json: 5 images, but ids.arrow has 3"),
         ({"dim": None}, "index.json: key 'dim' is missing; expected a record with it"),
         ({"format": None}, "index.json: key 'format' is missing"),
     ],
@@ -163,14 +163,14 @@ def test_an_index_that_does_not_fit_is_refused(tmp_path, change, message):
 def test_a_damaged_index_is_named(tmp_path):
     index = write(tmp_path / "store") / "index.json"
     index.write_text(index.read_text()[:-2])
-    with pytest.raises(ValueError, match=r"index.json: malformed JSON at line 6, column"):
+    with pytest.raises(ValueError, match=r"index.json: malformed JSON at line 29, column"):
         FeatureStore(tmp_path / "store")
 
 
 def test_another_dim_than_stored_is_found_when_reading(tmp_path):
     index = write(tmp_path / "store") / "index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"dim": 5}))
-    with pytest.raises(ValueError, match=r"store: image 7: 18 numbers stored, expected \(3, 5\)"):
+    with pytest.raises(ValueError, match=r"image 7: 72 bytes of 'features' stored, expected 60 for .* \(3, 5\)"):
         FeatureStore(tmp_path / "store")[7]
 
 
@@ -182,7 +182,7 @@ def test_damaged_data_is_named(tmp_path, damage):
         arrow.write_bytes(arrow.read_bytes()[:-500])
     else:
         shutil.rmtree(data)
-    with pytest.raises(ValueError, match=r"store: .*(damaged|missing)"):
+    with pytest.raises(ValueError, match=r"shard-00000.arrow: (damaged|missing)"):
         FeatureStore(tmp_path / "store")
 
 
@@ -224,9 +224,10 @@ def test_extracted_regions_are_those_of_the_encoder(found_in_pictures, batch_siz
 def test_extracted_regions_fit_a_store(found_in_pictures, tmp_path):
     encoder, image_processor, paths = found_in_pictures
     extracted = dict(extract_regions(encoder, image_processor, paths.items(), progress=False))
-    write_store(tmp_path / "store", extracted.items(), encoder.config.region_dim, encoder.fingerprint())
-    store = FeatureStore(tmp_path / "store")
-    assert store.info["detector"] == encoder.fingerprint()
+    detector = describe_detector(encoder, image_processor)
+    write_store(tmp_path / "store", extracted.items(), encoder.config.region_dim, detector)
+    store = FeatureStore(tmp_path / "store", encoder.config.region_dim, encoder.fingerprint())
+    assert store.detector == detector
     for image_id in paths:
         assert torch.equal(store[image_id]["visual_embeds"], extracted[image_id]["visual_embeds"])
 

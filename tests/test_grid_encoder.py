@@ -19,10 +19,11 @@ from modeling_visualbert import (
     GridRegionEncoderConfig,
     VisualBertConfig,
     VisualBertForQuestionAnswering,
+    VisualBertImageProcessor,
 )
+from modeling_visualbert.features.extract import load_region_encoder
 from modeling_visualbert.modeling_grid_encoder import mean_in_boxes
 from modeling_visualbert.regions_visualbert import box_geometry
-from modeling_visualbert.tasks.common import load_region_encoder
 from modeling_visualbert.tasks.vqa import VqaArgs
 
 BACKBONES = {
@@ -78,7 +79,8 @@ def test_every_family_gives_cells(family, tmp_path):
     assert found.boxes_unit[0, 0].tolist() == pytest.approx([0, 0, 1 / 3, 1 / 2])
     assert found.boxes_unit[1, 5].tolist() == pytest.approx([2 / 3, 1 / 2, 1, 1])
     encoder.save_pretrained(tmp_path)
-    again = load_region_encoder(tmp_path)
+    VisualBertImageProcessor().save_pretrained(tmp_path)
+    again, _ = load_region_encoder(tmp_path)
     assert again.fingerprint() == encoder.fingerprint()
     torch.testing.assert_close(again(pixels()).visual_embeds, found.visual_embeds, **close)
 

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoBackbone, AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, ResNetConfig
+from transformers import (
+    AutoBackbone,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedModel,
+    ResNetConfig,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
 from .. import modeling_visualbert
@@ -18,8 +26,8 @@ from ..configuration_grid_encoder import GridRegionEncoderConfig
 from ..configuration_visualbert import VisualBertConfig
 from ..corpus.build import CorpusConfig, default_cache_dir, ensure_corpus
 from ..corpus.vocabulary import ASSETS
-from ..features import store as feature_store
-from ..features.extract import extract_regions
+from ..features.extract import describe_detector, extract_regions, load_region_encoder
+from ..features.format import FORMAT
 from ..features.store import FeatureStore, write_store
 from ..image_processing_visualbert import VisualBertImageProcessor
 from ..modeling_grid_encoder import GridRegionEncoder
@@ -158,7 +166,7 @@ def prepare_pictures(
     """
     encoder, image_processor = _region_encoder(args)
     if args.text_only:  # the same model, so that a later stage can go on with it
-        dim = encoder.config.region_dim if encoder is not None else FeatureStore(args.features_dir or "").dim
+        dim = encoder.config.region_dim if encoder is not None else _given_store(args, encoder).dim
         return Pictures(None, encoder, image_processor, dim, {})
     ordered = sorted(set(keys), key=lambda key: (isinstance(key, str), key))
     if args.from_pixels:
@@ -168,7 +176,7 @@ def prepare_pictures(
         _limit_regions(encoder, args.num_regions)
         return Pictures(paths.__getitem__, encoder, image_processor, encoder.config.region_dim, paths)
     if args.features_dir is not None or encoder is None or image_processor is None:
-        store, paths = FeatureStore(args.features_dir or ""), {}
+        store, paths = _given_store(args, encoder), {}
     else:
         paths = _existing(images_dir, find_paths(images_dir), ordered)
         store = _stored_regions(paths, ordered, boxes, encoder, image_processor, device)
@@ -179,7 +187,7 @@ def prepare_pictures(
     def regions(key: Hashable) -> dict[str, torch.Tensor]:
         found = store[key]
         # They are stored by falling confidence.
-        return {name: found[name][: args.num_regions] for name in ("visual_embeds", "boxes")}
+        return {name: found[name][: args.num_regions] for name in ("visual_embeds", "boxes") if name in found}
 
     _limit_regions(encoder, args.num_regions)  # the trained model, reading pixels, finds as many as were stored
     return Pictures(regions, encoder, image_processor, store.dim, paths)
@@ -253,23 +261,10 @@ def _region_encoder(args: TaskArgs) -> tuple[RegionEncoder, VisualBertImageProce
             saved_as = getattr(modeling_visualbert, (config.architectures or [""])[0], VisualBertModel)
             base = saved_as.from_pretrained(args.init_from)
             encoder = getattr(base, "visual_bert", base).region_encoder
-            return encoder.eval(), VisualBertImageProcessor.from_pretrained(args.init_from)
+            return encoder.eval(), AutoImageProcessor.from_pretrained(args.init_from)
     if args.region_encoder is None and args.features_dir is not None:
         return None, None
-    folder = args.region_encoder or DETECTOR
-    return load_region_encoder(folder), VisualBertImageProcessor.from_pretrained(folder)
-
-
-def load_region_encoder(name: str | Path) -> RegionEncoder:
-    """A region encoder of any kind, by folder or Hub name.
-
-    Raises:
-        ValueError: It is a model of another kind.
-    """
-    encoder = AutoModel.from_pretrained(name)
-    if not isinstance(encoder, RegionEncoder):
-        raise ValueError(f"{name}: a {type(encoder).__name__}; expected a region encoder")
-    return encoder.eval()
+    return load_region_encoder(args.region_encoder or DETECTOR)
 
 
 def _grid_encoder(args: TaskArgs) -> tuple[RegionEncoder, VisualBertImageProcessor]:
@@ -287,6 +282,13 @@ def _grid_encoder(args: TaskArgs) -> tuple[RegionEncoder, VisualBertImageProcess
     # Photographs have many shapes; the pictures of the embedded corpus have one, which is the default.
     size = {} if args.data_dir is None else {"size": {"height": 224, "width": 224}}
     return encoder, VisualBertImageProcessor(**size)
+
+
+def _given_store(args: TaskArgs, encoder: RegionEncoder | None) -> FeatureStore:
+    """The store of `features_dir`; refused if it is known to be of another detector than the model's."""
+    if encoder is None:
+        return FeatureStore(args.features_dir or "")
+    return FeatureStore(args.features_dir or "", encoder.config.region_dim, encoder.fingerprint())
 
 
 def _limit_regions(encoder: RegionEncoder | None, count: int | None) -> None:
@@ -314,12 +316,12 @@ def _stored_regions(
     """The regions of all pictures of the data: found on first use, kept in the cache."""
     files = [str(paths[key].resolve()) for key in keys]
     given = None if boxes is None else [boxes[key] for key in keys]
-    identity = [feature_store.FORMAT, keys, files, given, encoder.fingerprint(), image_processor.to_json_string()]
+    identity = [FORMAT, keys, files, given, encoder.fingerprint(), image_processor.to_json_string()]
     folder = default_cache_dir() / "regions" / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     if not (folder / "index.json").is_file():
         encoder.to(device)
         images = ((key, paths[key]) for key in keys)
         regions = extract_regions(encoder, image_processor, images, boxes=boxes, total=len(keys))
-        write_store(folder, regions, encoder.config.region_dim, detector=encoder.fingerprint())
+        write_store(folder, regions, encoder.config.region_dim, describe_detector(encoder, image_processor))
         encoder.cpu()
     return FeatureStore(folder)

@@ -1,0 +1,470 @@
+"""Features that others published: each form is read value by value, and damage is named with file and row."""
+
+import base64
+import json
+import logging
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import shared
+from test_store import contents
+
+from modeling_visualbert.cli import main
+from modeling_visualbert.features.convert import convert_features
+from modeling_visualbert.features.store import FeatureStore, partial_folder
+
+ROOT = Path(__file__).parents[1]
+DIM = 5
+
+
+def image(seed, count=None):
+    """The arrays of an image, as bottom-up attention finds them."""
+    rng = np.random.default_rng(seed)
+    count = 2 + seed % 3 if count is None else count
+    return {
+        "features": rng.random((count, DIM), dtype=np.float32),
+        "boxes": rng.random((count, 4), dtype=np.float32) * 30,
+        "scores": rng.random(count, dtype=np.float32),
+        "class_ids": rng.integers(0, 1600, count),
+        "attribute_ids": rng.integers(0, 400, count),
+        "attribute_scores": rng.random(count, dtype=np.float32),
+    }
+
+
+LXMERT = ("name", "h", "w", "class_ids", "scores", "attribute_ids", "attribute_scores", "num", "boxes", "features")
+
+
+def coded(array):
+    """How a TSV holds an array."""
+    return base64.b64encode(array.tobytes()).decode()
+
+
+def line(name, arrays, **changes):
+    """A line of LXMERT's TSV."""
+    text = {key: coded(value) for key, value in arrays.items()}
+    text |= {"name": name, "h": "30", "w": "40", "num": str(len(arrays["scores"])), **changes}
+    return "\t".join(text[key] for key in LXMERT) + "\n"
+
+
+def assert_holds(store, image_id, arrays):
+    read = store[image_id]
+    for key, value in arrays.items():
+        stored = read["visual_embeds" if key == "features" else key]
+        assert np.array_equal(stored.numpy(), value), key
+
+
+def write_tsv(path, names=("COCO_val2014_000000000007", "COCO_val2014_000000000042", "COCO_val2014_000000000009")):
+    path.write_text("".join(line(name, image(i)) for i, name in enumerate(names)))
+    return path
+
+
+# TSV
+
+
+def test_the_real_tsv_value_by_value(tmp_path):
+    source = shared("real/bottom_up/train2014_obj36.tsv")
+    names = {"classes": source.parent / "objects_vocab.txt", "attributes": source.parent / "attributes_vocab.txt"}
+    store = convert_features(source, tmp_path / "exact", dtype="float32", images_per_shard=4, progress=False, **names)
+    half = convert_features(source, tmp_path / "half", ids="number", progress=False)
+    assert len(store) == 10
+    for row in source.read_text().splitlines():
+        name, height, width, class_ids, scores, attribute_ids, attribute_scores, count, boxes, features = row.split(
+            "\t"
+        )
+        regions = store[name]
+        assert regions["image_size"].tolist() == [int(height), int(width)]
+        expected = {
+            "visual_embeds": (features, "<f4", (int(count), 2048)),
+            "boxes": (boxes, "<f4", (int(count), 4)),
+            "scores": (scores, "<f4", (int(count),)),
+            "class_ids": (class_ids, "<i8", (int(count),)),
+            "attribute_ids": (attribute_ids, "<i8", (int(count),)),
+            "attribute_scores": (attribute_scores, "<f4", (int(count),)),
+        }
+        for key, (text, dtype, shape) in expected.items():
+            array = np.frombuffer(base64.b64decode(text), dtype).reshape(shape)
+            assert np.array_equal(regions[key].numpy(), array), (name, key)
+            if key == "visual_embeds":
+                rounded = half.arrays(int(name[-12:]))["visual_embeds"]
+                assert np.array_equal(rounded, array.astype(np.float16))
+    assert store.info["classes"][72] == "sky"
+    assert len(store.info["attributes"]) == 400
+    store.verify()
+
+
+def test_lxmert_tsv(tmp_path):
+    store = convert_features(write_tsv(tmp_path / "a.tsv"), tmp_path / "store", ids="number", dtype="float32")
+    assert list(store) == ["42", "7", "9"]
+    assert store["7"]["image_size"].tolist() == [30, 40]
+    for number, image_id in enumerate(("7", "42", "9")):
+        assert_holds(store, image_id, image(number))
+
+
+@pytest.mark.parametrize("last", [[], ["class_ids"]], ids=["bottom-up-attention", "nlvr2 script"])
+def test_tsv_of_other_scripts_has_the_width_first(tmp_path, last):
+    arrays = image(0)
+    text = [base64.b64encode(arrays[key].tobytes()).decode() for key in ["boxes", "features", *last]]
+    (tmp_path / "a.tsv").write_text("\t".join(["150367", "40", "30", "2", *text]) + "\n")
+    store = convert_features(tmp_path / "a.tsv", tmp_path / "store", dtype="float32")
+    assert store[150367]["image_size"].tolist() == [30, 40]
+    assert_holds(store, 150367, {key: arrays[key] for key in ["boxes", "features", *last]})
+    assert "scores" not in store[150367]
+
+
+def test_an_image_without_boxes(tmp_path):
+    (tmp_path / "a.tsv").write_text(line("none", image(0, count=0)) + line("some", image(1)))
+    store = convert_features(tmp_path / "a.tsv", tmp_path / "store", dtype="float32")
+    assert store["none"]["visual_embeds"].shape == (0, DIM)
+    assert_holds(store, "some", image(1))
+    (tmp_path / "b.tsv").write_text(line("none", image(0, count=0)))
+    with pytest.raises(ValueError, match=r"b.tsv: no image with regions in it"):
+        convert_features(tmp_path / "b.tsv", tmp_path / "other")
+
+
+def broken(**changes):
+    """A third line, of four boxes, with something wrong."""
+    return line(**{"name": "third", "arrays": image(2), **changes})
+
+
+THIRD = r"row 3: image third: "
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (broken(features="AAA*AAAA"), r"row 3: 'features': broken base64"),
+        (broken(boxes="AAAAA"), r"row 3: 'boxes': broken base64"),
+        (broken(features=coded(image(2)["features"])[:-9]), r"row 3: 'features': broken base64"),
+        (broken(features=coded(image(2)["features"])[:-8]), r"row 3: 'features': 75 bytes; expected a multiple of 4"),
+        (
+            broken(features=coded(np.zeros(19, np.float32))),
+            r"row 3: 'features' has 19 numbers; expected \(4, 4\) for 4",
+        ),
+        (broken(scores=coded(np.zeros(3, np.float32))), r"row 3: 'scores' has 3 numbers; expected \(4,\) for 4 boxes"),
+        (broken(num="5"), r"row 3: 'class_ids' has 4 numbers; expected \(5,\) for 5 boxes"),
+        (broken(num="many"), r"row 3: 'count' is b'many'; expected a whole number"),
+        (broken(num="-4"), r"row 3: 'count' is b'-4'; expected a whole number"),
+        (broken(h="1e9"), r"row 3: 'height' is b'1e9'; expected a whole number"),
+        (broken(name="first"), r"row 3: image id 'first' occurs twice; expected each once"),
+        (broken()[:200], r"row 3: \d columns; expected 6, 7, 10 \(is the file cut off\?\)"),
+        ("\n", r"row 3: 1 columns"),
+        (
+            broken(features=coded(image(2)["features"][:, :3])),
+            THIRD + r"'visual_embeds' has shape \(4, 3\); expected \(4, 5\)",
+        ),
+        (
+            broken(features=coded(np.full((4, DIM), np.nan, np.float32))),
+            THIRD + "'visual_embeds' holds NaN or infinity",
+        ),
+        (
+            broken(features=coded(np.full((4, DIM), 1e5, np.float32))),
+            THIRD + "'visual_embeds' does not fit into float16",
+        ),
+        (broken(class_ids=coded(np.full(4, 2**40))), THIRD + "'class_ids' holds 1099511627776; expected whole numbers"),
+    ],
+)
+def test_a_broken_row_is_named(tmp_path, row, message):
+    path = tmp_path / "a.tsv"
+    path.write_text(line("first", image(0)) + line("second", image(1)) + row)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: {message}"):
+        convert_features(path, tmp_path / "store", progress=False)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_repaired_file_goes_on(tmp_path):
+    rows = [line(f"i{n}", image(n)) for n in range(9)]
+    path = tmp_path / "a.tsv"
+    path.write_text("".join([*rows[:7], rows[7].replace("A", "*"), rows[8]]))
+    with pytest.raises(ValueError, match="row 8: .*broken base64"):
+        convert_features(path, tmp_path / "store", images_per_shard=3, progress=False)
+    assert len(list(partial_folder(tmp_path / "store").glob("parts/*"))) == 2
+    with pytest.raises(ValueError, match=r'^\S+store.partial was started with dtype "float16", not "float32"'):
+        convert_features(path, tmp_path / "store", images_per_shard=3, dtype="float32", progress=False)
+    path.write_text("".join(rows))
+    convert_features(path, tmp_path / "store", images_per_shard=3, progress=False)
+    convert_features(path, tmp_path / "whole", images_per_shard=3, progress=False)
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+
+
+# Folders of arrays
+
+
+def test_pythia_folder(tmp_path, caplog):
+    folder = tmp_path / "fc6" / "train2014"
+    folder.mkdir(parents=True)
+    for number in range(3):
+        np.save(folder / f"COCO_train2014_00000000000{number}.npy", image(number)["features"])
+        info = {"boxes": image(number)["boxes"]}
+        np.save(folder / f"COCO_train2014_00000000000{number}_info.npy", info)
+    with caplog.at_level(logging.WARNING):
+        store = convert_features(tmp_path / "fc6", tmp_path / "store", ids="number", dtype="float32", progress=False)
+    assert (
+        "3 files like COCO_train2014_000000000000_info.npy hold Python objects (pickle) and are not read" in caplog.text
+    )
+    assert len(store) == 3
+    for number in range(3):
+        assert_holds(store, number, {"features": image(number)["features"]})
+        assert list(store[number]) == ["visual_embeds"]
+
+
+def test_npz_of_the_nlvr2_script(tmp_path):
+    for number in range(3):
+        arrays = image(number)
+        np.savez(
+            tmp_path / f"dev-{number}-img0.png.npz",
+            box_features=arrays["features"],
+            cls_boxes=arrays["boxes"],
+            max_conf=arrays["scores"],
+        )
+    store = convert_features(tmp_path, tmp_path / "store", dtype="float32", progress=False)
+    for number in range(3):
+        assert_holds(store, f"dev-{number}-img0", {key: image(number)[key] for key in ("features", "boxes", "scores")})
+
+
+def test_npz_of_mcan_is_turned_and_cut(tmp_path):
+    arrays = image(0, count=6)
+    np.savez(tmp_path / "a.jpg.npz", x=arrays["features"].T, bbox=arrays["boxes"], num_bbox=4, image_h=30, image_w=40)
+    store = convert_features(tmp_path, tmp_path / "store", dtype="float32", progress=False)
+    assert_holds(store, "a", {"features": arrays["features"][:4], "boxes": arrays["boxes"][:4]})
+    assert store["a"]["image_size"].tolist() == [30, 40]
+
+
+OBJECTS = r"it holds Python objects \(pickle\)"
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: np.save(path, np.zeros(5)), r"features are float64 \(5,\); expected numbers \(regions, dim\)"),
+        (lambda path: np.save(path, np.array([["a", "b"]])), r"features are <U1 \(1, 2\); expected numbers"),
+        (lambda path: path.write_bytes(b"no array"), "cannot be read"),
+        (lambda path: path.write_bytes(b""), "cannot be read"),
+        (lambda path: np.save(path, {"image_feat": 1}), f"cannot be read: {OBJECTS}"),
+    ],
+)
+def test_a_broken_npy_is_named(tmp_path, write, message):
+    np.save(tmp_path / "a.npy", image(0)["features"])
+    write(tmp_path / "b.npy")
+    with pytest.raises(ValueError, match=f"b.npy: {message}"):
+        convert_features(tmp_path, tmp_path / "store", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: np.savez(path, boxes=np.zeros((2, 4))), "no features among boxes; expected one of"),
+        (lambda path: np.savez(path, features=np.array([{}])), f"'features' cannot be read: {OBJECTS}"),
+        (lambda path: path.write_bytes(b"PK\3\4 no archive"), "cannot be read"),
+        (lambda path: path.write_bytes(b""), "cannot be read"),
+        (lambda path: np.savez(path, features=np.zeros((2, DIM)), num_boxes=3), "3 boxes, but features of 2"),
+    ],
+)
+def test_a_broken_npz_is_named(tmp_path, write, message):
+    np.savez(tmp_path / "a.npz", features=image(0)["features"], info=np.array([{"unused": "pickle"}]))
+    write(tmp_path / "b.npz")
+    with pytest.raises(ValueError, match=f"b.npz: {message}"):
+        convert_features(tmp_path, tmp_path / "store", progress=False)
+
+
+# The authors' chunks
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_chunks_of_the_authors(tmp_path, new_format):
+    chunk = {}
+    for number in range(3):
+        arrays = image(number)
+        tensors = (torch.from_numpy(arrays[key]) for key in ("features", "boxes", "scores"))
+        chunk[f"dev-{number}-img1.png" + ".npz" * (number == 1)] = tuple(tensors)
+    torch.save(chunk, tmp_path / "features_chunk_dev.th", _use_new_zipfile_serialization=new_format)
+    store = convert_features(tmp_path / "features_chunk_dev.th", tmp_path / "store", dtype="float32", progress=False)
+    for number in range(3):
+        assert_holds(store, f"dev-{number}-img1", {key: image(number)[key] for key in ("features", "boxes", "scores")})
+
+
+class Hostile:
+    """Would write a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.write_text, (Path(self.path), "ran"))
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+def test_a_hostile_chunk_is_refused_and_not_run(tmp_path, new_format):
+    chunk = {"a": (torch.zeros(2, DIM),), "b": Hostile(tmp_path / "ran.txt")}
+    torch.save(chunk, tmp_path / "evil.th", _use_new_zipfile_serialization=new_format)
+    with pytest.raises(ValueError, match=r"evil.th: not a chunk of tensors"):
+        convert_features(tmp_path / "evil.th", tmp_path / "store", progress=False)
+    assert not (tmp_path / "ran.txt").exists()
+
+
+def test_a_hostile_array_is_refused_and_not_run(tmp_path):
+    array = np.array([Hostile(tmp_path / "ran.txt")], dtype=object)
+    np.save(tmp_path / "evil.npy", array)
+    with pytest.raises(ValueError, match=r"evil.npy: cannot be read: it holds Python objects \(pickle\)"):
+        convert_features(tmp_path, tmp_path / "store", kind="npy", progress=False)
+    assert not (tmp_path / "ran.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("chunk", "message"),
+    [
+        ([1], "holds a list; expected features by image name"),
+        ({"a": (torch.zeros(2, DIM),), "b": 1}, r"image 'b': holds a int; expected \(features, boxes, confidence\)"),
+        (
+            {"a": (torch.zeros(2, DIM), torch.zeros(3, 4))},
+            r"image 'a': image a: 'boxes' has shape \(3, 4\); expected \(2, 4\)",
+        ),
+        ({"a": (torch.zeros(2, DIM),), "a.npz": (torch.zeros(2, DIM),)}, "image 'a.npz': image id 'a' occurs twice"),
+    ],
+)
+def test_a_chunk_of_something_else_is_named(tmp_path, chunk, message):
+    torch.save(chunk, tmp_path / "a.th")
+    with pytest.raises(ValueError, match=f"a.th: {message}"):
+        convert_features(tmp_path / "a.th", tmp_path / "store", progress=False)
+
+
+# HDF5
+
+
+@pytest.fixture
+def h5py():
+    return pytest.importorskip("h5py")
+
+
+def test_hdf5_of_lxmert(tmp_path, h5py):
+    images = [image(number, count=4) for number in range(3)]
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for key, name in (
+            ("features", "features"),
+            ("boxes", "boxes"),
+            ("class_ids", "objects_id"),
+            ("scores", "objects_conf"),
+            ("attribute_ids", "attrs_id"),
+            ("attribute_scores", "attrs_conf"),
+        ):
+            file[name] = np.stack([arrays[key] for arrays in images])
+    (tmp_path / "a.json").write_text(json.dumps([{"img_id": f"i{n}", "img_h": 30, "img_w": 40} for n in range(3)]))
+    store = convert_features(tmp_path / "a.h5", tmp_path / "store", dtype="float32", progress=False)
+    for number, arrays in enumerate(images):
+        assert_holds(store, f"i{number}", arrays)
+        assert store[f"i{number}"]["image_size"].tolist() == [30, 40]
+
+
+def test_hdf5_of_ban_has_regions_of_all_images_in_a_row(tmp_path, h5py):
+    images = [image(number) for number in range(3)]
+    ends = np.cumsum([len(arrays["scores"]) for arrays in images])
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file["image_features"] = np.concatenate([arrays["features"] for arrays in images])
+        file["image_bb"] = np.concatenate([arrays["boxes"] for arrays in images])
+        file["spatial_features"] = np.zeros((ends[-1], 6))
+        file["pos_boxes"] = np.stack([np.concatenate([[0], ends[:-1]]), ends], axis=1)
+        file["image_ids"] = np.array([36979, 65567, 81641])
+    store = convert_features(tmp_path / "a.hdf5", tmp_path / "store", dtype="float32", progress=False)
+    for image_id, arrays in zip((36979, 65567, 81641), images, strict=True):
+        assert_holds(store, image_id, {key: arrays[key] for key in ("features", "boxes")})
+    with h5py.File(tmp_path / "a.hdf5", "a") as file:
+        file["pos_boxes"][1] = [2, 99]
+    with pytest.raises(ValueError, match=r"a.hdf5: row 1: 'pos_boxes' says 2 to 99 of \d+ regions"):
+        convert_features(tmp_path / "a.hdf5", tmp_path / "other", progress=False)
+
+
+def test_hdf5_with_a_group_for_each_image(tmp_path, h5py):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for number in range(3):
+            for key, value in image(number).items():
+                file[f"i{number}/{key}"] = value
+    store = convert_features(tmp_path / "a.h5", tmp_path / "store", dtype="float32", progress=False)
+    for number in range(3):
+        assert_holds(store, f"i{number}", image(number))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (None, "no names of images; expected 'image_ids' in it, or a .json or .txt file beside it"),
+        ("a\nb\n", "2 names for 3 images"),
+        ("a\nb\na\n", "row 2: image id 'a' occurs twice"),
+    ],
+)
+def test_hdf5_without_names(tmp_path, h5py, names, message):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["features"] = np.zeros((3, 2, DIM))
+    if names:
+        (tmp_path / "a.txt").write_text(names)
+    with pytest.raises(ValueError, match=f"a.h5: {message}"):
+        convert_features(tmp_path / "a.h5", tmp_path / "store", progress=False)
+
+
+def test_what_is_no_hdf5_is_named(tmp_path, h5py):
+    (tmp_path / "a.h5").write_bytes(b"no HDF5")
+    with pytest.raises(ValueError, match="a.h5: not an HDF5 file, or damaged"):
+        convert_features(tmp_path / "a.h5", tmp_path / "store", progress=False)
+
+
+def test_without_h5py_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    (tmp_path / "a.h5").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"HDF5 needs h5py: pip install 'modeling-visualbert\[hdf5\]'"):
+        convert_features(tmp_path / "a.h5", tmp_path / "store", progress=False)
+
+
+# Around them
+
+
+def test_what_cannot_be_guessed_is_asked_for(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such file or folder"):
+        convert_features(tmp_path / "nowhere", tmp_path / "store")
+    with pytest.raises(ValueError, match="holds no features that are known; say which kind"):
+        convert_features(tmp_path, tmp_path / "store")
+    (tmp_path / "a.npy").touch()
+    (tmp_path / "a.npz").touch()
+    with pytest.raises(ValueError, match="holds npy and npz; say which kind to convert"):
+        convert_features(tmp_path, tmp_path / "store")
+
+
+def test_the_command(tmp_path, capsys):
+    write_tsv(tmp_path / "a.tsv")
+    argv = ["convert-features", str(tmp_path / "a.tsv"), str(tmp_path / "store"), "--ids", "number"]
+    assert main([*argv, "--detector", "bottom-up attention"]) == 0
+    assert "store: regions of 3 pictures, dim 5, float16" in capsys.readouterr().out
+    store = FeatureStore(tmp_path / "store", expect_dim=5, expect_detector="any")  # what made it is not known exactly
+    assert store.detector == {"name": "bottom-up attention", "fingerprint": None}
+    assert main(argv) == 2
+    assert "store exists; remove it or choose another folder" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_killed_ten_times_at_random(tmp_path):
+    path = tmp_path / "a.tsv"
+    path.write_text("".join(line(f"i{n}", image(n)) for n in range(600)))
+    convert_features(path, tmp_path / "whole", images_per_shard=7, progress=False)
+    argv = ["-m", "modeling_visualbert.cli", "convert-features", str(path), str(tmp_path / "store")]
+    rng, kills = np.random.default_rng(0), 0
+    while not (tmp_path / "store").exists():
+        process = subprocess.Popen(
+            [sys.executable, *argv, "--images_per_shard", "7"],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        parts = partial_folder(tmp_path / "store") / "parts"
+        before = len(list(parts.glob("*")))
+        while kills < 10 and process.poll() is None and len(list(parts.glob("*"))) == before:
+            time.sleep(0.002)  # until it works
+        if kills < 10:
+            time.sleep(rng.uniform(0.0, 0.03))
+            process.kill()
+            kills += 1
+        assert process.wait() in (0, -9)
+    assert kills == 10
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")

@@ -1,0 +1,689 @@
+"""Extraction of whole collections: bad pictures, interruption, several processes, datasets; any kind of region encoder."""
+
+import contextlib
+import io
+import itertools
+import json
+import os
+import pkgutil
+import random
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageColumn
+from helpers import tiny_model
+from PIL import Image
+from test_store import assert_equal_regions, contents
+from tiny_detectors import tiny_detector
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, PretrainedConfig, PreTrainedModel
+
+from modeling_visualbert import QueryRegionEncoder, VisualBertImageProcessor
+from modeling_visualbert.cli import main
+from modeling_visualbert.features.extract import (
+    ExtractionOptions,
+    describe_detector,
+    extract_regions,
+    extract_store,
+    load_region_encoder,
+    region_names,
+)
+from modeling_visualbert.features.pictures import IMAGE_IDS, list_dataset_pictures, list_pictures
+from modeling_visualbert.features.store import FeatureStore, partial_folder
+from modeling_visualbert.modeling_region_encoder import RegionEncoderOutput
+from modeling_visualbert.tasks.common import DETECTOR, TaskArgs, prepare_pictures
+
+ROOT = Path(__file__).parents[1]
+OPTIONS = ExtractionOptions(dtype="float32", images_per_shard=4, batch_size=3)
+
+pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+
+
+def picture(seed, size=None):
+    """A picture of coarse patches, of one of some sizes."""
+    rng = np.random.default_rng(seed)
+    patches = Image.fromarray(rng.integers(0, 256, (4, 6, 3), dtype=np.uint8))
+    return patches.resize(size or [(96, 64), (64, 96), (90, 60), (80, 80)][seed % 4], Image.Resampling.NEAREST)
+
+
+@pytest.fixture(scope="module")
+def encoder_folder(tmp_path_factory):
+    """A saved region encoder whose image processor keeps proportions, so that pictures are padded in a batch."""
+    folder = tmp_path_factory.mktemp("encoder")
+    QueryRegionEncoder.from_detector(tiny_detector(), max_regions=8, score_threshold=0.3).save_pretrained(folder)
+    VisualBertImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finder(encoder_folder):
+    return load_region_encoder(encoder_folder)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Ten pictures of four sizes."""
+    for number in range(10):
+        picture(number).save(tmp_path / f"p-{number}.png")
+    return tmp_path
+
+
+def extract(folder, finder, name="store", options=OPTIONS, **arguments):
+    return extract_store(folder / name, list_pictures(folder), *finder, options, progress=False, **arguments)
+
+
+# Region encoders
+
+
+def test_the_encoder_of_the_package_loads_by_its_type():
+    encoder, image_processor = load_region_encoder(DETECTOR)
+    assert type(encoder) is QueryRegionEncoder
+    assert not encoder.training
+    assert type(image_processor) is VisualBertImageProcessor
+    classes = region_names(encoder)["classes"]
+    assert len(classes) == 48 and "red circle" in classes
+    assert region_names(encoder)["attributes"] is None
+
+
+def test_what_is_no_region_encoder_is_refused(tmp_path):
+    tiny_model("vqa").save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="is a 'visual_bert' checkpoint; expected a region encoder"):
+        load_region_encoder(tmp_path / "model")
+    with pytest.raises(FileNotFoundError, match="nowhere: no such region encoder folder"):
+        load_region_encoder(tmp_path / "nowhere")
+
+
+class QuarterConfig(PretrainedConfig):
+    model_type = "test_quarters"
+    region_dim = 3
+
+
+class QuarterEncoder(PreTrainedModel):
+    """Mean colours of the four quarters as regions, with attributes: another kind of region encoder."""
+
+    config_class = QuarterConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.scale = torch.nn.Parameter(torch.ones(3))
+        self.post_init()
+
+    def forward(self, pixel_values, pixel_mask=None, boxes_unit=None, boxes_mask=None):
+        batch = len(pixel_values)
+        means = torch.nn.functional.adaptive_avg_pool2d(pixel_values, 2).flatten(2).mT * self.scale
+        boxes = torch.tensor([[0, 0, 0.5, 0.5], [0.5, 0, 1, 0.5], [0, 0.5, 0.5, 1], [0.5, 0.5, 1, 1]])
+        ids = torch.arange(4).expand(batch, 4)
+        output = RegionEncoderOutput(means, torch.ones(batch, 4), boxes.expand(batch, 4, 4), ids / 4, ids)
+        output["attribute_ids"], output["attribute_scores"] = 3 - ids, ids / 8
+        return output
+
+    def fingerprint(self):
+        return "quarters"
+
+
+@pytest.fixture(scope="module")
+def quarters(tmp_path_factory):
+    AutoConfig.register("test_quarters", QuarterConfig, exist_ok=True)
+    AutoModel.register(QuarterConfig, QuarterEncoder, exist_ok=True)
+    AutoImageProcessor.register(QuarterConfig, image_processor_classes={"pil": VisualBertImageProcessor}, exist_ok=True)
+    folder = tmp_path_factory.mktemp("quarters")
+    config = QuarterConfig(id2label=dict(enumerate("abcd")), id2attribute={str(i): f"very {i}" for i in range(4)})
+    QuarterEncoder(config).save_pretrained(folder)
+    VisualBertImageProcessor().save_pretrained(folder)
+    return folder
+
+
+def test_another_kind_of_region_encoder_with_attributes(folder, quarters):
+    encoder, image_processor = load_region_encoder(quarters)
+    assert type(encoder) is QuarterEncoder
+    extract_store(folder / "store", list_pictures(folder), encoder, image_processor, OPTIONS, progress=False)
+    store = FeatureStore(folder / "store", expect_dim=3, expect_detector="quarters")
+    assert store["p-3"]["attribute_ids"].tolist() == [3, 2, 1, 0]
+    assert store["p-3"]["attribute_scores"].tolist() == [0.0, 0.125, 0.25, 0.375]
+    assert store["p-3"]["boxes"][3].tolist() == [40, 40, 80, 80]
+    assert store.info["classes"] == ["a", "b", "c", "d"]
+    assert store.info["attributes"] == ["very 0", "very 1", "very 2", "very 3"]
+
+
+# Stores
+
+
+def test_the_store_holds_what_the_encoder_finds(folder, finder):
+    result = extract(folder, finder)
+    store = FeatureStore(folder / "store", finder[0].config.region_dim, finder[0].fingerprint())
+    assert (result["images"], result["num_images"], result["failed"]) == (10, 10, 0)
+    assert list(store) == [f"p-{number}" for number in range(10)]
+    assert store.detector == describe_detector(*finder)
+    found = dict(extract_regions(*finder, list_pictures(folder), batch_size=1, progress=False))
+    assert sum(len(regions["scores"]) for regions in found.values()) > 10
+    for image_id, regions in found.items():
+        assert store[image_id]["image_size"].tolist() == regions["image_size"].tolist()
+        assert len(store[image_id]["scores"]) == len(regions["scores"])
+        torch.testing.assert_close(store[image_id]["visual_embeds"], regions["visual_embeds"], atol=2e-3, rtol=1e-3)
+    store.verify()
+    assert not (folder / "store" / "failed.jsonl").exists()
+
+
+def test_pictures_of_one_size_share_a_batch_and_are_not_padded(folder, finder, monkeypatch):
+    shapes = []
+    forward = type(finder[0]).forward
+    monkeypatch.setattr(
+        type(finder[0]),
+        "forward",
+        lambda self, pixels, *a, **k: shapes.append(pixels.shape) or forward(self, pixels, *a, **k),
+    )
+    extract(folder, finder, options=ExtractionOptions(images_per_shard=100, batch_size=3))
+    # Three of 64 x 96, two of 80 x 80, two of 90 x 60, three of 96 x 64; those of 90 x 60 are resized to 96 x 64 as well.
+    assert [tuple(shape) for shape in shapes] == [(3, 3, 96, 64), (2, 3, 64, 64), (2, 3, 64, 96), (3, 3, 64, 96)]
+
+
+def test_pictures_that_are_resized_to_one_size_need_no_sorting(folder, finder, monkeypatch):
+    batches = []
+    forward = type(finder[0]).forward
+    monkeypatch.setattr(
+        type(finder[0]),
+        "forward",
+        lambda self, pixels, *a, **k: batches.append(len(pixels)) or forward(self, pixels, *a, **k),
+    )
+    one_size = VisualBertImageProcessor(size={"height": 64, "width": 96})
+    extract(folder, (finder[0], one_size), options=ExtractionOptions(images_per_shard=100, batch_size=4))
+    assert batches == [4, 4, 2]
+
+
+def test_threads_that_read_ahead_change_nothing(folder, finder):
+    (folder / "p-5.png").write_bytes(b"no picture")
+    extract(folder, finder)
+    extract(folder, finder, name="threads", options=ExtractionOptions("float32", 4, None, 3, num_workers=3))
+    assert contents(folder / "store") == contents(folder / "threads")
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_only_the_most_confident_regions(folder, finder, count):
+    extract(folder, finder)
+    extract(folder, finder, name="few", options=ExtractionOptions("float32", 4, count, 3))
+    whole, few = FeatureStore(folder / "store"), FeatureStore(folder / "few", expect_detector=finder[0].fingerprint())
+    for image_id in whole:
+        expected = {key: v if key == "image_size" else v[:count] for key, v in whole[image_id].items()}
+        assert_equal_regions(few[image_id], expected)
+
+
+# Bad pictures
+
+
+def spoil(folder):
+    """Make pictures that cannot be used; returns what the reasons are by id."""
+    (folder / "p-1.png").write_bytes(b"no picture")
+    (folder / "p-4.png").write_bytes((folder / "p-4.png").read_bytes()[:-60])
+    Image.new("RGB", (1, 1)).save(folder / "p-6.png")
+    Image.new("1", (12000, 12000)).save(folder / "p-9.png")
+    return {
+        "p-1": "not an image that Pillow can read",
+        "p-4": "damaged or truncated image file",
+        "p-6": "1 x 1 pixels; expected at least 8 on each side",
+        "p-9": "12000 x 12000 pixels; expected at most 89,478,485",
+    }
+
+
+def failures(store):
+    return [json.loads(line) for line in (store / "failed.jsonl").read_text().splitlines()]
+
+
+def test_bad_pictures_are_listed_and_tried_again(folder, finder, caplog):
+    extract(folder, finder, name="good")
+    good = {number: (folder / f"p-{number}.png").read_bytes() for number in range(10)}
+    reasons = spoil(folder)
+    result = extract(folder, finder)
+    assert (result["num_images"], result["failed"]) == (6, 4)
+    assert list(FeatureStore(folder / "store")) == ["p-0", "p-2", "p-3", "p-5", "p-7", "p-8"]
+    listed = failures(folder / "store")
+    assert [record["image_id"] for record in listed] == list(reasons)
+    for record in listed:
+        assert record["name"] == str(folder / f"{record['image_id']}.png")
+        assert reasons[record["image_id"]] in record["reason"]
+        assert record["reason"] in caplog.text
+    # Nothing has changed: nothing is done.
+    before = contents(folder / "store")
+    assert extract(folder, finder)["images"] == 0
+    assert contents(folder / "store") == before
+    # One is repaired, then the others: only their shards are made again.
+    (folder / "p-6.png").write_bytes(good[6])
+    assert extract(folder, finder)["images"] == 4
+    assert [record["image_id"] for record in failures(folder / "store")] == ["p-1", "p-4", "p-9"]
+    for number in (1, 4, 9):
+        (folder / f"p-{number}.png").write_bytes(good[number])
+    assert extract(folder, finder)["failed"] == 0
+    assert contents(folder / "store") == contents(folder / "good")
+
+
+def test_a_shard_of_bad_pictures_only(folder, finder):
+    for number in range(4, 8):
+        (folder / f"p-{number}.png").write_bytes(b"no picture")
+    assert extract(folder, finder)["failed"] == 4
+    store = FeatureStore(folder / "store")
+    assert [shard["file"] for shard in store.info["shards"]] == ["data/shard-00000.arrow", "data/shard-00002.arrow"]
+    assert list(store) == ["p-0", "p-1", "p-2", "p-3", "p-8", "p-9"]
+    store.verify()
+    picture(5).save(folder / "p-5.png")
+    extract(folder, finder)
+    assert "p-5" in FeatureStore(folder / "store")
+    assert len(FeatureStore(folder / "store").info["shards"]) == 3
+
+
+def test_bad_pictures_only(folder, finder):
+    for number in range(10):
+        (folder / f"p-{number}.png").write_bytes(b"no picture")
+    assert extract(folder, finder)["failed"] == 10
+    assert len(FeatureStore(folder / "store")) == 0
+
+
+def test_pictures_without_regions_have_none(folder, encoder_folder, finder):
+    encoder = QueryRegionEncoder.from_detector(finder[0].detector, score_threshold=1.0)
+    extract(folder, (encoder, finder[1]))
+    regions = FeatureStore(folder / "store")["p-0"]
+    assert regions["visual_embeds"].shape == (0, encoder.config.region_dim)
+    assert regions["boxes"].shape == (0, 4)
+
+
+# Interruption
+
+
+class Interruption:
+    """Pictures that stop the run when one of them is read."""
+
+    def __init__(self, pictures, at):
+        def stop():
+            raise KeyboardInterrupt
+
+        # Headers are read to sort by size; the second look is the reading.
+        self.looks, self.stop = 0, stop
+        self.pictures = [(key, self._open(path) if n == at else path) for n, (key, path) in enumerate(pictures)]
+
+    def _open(self, path):
+        def open_or_stop():
+            self.looks += 1
+            return Image.open(path) if self.looks == 1 else self.stop()
+
+        return open_or_stop
+
+
+@pytest.mark.parametrize("at", [0, 3, 4, 9])
+def test_a_run_that_stopped_goes_on(folder, finder, at):
+    pictures = list_pictures(folder)
+    with pytest.raises(KeyboardInterrupt):
+        extract_store(folder / "store", Interruption(pictures, at).pictures, *finder, OPTIONS, progress=False)
+    assert not (folder / "store").exists()
+    done = extract(folder, finder)["images"]
+    assert done == 10 - at // 4 * 4
+    extract(folder, finder, name="whole")
+    assert contents(folder / "store") == contents(folder / "whole")
+    assert not partial_folder(folder / "store").exists()
+
+
+@pytest.mark.parametrize("step", range(1, 13))
+def test_interrupted_while_failed_pictures_are_tried_again(folder, finder, monkeypatch, step):
+    """A complete store is opened again for the shard of a repaired picture; any step of that may be the last."""
+    extract(folder, finder, name="whole")
+    (folder / "p-5.png").write_bytes(b"no picture")
+    extract(folder, finder)
+    picture(5).save(folder / "p-5.png")
+    whole, steps = contents(folder / "whole"), itertools.count(1)
+
+    def interrupted(original):
+        return lambda *args, **kwargs: _interrupt() if next(steps) == step else original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        for name in ("write_json", "Path.unlink", "Path.rename"):
+            target = f"modeling_visualbert.features.draft.{name}"
+            patch.setattr(target, interrupted(pkgutil.resolve_name(target)))
+        with contextlib.suppress(KeyboardInterrupt):
+            extract(folder, finder)
+    assert extract(folder, finder)["failed"] == 0
+    assert contents(folder / "store") == whole
+    assert not partial_folder(folder / "store").exists()
+
+
+def _interrupt():
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dtype": "float16"}, r"started with dtype \"float32\", not \"float16\""),
+        ({"images_per_shard": 5}, "started with images_per_shard 4, not 5"),
+        ({"max_regions": 2}, r"started with source .*\"max_regions\": null.*, not .*\"max_regions\": 2"),
+    ],
+)
+@pytest.mark.parametrize("complete", [False, True])
+def test_other_options_do_not_go_on_with_it(folder, finder, options, message, complete):
+    pictures = list_pictures(folder)
+    if complete:
+        extract(folder, finder)
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            extract_store(folder / "store", Interruption(pictures, 9).pictures, *finder, OPTIONS, progress=False)
+    changed = ExtractionOptions(**{"dtype": "float32", "images_per_shard": 4, "batch_size": 3, **options})
+    with pytest.raises(ValueError, match=message):
+        extract(folder, finder, options=changed)
+
+
+def test_other_pictures_or_detectors_do_not_go_on_with_it(folder, finder):
+    extract(folder, finder)
+    stricter = QueryRegionEncoder.from_detector(finder[0].detector, score_threshold=0.4)
+    with pytest.raises(ValueError, match=r"was started with detector .*, not "):
+        extract(folder, (stricter, finder[1]))
+    picture(1).save(folder / "p-99.png")
+    with pytest.raises(ValueError, match=r"was started with source \{\"images\": 10.* not \{\"images\": 11"):
+        extract(folder, finder)
+
+
+def test_a_folder_that_is_no_store_is_left_alone(folder, finder):
+    (folder / "store").mkdir()
+    (folder / "store" / "mine.txt").write_text("keep")
+    with pytest.raises(FileExistsError, match="store exists and is no feature store"):
+        extract(folder, finder)
+    assert (folder / "store" / "mine.txt").read_text() == "keep"
+
+
+# Which pictures
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "image_id"),
+    [
+        ("number", "train/COCO_train2014_000000132417.jpg", "132417"),
+        ("number", "36979.JPG", "36979"),
+        ("stem", "a/b/dev-1-0-img0.png", "dev-1-0-img0"),
+        ("stem", "dev-1-0-img0.png.npz", "dev-1-0-img0"),
+        ("stem", "v1.5.png", "v1.5"),
+        ("name", "a/b.png", "a/b.png"),
+    ],
+)
+def test_image_ids(kind, name, image_id):
+    assert IMAGE_IDS[kind](name) == image_id
+
+
+def test_a_folder_is_listed_in_order(tmp_path):
+    for name in ("b/2.png", "a/10.jpg", "a/9.PNG", "a/notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert list_pictures(tmp_path) == [
+        ("10", tmp_path / "a/10.jpg"),
+        ("9", tmp_path / "a/9.PNG"),
+        ("2", tmp_path / "b/2.png"),
+    ]
+    assert [key for key, _ in list_pictures(tmp_path, "name")] == ["a/10.jpg", "a/9.PNG", "b/2.png"]
+
+
+def test_a_list_names_pictures_beside_it_or_anywhere(tmp_path, folder, finder):
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "some.txt").write_text(f"../p-3.png\n{folder / 'p-1.png'}\n\n../missing.png\n")
+    pictures = list_pictures(tmp_path / "lists" / "some.txt")
+    assert [key for key, _ in pictures] == ["p-3", "p-1", "missing"]
+    result = extract_store(tmp_path / "store", pictures, *finder, OPTIONS, progress=False)
+    assert (result["num_images"], result["failed"]) == (2, 1)
+    assert "missing.png: no such image file" in failures(tmp_path / "store")[0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("files", "ids", "message"),
+    [
+        (["a/1.png", "b/1.jpg"], "stem", "1.jpg: image id '1' occurs twice"),
+        (["a_7.png", "b_07.png"], "number", "b_07.png: image id '7' occurs twice"),
+        (["a.png"], "number", "a.png: image name 'a.png' does not end in a number; choose other ids"),
+        ([], "stem", "no pictures; expected files ending in .jpg"),
+    ],
+)
+def test_pictures_that_cannot_be_told_apart_are_refused(tmp_path, files, ids, message):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=message):
+        list_pictures(tmp_path, ids)
+
+
+def saved_dataset(folder):
+    """A dataset of four pictures, one of which is none, and one missing."""
+
+    def encoded(seed):
+        file = io.BytesIO()
+        picture(seed).save(file, "PNG")
+        return {"bytes": file.getvalue(), "path": None}
+
+    rows = {"name": list("wxyz"), "photo": [encoded(0), {"bytes": b"no picture", "path": None}, encoded(2), None]}
+    Dataset.from_dict(rows, features=Features({"name": Value("string"), "photo": ImageColumn()})).save_to_disk(folder)
+    return folder
+
+
+def test_the_image_column_of_a_dataset(tmp_path, finder, capsys):
+    pictures = list_dataset_pictures(str(saved_dataset(tmp_path / "data")), "photo", "name")
+    extract_store(tmp_path / "store", pictures, *finder, OPTIONS, progress=False)
+    store = FeatureStore(tmp_path / "store")
+    assert list(store) == ["w", "y"]
+    (_, direct), *_ = extract_regions(*finder, [("w", picture(0))], progress=False)
+    assert len(store["w"]["scores"]) == len(direct["scores"])
+    reasons = {record["image_id"]: record["reason"] for record in failures(tmp_path / "store")}
+    assert "cannot identify image" in reasons["x"]
+    assert "there is no picture in this row" in reasons["z"]
+    assert [key for key, _ in list_dataset_pictures(str(tmp_path / "data"), "photo")] == ["0", "1", "2", "3"]
+    with pytest.raises(ValueError, match="no column 'image' in split train; expected one of name, photo"):
+        list_dataset_pictures(str(tmp_path / "data"), "image")
+
+
+# Who reads the store
+
+
+def test_a_task_takes_the_store_of_its_detector_and_no_other(folder, finder, encoder_folder, tmp_path):
+    extract(folder, finder)
+    fields = {"features_dir": str(folder / "store"), "cpu": True}
+    keys = [f"p-{number}" for number in range(10)]
+
+    def pictures(**more):
+        args = TaskArgs(str(tmp_path / "run"), **fields, **more)
+        return prepare_pictures(args, keys, folder, lambda path: {}, torch.device("cpu"))
+
+    assert pictures(region_encoder=str(encoder_folder)).region_dim == finder[0].config.region_dim
+    found = pictures(num_regions=2).get("p-0")
+    assert sorted(found) == ["boxes", "visual_embeds"] and len(found["boxes"]) <= 2
+    with pytest.raises(ValueError, match=r"store: features of dim \d+, this model expects \d+"):
+        pictures(region_encoder=str(DETECTOR))
+    stricter = QueryRegionEncoder.from_detector(finder[0].detector, max_regions=8, score_threshold=0.4)
+    stricter.save_pretrained(tmp_path / "stricter")
+    finder[1].save_pretrained(tmp_path / "stricter")
+    message = f"detector QueryRegionEncoder {finder[0].fingerprint()}, this model has the region encoder {stricter.fingerprint()}"
+    with pytest.raises(ValueError, match=message):
+        pictures(region_encoder=str(tmp_path / "stricter"))
+
+
+# The commands
+
+
+def test_extract_store_and_sheet_from_the_command_line(folder, encoder_folder, tmp_path, capsys):
+    spoil(folder)
+    argv = ["extract", str(folder), str(tmp_path / "out"), "--region_encoder", str(encoder_folder)]
+    assert main([*argv, "--images_per_shard", "4", "--cpu"]) == 0
+    captured = capsys.readouterr()
+    assert "regions of 6 pictures (" in captured.out and "pictures/s" in captured.out
+    assert "4 pictures could not be read, see" in captured.err
+    sheet = tmp_path / "sheet.png"
+    assert (
+        main(["store", str(tmp_path / "out"), "--verify", "--json", "--sheet", str(sheet), "--images", str(folder)])
+        == 0
+    )
+    captured = capsys.readouterr()
+    about = json.loads(captured.out)
+    assert (about["num_images"], about["shards"], about["dtype"], about["classes"]) == (6, 3, "float16", 0)
+    assert "checksums and places of all pictures are right" in captured.err
+    assert Image.open(sheet).width > 960
+    assert main(["store", str(tmp_path / "out")]) == 0
+    assert "num_images        6" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["extract", "{folder}", "{folder}/out", "--region_encoder", "{folder}/none"], "none: no such region encoder"),
+        (["extract", "{folder}/none", "{folder}/out", "--region_encoder", "{encoder}"], "none: no such file"),
+        (
+            ["extract", "{folder}", "{folder}/out", "--region_encoder", "{encoder}", "--batch_size", "0"],
+            "--batch_size 0",
+        ),
+        (["extract", "{folder}", "{folder}/out", "--region_encoder", "{encoder}", "--max_regions", "0"], "0 regions"),
+        (["store", "{folder}"], "no feature store"),
+        (["regions", "{folder}/none.png", "--region_encoder", "{encoder}"], "none.png: no such image file"),
+        (["regions", "{folder}/p-0.png", "--region_encoder", "{encoder}", "--max_regions", "0"], "--max_regions 0"),
+    ],
+)
+def test_what_users_get_wrong_ends_with_status_2_and_one_line(folder, encoder_folder, capsys, argv, message):
+    assert main([part.format(folder=folder, encoder=encoder_folder) for part in argv]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"visualbert {argv[0]}: ") and message in error and error.count("\n") == 1
+
+
+def test_a_damaged_store_is_found_from_the_command_line(folder, finder, capsys):
+    extract(folder, finder)
+    path = folder / "store" / "data" / "shard-00001.arrow"
+    content = path.read_bytes()
+    path.write_bytes(content[:-40] + bytes([content[-40] ^ 1]) + content[-39:])
+    assert main(["store", str(folder / "store"), "--verify"]) == 2
+    assert "shard-00001.arrow: " in capsys.readouterr().err
+    path.write_bytes(content[:-1])
+    assert main(["store", str(folder / "store")]) == 2
+    assert "shard-00001.arrow: damaged" in capsys.readouterr().err
+
+
+def test_the_current_folder_is_a_store_or_not(folder, finder, monkeypatch):
+    extract(folder, finder)
+    monkeypatch.chdir(folder / "store")
+    assert len(FeatureStore(".")) == 10
+    monkeypatch.chdir(folder)
+    with pytest.raises(FileNotFoundError, match="no feature store"):
+        FeatureStore("")
+
+
+def test_a_sheet_of_other_pictures_is_refused(folder, finder, capsys):
+    extract(folder, finder)
+    picture(0, (50, 50)).save(folder / "p-0.png")
+    flags = ["--sheet", str(folder / "sheet.jpg")]
+    assert main(["store", str(folder / "store"), *flags]) == 2
+    assert "--sheet needs --images" in capsys.readouterr().err
+    assert main(["store", str(folder / "store"), *flags, "--images", str(folder)]) == 2
+    assert "p-0.png: 50 x 50 pixels, but its regions are of 96 x 64 pixels" in capsys.readouterr().err
+    assert main(["store", str(folder / "store"), *flags, "--images", str(folder), "--ids", "name"]) == 2
+    assert "none of the 10 pictures is in it" in capsys.readouterr().err
+
+
+def test_regions_of_a_picture(folder, quarters, capsys):
+    drawn = folder / "drawn.jpg"
+    argv = ["regions", str(folder / "p-3.png"), "--region_encoder", str(quarters)]
+    assert main([*argv, "--picture_out", str(drawn)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "4 regions"
+    assert lines[4].split(maxsplit=4) == ["40,", "40,", "80,", "80", "very 0 d 75%"]
+    assert Image.open(drawn).size == (480, 480)
+    assert main([*argv, "--json", "--max_regions", "1"]) == 0
+    (record,) = json.loads(capsys.readouterr().out)
+    assert record == {
+        "label": "very 3 a 0%",
+        "box": [0, 0, 40, 40],
+        "scores": 0,
+        "class_ids": 0,
+        "attribute_ids": 3,
+        "attribute_scores": 0,
+    }
+
+
+# Processes
+
+
+def command(folder, encoder_folder, store, *flags, processes=1):
+    """The command line of an extraction as users start it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = ["-m", "accelerate.commands.launch", "--num_processes", str(processes), "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    launch += ["--multi_gpu", "--main_process_port", str(port)] if processes > 1 else []  # on the CPU too
+    script = [str(ROOT / "examples" / "extract_features.py"), str(folder), str(store), "--cpu"]
+    options = ["--region_encoder", str(encoder_folder), "--images_per_shard", "5", "--batch_size", "2", *flags]
+    return [sys.executable, *(launch if processes > 1 else []), *script, *options]
+
+
+def environment():
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory, encoder_folder):
+    """60 pictures, three of them bad, and the store of a run without interruption."""
+    folder = tmp_path_factory.mktemp("many")
+    for number in range(60):
+        picture(number).save(folder / f"{number:03d}.png")
+    for number in (0, 17, 41):
+        (folder / f"{number:03d}.png").write_bytes(b"no picture")
+    store = tmp_path_factory.mktemp("stores") / "whole"
+    options = ExtractionOptions("float16", 5, None, 2)
+    extract_store(store, list_pictures(folder), *load_region_encoder(encoder_folder), options, progress=False)
+    return folder, store
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_store_of_one(many, encoder_folder, tmp_path):
+    folder, whole = many
+    done = subprocess.run(
+        command(folder, encoder_folder, tmp_path / "store", processes=2),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("regions of 57 pictures") == 1
+    assert contents(tmp_path / "store") == contents(whole)
+
+
+@pytest.mark.slow
+def test_killed_ten_times_at_random(many, encoder_folder, tmp_path):
+    folder, whole = many
+    rng, kills, shards = random.Random(0), 0, []
+    while not (tmp_path / "store").exists():
+        argv = command(folder, encoder_folder, tmp_path / "store")
+        process = subprocess.Popen(argv, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        partial = partial_folder(tmp_path / "store")
+        before = len(list(partial.glob("parts/*")))
+        while kills < 10 and process.poll() is None and len(list(partial.glob("parts/*"))) == before:
+            time.sleep(0.005)  # until it works
+        if kills < 10:
+            time.sleep(rng.uniform(0.0, 0.06))
+            process.kill()
+            kills += 1
+            shards.append(len(list(partial.glob("parts/*"))))
+        assert process.wait() in (0, -9)
+    assert kills == 10, shards
+    assert contents(tmp_path / "store") == contents(whole)
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_with_what_one_left(many, encoder_folder, tmp_path):
+    folder, whole = many
+    process = subprocess.Popen(
+        command(folder, encoder_folder, tmp_path / "store"),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    partial = partial_folder(tmp_path / "store")
+    while len(list(partial.glob("parts/*"))) < 3:
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    two = command(folder, encoder_folder, tmp_path / "store", processes=2)
+    subprocess.run(two, env=environment(), check=True, capture_output=True, timeout=300)
+    assert contents(tmp_path / "store") == contents(whole)
