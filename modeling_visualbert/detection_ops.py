@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional as F
 
 MAX_LOG_SCALE = math.log(1000.0 / 16)  # a box grows at most by this factor in one step
+_CLASSES_AT_ONCE = 128
 
 try:
     from torchvision import ops as _torchvision_ops
@@ -181,18 +182,24 @@ def best_surviving_scores(
     [`_greedy`] run for all of them at once.
     """
     first_E, second_E = overlapping_pairs(boxes_N4, threshold, legacy)
-    if not len(first_E):
-        return scores_NK.max(dim=1).values.clamp(min=0)
+    # A few classes at a time: their numbers then stay near the processor.
+    best = [_best_of_classes(some_NK, first_E, second_E) for some_NK in scores_NK.split(_CLASSES_AT_ONCE, dim=1)]
+    return torch.stack(best).amax(dim=0)
+
+
+def _best_of_classes(scores_NK: torch.Tensor, first_E: torch.Tensor, second_E: torch.Tensor) -> torch.Tensor:
+    scores_NK = scores_NK.contiguous()
     # An edge runs from the better box to the worse, which differs between classes: each pair stands for both directions.
     first_wins_EK = scores_NK[first_E] >= scores_NK[second_E]
+    second_wins_EK = ~first_wins_EK
     keep_NK = torch.ones_like(scores_NK, dtype=torch.bool)
     while True:
         beaten_NK = torch.zeros_like(scores_NK, dtype=torch.int32)
         beaten_NK.index_add_(0, second_E, (keep_NK[first_E] & first_wins_EK).int())
-        beaten_NK.index_add_(0, first_E, (keep_NK[second_E] & ~first_wins_EK).int())
+        beaten_NK.index_add_(0, first_E, (keep_NK[second_E] & second_wins_EK).int())
         now_NK = beaten_NK == 0
         if torch.equal(now_NK, keep_NK):
-            return torch.where(keep_NK, scores_NK, 0).max(dim=1).values.clamp(min=0)
+            return (scores_NK * keep_NK).amax(dim=1).clamp(min=0)
         keep_NK = now_NK
 
 

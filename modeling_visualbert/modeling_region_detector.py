@@ -362,8 +362,14 @@ class RegionDetector(RegionEncoder):
                 init.ones_(tensor)
             return  # the class of `transformers` counts on `num_batches_tracked`
         super()._init_weights(module)
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, NormedConv):
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Conv2d):
+            init.normal_(module.weight, std=0.01)
+        elif isinstance(
+            module, Bottleneck
+        ):  # small steps: fixed normalisation would not hold a hundred layers in check
+            init.constant_(module.conv3.norm.weight, 0.2)
 
     @staticmethod
     def _normed_convs(module: nn.Module) -> Iterator[NormedConv]:
@@ -449,6 +455,8 @@ class RegionDetector(RegionEncoder):
         """The maps that regions are read from: P2 .. P6, or that of the last stage before the head."""
         if pixel_values.dim() != 4 or pixel_values.shape[1] != 3:
             raise ValueError(f"pixel_values of shape {tuple(pixel_values.shape)}; expected (batch, 3, height, width)")
+        # Convolutions are as fast or faster in this layout, and all channels of a cell, which pooling reads, lie together.
+        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         if self.fpn is None:
             return self.backbone(pixel_values)[-1:]
         height, width = pixel_values.shape[2:]
