@@ -358,12 +358,14 @@ def _roi_pool(
     per_power_y, per_power_x, per_picture = strides
     base_N11 = (rois_N5[:, 0].long() * per_picture)[:, None, None]
     base_NPP = base_N11 + (power_y_NP * per_power_y)[:, :, None] + (power_x_NP * per_power_x)[:, None, :]
-    pooled = None
-    for y_NP in (low_y_NP, last_y_NP):
-        for x_NP in (low_x_NP, last_x_NP):
-            found = F.embedding(base_NPP + (y_NP * width)[:, :, None] + x_NP[:, None, :], windows_XC)
-            pooled = found if pooled is None else torch.maximum(pooled, found)
-    assert pooled is not None
+    first_NPP = base_NPP + (low_y_NP * width)[:, :, None] + low_x_NP[:, None, :]
+    pooled = F.embedding(first_NPP, windows_XC)
+    for y_NP, x_NP in ((low_y_NP, last_x_NP), (last_y_NP, low_x_NP), (last_y_NP, last_x_NP)):
+        index_NPP = base_NPP + (y_NP * width)[:, :, None] + x_NP[:, None, :]
+        other_X = (index_NPP != first_NPP).flatten().nonzero()[:, 0]  # most bins are one or two cells wide
+        rows_XC = F.embedding(index_NPP.flatten()[other_X], windows_XC)
+        flat = pooled.view(-1, pooled.shape[-1])
+        flat.index_copy_(0, other_X, torch.maximum(flat[other_X], rows_XC))
     empty_NPP = (high_y_NP <= low_y_NP)[:, :, None] | (high_x_NP <= low_x_NP)[:, None, :]
     if empty_NPP.any():
         pooled = pooled.masked_fill(empty_NPP[..., None], 0.0)

@@ -41,14 +41,23 @@ _ROIS_AT_ONCE = 48  # through the last stage of a ResNet; bounds memory, and suc
 class NormedConv(nn.Conv2d):
     """Convolution and batch normalisation. With fixed statistics both are one convolution.
 
-    `statistics` is one of `config.norm_statistics`; "batch" means those of the batch, in evaluation too.
+    `statistics` is one of `config.norm_statistics`; "batch" means those of the batch, in evaluation too. `added` says that
+    the output is added to a shortcut.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, size: int, config: RegionDetectorConfig, **kwargs):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        size: int,
+        config: RegionDetectorConfig,
+        added: bool = False,
+        **kwargs,
+    ):
         kwargs.setdefault("padding", kwargs.get("dilation", 1) * (size // 2))
         super().__init__(in_channels, out_channels, size, bias=False, **kwargs)
         self.norm = nn.BatchNorm2d(out_channels, eps=config.norm_eps)
-        self.statistics = config.norm_statistics
+        self.statistics, self.added = config.norm_statistics, added
         if self.statistics == "frozen":
             self.norm.num_batches_tracked = None  # nothing is tracked
 
@@ -77,7 +86,7 @@ class Bottleneck(nn.Module):
         self.conv2 = NormedConv(
             inner, inner, 3, config, stride=second, dilation=dilation, padding=dilation, groups=config.groups
         )
-        self.conv3 = NormedConv(inner, out_channels, 1, config)
+        self.conv3 = NormedConv(inner, out_channels, 1, config, added=True)
         self.shortcut = None
         if in_channels != out_channels:
             self.shortcut = NormedConv(in_channels, out_channels, 1, config, stride=stride)
@@ -364,6 +373,8 @@ class RegionDetector(RegionEncoder):
         super()._init_weights(module)
         if isinstance(module, NormedConv):
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.added:  # in small steps: fixed normalisation would not hold a hundred layers in check
+                init.constant_(module.norm.weight, 0.2)
         elif isinstance(module, nn.Conv2d):
             init.normal_(module.weight, std=0.01)
         elif isinstance(
