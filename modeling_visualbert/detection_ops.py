@@ -352,6 +352,8 @@ def _roi_pool(
     corners_N4 = _round_half_away(rois_N5[:, 1:] * scale)
     low_y_NP, high_y_NP = _bin_edges(corners_N4[:, 1], corners_N4[:, 3], size_hw[0], height)
     low_x_NP, high_x_NP = _bin_edges(corners_N4[:, 0], corners_N4[:, 2], size_hw[1], width)
+    empty_NPP = (high_y_NP <= low_y_NP)[:, :, None] | (high_x_NP <= low_x_NP)[:, None, :]
+    low_y_NP, low_x_NP = low_y_NP.clamp(max=height - 1), low_x_NP.clamp(max=width - 1)
     power_y_NP, last_y_NP = _power_of_two(low_y_NP, high_y_NP)
     power_x_NP, last_x_NP = _power_of_two(low_x_NP, high_x_NP)
     windows_XC, strides = _window_maxima(features_BCHW, _top(power_y_NP), _top(power_x_NP))
@@ -366,7 +368,6 @@ def _roi_pool(
         rows_XC = F.embedding(index_NPP.flatten()[other_X], windows_XC)
         flat = pooled.view(-1, pooled.shape[-1])
         flat.index_copy_(0, other_X, torch.maximum(flat[other_X], rows_XC))
-    empty_NPP = (high_y_NP <= low_y_NP)[:, :, None] | (high_x_NP <= low_x_NP)[:, None, :]
     if empty_NPP.any():
         pooled = pooled.masked_fill(empty_NPP[..., None], 0.0)
     return pooled.permute(0, 3, 1, 2)

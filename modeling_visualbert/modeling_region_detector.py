@@ -516,7 +516,7 @@ class RegionDetector(RegionEncoder):
         feature is that of the proposal."""
         assert described.box_deltas is not None and described.attribute_logits is not None
         scores_N, classes_N = described.class_logits.softmax(dim=1)[:, :-1].max(dim=1)
-        codes_N4 = described.box_deltas.unflatten(1, (-1, 4))[torch.arange(len(classes_N)), classes_N]
+        codes_N4 = described.box_deltas.unflatten(1, (-1, 4))[torch.arange(len(classes_N), device=classes_N.device), classes_N]
         boxes_N4 = clip_boxes(decode_boxes(codes_N4.detach(), proposals_N4, BOX_CODE_WEIGHTS), limit_hw)
         keep_R = torch.zeros(0, dtype=torch.long, device=boxes_N4.device)
         for threshold in self.config.nms_thresholds:

@@ -232,6 +232,8 @@ def test_roi_pool_equals_a_plain_loop():
     expected = torch.stack([pool_by_loop(features, roi, 4, 1 / 16) for roi in rois])
     assert torch.equal(found, expected)
     assert (expected == 0).any()
+    beyond = torch.tensor([[1.0, 900.0, 900.0, 990.0, 990.0]])
+    assert not ops.roi_pool(features, beyond, (4, 4), 1 / 16).any()
 
 
 @pytest.mark.parametrize("pool", ["align", "adaptive", "max"])
