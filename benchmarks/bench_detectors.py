@@ -4,7 +4,7 @@
 
 Each network runs in a process of its own, so that its peak memory is its own. "ResNet" are all convolutions of the ResNet
 with their normalisation, "other layers" the convolutions and linear layers of pyramid, proposals and heads, "the rest" is
-everything else: activations, anchors, box codes, suppression, pooling of regions, selection.
+everything else: activations, anchors, box codes, suppression, pooling of regions, selection. Shares are of processor time.
 """
 
 import argparse
@@ -29,7 +29,7 @@ CASES = {
 
 
 class Stopwatch:
-    """Adds up the time inside the layers of a model."""
+    """Adds up the processor time inside the layers of a model (wall time would count other processes too)."""
 
     def __init__(self, model: nn.Module):
         self.seconds = {"ResNet": 0.0, "other": 0.0}
@@ -37,11 +37,11 @@ class Stopwatch:
         for module in model.modules():
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 kind = "ResNet" if isinstance(module, NormedConv) else "other"
-                module.register_forward_pre_hook(lambda *_: setattr(self, "started", time.perf_counter()))
+                module.register_forward_pre_hook(lambda *_: setattr(self, "started", time.process_time()))
                 module.register_forward_hook(lambda *_, kind=kind: self._stop(kind))
 
     def _stop(self, kind: str) -> None:
-        self.seconds[kind] += time.perf_counter() - self.started
+        self.seconds[kind] += time.process_time() - self.started
 
 
 @torch.inference_mode()
@@ -59,8 +59,7 @@ def run_network(name: str, repeats: int) -> str:
         found = model(pixels)
         times.append(time.perf_counter() - start)
     processor = (time.process_time() - processor) / repeats
-    total = sum(times)
-    shares = [stopwatch.seconds["ResNet"] / total, stopwatch.seconds["other"] / total]
+    shares = [seconds / repeats / processor for seconds in stopwatch.seconds.values()]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     cells = [f"{min(times):.2f}", f"{processor:.2f}", *(f"{share:.0%}" for share in (*shares, 1 - sum(shares)))]
     return f"| {name} | {' | '.join(cells)} | {weights:.0f} | {peak:.0f} | {found['visual_embeds'].shape[1]} |"

@@ -9,6 +9,7 @@ Letters: B pictures, C channels, H, W cells, N proposals or RoIs, K classes, R r
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +36,7 @@ from .modeling_region_encoder import RegionEncoder, RegionEncoderOutput
 
 PROPOSAL_CODE_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 BOX_CODE_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-_ROIS_AT_ONCE = 48  # through the last stage of a ResNet; bounds memory, and such a chunk stays near the processor
+_ROIS_AT_ONCE = 16  # through the last stage of a ResNet; bounds memory, and such a chunk stays near the processor
 
 
 class NormedConv(nn.Conv2d):
@@ -58,6 +59,7 @@ class NormedConv(nn.Conv2d):
         super().__init__(in_channels, out_channels, size, bias=False, **kwargs)
         self.norm = nn.BatchNorm2d(out_channels, eps=config.norm_eps)
         self.statistics, self.added = config.norm_statistics, added
+        self.kept: tuple[torch.Tensor, torch.Tensor] | None = None  # see `_folded_once`
         if self.statistics == "frozen":
             self.norm.num_batches_tracked = None  # nothing is tracked
 
@@ -68,10 +70,28 @@ class NormedConv(nn.Conv2d):
             return F.batch_norm(convolved, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
         if self.statistics == "running" and norm.training:
             return norm(self._conv_forward(maps_BCHW, self.weight, None))
-        mean, variance = norm.running_mean, norm.running_var
+        weight, bias = self.folded() if self.kept is None else self.kept
+        return self._conv_forward(maps_BCHW, weight, bias)
+
+    def folded(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight and bias of the convolution that does both."""
+        mean, variance = self.norm.running_mean, self.norm.running_var
         assert mean is not None and variance is not None
-        scale = norm.weight * torch.rsqrt(variance + norm.eps)
-        return self._conv_forward(maps_BCHW, self.weight * scale[:, None, None, None], norm.bias - mean * scale)
+        scale = self.norm.weight * torch.rsqrt(variance + self.norm.eps)
+        return self.weight * scale[:, None, None, None], self.norm.bias - mean * scale
+
+
+@contextmanager
+def _folded_once(module: nn.Module) -> Iterator[None]:
+    """Fold the convolutions of a module once for all calls in this block, instead of in each of them."""
+    convs = [conv for conv in module.modules() if isinstance(conv, NormedConv) and conv.statistics == "frozen"]
+    for conv in convs:
+        conv.kept = conv.folded()
+    try:
+        yield
+    finally:
+        for conv in convs:
+            conv.kept = None
 
 
 class Bottleneck(nn.Module):
@@ -95,7 +115,7 @@ class Bottleneck(nn.Module):
         residual = maps_BCHW if self.shortcut is None else self.shortcut(maps_BCHW)
         inner = F.relu(self.conv1(maps_BCHW), inplace=True)
         inner = F.relu(self.conv2(inner), inplace=True)
-        return F.relu(self.conv3(inner) + residual, inplace=True)
+        return F.relu(self.conv3(inner).add_(residual), inplace=True)
 
 
 def _stage(stage: int, stride: int, config: RegionDetectorConfig, dilation: int = 1) -> nn.Sequential:
@@ -262,7 +282,8 @@ class C4Head(nn.Module):
         return roi_pool(maps[-1], rois_N5, (self.config.roi_size, self.config.roi_size), 1 / 16)
 
     def forward(self, maps: Sequence[torch.Tensor], rois_N5: torch.Tensor) -> Described:
-        chunks = [self.res5(self.pool(maps, some)).mean(dim=(2, 3)) for some in rois_N5.split(_ROIS_AT_ONCE)]
+        with _folded_once(self.res5):
+            chunks = [self.res5(self.pool(maps, some)).mean(dim=(2, 3)) for some in rois_N5.split(_ROIS_AT_ONCE)]
         features_NV = torch.cat(chunks)
         logits_NK = self.classes(features_NV)
         # The class that attributes are told by may be the background, unlike the class that is reported.
@@ -516,7 +537,9 @@ class RegionDetector(RegionEncoder):
         feature is that of the proposal."""
         assert described.box_deltas is not None and described.attribute_logits is not None
         scores_N, classes_N = described.class_logits.softmax(dim=1)[:, :-1].max(dim=1)
-        codes_N4 = described.box_deltas.unflatten(1, (-1, 4))[torch.arange(len(classes_N), device=classes_N.device), classes_N]
+        codes_N4 = described.box_deltas.unflatten(1, (-1, 4))[
+            torch.arange(len(classes_N), device=classes_N.device), classes_N
+        ]
         boxes_N4 = clip_boxes(decode_boxes(codes_N4.detach(), proposals_N4, BOX_CODE_WEIGHTS), limit_hw)
         keep_R = torch.zeros(0, dtype=torch.long, device=boxes_N4.device)
         for threshold in self.config.nms_thresholds:

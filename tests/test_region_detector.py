@@ -15,8 +15,10 @@ from modeling_visualbert import (
     VisualBertForMultipleChoice,
     VisualBertForQuestionAnswering,
     VisualBertModel,
+    VisualBertProcessor,
 )
 from modeling_visualbert.configuration_visualbert import VisualBertConfig
+from modeling_visualbert.corpus.vocabulary import corpus_tokenizer
 from modeling_visualbert.regions_visualbert import check_regions, split_regions
 
 TINY = {"depths": [1, 1, 1, 1], "stem_channels": 8, "res2_channels": 8, "group_width": 4, "num_classes": 5}
@@ -247,6 +249,24 @@ def test_detector_of_vcr_trains_along():
         torch.testing.assert_close(model(**inputs).loss, choice + 0.5 * found["cnn_regularization_loss"])
         accumulated = model(**inputs, num_items_in_batch=8).loss
     torch.testing.assert_close(accumulated, (choice + 0.5 * found["cnn_regularization_loss"]) / 4)
+
+
+def test_processor_tells_the_detector_of_vcr_what_the_objects_are():
+    image_processor = processor_for("given", class_names=["whole image", "red circle", "blue square", "cup", "tie"])
+    processor = VisualBertProcessor(image_processor, corpus_tokenizer(), task="vcr", max_length=64)
+    inputs = processor(
+        images=picture(),
+        text="what is [0] ?",
+        choices=["red", "blue [1]"],
+        objects=["blue square", "cup"],
+        boxes=[[5, 5, 40, 30], [20, 10, 70, 55]],
+        polygons=[[[[5, 5], [40, 5], [5, 30]]], [[[20, 10], [70, 10], [70, 55], [20, 55]]]],
+    )
+    assert inputs["object_classes"].tolist() == [[0, 2, 3]]
+    masks = inputs["object_masks"][0]
+    assert masks[0].all() and 0.3 < masks[1].mean() < 0.7 and masks[2].mean() == 1.0
+    model = tiny_model(VisualBertForMultipleChoice, "given", vocab_size=len(corpus_tokenizer()))
+    assert model(**inputs).logits.shape == (1, 2)
 
 
 def test_a_step_lowers_the_class_loss():
