@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from . import __version__
 from .convert import HEADS, convert_original_checkpoint, convert_published_checkpoint, summarise
+from .convert_region_detector import convert_region_detector, is_region_detector
 from .corpus.build import CorpusConfig, ensure_corpus
 from .data.vcr import read_metadata
 from .features.convert import READERS, convert_features
@@ -31,7 +32,9 @@ from .features.format import DTYPES
 from .features.pictures import IMAGE_IDS, list_dataset_pictures, list_pictures
 from .features.sheet import store_sheet
 from .features.store import FeatureStore
+from .image_processing_region_detector import RegionDetectorImageProcessor
 from .image_processing_visualbert import load_picture
+from .modeling_region_detector import RegionDetector
 from .modeling_visualbert import (
     VisualBertForMultipleChoice,
     VisualBertForPreTraining,
@@ -91,8 +94,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("text", nargs="+", help="one text or two, as in pre-training")
     command.add_argument("--top_k", type=int, default=3, help="words for each mask (default: %(default)s)")
 
-    command = commands.add_parser("convert", help="convert the authors' .th files or uclanlp/visualbert-* checkpoints")
-    command.add_argument("source", help=".th file, or folder or Hub name of a uclanlp/visualbert-* checkpoint")
+    command = commands.add_parser("convert", help="convert the authors' checkpoints and published region detectors")
+    command.add_argument(
+        "source",
+        help=".th file, folder or Hub name of a uclanlp/visualbert-* checkpoint, or a detector: .pth, .pkl, .bin file "
+        "(with its .yaml beside it) or a folder with pytorch_model.bin and config.yaml",
+    )
     command.add_argument("target", help="folder to write; must not exist")
     command.add_argument("--task", choices=sorted(HEADS), help="head of a .th file (default: guessed from its tensors)")
     command.add_argument("--num_attention_heads", type=int, help=".th files do not tell (default: hidden size / 64)")
@@ -391,16 +398,19 @@ def _check_checkpoint(name: str) -> None:
 
 @torch.no_grad()
 def _convert(args: argparse.Namespace) -> None:
-    target = Path(args.target)
+    target, processor = Path(args.target), None
     if target.exists():
         raise FileExistsError(f"{target} exists; choose another folder or remove it")
-    if Path(args.source).is_file():
+    if is_region_detector(args.source):
+        model, processor, report = convert_region_detector(args.source)
+    elif Path(args.source).is_file():
         heads = {} if args.num_attention_heads is None else {"num_attention_heads": args.num_attention_heads}
         model, report = convert_original_checkpoint(args.source, args.task, **heads)
     else:
         _check_checkpoint(args.source)
         model, report = convert_published_checkpoint(args.source)
-    processor = _processor_of(model, args.tokenizer) if args.tokenizer else None
+    if args.tokenizer and not isinstance(model, RegionDetector):
+        processor = _processor_of(model, args.tokenizer)
     model.save_pretrained(target)
     if processor is not None:
         processor.save_pretrained(target)
@@ -409,8 +419,9 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _processor_of(model: PreTrainedModel, tokenizer: str) -> VisualBertProcessor:
-    names = model.config.id2label
+    names, detector = model.config.id2label, model.config.region_encoder_config
     return VisualBertProcessor(
+        image_processor=None if detector is None else RegionDetectorImageProcessor.for_config(detector),
         tokenizer=AutoTokenizer.from_pretrained(tokenizer),
         answers=[names[i] for i in sorted(names)] if isinstance(model, HEADS["vqa"]) else None,
         region_dim=model.config.visual_embedding_dim,

@@ -13,19 +13,17 @@ Files are read with `weights_only=True`: a checkpoint that wants to run code is 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from .answers import pythia_answers
+from .checkpoint_files import KeyReport, load_weights, summarise
 from .configuration_visualbert import VisualBertConfig
+from .convert_region_detector import detector_from_weights
 from .modeling_visualbert import (
     VisualBertForMultipleChoice,
     VisualBertForPreTraining,
@@ -55,52 +53,6 @@ _RENAMES = (
 )
 
 
-@dataclass(frozen=True)
-class KeyReport:
-    """What became of one tensor. `status` is loaded, tied (a copy of another), skipped (not part of our model) or new."""
-
-    original: str | None
-    name: str | None
-    shape: tuple[int, ...]
-    status: str
-
-    def __str__(self) -> str:
-        shape = "x".join(map(str, self.shape))
-        return f"{self.status:8} {self.original or '-'} -> {self.name or '-'} [{shape}]"
-
-
-def load_weights(path: str | Path, inside: str | None = None) -> dict[str, torch.Tensor]:
-    """Read a flat dict of tensors from a `.safetensors` or `torch.save` file, without running code from it.
-
-    Args:
-        path: The file.
-        inside: Key of the dict with the tensors, in files that hold more than them.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, holds anything but named tensors, or asks to run code.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint file")
-    try:
-        weights = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file ({error}); expected safetensors, never a pickle") from error
-    except Exception as error:  # a damaged file can fail anywhere inside the unpickler
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path}: not a checkpoint that can be read safely: {reason}") from error
-    if inside is not None and isinstance(weights, Mapping) and isinstance(weights.get(inside), Mapping):
-        weights = weights[inside]
-    if not isinstance(weights, Mapping) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise ValueError(f"{path}: expected a dict of tensors by name, found {type(weights).__name__}")
-    return dict(weights)
-
-
 def rename_original_key(key: str) -> str:
     """The name in our models of a tensor in the authors' files."""
     for pattern, replacement in _RENAMES:
@@ -120,12 +72,19 @@ def convert_original_checkpoint(
             each 64 hidden units.
 
     Returns:
-        The model in evaluation mode, and a report of every tensor of the file and of the model.
+        The model in evaluation mode, with the file's region detector where it holds one (VCR), and a report of every tensor
+        of the file and of the model.
 
     Raises:
         ValueError: The file is unsafe, damaged or of another model, or shapes differ.
     """
     weights = load_weights(path)
+    detector, detector_report = None, list[KeyReport]()
+    if "detector.backbone.0.weight" in weights:  # VCR's were trained along with theirs
+        of_detector = {key: value for key, value in weights.items() if key.startswith("detector.")}
+        detector, detector_report = detector_from_weights(of_detector, {}, path)
+        weights = {key: value for key, value in weights.items() if key not in of_detector}
+        config_kwargs = {"region_encoder_config": detector.config, **config_kwargs}
     renamed: dict[str, torch.Tensor] = {}
     origin: dict[str, str] = {}
     for key, value in weights.items():
@@ -137,7 +96,13 @@ def convert_original_checkpoint(
     if task not in HEADS:
         raise ValueError(f"unknown task {task!r}; expected one of {', '.join(HEADS)}")
     model = HEADS[task](_config_from_shapes(renamed, task, path, config_kwargs))
-    return model.eval(), _fill(model, renamed, origin, path)
+    report = _fill(model, renamed, origin, path)
+    if detector is not None:
+        model.visual_bert.region_encoder.load_state_dict(detector.state_dict())
+        prefix = "visual_bert.region_encoder."
+        report = [item for item in report if not (item.name or "").startswith(prefix)]
+        report += [replace(item, name=item.name and prefix + item.name) for item in detector_report]
+    return model.eval(), report
 
 
 def convert_published_checkpoint(path: str | Path, **config_kwargs) -> tuple[PreTrainedModel, list[KeyReport]]:
@@ -221,11 +186,6 @@ def _fill(model: PreTrainedModel, weights: dict, origin: dict, path: str | Path)
     for name in sorted(ours.keys() - weights.keys()):
         report.append(KeyReport(None, name, tuple(ours[name].shape), "tied" if name in tied else "new"))
     return report
-
-
-def summarise(report: list[KeyReport]) -> str:
-    """One line such as `61 loaded, 1 tied, 2 new`."""
-    return ", ".join(f"{count} {status}" for status, count in Counter(item.status for item in report).items())
 
 
 __all__ = [

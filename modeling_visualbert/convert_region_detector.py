@@ -25,8 +25,8 @@ import torch
 import yaml
 from numpy._core import multiarray
 
+from .checkpoint_files import KeyReport, load_weights
 from .configuration_region_detector import RegionDetectorConfig
-from .convert import KeyReport, load_weights
 from .detection_ops import cell_anchors, legacy_cell_anchors
 from .image_processing_region_detector import RegionDetectorImageProcessor
 from .modeling_region_detector import RegionDetector
@@ -234,6 +234,14 @@ def guess_family(weights: Mapping[str, torch.Tensor]) -> str | None:
     if any(name.endswith(("fpn_inner1.weight", "fpn_layer1.weight")) for name in weights):
         return "maskrcnn"
     return None
+
+
+def is_region_detector(path: str | Path) -> bool:
+    """Whether a file or folder looks, by its name, like a published detector rather than a VisualBERT checkpoint."""
+    path = Path(path)
+    if path.is_dir():
+        return (path / "pytorch_model.bin").is_file() and (path / "config.yaml").is_file()
+    return path.suffix in (".pkl", ".pth", ".bin")
 
 
 def convert_region_detector(
@@ -492,4 +500,11 @@ def _image_processor(config: RegionDetectorConfig, settings: Mapping) -> RegionD
     return RegionDetectorImageProcessor.for_config(config, **fields)
 
 
-__all__ = ["convert_region_detector", "detector_from_weights", "guess_family", "load_arrays", "original_names"]
+__all__ = [
+    "convert_region_detector",
+    "detector_from_weights",
+    "guess_family",
+    "is_region_detector",
+    "load_arrays",
+    "original_names",
+]

@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional as F
 
 MAX_LOG_SCALE = math.log(1000.0 / 16)  # a box grows at most by this factor in one step
+_CLASSES_AT_ONCE = 128
 
 try:
     from torchvision import ops as _torchvision_ops
@@ -181,18 +182,24 @@ def best_surviving_scores(
     [`_greedy`] run for all of them at once.
     """
     first_E, second_E = overlapping_pairs(boxes_N4, threshold, legacy)
-    if not len(first_E):
-        return scores_NK.max(dim=1).values.clamp(min=0)
+    # A few classes at a time: their numbers then stay near the processor.
+    best = [_best_of_classes(some_NK, first_E, second_E) for some_NK in scores_NK.split(_CLASSES_AT_ONCE, dim=1)]
+    return torch.stack(best).amax(dim=0)
+
+
+def _best_of_classes(scores_NK: torch.Tensor, first_E: torch.Tensor, second_E: torch.Tensor) -> torch.Tensor:
+    scores_NK = scores_NK.contiguous()
     # An edge runs from the better box to the worse, which differs between classes: each pair stands for both directions.
     first_wins_EK = scores_NK[first_E] >= scores_NK[second_E]
+    second_wins_EK = ~first_wins_EK
     keep_NK = torch.ones_like(scores_NK, dtype=torch.bool)
     while True:
         beaten_NK = torch.zeros_like(scores_NK, dtype=torch.int32)
         beaten_NK.index_add_(0, second_E, (keep_NK[first_E] & first_wins_EK).int())
-        beaten_NK.index_add_(0, first_E, (keep_NK[second_E] & ~first_wins_EK).int())
+        beaten_NK.index_add_(0, first_E, (keep_NK[second_E] & second_wins_EK).int())
         now_NK = beaten_NK == 0
         if torch.equal(now_NK, keep_NK):
-            return torch.where(keep_NK, scores_NK, 0).max(dim=1).values.clamp(min=0)
+            return (scores_NK * keep_NK).amax(dim=1).clamp(min=0)
         keep_NK = now_NK
 
 
@@ -345,19 +352,22 @@ def _roi_pool(
     corners_N4 = _round_half_away(rois_N5[:, 1:] * scale)
     low_y_NP, high_y_NP = _bin_edges(corners_N4[:, 1], corners_N4[:, 3], size_hw[0], height)
     low_x_NP, high_x_NP = _bin_edges(corners_N4[:, 0], corners_N4[:, 2], size_hw[1], width)
+    empty_NPP = (high_y_NP <= low_y_NP)[:, :, None] | (high_x_NP <= low_x_NP)[:, None, :]
+    low_y_NP, low_x_NP = low_y_NP.clamp(max=height - 1), low_x_NP.clamp(max=width - 1)
     power_y_NP, last_y_NP = _power_of_two(low_y_NP, high_y_NP)
     power_x_NP, last_x_NP = _power_of_two(low_x_NP, high_x_NP)
     windows_XC, strides = _window_maxima(features_BCHW, _top(power_y_NP), _top(power_x_NP))
     per_power_y, per_power_x, per_picture = strides
     base_N11 = (rois_N5[:, 0].long() * per_picture)[:, None, None]
     base_NPP = base_N11 + (power_y_NP * per_power_y)[:, :, None] + (power_x_NP * per_power_x)[:, None, :]
-    pooled = None
-    for y_NP in (low_y_NP, last_y_NP):
-        for x_NP in (low_x_NP, last_x_NP):
-            found = F.embedding(base_NPP + (y_NP * width)[:, :, None] + x_NP[:, None, :], windows_XC)
-            pooled = found if pooled is None else torch.maximum(pooled, found)
-    assert pooled is not None
-    empty_NPP = (high_y_NP <= low_y_NP)[:, :, None] | (high_x_NP <= low_x_NP)[:, None, :]
+    first_NPP = base_NPP + (low_y_NP * width)[:, :, None] + low_x_NP[:, None, :]
+    pooled = F.embedding(first_NPP, windows_XC)
+    for y_NP, x_NP in ((low_y_NP, last_x_NP), (last_y_NP, low_x_NP), (last_y_NP, last_x_NP)):
+        index_NPP = base_NPP + (y_NP * width)[:, :, None] + x_NP[:, None, :]
+        other_X = (index_NPP != first_NPP).flatten().nonzero()[:, 0]  # most bins are one or two cells wide
+        rows_XC = F.embedding(index_NPP.flatten()[other_X], windows_XC)
+        flat = pooled.view(-1, pooled.shape[-1])
+        flat.index_copy_(0, other_X, torch.maximum(flat[other_X], rows_XC))
     if empty_NPP.any():
         pooled = pooled.masked_fill(empty_NPP[..., None], 0.0)
     return pooled.permute(0, 3, 1, 2)

@@ -213,10 +213,11 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
                 )
         units, masks, ids = [], [], []
         for i, (height, width) in enumerate(image_sizes):
-            corners = np.asarray(boxes[i], dtype=np.float64).reshape(len(boxes[i]), -1)
-            if len(corners) and corners.shape[1] not in (4, 5):  # VCR's have a confidence behind
+            corners = np.asarray(boxes[i], dtype=np.float64)
+            corners = corners.reshape(len(corners), -1 if len(corners) else 4)
+            if corners.shape[1] not in (4, 5):  # VCR's have a confidence behind
                 raise ValueError(f"boxes {i} of shape {corners.shape}; expected (objects, 4), x1, y1, x2, y2 in pixels")
-            corners = corners[:, :4].reshape(-1, 4)
+            corners = corners[:, :4]
             unit = corners / np.array([width, height] * 2)
             units.append(
                 torch.from_numpy(np.concatenate((np.array([[0.0, 0.0, 1.0, 1.0]] * vcr).reshape(-1, 4), unit)))

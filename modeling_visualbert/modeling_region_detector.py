@@ -9,6 +9,7 @@ Letters: B pictures, C channels, H, W cells, N proposals or RoIs, K classes, R r
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,20 +36,30 @@ from .modeling_region_encoder import RegionEncoder, RegionEncoderOutput
 
 PROPOSAL_CODE_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 BOX_CODE_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-_ROIS_AT_ONCE = 48  # through the last stage of a ResNet; bounds memory, and such a chunk stays near the processor
+_ROIS_AT_ONCE = 16  # through the last stage of a ResNet; bounds memory, and such a chunk stays near the processor
 
 
 class NormedConv(nn.Conv2d):
     """Convolution and batch normalisation. With fixed statistics both are one convolution.
 
-    `statistics` is one of `config.norm_statistics`; "batch" means those of the batch, in evaluation too.
+    `statistics` is one of `config.norm_statistics`; "batch" means those of the batch, in evaluation too. `added` says that
+    the output is added to a shortcut.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, size: int, config: RegionDetectorConfig, **kwargs):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        size: int,
+        config: RegionDetectorConfig,
+        added: bool = False,
+        **kwargs,
+    ):
         kwargs.setdefault("padding", kwargs.get("dilation", 1) * (size // 2))
         super().__init__(in_channels, out_channels, size, bias=False, **kwargs)
         self.norm = nn.BatchNorm2d(out_channels, eps=config.norm_eps)
-        self.statistics = config.norm_statistics
+        self.statistics, self.added = config.norm_statistics, added
+        self.kept: tuple[torch.Tensor, torch.Tensor] | None = None  # see `_folded_once`
         if self.statistics == "frozen":
             self.norm.num_batches_tracked = None  # nothing is tracked
 
@@ -59,10 +70,28 @@ class NormedConv(nn.Conv2d):
             return F.batch_norm(convolved, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
         if self.statistics == "running" and norm.training:
             return norm(self._conv_forward(maps_BCHW, self.weight, None))
-        mean, variance = norm.running_mean, norm.running_var
+        weight, bias = self.folded() if self.kept is None else self.kept
+        return self._conv_forward(maps_BCHW, weight, bias)
+
+    def folded(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight and bias of the convolution that does both."""
+        mean, variance = self.norm.running_mean, self.norm.running_var
         assert mean is not None and variance is not None
-        scale = norm.weight * torch.rsqrt(variance + norm.eps)
-        return self._conv_forward(maps_BCHW, self.weight * scale[:, None, None, None], norm.bias - mean * scale)
+        scale = self.norm.weight * torch.rsqrt(variance + self.norm.eps)
+        return self.weight * scale[:, None, None, None], self.norm.bias - mean * scale
+
+
+@contextmanager
+def _folded_once(module: nn.Module) -> Iterator[None]:
+    """Fold the convolutions of a module once for all calls in this block, instead of in each of them."""
+    convs = [conv for conv in module.modules() if isinstance(conv, NormedConv) and conv.statistics == "frozen"]
+    for conv in convs:
+        conv.kept = conv.folded()
+    try:
+        yield
+    finally:
+        for conv in convs:
+            conv.kept = None
 
 
 class Bottleneck(nn.Module):
@@ -77,7 +106,7 @@ class Bottleneck(nn.Module):
         self.conv2 = NormedConv(
             inner, inner, 3, config, stride=second, dilation=dilation, padding=dilation, groups=config.groups
         )
-        self.conv3 = NormedConv(inner, out_channels, 1, config)
+        self.conv3 = NormedConv(inner, out_channels, 1, config, added=True)
         self.shortcut = None
         if in_channels != out_channels:
             self.shortcut = NormedConv(in_channels, out_channels, 1, config, stride=stride)
@@ -86,7 +115,7 @@ class Bottleneck(nn.Module):
         residual = maps_BCHW if self.shortcut is None else self.shortcut(maps_BCHW)
         inner = F.relu(self.conv1(maps_BCHW), inplace=True)
         inner = F.relu(self.conv2(inner), inplace=True)
-        return F.relu(self.conv3(inner) + residual, inplace=True)
+        return F.relu(self.conv3(inner).add_(residual), inplace=True)
 
 
 def _stage(stage: int, stride: int, config: RegionDetectorConfig, dilation: int = 1) -> nn.Sequential:
@@ -253,7 +282,8 @@ class C4Head(nn.Module):
         return roi_pool(maps[-1], rois_N5, (self.config.roi_size, self.config.roi_size), 1 / 16)
 
     def forward(self, maps: Sequence[torch.Tensor], rois_N5: torch.Tensor) -> Described:
-        chunks = [self.res5(self.pool(maps, some)).mean(dim=(2, 3)) for some in rois_N5.split(_ROIS_AT_ONCE)]
+        with _folded_once(self.res5):
+            chunks = [self.res5(self.pool(maps, some)).mean(dim=(2, 3)) for some in rois_N5.split(_ROIS_AT_ONCE)]
         features_NV = torch.cat(chunks)
         logits_NK = self.classes(features_NV)
         # The class that attributes are told by may be the background, unlike the class that is reported.
@@ -362,8 +392,16 @@ class RegionDetector(RegionEncoder):
                 init.ones_(tensor)
             return  # the class of `transformers` counts on `num_batches_tracked`
         super()._init_weights(module)
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, NormedConv):
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.added:  # in small steps: fixed normalisation would not hold a hundred layers in check
+                init.constant_(module.norm.weight, 0.2)
+        elif isinstance(module, nn.Conv2d):
+            init.normal_(module.weight, std=0.01)
+        elif isinstance(
+            module, Bottleneck
+        ):  # small steps: fixed normalisation would not hold a hundred layers in check
+            init.constant_(module.conv3.norm.weight, 0.2)
 
     @staticmethod
     def _normed_convs(module: nn.Module) -> Iterator[NormedConv]:
@@ -449,6 +487,8 @@ class RegionDetector(RegionEncoder):
         """The maps that regions are read from: P2 .. P6, or that of the last stage before the head."""
         if pixel_values.dim() != 4 or pixel_values.shape[1] != 3:
             raise ValueError(f"pixel_values of shape {tuple(pixel_values.shape)}; expected (batch, 3, height, width)")
+        # Convolutions are as fast or faster in this layout, and all channels of a cell, which pooling reads, lie together.
+        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         if self.fpn is None:
             return self.backbone(pixel_values)[-1:]
         height, width = pixel_values.shape[2:]
@@ -497,7 +537,9 @@ class RegionDetector(RegionEncoder):
         feature is that of the proposal."""
         assert described.box_deltas is not None and described.attribute_logits is not None
         scores_N, classes_N = described.class_logits.softmax(dim=1)[:, :-1].max(dim=1)
-        codes_N4 = described.box_deltas.unflatten(1, (-1, 4))[torch.arange(len(classes_N)), classes_N]
+        codes_N4 = described.box_deltas.unflatten(1, (-1, 4))[
+            torch.arange(len(classes_N), device=classes_N.device), classes_N
+        ]
         boxes_N4 = clip_boxes(decode_boxes(codes_N4.detach(), proposals_N4, BOX_CODE_WEIGHTS), limit_hw)
         keep_R = torch.zeros(0, dtype=torch.long, device=boxes_N4.device)
         for threshold in self.config.nms_thresholds:

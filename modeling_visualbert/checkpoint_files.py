@@ -1,0 +1,66 @@
+"""Reading checkpoint files of others without running code from them, and the report of what became of their tensors."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+
+@dataclass(frozen=True)
+class KeyReport:
+    """What became of one tensor. `status` is loaded, tied (a copy of another), skipped (not part of our model) or new."""
+
+    original: str | None
+    name: str | None
+    shape: tuple[int, ...]
+    status: str
+
+    def __str__(self) -> str:
+        shape = "x".join(map(str, self.shape))
+        return f"{self.status:8} {self.original or '-'} -> {self.name or '-'} [{shape}]"
+
+
+def load_weights(path: str | Path, inside: str | None = None) -> dict[str, torch.Tensor]:
+    """Read a flat dict of tensors from a `.safetensors` or `torch.save` file, without running code from it.
+
+    Args:
+        path: The file.
+        inside: Key of the dict with the tensors, in files that hold more than them.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged, holds anything but named tensors, or asks to run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint file")
+    try:
+        weights = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file ({error}); expected safetensors, never a pickle") from error
+    except Exception as error:  # a damaged file can fail anywhere inside the unpickler
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path}: not a checkpoint that can be read safely: {reason}") from error
+    if inside is not None and isinstance(weights, Mapping) and isinstance(weights.get(inside), Mapping):
+        weights = weights[inside]
+    if not isinstance(weights, Mapping) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise ValueError(f"{path}: expected a dict of tensors by name, found {type(weights).__name__}")
+    return dict(weights)
+
+
+def summarise(report: list[KeyReport]) -> str:
+    """One line such as `61 loaded, 1 tied, 2 new`."""
+    return ", ".join(f"{count} {status}" for status, count in Counter(item.status for item in report).items())
+
+
+__all__ = ["KeyReport", "load_weights", "summarise"]

@@ -1,0 +1,354 @@
+"""Published detectors -> ours: recorded weights under every spelling, published sizes tensor by tensor, files to refuse."""
+
+import json
+import pickle
+import shutil
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from detector_golden import C4, COCO, VCR, VG, detector, golden, published_shapes
+from helpers import inputs_for, tiny_model
+
+from modeling_visualbert import RegionDetector, RegionDetectorConfig, RegionDetectorImageProcessor
+from modeling_visualbert.checkpoint_files import summarise
+from modeling_visualbert.cli import main
+from modeling_visualbert.convert import convert_original_checkpoint
+from modeling_visualbert.convert_region_detector import convert_region_detector, load_arrays, original_names
+
+TOLERANT = {"canonical_scale": 44}  # of the recorded pyramids; no yaml tells it
+
+
+def with_detectron_names():
+    return {key: value.numpy() for key, value in golden(COCO).group("state_dict/").items()}
+
+
+def write_frcnn(folder):
+    torch.save(OrderedDict(golden(C4).group("state_dict/")), folder / "pytorch_model.bin")
+    (folder / "config.yaml").write_text(yaml.safe_dump(golden(C4).config["source_config"]))
+    return folder
+
+
+def write_maskrcnn(folder, spelling="state_dict/", prefix=""):
+    weights = {prefix + key: value for key, value in golden(VG).group(spelling).items()}
+    weights["roi_heads.box.predictor.attr_linear1.weight"] = torch.ones(2, 3)  # only used in training
+    torch.save({"model": weights, "iteration": 7}, folder / "detectron_model.pth")
+    (folder / "detectron_model.yaml").write_text(yaml.safe_dump(golden(VG).config["source_config"]))
+    return folder / "detectron_model.pth"
+
+
+def write_detectron(folder, protocol=2, **extra):
+    blobs = {**with_detectron_names(), "conv1_w_momentum": np.zeros((8, 3, 7, 7), np.float32), **extra}
+    content = {"blobs": blobs, "cfg": yaml.safe_dump(golden(COCO).config["source_config"])}
+    (folder / "model_final.pkl").write_bytes(pickle.dumps(content, protocol=protocol))
+    return folder / "model_final.pkl"
+
+
+def assert_same_network(found, name):
+    expected = detector(name).state_dict()
+    assert found.state_dict().keys() == expected.keys()
+    for key, value in found.state_dict().items():
+        torch.testing.assert_close(value, expected[key], rtol=0, atol=0, msg=key)
+
+
+# --------------------------------------------------------------------------------------------------- files that convert
+
+
+def test_frcnn_folder(tmp_path):
+    found, processor, report = convert_region_detector(write_frcnn(tmp_path))
+    assert_same_network(found, C4)
+    assert found.config.to_dict() == detector(C4).config.to_dict()
+    assert found.config.max_regions == 24 and not found.training
+    assert dict(processor.size) == {"shortest_edge": 208, "longest_edge": 320}
+    skipped = {item.original for item in report if item.status == "skipped"}
+    assert all(name.endswith("num_batches_tracked") or "cell_anchors" in name for name in skipped)
+    assert {item.status for item in report} == {"loaded", "skipped"}
+    assert len(report) == len(golden(C4).group("state_dict/"))
+
+
+def test_ancestor_of_frcnn(tmp_path):
+    """The pickle of arrays that the Hub's file was made of."""
+    arrays = {k: v.numpy() for k, v in golden(C4).group("state_dict/").items() if "num_batches" not in k}
+    (tmp_path / "faster_rcnn_from_caffe_attr.pkl").write_bytes(pickle.dumps({"model": arrays}, protocol=2))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(golden(C4).config["source_config"]))
+    found, _, _ = convert_region_detector(tmp_path / "faster_rcnn_from_caffe_attr.pkl")
+    assert_same_network(found, C4)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_maskrcnn_with_full_names(tmp_path, prefix):
+    found, processor, report = convert_region_detector(write_maskrcnn(tmp_path, prefix=prefix), **TOLERANT)
+    assert_same_network(found, VG)
+    assert dict(processor.size) == {"shortest_edge": 800, "longest_edge": 1333}
+    (attribute,) = (item for item in report if "attr_linear1" in item.original)
+    assert attribute.status == "skipped" and attribute.shape == (2, 3)
+    assert not [item for item in report if item.status == "new"]
+
+
+def test_maskrcnn_with_converted_names(tmp_path):
+    """No prefixes and no statistics: the longest key that ends the full name is meant, statistics stay 0 and 1."""
+    path = write_maskrcnn(tmp_path, "state_dict_converted/")
+    found, _, report = convert_region_detector(path, **TOLERANT)
+    pixels = golden(VG)["inputs/image_preprocessed"]
+    with torch.no_grad():
+        maps = found.feature_maps(pixels)
+        proposals = found.propose(maps, pixels)[0][0]
+    torch.testing.assert_close(maps[0], golden(VG)["outputs/P2"], atol=5e-4, rtol=0)
+    torch.testing.assert_close(proposals, golden(VG)["outputs/proposals"], atol=2e-2, rtol=0)
+    new = [item.name for item in report if item.status == "new"]
+    assert new and all(name.endswith(("running_mean", "running_var")) for name in new)
+    names = published_shapes(VG)["X-101-64x4d full name to converted name"]
+    assert names["backbone.body.layer1.0.bn1.running_mean"] is None
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_detectron_pickle(tmp_path, protocol):
+    found, _, report = convert_region_detector(write_detectron(tmp_path, protocol), min_regions=24, max_regions=24)
+    assert_same_network(found, COCO)
+    assert found.config.canonical_scale == 44 and found.config.rpn_total == 60
+    by_name = {item.original: item for item in report}
+    assert by_name["conv1_w_momentum"].status == "skipped"
+    assert by_name["fc6_w"].name == "head.fc6.weight"
+
+
+def test_python_2_strings_are_read(tmp_path):
+    """Detectron's pickles come from Python 2: names and array buffers are byte strings, read as latin1."""
+    path = tmp_path / "old.pkl"
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(I0\ntS'b'\ntR(I1\n(I2\ntcnumpy\ndtype\n"
+    array += b"(S'f4'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbI00\nS'\\x00\\x00\\x80?\\x00\\x00\\x00\\xc0'\ntb"
+    path.write_bytes(b"(dS'blobs'\n(dS'a_w'\n" + array + b"ss.")
+    assert load_arrays(path)["blobs"]["a_w"].tolist() == [1.0, -2.0]
+
+
+def vcr_weights():
+    return {f"detector.{key}": value for key, value in golden(VCR).group("state_dict/").items()}
+
+
+def test_detector_inside_a_vcr_checkpoint(tmp_path):
+    """Alone, and together with the model that it was trained with."""
+    region_dim = golden(VCR).config["source_config"]["final_dim"]
+    text = tiny_model("vcr", visual_embedding_dim=region_dim)
+    weights = {f"bert.{_original(key)}": value for key, value in text.state_dict().items()} | vcr_weights()
+    torch.save(weights, tmp_path / "vcr.th")
+    found, processor, report = convert_region_detector(tmp_path / "vcr.th")
+    assert_same_network(found, VCR)
+    assert processor.recipe == "fit" and found.config.id2label[1] == "person"
+    assert "skipped" in summarise(report)
+    model, report = convert_original_checkpoint(tmp_path / "vcr.th", num_attention_heads=4)
+    assert_same_network(model.visual_bert.region_encoder, VCR)
+    inputs = {**inputs_for("vcr"), "visual_embeds": torch.randn(3, 6, region_dim)}
+    inputs = {key: value for key, value in inputs.items() if "visual" not in key or key == "visual_embeds"}
+    torch.testing.assert_close(model(**inputs).logits, text(**inputs).logits)
+    assert sorted(item.name for item in report if item.name) == sorted(model.state_dict())
+    assert {item.original for item in report if item.original} == weights.keys()
+
+
+def _original(name):
+    name = name.replace("visual_token_type_embeddings", "token_type_embeddings_visual")
+    name = name.replace("visual_position_embeddings", "position_embeddings_visual")
+    return (
+        name.replace("visual_projection", "projection").replace("visual_bert.", "bert.").replace("cls.", "classifier.")
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ published sizes
+
+
+def assert_every_tensor(config, family, expected, prefix=""):
+    """Names and shapes of the network of a configuration are those of the published file, and the other way round."""
+    with torch.device("meta"):
+        ours = RegionDetector(config).state_dict()
+    names = original_names(config, family, list(ours))
+    stored = {original: list(ours[name].shape) for name, original in names.items() if original is not None}
+    expected = {
+        name: shape
+        for name, shape in expected.items()
+        if not (name.endswith("num_batches_tracked") and name not in stored) and "cell_anchors" not in name
+    }
+    assert stored == expected
+
+
+def test_published_frcnn():
+    names, settings = published_shapes(C4).values()
+    config = RegionDetectorConfig.bottom_up_attention_vg()
+    assert_every_tensor(config, "frcnn", names)
+    assert settings["roi_heads"]["nms_thresh_test"] == list(config.nms_thresholds)
+    assert settings["rpn"]["pre_nms_topk_test"] == config.rpn_pre_nms
+    assert settings["rpn"]["post_nms_topk_test"] == config.rpn_post_nms == config.rpn_total
+    assert settings["anchor_generator"]["sizes"] == [list(sizes) for sizes in config.anchor_sizes]
+    assert settings["max_detections"] == config.max_regions and settings["min_detections"] == config.min_regions
+    processor = RegionDetectorImageProcessor.for_config(config)
+    assert settings["model"]["pixel_mean"] == list(processor.image_mean)
+    assert settings["input"]["format"] == processor.channel_order
+    assert settings["input"]["min_size_test"] == processor.size["shortest_edge"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "table"),
+    [("pythia_x101", "X-101-64x4d full names"), ("pythia_x152", "X-152-32x8d full names")],
+)
+def test_published_maskrcnn(preset, table):
+    assert_every_tensor(getattr(RegionDetectorConfig, preset)(), "maskrcnn", published_shapes(VG)[table])
+
+
+def test_published_maskrcnn_with_converted_names():
+    """Each full name ends in exactly the converted name that the original table gives it."""
+    tables = published_shapes(VG)
+    full = tables["X-101-64x4d full name to converted name"]
+    shapes = tables["X-101-64x4d names after the Caffe2 conversion script"]
+    from modeling_visualbert.convert_region_detector import _longest_suffix
+
+    keys = {name: name for name in shapes}
+    for name, converted in full.items():
+        if "cell_anchors" not in name:
+            assert _longest_suffix(name, keys) == converted, name
+
+
+def test_published_detectron():
+    names = {
+        name: shape
+        for name, shape in published_shapes(COCO)["Detectron blob names"].items()
+        if "mask" not in name  # the mask head says nothing of features
+    }
+    config = RegionDetectorConfig.detectron_r101_coco()
+    assert_every_tensor(config, "detectron", names)
+    with torch.device("meta"):
+        ours = list(RegionDetector(RegionDetectorConfig.pythia_x101()).state_dict())
+    blobs = original_names(RegionDetectorConfig.pythia_x101(), "detectron", ours)
+    theirs = published_shapes(VG)["Detectron blob name to converted name"]
+    full = original_names(config, "maskrcnn", ours)
+    for name, blob in blobs.items():
+        if blob is not None:
+            assert full[name].endswith(theirs[blob]), name
+
+
+def test_published_vcr():
+    names = published_shapes(VCR)["names inside the VisualBERT VCR model (prefix detector.)"]
+    assert_every_tensor(RegionDetectorConfig.vcr_resnet50(), "vcr", names)
+
+
+# ------------------------------------------------------------------------------------------------------ files to refuse
+
+
+class Hostile:
+    """Unpickling this writes a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+class HostileSystem:
+    """Unpickling this runs a command."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        import os
+
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("hostile", [Hostile, HostileSystem])
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+def test_hostile_pickle_is_refused_and_not_run(tmp_path, hostile, protocol):
+    path = write_detectron(tmp_path, protocol, hostile=hostile(tmp_path / "written"))
+    with pytest.raises(ValueError, match=r"model_final\.pkl: not a pickle that can be read safely: it asks for"):
+        convert_region_detector(path)
+    assert not (tmp_path / "written").exists()
+
+
+def test_hostile_torch_file_is_refused_and_not_run(tmp_path):
+    torch.save(
+        {"model": {"a": torch.ones(1)}, "hostile": Hostile(tmp_path / "written")}, tmp_path / "detectron_model.pth"
+    )
+    with pytest.raises(ValueError, match=r"detectron_model\.pth: not a checkpoint that can be read safely"):
+        convert_region_detector(tmp_path / "detectron_model.pth")
+    assert not (tmp_path / "written").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["numpy.load", "builtins.eval", "builtins.getattr", "numpy.f2py", "functools.partial", "codecs.encode"]
+)
+def test_nothing_else_can_be_asked_for(tmp_path, name):
+    module, _, attribute = name.rpartition(".")
+    (tmp_path / "x.pkl").write_bytes(f"c{module}\n{attribute}\n.".encode())
+    with pytest.raises(ValueError, match=f"it asks for {name}"):
+        load_arrays(tmp_path / "x.pkl")
+
+
+def test_hostile_yaml_is_not_run(tmp_path):
+    path = write_maskrcnn(tmp_path)
+    text = f"MODEL: !!python/object/apply:os.system ['touch {tmp_path / 'written'}']"
+    path.with_suffix(".yaml").write_text(text)
+    with pytest.raises(ValueError, match="are not the anchors"):  # the published settings are not those of this network
+        convert_region_detector(path)
+    assert not (tmp_path / "written").exists()
+
+
+def test_truncated_files(tmp_path):
+    path = write_detectron(tmp_path)
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(ValueError, match="not a pickle that can be read safely"):
+        convert_region_detector(path)
+    path = write_maskrcnn(tmp_path)
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(ValueError, match="not a checkpoint that can be read safely"):
+        convert_region_detector(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fc7_w": None}, "'fc7_w' is missing; expected a tensor of shape"),
+        ({"fc7_w": np.zeros((40, 41), np.float32)}, r"'fc7_w' has shape \(40, 41\), expected \(40, 40\)"),
+        ({"conv_rpn_fpn2_w": None}, "no known detector among its"),
+        ({"res5_0_branch2a_w": np.array(["x"])}, "'res5_0_branch2a_w' holds no numbers"),
+    ],
+)
+def test_wrong_tensors_are_named(tmp_path, change, message):
+    blobs = {key: value for key, value in {**with_detectron_names(), **change}.items() if value is not None}
+    content = {"blobs": blobs, "cfg": yaml.safe_dump(golden(COCO).config["source_config"])}
+    (tmp_path / "model_final.pkl").write_bytes(pickle.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        convert_region_detector(tmp_path / "model_final.pkl")
+
+
+def test_missing_files(tmp_path):
+    for name in ("no.pkl", "no.pth"):
+        with pytest.raises(FileNotFoundError, match=f"{name}: no such checkpoint file"):
+            convert_region_detector(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match="no such settings file"):
+        convert_region_detector(write_maskrcnn(tmp_path), tmp_path / "none.yaml")
+
+
+def test_other_anchors_than_the_stored_ones(tmp_path):
+    path = write_maskrcnn(tmp_path)
+    path.with_suffix(".yaml").unlink()
+    with pytest.raises(ValueError, match=r"cell_anchors\.0' are not the anchors of sizes \[32\]"):
+        convert_region_detector(path, **TOLERANT)
+
+
+# --------------------------------------------------------------------------------------------------------- command line
+
+
+def test_command_converts_a_detector(tmp_path, capsys):
+    source = tmp_path / "source"
+    source.mkdir()
+    write_frcnn(source)
+    assert main(["convert", str(source), str(tmp_path / "target")]) == 0
+    assert "RegionDetector: " in capsys.readouterr().out
+    assert_same_network(RegionDetector.from_pretrained(tmp_path / "target"), C4)
+    processor = RegionDetectorImageProcessor.from_pretrained(tmp_path / "target")
+    assert processor.size["shortest_edge"] == 208
+    assert "roi_heads.box_predictor.cls_score.weight -> head.classes.weight" in (
+        tmp_path / "target" / "key_report.txt"
+    ).read_text("utf-8")
+    assert json.loads((tmp_path / "target" / "config.json").read_text("utf-8"))["model_type"] == "region_detector"
+    shutil.rmtree(source)
+    assert main(["convert", str(source), str(tmp_path / "other")]) == 2
