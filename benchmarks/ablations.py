@@ -1,6 +1,6 @@
 """The ablations of the paper (Table 5) on the embedded corpus: NLVR2 after different pre-trainings and with fewer regions.
 
-    python benchmarks/ablations.py --output_dir runs/ablations        # about an hour on one CPU core
+    python benchmarks/ablations.py --output_dir runs/ablations        # about half an hour on one CPU core
 
 Every line is the full pipeline with one field or flag changed. The paper starts from BERT; the stand-in here is a model that has
 read the corpus' questions without pictures. Writes benchmarks/ablations.md with our numbers beside the paper's.
@@ -18,7 +18,7 @@ from stages import TASKS, corpus_args, run_once
 from modeling_visualbert.tasks.pretraining import PretrainingArgs, pretraining_task
 
 ROOT = Path(__file__).parents[1]
-BERT_STEPS, COCO_STEPS, FINE_TUNING_STEPS = 500, 1500, 1000
+BERT_STEPS, COCO_STEPS, FINE_TUNING_STEPS = 300, 800, 800
 MASKED = {"mlm_probability": 0.3}  # as in examples/recipes/pretraining_corpus.yaml
 
 

@@ -280,7 +280,7 @@ def _fill(args: argparse.Namespace) -> None:
         lines.append(f"texts and picture belong together: {result['match']:.0%}")
     _print(args, [result], lines)
     if args.picture_out:
-        _save(captioned(picture.convert("RGB"), [*args.text, *lines]), args)
+        _save(captioned(picture, [*args.text, *lines]), args)
 
 
 @torch.inference_mode()

@@ -57,10 +57,8 @@ def draw_regions(
     for name, values in (("weights", weights), ("labels", labels)):
         if values is not None and len(values) != len(boxes):
             raise ValueError(f"{len(values)} {name} for {len(boxes)} boxes; expected as many")
-    scale = max(1.0, _MIN_WIDTH / image.width)
-    canvas = image.convert("RGB").resize(
-        (round(image.width * scale), round(image.height * scale)), Image.Resampling.LANCZOS
-    )
+    canvas = _enlarged(image)
+    scale = canvas.width / image.width
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)
     strongest = max(weights, default=0.0) if weights is not None else 0.0
     for i in sorted(range(len(boxes)), key=lambda i: weights[i] if weights is not None else 0.0):
@@ -98,7 +96,8 @@ def region_labels(
 
 
 def captioned(image: Image.Image, lines: Sequence[str]) -> Image.Image:
-    """The picture with lines of text below it; what is too long goes on in the next line, indented."""
+    """The picture, enlarged as by [`draw_regions`], with lines of text below; what is too long goes on in the next, indented."""
+    image = _enlarged(image)
     font, height, margin = ImageFont.load_default(size=15), 20, 4
     wrapped = [part for line in lines for part in _wrap(line, font, image.width - 2 * margin)]
     canvas = Image.new("RGB", (image.width, image.height + height * len(wrapped) + 2 * margin), "white")
@@ -107,6 +106,12 @@ def captioned(image: Image.Image, lines: Sequence[str]) -> Image.Image:
     for i, line in enumerate(wrapped):
         draw.text((margin, image.height + margin + height * i), line, fill="black", font=font)
     return canvas
+
+
+def _enlarged(image: Image.Image) -> Image.Image:
+    scale = max(1.0, _MIN_WIDTH / image.width)
+    size = round(image.width * scale), round(image.height * scale)
+    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
 
 
 def _wrap(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> list[str]:

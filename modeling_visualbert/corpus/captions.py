@@ -57,8 +57,8 @@ def _sample_caption(scene: Scene, rng: Random) -> str:
 
 
 def _prefer(these: Sequence[SceneObject], to_those: Sequence[SceneObject], rng: Random) -> SceneObject:
-    """One of the first kind two times in three, if there are any."""
-    return rng.choice(these if these and rng.random() < 2 / 3 else to_those)
+    """One of the first kind five times in six, if there are any."""
+    return rng.choice(these if these and rng.random() < 5 / 6 else to_those)
 
 
 def _clear_names(scene: Scene, item: SceneObject) -> list[str]:

@@ -131,7 +131,6 @@ def _write_results(predictions: Predictions, path: Path) -> None:
 def _draw(task: Task, model: PreTrainedModel, row: dict[str, Any], prediction: dict[str, Any]) -> Image.Image:
     """The two pictures side by side, the sentence, what the model says and what is true."""
     pair = grid([load_picture(task.pictures[name]).convert("RGB") for name in row["images"]], columns=2)
-    pair = pair.resize((2 * pair.width, 2 * pair.height), Image.Resampling.LANCZOS) if pair.width < 480 else pair
     lines = [row["sentence"], f"model: {prediction['label']} ({prediction['score']:.0%})"]
     if row["label"] is not None:
         lines[1] += f"   truth: {bool(row['label'])}"

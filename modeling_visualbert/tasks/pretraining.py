@@ -416,7 +416,6 @@ def _draw(task: Task, model: PreTrainedModel, row: MaskedRow, prediction: dict[s
     """The picture, the text with its masks, and what was put in their place."""
     tokenizer = task.processor.tokenizer
     picture = grid([load_picture(task.pictures[key]).convert("RGB") for key in row.images], columns=2)
-    picture = picture.resize((480, round(picture.height * 480 / picture.width)), Image.Resampling.LANCZOS)
     pieces = [
         f"{tokenizer.convert_ids_to_tokens(found)} ({tokenizer.convert_ids_to_tokens(truth)})"
         for found, truth in prediction["pieces"]
