@@ -234,6 +234,8 @@ def overlapping_pairs(
     pairs_E2 = by_area[pairs_E2[pairs_E2[:, 0] < pairs_E2[:, 1]]]
     first_E, second_E = pairs_E2.min(dim=1).values, pairs_E2.max(dim=1).values
     overlaps_E = _pair_iou(boxes_N4[first_E], boxes_N4[second_E], legacy)
+    if not legacy:
+        overlaps_E = overlaps_E.double()  # torchvision's threshold is a double, that of the legacy code a float
     above_E = overlaps_E >= threshold if inclusive else overlaps_E > threshold
     return first_E[above_E], second_E[above_E]
 

@@ -30,7 +30,8 @@ def suppress_by_loop(boxes, scores, threshold, legacy=False, inclusive=False, la
         for j in kept:
             if labels is not None and labels[i] != labels[j]:
                 continue
-            overlap = ops._pair_iou(boxes[i][None], boxes[j][None], legacy).item()
+            overlap = ops._pair_iou(boxes[i][None], boxes[j][None], legacy)
+            overlap = overlap if legacy else overlap.double()  # threshold: float in legacy code, double in torchvision
             beaten |= overlap >= threshold if inclusive else overlap > threshold
         if not beaten:
             kept.append(i)
