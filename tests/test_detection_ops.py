@@ -140,7 +140,7 @@ def test_legacy_roi_align(sampling):
 def test_cv2_resize(number):
     case = golden("ops").group(f"cv2_resize/{number}/")
     found = ops.resize_by_factor(case["input_hwc"].numpy(), case["scale"].item())
-    np.testing.assert_allclose(found, case["output_hwc"].numpy(), atol=1e-3, rtol=0)
+    np.testing.assert_allclose(found, case["output_hwc"].numpy(), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("number", range(5))
