@@ -234,6 +234,8 @@ def overlapping_pairs(
     pairs_E2 = by_area[pairs_E2[pairs_E2[:, 0] < pairs_E2[:, 1]]]
     first_E, second_E = pairs_E2.min(dim=1).values, pairs_E2.max(dim=1).values
     overlaps_E = _pair_iou(boxes_N4[first_E], boxes_N4[second_E], legacy)
+    if not legacy:
+        overlaps_E = overlaps_E.double()  # torchvision's threshold is a double, that of the legacy code a float
     above_E = overlaps_E >= threshold if inclusive else overlaps_E > threshold
     return first_E[above_E], second_E[above_E]
 
@@ -466,9 +468,10 @@ def resize_by_factor(image_HWC: np.ndarray, factor: float) -> np.ndarray:
 
 
 def _cv2_neighbours(length: int, factor: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    places = ((np.arange(max(1, round(length * factor))) + 0.5) / factor - 0.5).astype(np.float32)
+    # In double precision, then a float weight: rounding the places first is ten times further from OpenCV's numbers.
+    places = (np.arange(max(1, round(length * factor))) + 0.5) * (1 / factor) - 0.5
     low = np.floor(places).astype(np.int64)
-    part = places - low.astype(np.float32)
+    part = places - low
     part[(low < 0) | (low >= length - 1)] = 0.0
     low = low.clip(0, length - 1)
     return low, (low + 1).clip(max=length - 1), part.astype(np.float32)
