@@ -122,7 +122,8 @@ def extract_regions(
             sizes = inputs["image_sizes"].tolist()
             given = {} if boxes is None else _given_boxes([boxes[key] for key in keys], sizes)
             given = {name: tensor.to(region_encoder.device) for name, tensor in given.items()}
-            found = region_encoder(inputs["pixel_values"], inputs.get("pixel_mask"), **given)
+            read = {n: inputs[n] for n in ("pixel_values", "pixel_mask", *region_encoder.region_inputs) if n in inputs}
+            found = region_encoder(**read, **given)
             yield from zip(keys, split_regions(found, sizes), strict=True)
 
 
