@@ -34,7 +34,7 @@ RESPELLED = {"big": "large", "small": "little"} | dict(
 )
 DIGESTS = {  # by format version; of scenes and questions, since version 2 of all files
     1: "2956d0caa64b40e4",
-    2: "819d83ac8b4adc19",
+    2: "d21b6de0e5354c32",
 }
 # A second description of the questions, written from their texts alone.
 PHRASE = re.compile(r"(?:(small|big) )?(?:(red|orange|yellow|green|cyan|blue|purple|black) )?(\w+)")
@@ -192,7 +192,8 @@ def test_a_scene_of_an_earlier_split_is_drawn_again(monkeypatch):
     first, second, third = (scene.objects for scene in sample_of(3))
     drawn = []
 
-    def few_scenes(image_id, seed):
+    def few_scenes(image_id, seed, num_objects):
+        assert num_objects == (3, 6)
         drawn.append(seed)
         attempt = int(seed.split("/")[-1])
         return Scene(image_id, seed, ((200, 200, 200),) * 2, (first, second, third)[attempt])
@@ -402,3 +403,20 @@ def test_corpus_command_prints_the_folder(tmp_path, monkeypatch, capsys):
     (complete / "corpus.json").write_text("{}")
     assert main(["corpus"]) == 0
     assert capsys.readouterr().out == f"{complete}\n"
+
+
+def test_one_object_corpus(tmp_path):
+    """Pictures of a single thing, with questions that can be asked of it."""
+    config = CorpusConfig(train_scenes=12, val_scenes=4, test_scenes=4, one_object=True)
+    folder = ensure_corpus(config, cache_dir=tmp_path, progress=False)
+    assert folder.name.endswith("-one-object")
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"images", "scenes", "detection", "vqa"}
+    scenes = {scene["image_id"]: scene for scene in map(json.loads, (folder / "scenes/train.jsonl").open())}
+    assert {len(scene["objects"]) for scene in scenes.values()} == {1}
+    annotations = json.loads((folder / "vqa/v2_shapes_train_annotations.json").read_text())["annotations"]
+    kinds = Counter(item["question_type"] for item in annotations)
+    assert {"color", "shape", "size", "relation", "count"} <= set(kinds)
+    for item in annotations:
+        if item["question_type"] in ("color", "shape", "size"):
+            (thing,) = scenes[item["image_id"]]["objects"]
+            assert item["multiple_choice_answer"] == thing[item["question_type"]]

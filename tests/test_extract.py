@@ -22,7 +22,7 @@ from helpers import tiny_model
 from PIL import Image
 from test_store import assert_equal_regions, contents
 from tiny_detectors import tiny_detector
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, PretrainedConfig
 
 from modeling_visualbert import QueryRegionEncoder, VisualBertImageProcessor
 from modeling_visualbert.cli import main
@@ -36,7 +36,7 @@ from modeling_visualbert.features.extract import (
 )
 from modeling_visualbert.features.pictures import IMAGE_IDS, list_dataset_pictures, list_pictures
 from modeling_visualbert.features.store import FeatureStore, partial_folder
-from modeling_visualbert.modeling_region_encoder import RegionEncoderOutput
+from modeling_visualbert.modeling_region_encoder import RegionEncoder, RegionEncoderOutput
 from modeling_visualbert.tasks.common import DETECTOR, TaskArgs, prepare_pictures
 
 ROOT = Path(__file__).parents[1]
@@ -104,7 +104,7 @@ class QuarterConfig(PretrainedConfig):
     region_dim = 3
 
 
-class QuarterEncoder(PreTrainedModel):
+class QuarterEncoder(RegionEncoder):
     """Mean colours of the four quarters as regions, with attributes: another kind of region encoder."""
 
     config_class = QuarterConfig
@@ -176,7 +176,7 @@ def test_pictures_of_one_size_share_a_batch_and_are_not_padded(folder, finder, m
     monkeypatch.setattr(
         type(finder[0]),
         "forward",
-        lambda self, pixels, *a, **k: shapes.append(pixels.shape) or forward(self, pixels, *a, **k),
+        lambda self, **inputs: shapes.append(inputs["pixel_values"].shape) or forward(self, **inputs),
     )
     extract(folder, finder, options=ExtractionOptions(images_per_shard=100, batch_size=3))
     # Three of 64 x 96, two of 80 x 80, two of 90 x 60, three of 96 x 64; those of 90 x 60 are resized to 96 x 64 as well.
@@ -189,7 +189,7 @@ def test_pictures_that_are_resized_to_one_size_need_no_sorting(folder, finder, m
     monkeypatch.setattr(
         type(finder[0]),
         "forward",
-        lambda self, pixels, *a, **k: batches.append(len(pixels)) or forward(self, pixels, *a, **k),
+        lambda self, **inputs: batches.append(len(inputs["pixel_values"])) or forward(self, **inputs),
     )
     one_size = VisualBertImageProcessor(size={"height": 64, "width": 96})
     extract(folder, (finder[0], one_size), options=ExtractionOptions(images_per_shard=100, batch_size=4))

@@ -59,11 +59,11 @@ def test_numbers_must_agree(kwargs, message):
 
 
 def test_lines_of_text_go_below_the_picture():
-    sheet = captioned(Image.new("RGB", (300, 40), "red"), ["What is it?", "a cat"])
-    assert sheet.size == (300, 88)
+    sheet = captioned(Image.new("RGB", (240, 40), "red"), ["What is it?", "a cat"])
+    assert sheet.size == (480, 80 + 48)  # enlarged, so that it can be read
     pixels = np.asarray(sheet)
-    assert (pixels[:40] == (255, 0, 0)).all()
-    for top in (44, 64):
+    assert (pixels[:80] == (255, 0, 0)).all()
+    for top in (84, 104):
         assert (pixels[top : top + 20] < 100).any()
 
 

@@ -22,12 +22,11 @@ import torch
 from PIL import ExifTags, Image
 from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from ..data.files import read_json
 from ..image_processing_visualbert import load_picture
 from ..modeling_region_encoder import RegionEncoder
-from ..modeling_visualbert import REGION_ENCODERS
 from ..regions_visualbert import scale_boxes, split_regions
 from .draft import StoreDraft, check_plan, make_plan, plan_keys, read_failures
 from .format import Row, encode_row
@@ -56,9 +55,9 @@ def load_region_encoder(name: str | Path) -> tuple[RegionEncoder, Any]:
     if not Path(name).exists() and (Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1):
         raise FileNotFoundError(f"{name}: no such region encoder folder")
     config = AutoConfig.from_pretrained(name)
-    if config.model_type not in REGION_ENCODERS:
+    encoder = AutoModel.from_pretrained(name).eval() if getattr(config, "region_dim", None) is not None else None
+    if not isinstance(encoder, RegionEncoder):
         raise ValueError(f"{name} is a {config.model_type!r} checkpoint; expected a region encoder")
-    encoder = REGION_ENCODERS[config.model_type].from_pretrained(name).eval()
     return encoder, AutoImageProcessor.from_pretrained(name)
 
 
