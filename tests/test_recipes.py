@@ -90,7 +90,7 @@ def test_a_script_without_data_uses_the_recipe_of_the_corpus(name):
     assert f"{SCRIPTS[task].__name__}," in source
 
 
-@pytest.mark.parametrize("name", ["nlvr2_corpus", "vcr_corpus"])
+@pytest.mark.parametrize("name", ["nlvr2_corpus", "vcr_corpus", "pretraining_corpus"])
 def test_corpus_runs_that_need_it_start_from_the_vqa_model(name):
     makefile = (EXAMPLES.parent / "Makefile").read_text()
     assert args_of(name).init_from == "runs/vqa/best"
