@@ -611,7 +611,7 @@ def command(folder, encoder_folder, store, *flags, processes=1):
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     launch += ["--multi_gpu", "--main_process_port", str(port)] if processes > 1 else []  # on the CPU too
     script = [str(ROOT / "examples" / "extract_features.py"), str(folder), str(store), "--cpu"]
-    options = ["--region_encoder", str(encoder_folder), "--images_per_shard", "5", "--batch_size", "2", *flags]
+    options = ["--region_encoder", str(encoder_folder), "--images_per_shard", "2", "--batch_size", "2", *flags]
     return [sys.executable, *(launch if processes > 1 else []), *script, *options]
 
 
@@ -629,7 +629,7 @@ def many(tmp_path_factory, encoder_folder):
     for number in (0, 17, 41):
         (folder / f"{number:03d}.png").write_bytes(b"no picture")
     store = tmp_path_factory.mktemp("stores") / "whole"
-    options = ExtractionOptions("float16", 5, None, 2)
+    options = ExtractionOptions("float16", 2, None, 2)  # 30 shards: enough for ten kills
     extract_store(store, list_pictures(folder), *load_region_encoder(encoder_folder), options, progress=False)
     return folder, store
 
