@@ -5,7 +5,6 @@ import errno
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -378,15 +377,17 @@ def test_another_run_does_not_go_on_with_it(tmp_path, changes, message):
         write(tmp_path / "store", resume=True, **changes)
 
 
+def interrupt(*args, **kwargs):
+    raise KeyboardInterrupt  # SIGINT itself is ignored in processes that a shell started in the background
+
+
 def test_interrupted_between_any_two_steps_of_finishing(tmp_path, monkeypatch):
     """The index is written, then what is no longer needed removed, then the folder renamed: each may be the last."""
     whole = contents(write(tmp_path / "whole"))
     for number, step in enumerate(["shutil.rmtree", "Path.unlink", "Path.rename"]):
         folder = tmp_path / str(number)
         with monkeypatch.context() as patch:
-            patch.setattr(
-                f"modeling_visualbert.features.draft.{step}", lambda *a, **k: os.kill(os.getpid(), signal.SIGINT)
-            )
+            patch.setattr(f"modeling_visualbert.features.draft.{step}", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 write(folder, resume=True)
         write(folder, resume=True)
