@@ -9,9 +9,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 from helpers import randomise, shared
+from test_region_detector import processor_for, tiny_detector
 from transformers import BertConfig, BertModel
 
 from modeling_visualbert import QueryRegionEncoder, VisualBertForMultipleChoice, VisualBertImageProcessor
+from modeling_visualbert.corpus.scenes import SHAPES
 from modeling_visualbert.corpus.vocabulary import corpus_tokenizer
 from modeling_visualbert.data.vcr import load_vcr
 from modeling_visualbert.features.extract import extract_regions
@@ -309,6 +311,51 @@ def test_the_region_encoder_is_trained_only_on_request(make, trained):
     assert bool(changed) == trained
     saved = VisualBertForMultipleChoice.from_pretrained(Path(args.output_dir) / "best")
     assert all(torch.equal(v, after[k]) for k, v in saved.visual_bert.region_encoder.state_dict().items())
+
+
+@pytest.fixture(scope="module")
+def vcr_detector(tmp_path_factory):
+    """A small one of the kind that the published VCR checkpoints have, for the classes of the corpus."""
+    folder = tmp_path_factory.mktemp("vcr_detector")
+    names = ["whole image", *SHAPES]
+    detector = tiny_detector("given", num_classes=len(names), id2label=dict(enumerate(names)))
+    detector.save_pretrained(folder)
+    processor_for("given", class_names=names, size={"height": 128, "width": 160}).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_detector_of_vcr_is_told_the_objects_and_trains_along(make, vcr_detector, corpus, trained):
+    task, args = make(
+        **{"region_encoder": str(vcr_detector), "from_pixels": True, "train_region_encoder": trained},
+        **{"max_steps": 2, "batch_size": 4, "learning_rate": 1e-2},
+    )
+    rows, record = first_rows(task, 3), records_of(corpus)[0]
+    batch = task.collate(rows)
+    metadata = json.loads((corpus / "vcr" / "vcr1images" / record["metadata_fn"]).read_text())
+    kept = mentioned(record)
+    expected = task.processor.image_processor.encode_objects(
+        [(metadata["height"], metadata["width"])],
+        boxes=[[metadata["boxes"][i] for i in kept]],
+        classes=[[metadata["names"][i] for i in kept]],
+        polygons=[[metadata["segms"][i] for i in kept]],
+    )
+    for name in ("object_classes", "object_masks"):
+        torch.testing.assert_close(batch[name][0, : len(kept) + 1], expected[name][0])
+    assert not batch["object_masks"][0, 1 : len(kept) + 1].all()  # outlines, not boxes
+
+    task.splits = {name: split.select(range(8)) for name, split in task.splits.items()}
+    before = {k: v.clone() for k, v in task.model.visual_bert.region_encoder.state_dict().items()}
+    train(task, args, CPU)
+    after = task.model.visual_bert.region_encoder.state_dict()
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert any("class" in name for name in changed) == trained  # the class loss reaches its classifier
+    assert bool(changed) == trained
+
+
+def test_the_detector_of_vcr_describes_nothing_that_is_stored(make, vcr_detector):
+    with pytest.raises(ValueError, match="vcr_detector.*class and outline.*expected --from_pixels"):
+        make(region_encoder=str(vcr_detector))
 
 
 def test_the_number_of_regions_is_that_of_the_objects():

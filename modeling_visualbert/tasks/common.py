@@ -31,6 +31,7 @@ from ..features.format import FORMAT
 from ..features.store import FeatureStore, write_store
 from ..image_processing_visualbert import VisualBertImageProcessor
 from ..modeling_grid_encoder import GridRegionEncoder
+from ..modeling_region_detector import RegionDetector
 from ..modeling_region_encoder import RegionEncoder
 from ..modeling_visualbert import VisualBertModel
 from ..training.args import TrainArgs
@@ -175,6 +176,11 @@ def prepare_pictures(
         paths = _existing(images_dir, find_paths(images_dir), ordered)
         _limit_regions(encoder, args.num_regions)
         return Pictures(paths.__getitem__, encoder, image_processor, encoder.config.region_dim, paths)
+    if reads_outlines(encoder):
+        raise ValueError(
+            f"{args.region_encoder or args.init_from}: this detector describes objects by their class and outline, which no "
+            "feature store has; expected --from_pixels, and the data of VCR"
+        )
     if args.features_dir is not None or encoder is None or image_processor is None:
         store, paths = _given_store(args, encoder), {}
     else:
@@ -191,6 +197,11 @@ def prepare_pictures(
 
     _limit_regions(encoder, args.num_regions)  # the trained model, reading pixels, finds as many as were stored
     return Pictures(regions, encoder, image_processor, store.dim, paths)
+
+
+def reads_outlines(encoder: RegionEncoder | None) -> bool:
+    """Whether it is the detector of the published VCR checkpoints, which is told what there is and where."""
+    return isinstance(encoder, RegionDetector) and encoder.config.head == "given"
 
 
 def make_model(

@@ -99,7 +99,6 @@ def make_task(
     def collate(rows: Rows) -> Batch:
         images = None if image_of is None else [[image_of(name) for name in row["images"]] for row in rows]
         batch = dict(processor(images=images, text=[row["sentence"] for row in rows]))
-        batch.pop("image_sizes", None)
         if rows[0]["label"] is not None:
             batch["labels"] = torch.tensor([row["label"] for row in rows])
         return batch

@@ -27,7 +27,7 @@ from ..processing_visualbert import VisualBertProcessor
 from ..training.loop import evaluate, read_predictions, write_predictions
 from ..training.task import Batch, Predictions, Rows, Task, count_examples
 from ..visualization import captioned, draw_regions
-from .common import TaskArgs, corpus_folder, load_tokenizer, make_model, prepare_pictures
+from .common import TaskArgs, corpus_folder, load_tokenizer, make_model, prepare_pictures, reads_outlines
 
 SUBTASKS = ("answer", "rationale")
 
@@ -93,7 +93,8 @@ def vcr_task(args: VcrArgs, accelerator: Accelerator) -> Task:
         alignment=args.alignment,
         whole_image=args.whole_image,
     )
-    task = make_task(model, processor, data, pictures.get, args.subtask)
+    polygons_of = partial(object_polygons, images_dir) if reads_outlines(pictures.encoder) else None
+    task = make_task(model, processor, data, pictures.get, args.subtask, polygons_of)
     task.pictures, task.skipped = pictures.paths, skipped
     if pictures.paths:
         task.draw = partial(_draw, task)
@@ -130,6 +131,12 @@ def object_boxes(data: dict[str, Dataset], images_dir: Path) -> dict[str, list[l
     return boxes
 
 
+def object_polygons(images_dir: Path, row: dict[str, Any]) -> list[list[list[list[float]]]]:
+    """What outlines each object of a row: polygons of points x, y in pixels."""
+    outlines = read_metadata(images_dir / row["metadata"]).segms
+    return [outlines[index] for index in row["object_ids"]]
+
+
 def picture_paths(names: Iterable[str]) -> Callable[[Path], dict[str, Path]]:
     """Folder -> the picture files in it, by their names in the records."""
     return lambda images_dir: {name: path for name in names if (path := images_dir / name).is_file()}
@@ -141,9 +148,10 @@ def make_task(
     data: dict[str, Dataset],
     image_of: Callable[[str], Any] | None,
     subtask: str,
+    polygons_of: Callable[[dict[str, Any]], list] | None = None,
 ) -> Task:
     """The task over loaded data; `image_of` gives the regions (whole picture, then all objects) or the picture of an image
-    name, None for text only."""
+    name, None for text only. `polygons_of` gives the outlines of a row's objects, for a detector that reads them."""
 
     def collate(rows: Rows) -> Batch:
         batch = encode_choices(
@@ -152,6 +160,7 @@ def make_task(
             contexts=[context_of(row, subtask) for row in rows],
             choices=[row[f"{subtask}_choices"] for row in rows],
             image_of=image_of,
+            polygons_of=polygons_of,
         )
         if rows[0][f"{subtask}_label"] is not None:
             batch["labels"] = torch.tensor([row[f"{subtask}_label"] for row in rows])
@@ -229,9 +238,10 @@ def encode_choices(
     contexts: list[list[str]],
     choices: list[list[list[str]]],
     image_of: Callable[[str], Any] | None,
+    polygons_of: Callable[[dict[str, Any]], list] | None = None,
 ) -> Batch:
     """Model inputs of questions with the given contexts and choices; the objects are those of the rows."""
-    images, boxes = None, None
+    images, boxes, polygons = None, None, None
     if image_of is not None:
         images = [image_of(row["image"]) for row in rows]
         if isinstance(images[0], dict):
@@ -241,6 +251,7 @@ def encode_choices(
             images = [{"visual_embeds": found["visual_embeds"][ids]} for found, ids in zip(images, kept, strict=True)]
         else:
             boxes = [row["boxes"] for row in rows]
+            polygons = None if polygons_of is None else [polygons_of(row) for row in rows]
     batch = dict(
         processor(
             images=images,
@@ -248,12 +259,12 @@ def encode_choices(
             choices=choices,
             objects=[row["objects"] for row in rows],
             boxes=boxes,
+            polygons=polygons,
             truncation=True,
         )
     )
     if images is None:
         del batch["image_text_alignment"]
-    batch.pop("image_sizes", None)
     return batch
 
 

@@ -110,7 +110,6 @@ def make_task(
     def collate(rows: Rows) -> Batch:
         images = None if image_of is None else [image_of(row["image_id"]) for row in rows]
         batch = dict(processor(images=images, text=[row["question"] for row in rows]))
-        batch.pop("image_sizes", None)
         if rows[0]["answers"] is not None:
             labels = torch.zeros(len(rows), len(answer_to_index))
             for label, row in zip(labels, rows, strict=True):
