@@ -217,6 +217,13 @@ def test_wrong_flags_end_with_a_usage_line(argv, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["epochs", "max_steps", "batch_size", "evals_per_epoch", "save_steps", "log_steps"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_counts_that_are_not_positive_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"--{name} {value}; expected"):
+        TrainArgs("run", **{name: value})
+
+
 @pytest.mark.parametrize("args_class", [TrainArgs, DetectionArgs, *dict.fromkeys(ARGS.values())])
 def test_every_argument_says_what_it_is(args_class):
     for item in fields(args_class):

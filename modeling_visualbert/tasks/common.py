@@ -94,6 +94,7 @@ class TaskArgs(TrainArgs):
     one_object: bool = field(default=False, metadata={"help": "embedded corpus: one thing in each picture (VQA only)"})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.grid_backbone is not None and (self.region_encoder is not None or self.features_dir is not None):
             raise ValueError("--grid_backbone with --region_encoder or --features_dir; expected one of them")
         if self.grid_backbone == SMALL_BACKBONE:

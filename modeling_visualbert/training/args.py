@@ -55,6 +55,15 @@ class TrainArgs:
     log_steps: int = field(default=20, metadata={"help": "steps between two lines of log.jsonl and TensorBoard"})
     cpu: bool = field(default=False, metadata={"help": "stay on the CPU even if there is a GPU"})
 
+    def __post_init__(self) -> None:
+        for name in ("epochs", "max_steps", "batch_size", "micro_batch_size", "eval_batch_size", "evals_per_epoch"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"--{name} {value}; expected more than 0")
+        for name in ("save_steps", "keep_checkpoints", "log_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} {getattr(self, name)}; expected at least 1")
+
 
 Args = TypeVar("Args", bound=TrainArgs)
 
