@@ -13,11 +13,17 @@ vqa: $(VENV)/.train ## train on the embedded corpus and score it
 flickr30k: $(VENV)/.train ## the same for phrase grounding
 	$(BIN)/accelerate launch $(LAUNCH) examples/run_$@.py --output_dir runs/$@ --resume
 
-nlvr2 vcr pretraining: $(VENV)/.train runs/vqa/metrics.json ## the same for these, which start from the VQA model
+nlvr2 vcr: $(VENV)/.train runs/vqa/metrics.json ## the same for these, which start from the VQA model
+	$(BIN)/accelerate launch $(LAUNCH) examples/run_$@.py --output_dir runs/$@ --resume
+
+pretraining: $(VENV)/.train runs/flickr30k/metrics.json ## the same for pre-training, which starts from the Flickr30k model
 	$(BIN)/accelerate launch $(LAUNCH) examples/run_$@.py --output_dir runs/$@ --resume
 
 runs/vqa/metrics.json:
 	$(MAKE) vqa
+
+runs/flickr30k/metrics.json:
+	$(MAKE) flickr30k
 
 test: $(VENV)/.dev ## the default test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest

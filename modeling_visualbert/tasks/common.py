@@ -288,7 +288,7 @@ def _grid_encoder(args: TaskArgs) -> tuple[RegionEncoder, VisualBertImageProcess
         return GridRegionEncoder.from_backbone(backbone, **grid), VisualBertImageProcessor.from_detector(name)
     torch.manual_seed(args.seed)  # the same new weights in every process
     backbone_config = ResNetConfig(
-        embedding_size=32, hidden_sizes=[32, 64, 128], depths=[1, 1, 1], layer_type="basic", out_features=["stage3"]
+        embedding_size=16, hidden_sizes=[32, 64, 128], depths=[1, 1, 1], layer_type="basic", out_features=["stage3"]
     )
     encoder = GridRegionEncoder(GridRegionEncoderConfig(backbone_config=backbone_config, **grid))
     # Photographs have many shapes; the pictures of the embedded corpus have one, which is the default.
