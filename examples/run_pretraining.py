@@ -7,8 +7,8 @@
     accelerate launch examples/run_pretraining.py --output_dir runs/vqa_pre --recipe examples/recipes/pretrain_vqa.yaml \\
         --data_dir data/vqa2 --features_dir data/regions --init_from runs/coco_vqa/best
 
-On the embedded corpus it starts from `runs/flickr30k/best` (`make flickr30k`). Writes the trained model to <output_dir>/best and, beside it,
-metrics.json, predictions_<split>.jsonl, log.jsonl, curves.png and examples.png.
+On the embedded corpus it starts from `runs/flickr30k/best` (`make flickr30k`). Writes the trained model to <output_dir>/best and,
+beside it, metrics.json, predictions_<split>.jsonl, log.jsonl, curves.png and examples.png.
 """
 
 from pathlib import Path

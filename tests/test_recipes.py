@@ -90,8 +90,12 @@ def test_a_script_without_data_uses_the_recipe_of_the_corpus(name):
     assert f"{SCRIPTS[task].__name__}," in source
 
 
-@pytest.mark.parametrize("name", ["nlvr2_corpus", "vcr_corpus", "pretraining_corpus"])
-def test_corpus_runs_that_need_it_start_from_the_vqa_model(name):
+@pytest.mark.parametrize(
+    ("name", "start"), [("nlvr2_corpus", "vqa"), ("vcr_corpus", "vqa"), ("pretraining_corpus", "flickr30k")]
+)
+def test_corpus_runs_that_need_it_start_from_the_model_that_make_has_made(name, start):
     makefile = (EXAMPLES.parent / "Makefile").read_text()
-    assert args_of(name).init_from == "runs/vqa/best"
-    assert "examples/run_vqa.py --output_dir runs/vqa " in makefile
+    assert args_of(name).init_from == f"runs/{start}/best"
+    targets = [line.split(":") for line in makefile.splitlines() if f"runs/{start}/metrics.json ##" in line]
+    assert any(name.removesuffix("_corpus") in made.split() for made, *_ in targets)
+    assert f"\nruns/{start}/metrics.json:\n\t$(MAKE) {start}\n" in makefile
