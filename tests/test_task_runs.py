@@ -89,6 +89,8 @@ def finished(cache, workplace):
     outputs = {}
 
     def finish(name):
+        if name == "pretraining":
+            finish("flickr30k")  # what it starts from
         if name not in outputs:
             done = start(cache, workplace, name, "--output_dir", f"runs/{name}", *RUN)
             assert done.returncode == 0, done.stderr[-3000:]
@@ -233,14 +235,15 @@ def test_scratch_starts_from_nothing(workplace, tmp_path, monkeypatch, name):
     assert task_of(args, make_accelerator(args)).model.config.hidden_size == 128
 
 
+FROM_VQA = ("--init_from", "runs/vqa/best")  # the model of `workplace`
 LOSSES = {
     "nlvr2": (Nlvr2Args, nlvr2_task, ()),
     "vcr_answer": (VcrArgs, vcr_task, ("--subtask", "answer")),
     "vcr_rationale": (VcrArgs, vcr_task, ("--subtask", "rationale")),
     "flickr30k": (Flickr30kArgs, flickr30k_task, ()),
-    "pretraining_coco": (PretrainingArgs, pretraining_task, ()),
-    "pretraining_nlvr2": (PretrainingArgs, pretraining_task, ("--stage", "nlvr2")),
-    "pretraining_vcr": (PretrainingArgs, pretraining_task, ("--stage", "vcr")),
+    "pretraining_coco": (PretrainingArgs, pretraining_task, FROM_VQA),
+    "pretraining_nlvr2": (PretrainingArgs, pretraining_task, (*FROM_VQA, "--stage", "nlvr2")),
+    "pretraining_vcr": (PretrainingArgs, pretraining_task, (*FROM_VQA, "--stage", "vcr")),
 }
 
 
