@@ -19,7 +19,14 @@ from .modeling_visualbert import (
     VisualBertModel,
     VisualBertPreTrainedModel,
 )
-from .pipeline_visualbert import VisualBertVQAPipeline, ask
+from .pipeline_visualbert import (
+    VisualBertGroundingPipeline,
+    VisualBertMaskedCaptionPipeline,
+    VisualBertMultipleChoicePipeline,
+    VisualBertReasoningPipeline,
+    VisualBertVQAPipeline,
+    ask,
+)
 from .processing_visualbert import VisualBertProcessor
 from .registration import register_auto_classes
 from .version import __version__
@@ -43,10 +50,14 @@ __all__ = [
     "VisualBertForQuestionAnswering",
     "VisualBertForRegionToPhraseAlignment",
     "VisualBertForVisualReasoning",
+    "VisualBertGroundingPipeline",
     "VisualBertImageProcessor",
+    "VisualBertMaskedCaptionPipeline",
     "VisualBertModel",
+    "VisualBertMultipleChoicePipeline",
     "VisualBertPreTrainedModel",
     "VisualBertProcessor",
+    "VisualBertReasoningPipeline",
     "VisualBertVQAPipeline",
     "__version__",
     "ask",

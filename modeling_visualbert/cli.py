@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, pipeline
 from transformers.utils import logging as transformers_logging
 
 from . import __version__
@@ -35,14 +35,15 @@ from .features.store import FeatureStore
 from .image_processing_region_detector import RegionDetectorImageProcessor
 from .image_processing_visualbert import load_picture
 from .modeling_region_detector import RegionDetector
-from .modeling_visualbert import (
-    VisualBertForMultipleChoice,
-    VisualBertForPreTraining,
-    VisualBertForQuestionAnswering,
-    VisualBertForRegionToPhraseAlignment,
-    VisualBertForVisualReasoning,
+from .pipeline_visualbert import (
+    PIPELINES,
+    VisualBertGroundingPipeline,
+    VisualBertMaskedCaptionPipeline,
+    VisualBertMultipleChoicePipeline,
+    VisualBertPipeline,
+    VisualBertReasoningPipeline,
+    VisualBertVQAPipeline,
 )
-from .pipeline_visualbert import ask
 from .processing_visualbert import VisualBertProcessor
 from .visualization import answer_attention, captioned, draw_regions, grid, region_labels
 
@@ -185,13 +186,14 @@ def _model_command(commands: Any, name: str, run: Callable, help_text: str) -> a
 def _ask(args: argparse.Namespace) -> None:
     _check_top_k(args)
     picture = load_picture(args.picture)
-    model, processor = _load(VisualBertForQuestionAnswering, args.model)
-    answers, regions = ask(model, processor, picture, args.question, top_k=args.top_k)
+    pipe = _load_pipeline(VisualBertVQAPipeline, args.model)
+    regions = pipe.find_regions(picture)
+    answers = pipe(regions, args.question, top_k=args.top_k)
     records = [{"question": q, "answers": best} for q, best in zip(args.question, answers, strict=True)]
     _print(args, records, _answer_lines(records))
     if args.picture_out:
-        inputs = processor(images=[{"visual_embeds": regions["visual_embeds"]}], text=args.question[:1])
-        weights = answer_attention(model, **inputs)[0].tolist()
+        inputs = pipe.processor(images=[{"visual_embeds": regions["visual_embeds"]}], text=args.question[:1])
+        weights = answer_attention(pipe.model, **inputs.to(pipe.device))[0].tolist()
         drawn = draw_regions(picture, regions["boxes"].tolist(), weights, [f"{weight:.0%}" for weight in weights])
         lines = [args.question[0], f"{answers[0][0]['answer']} ({answers[0][0]['score']:.0%})"]
         _save(captioned(drawn, lines), args)
@@ -205,20 +207,16 @@ def _answer_lines(records: list[dict]) -> list[str]:
     return lines
 
 
-@torch.inference_mode()
 def _reason(args: argparse.Namespace) -> None:
     pair = [load_picture(args.left), load_picture(args.right)]
-    model, processor = _load(VisualBertForVisualReasoning, args.model)
-    pairs = [pair] * len(args.sentence)
-    found = processor.post_process_visual_reasoning(model(**processor(images=pairs, text=args.sentence)))
+    found = _load_pipeline(VisualBertReasoningPipeline, args.model)(pair, args.sentence)
     records = [{"sentence": sentence, **result} for sentence, result in zip(args.sentence, found, strict=True)]
     lines = [f"{record['score']:7.1%}  {record['label']:5}  {record['sentence']}" for record in records]
     _print(args, records, lines)
     if args.picture_out:
-        _save(captioned(grid([picture.convert("RGB") for picture in pair], columns=2), lines), args)
+        _save(captioned(grid(pair, columns=2), lines), args)
 
 
-@torch.inference_mode()
 def _choose(args: argparse.Namespace) -> None:
     picture, metadata = load_picture(args.picture), read_metadata(args.metadata)
     if picture.size != (metadata.width, metadata.height):
@@ -226,55 +224,48 @@ def _choose(args: argparse.Namespace) -> None:
             f"{args.metadata}: {metadata.width} x {metadata.height} pixels, but {args.picture} has "
             f"{picture.width} x {picture.height}"
         )
-    model, processor = _load(VisualBertForMultipleChoice, args.model)
-    inputs = processor(
-        images=picture, text=args.question, choices=args.choice, objects=metadata.names, boxes=metadata.boxes
+    choose = _load_pipeline(VisualBertMultipleChoicePipeline, args.model)
+    chosen = choose(
+        *(picture, args.question, args.choice, metadata.names),
+        boxes=metadata.boxes,
+        polygons=metadata.segms,
     )
-    result = processor.post_process_multiple_choice(model(**inputs))[0]
     lines = [
-        f"{score:7.1%}  {choice}{'  <-' * (number == result['choice'])}"
-        for number, (choice, score) in enumerate(zip(args.choice, result["scores"], strict=True))
+        f"{row['score']:7.1%}  {row['text']}{'  <-' * (row is chosen[0])}"
+        for row in sorted(chosen, key=lambda row: row["index"])
     ]
-    _print(args, [{"question": args.question, **result}], lines)
+    _print(args, [{"question": args.question, "choices": chosen}], lines)
     if args.picture_out:
         labels = [f"[{number}] {name}" for number, name in enumerate(metadata.names)]
         _save(captioned(draw_regions(picture, metadata.boxes, None, labels), [args.question, *lines]), args)
 
 
-@torch.inference_mode()
 def _ground(args: argparse.Namespace) -> None:
     _check_top_k(args)
     picture = load_picture(args.picture)
-    model, processor = _load(VisualBertForRegionToPhraseAlignment, args.model)
-    pixels = processor(images=picture)
-    found = model.get_image_features(pixels["pixel_values"], pixels.get("pixel_mask"))
-    inputs = processor(images=found, text=args.sentence, phrases=args.phrase)
-    regions = processor.post_process_regions(found, pixels["image_sizes"])
-    if not len(regions[0]["boxes"]):
+    ground = _load_pipeline(VisualBertGroundingPipeline, args.model)
+    records = ground(picture, args.sentence, args.phrase, top_k=args.top_k)
+    if not records[0]["regions"]:
         raise ValueError(f"{args.picture}: no regions were found in this picture")
-    (grounded,) = processor.post_process_phrase_grounding(model(**inputs), regions, [len(args.phrase)], args.top_k)
-    records = [{"phrase": phrase, "regions": best} for phrase, best in zip(args.phrase, grounded, strict=True)]
     lines = [
-        f"{best['score']:7.1%}  {record['phrase']}: {', '.join(f'{side:.0f}' for side in best['box'])}"
+        f"{best['score']:7.1%}  {record['phrase']}: {', '.join(f'{side:.0f}' for side in best['box'].values())}"
         for record in records
         for best in record["regions"]
     ]
     _print(args, records, lines)
     if args.picture_out:
         best = [record["regions"][0] for record in records]
-        boxes, scores = [region["box"] for region in best], [region["score"] for region in best]
+        boxes, scores = [list(region["box"].values()) for region in best], [region["score"] for region in best]
         _save(captioned(draw_regions(picture, boxes, scores, args.phrase), [args.sentence]), args)
 
 
-@torch.inference_mode()
 def _fill(args: argparse.Namespace) -> None:
     _check_top_k(args)
     if len(args.text) > 2:
         raise ValueError(f"{len(args.text)} texts; expected one or two")
     picture = load_picture(args.picture)
-    model, processor = _load(VisualBertForPreTraining, args.model)
-    inputs = processor(images=picture, text=args.text[0], text_pair=args.text[1] if len(args.text) > 1 else None)
-    (result,) = processor.post_process_pretraining(model(**inputs), inputs["input_ids"], args.top_k)
+    fill = _load_pipeline(VisualBertMaskedCaptionPipeline, args.model)
+    result = fill(picture, *args.text, top_k=args.top_k)
     lines = [", ".join(f"{word['word']} ({word['score']:.0%})" for word in words) for words in result["words"]]
     if len(args.text) == 2:  # what the match head was trained on
         lines.append(f"texts and picture belong together: {result['match']:.0%}")
@@ -368,12 +359,13 @@ def _store(args: argparse.Namespace) -> None:
         print(f"drawn: {args.sheet}", file=sys.stderr)
 
 
-def _load(head: type[PreTrainedModel], name: str) -> tuple[PreTrainedModel, VisualBertProcessor]:
+def _load_pipeline(pipeline_class: type[VisualBertPipeline], name: str) -> Any:
     _check_checkpoint(name)
     architecture = (AutoConfig.from_pretrained(name).architectures or ["unknown"])[0]
-    if architecture != head.__name__:
-        raise ValueError(f"{name} is a {architecture} checkpoint; expected {head.__name__}")
-    return head.from_pretrained(name).eval(), AutoProcessor.from_pretrained(name)
+    if architecture != pipeline_class.head:
+        raise ValueError(f"{name} is a {architecture} checkpoint; expected {pipeline_class.head}")
+    task = next(task for task, (found, _) in PIPELINES.items() if found is pipeline_class)
+    return pipeline(task, model=name)
 
 
 def _check_top_k(args: argparse.Namespace) -> None:

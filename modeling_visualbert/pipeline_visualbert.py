@@ -1,27 +1,32 @@
-"""Picture + question -> answers in one call."""
+"""Picture + text -> answers in one call: a pipeline for each of the five tasks.
 
-from collections.abc import Mapping
+The arrows of each call: picture -> regions (once, whatever is asked about them) -> processor -> model -> plain dicts.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional as F
 from transformers import Pipeline
 
+from .regions_visualbert import check_regions, join_regions, pad_regions
 
-class VisualBertVQAPipeline(Pipeline):
+
+class VisualBertPipeline(Pipeline):
     """
-    Visual question answering.
+    What the pipelines share. A call is about one picture with one text or a list of texts, or it gets a dict with these
+    keys, or an iterable of such dicts, of which `batch_size` go through the model at once. In place of a picture stand
+    precomputed regions: a mapping with `visual_embeds` of shape `(regions, dim)` and what else [`VisualBertProcessor`] takes,
+    or what `find_regions` returned. Results are plain dicts; those of a list of texts are a list.
 
-    ```python
-    >>> ask = pipeline("visual-question-answering", model="runs/vqa/best")
-    >>> ask(image="picture.png", question="How many red things are there?", top_k=2)
-    [{'answer': '2', 'score': 0.98}, {'answer': '1', 'score': 0.01}]
-    ```
-
-    With a list of questions, the regions of the one picture are found once and the result is a list of such lists.
-    Precomputed regions (see [`VisualBertProcessor`]) are taken in place of a picture.
+    Raises (when called):
+        TypeError: An item is no dict, a key or argument is unknown, or a text is no string.
+        ValueError: Something is missing or empty, or the picture cannot be used.
     """
 
     _load_processor = True
@@ -29,81 +34,453 @@ class VisualBertVQAPipeline(Pipeline):
     _load_feature_extractor = False
     _load_tokenizer = False
 
+    head = ""  # class of the models that it is for
+    task_of_processor = ""
+    picture_key = "image"
+    text_key = "question"
+    keys: tuple[str, ...] = ("image", "question")  # of an item
+    optional_keys: tuple[str, ...] = ()
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        found = type(self.model).__name__
+        if found != self.head or not hasattr(self.model, "get_image_features"):
+            # `transformers` has classes of the same names that cannot read pictures.
+            raise ValueError(f"the model is {type(self.model).__module__}.{found}; expected this package's {self.head}")
+        if self.processor is None or self.processor.task != self.task_of_processor:
+            task = None if self.processor is None else self.processor.task
+            raise ValueError(f"the processor is for task {task!r}; expected {self.task_of_processor!r}")
+
+    @torch.inference_mode()
+    def find_regions(self, image, **objects) -> dict[str, torch.Tensor]:
+        """
+        The regions of one picture, to be passed in its place to any number of calls.
+
+        Args:
+            image: A path, PIL image or array.
+            objects: Multiple choice: `objects`, `boxes` and `polygons` that the regions are to describe.
+
+        Returns:
+            `visual_embeds` and, one for each region, `boxes` (x1, y1, x2, y2 in pixels of the picture), `scores`,
+            `class_ids` and what else the region encoder finds; `image_size` (height, width). On the CPU.
+        """
+        prepared = self._ensure_tensor_on_device(self._prepare({"image": image, **objects}, image), self.device)
+        return self._ensure_tensor_on_device(self._regions_of([prepared])[0], torch.device("cpu"))
+
+    def _sanitize_parameters(self, top_k: int | None = None):
+        if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
+            raise ValueError(f"top_k {top_k!r}; expected at least 1")
+        return {}, {}, {} if top_k is None else {"top_k": top_k}
+
+    def _run(self, first: Any, rest: dict[str, Any], batch_size: int | None, **options) -> Any:
+        """The result of a call's arguments: one item given as arguments, one as a dict, or an iterable of dicts."""
+        options = {**self._postprocess_params, **self._sanitize_parameters(**options)[2]}
+        if any(rest[key] is not None for key in rest):
+            given = {key: value for key, value in rest.items() if value is not None}
+            return self._answer([{self.picture_key: first, **given}], options)[0]
+        if isinstance(first, Mapping):
+            return self._answer([first], options)[0]
+        if first is None or isinstance(first, (str, Path, Image.Image, np.ndarray, torch.Tensor)):
+            raise ValueError(f"no {self.text_key}; expected {self._expected()}")
+        size = batch_size or self._batch_size or 1
+        return list(chain.from_iterable(self._answer(chunk, options) for chunk in _chunks(first, size)))
+
+    def _answer(self, items: Sequence[Any], options: dict[str, Any]) -> list:
+        """Results of a batch of items; texts of all of them go through the model together."""
+        for item in items:
+            self._check_item(item)
+        results = iter(self.run_single(items, self._preprocess_params, self._forward_params, options))
+        texts = [item[self.text_key] for item in items]
+        return [next(results) if isinstance(text, str) else [next(results) for _ in text] for text in texts]
+
+    def _check_item(self, item: Any) -> None:
+        if not isinstance(item, Mapping):
+            raise TypeError(f"got {type(item).__name__}; expected {self._expected()}")
+        unknown = sorted(set(item) - {*self.keys, *self.optional_keys})
+        for key in self.keys:
+            if key not in item:
+                raise ValueError(f"no {'picture' if key == 'image' else key}; expected {self._expected()}")
+        if unknown:
+            raise TypeError(f"unknown key {unknown[0]!r}; expected {self._expected()}")
+
+    def _expected(self) -> str:
+        return f"arguments or dicts with the keys {' and '.join(map(repr, self.keys))}"
+
+    def preprocess(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        arguments: dict[str, list] = {}
+        counts = []
+        for item in items:
+            asked = self._text_arguments(item)
+            counts.append(len(asked["text"]))
+            for name, values in asked.items():
+                arguments.setdefault(name, []).extend(values)
+        return {
+            "inputs": dict(self.processor(**arguments)),
+            "arguments": arguments,
+            "counts": counts,
+            "pictures": [[self._prepare(item, picture) for picture in self._pictures(item)] for item in items],
+        }
+
+    def _text_arguments(self, item: Mapping[str, Any]) -> dict[str, list]:
+        """Arguments of the processor for the texts of an item, lists of equal length."""
+        text = item[self.text_key]
+        return {"text": [text] if isinstance(text, str) else _listed(text, self.text_key)}
+
+    def _pictures(self, item: Mapping[str, Any]) -> Sequence[Any]:
+        return [item[self.picture_key]]
+
+    def _prepare(self, item: Mapping[str, Any], picture: Any) -> dict[str, Any]:
+        """Checked regions, or pixels and what the region encoder reads beside them."""
+        if isinstance(picture, Mapping):
+            return {"regions": check_regions(picture, self.processor.region_dim)}
+        return dict(self.processor.image_processor(images=[picture], return_tensors="pt"))
+
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
+        pictures = model_inputs["pictures"]
+        found = iter(self._regions_of([picture for item in pictures for picture in item]))
+        regions = [[next(found) for _ in item] for item in pictures]
+        visual = pad_regions([self._joined(item) for item in regions])
+        # Each picture is looked at once, whatever is asked about it.
+        repeats = torch.tensor(model_inputs["counts"], device=self.device)
+        visual = {name: value.to(self.device).repeat_interleave(repeats, dim=0) for name, value in visual.items()}
+        visual["visual_embeds"] = visual["visual_embeds"].to(self.model.dtype)
+        inputs = {**model_inputs["inputs"], **visual}
+        return {
+            "outputs": dict(self.model(**self._aligned(inputs))),
+            "inputs": model_inputs["inputs"],
+            "arguments": model_inputs["arguments"],
+            "regions": [
+                item[0] for item, count in zip(regions, model_inputs["counts"], strict=True) for _ in range(count)
+            ],
+        }
+
+    def _joined(self, regions: Sequence[Mapping[str, torch.Tensor]]) -> Mapping[str, torch.Tensor]:
+        """The regions of an item's pictures as those of one."""
+        return regions[0]
+
+    def _aligned(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return inputs
+
+    def _regions_of(self, pictures: Sequence[dict[str, Any]]) -> list[dict[str, torch.Tensor]]:
+        """Regions of each picture. Not every detector ignores padding, so only pictures of one size are seen together."""
+        unseen = [picture for picture in pictures if "regions" not in picture]
+        shapes = {tuple((name, value.shape) for name, value in picture.items()) for picture in unseen}
+        batches = [unseen] if len(shapes) == 1 else [[picture] for picture in unseen]
+        seen = iter([regions for batch in batches for regions in self._look(batch)])
+        return [picture["regions"] if "regions" in picture else next(seen) for picture in pictures]
+
+    def _look(self, pictures: Sequence[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+        pixels = {name: torch.cat([picture[name] for picture in pictures]) for name in pictures[0]}
+        pixels["pixel_values"] = pixels["pixel_values"].to(self.model.dtype)
+        found = self.model.get_image_features(**pixels)
+        return self.processor.post_process_regions(found, pixels["image_sizes"].tolist())
+
+
+class VisualBertVQAPipeline(VisualBertPipeline):
+    """
+    Visual question answering, task "visual-question-answering".
+
+    ```python
+    >>> ask = pipeline("visual-question-answering", model="runs/vqa/best")
+    >>> ask(image="picture.png", question="How many red things are there?", top_k=2)
+    [{'answer': '2', 'score': 0.98}, {'answer': '1', 'score': 0.01}]
+    ```
+    """
+
+    head = "VisualBertForQuestionAnswering"
+    task_of_processor = "vqa"
+
     def __call__(
-        self, image=None, question: str | list[str] | None = None, top_k: int = 5, batch_size: int = 1, **unknown
+        self,
+        image=None,
+        question: str | list[str] | None = None,
+        top_k: int | None = None,
+        batch_size: int | None = None,
     ) -> list:
         """
         Args:
-            image: A path, PIL image, array, or mapping of precomputed regions; or, without `question`, what pipelines
-                take: a dict with the keys `image` and `question`, or an iterable of such dicts.
+            image: A path, PIL image, array or regions; or, without `question`, a dict with the keys `image` and `question`, or
+                an iterable of such dicts.
             question: One question or a list of questions about the picture.
-            top_k: How many answers to each question.
-            batch_size: How many dicts of an iterable go through the model at once.
+            top_k: How many answers to each question; 5 when not given.
+            batch_size: How many dicts of an iterable go through the model at once; 1 when not given.
 
-        Raises:
-            ValueError: The question is missing or empty, or the picture cannot be used.
+        Returns:
+            For each question `[{"answer": "red", "score": 0.97}, ...]`, scores falling and in 0..1.
         """
-        if unknown:
-            raise TypeError(f"unknown argument {sorted(unknown)[0]!r}; expected image, question or top_k")
-        if question is not None:
-            return self._answer([{"image": image, "question": question}], top_k)[0]
-        if isinstance(image, dict):
-            return self._answer([image], top_k)[0]
-        if isinstance(image, (str, Path, Image.Image, np.ndarray, torch.Tensor)):
-            raise ValueError(_NO_QUESTION)
-        items = list(image)
-        chunks = (items[start : start + batch_size] for start in range(0, len(items), batch_size))
-        return [answers for chunk in chunks for answers in self._answer(chunk, top_k)]
+        return self._run(image, {"question": question}, batch_size, top_k=top_k)
 
-    def _answer(self, items: list[dict[str, Any]], top_k: int) -> list:
-        """Answers of several pictures at once; each dict holds a picture and one or more questions."""
-        for item in items:
-            if "question" not in item:
-                raise ValueError(_NO_QUESTION)
-            if "image" not in item:
-                raise ValueError("no picture; expected dicts with the keys 'image' and 'question'")
-        answers = iter(self.run_single({"items": items}, {}, {}, {"top_k": top_k}))
-        questions = [item["question"] for item in items]
-        return [next(answers) if isinstance(q, str) else [next(answers) for _ in q] for q in questions]
-
-    def _sanitize_parameters(self, **kwargs):
-        return {}, {}, {}
-
-    def preprocess(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        questions = [[q] if isinstance(q, str) else list(q) for q in (item["question"] for item in inputs["items"])]
-        images = [item["image"] for item in inputs["items"]]
-        prepared = {
-            "texts": dict(self.processor(text=[text for asked in questions for text in asked])),
-            "questions_per_image": torch.tensor([len(asked) for asked in questions]),
-        }
-        if any(isinstance(image, Mapping) for image in images):
-            return {**prepared, "regions": dict(self.processor(images=images))}
-        return {**prepared, "pictures": [self.processor(images=[image])["pixel_values"] for image in images]}
-
-    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
-        # Each picture is looked at once, whatever is asked about it.
-        regions = model_inputs.get("regions") or self._find_regions(model_inputs["pictures"])
-        repeats = model_inputs["questions_per_image"]
-        shared = {
-            key: regions[key].repeat_interleave(repeats, dim=0) for key in ("visual_embeds", "visual_attention_mask")
-        }
-        return {"logits": self.model(**model_inputs["texts"], **shared).logits}
-
-    def _find_regions(self, pictures: list[torch.Tensor]) -> Mapping[str, torch.Tensor]:
-        if len({picture.shape for picture in pictures}) == 1:
-            return self.model.get_image_features(torch.cat(pictures))
-        # Not every detector ignores padding, so pictures of different sizes are looked at one by one.
-        found = [self.model.get_image_features(picture) for picture in pictures]
-        return {key: torch.cat([item[key] for item in found]) for key in ("visual_embeds", "visual_attention_mask")}
-
-    def postprocess(self, model_outputs: dict[str, Any], top_k: int = 5) -> list:
-        return self.processor.post_process_question_answering(model_outputs["logits"], top_k=top_k)
+    def postprocess(self, found: dict[str, Any], top_k: int = 5) -> list:
+        return self.processor.post_process_question_answering(found["outputs"]["logits"], top_k=top_k)
 
 
-_NO_QUESTION = "no question; expected `question=` or a dict with the keys 'image' and 'question'"
+class VisualBertMultipleChoicePipeline(VisualBertPipeline):
+    """
+    Multiple choice about tagged objects (VCR), task "visual-multiple-choice".
+
+    ```python
+    >>> choose = pipeline("visual-multiple-choice", model="runs/vcr/answer/best")
+    >>> choose("picture.png", "What color is [0]?", ["[0] is red.", "[0] is blue."], objects=["star"], boxes=[[5, 9, 40, 44]])
+    [{'index': 1, 'text': '[0] is blue.', 'score': 0.99}, {'index': 0, 'text': '[0] is red.', 'score': 0.01}]
+    ```
+    """
+
+    head = "VisualBertForMultipleChoice"
+    task_of_processor = "vcr"
+    keys = ("image", "question", "choices")
+    optional_keys = ("objects", "boxes", "polygons")
+
+    def __call__(
+        self,
+        image=None,
+        question: str | list[str] | None = None,
+        choices: list | None = None,
+        objects: list[str] | None = None,
+        boxes: list | None = None,
+        polygons: list | None = None,
+        top_k: int | None = None,
+        batch_size: int | None = None,
+    ) -> list:
+        """
+        Args:
+            image: A path, PIL image, array or regions (that of the whole picture first, if the checkpoint has it, then those of
+                the objects); or, without a question, a dict with the other arguments as keys, or an iterable of such dicts.
+            question: One question or a list of questions; `[0]` or `[0,2]` in them stand for objects.
+            choices: The choices of the question, with tags too; for a list of questions, a list of such lists.
+            objects: Class names of the objects of the picture.
+            boxes: Their boxes, x1, y1, x2, y2 in pixels of the picture. Not needed with regions.
+            polygons: For each object the polygons that outline it, lists of (x, y) in pixels; read by the detector of the
+                published checkpoints only, and its box when not given.
+            top_k: How many choices to return; all when not given.
+            batch_size: How many dicts of an iterable go through the model at once; 1 when not given.
+
+        Returns:
+            For each question `[{"index": 2, "text": "[0] is red.", "score": 0.96}, ...]`, scores falling and in 0..1.
+        """
+        rest = {"question": question, "choices": choices, "objects": objects, "boxes": boxes, "polygons": polygons}
+        return self._run(image, rest, batch_size, top_k=top_k)
+
+    def _text_arguments(self, item: Mapping[str, Any]) -> dict[str, list]:
+        arguments = super()._text_arguments(item)
+        choices = [item["choices"]] if isinstance(item["question"], str) else _listed(item["choices"], "choices")
+        if len(choices) != len(arguments["text"]):
+            raise ValueError(f"choices for {len(choices)} questions, but {len(arguments['text'])} questions")
+        return {**arguments, "choices": choices, "objects": [item.get("objects") or []] * len(choices)}
+
+    def _prepare(self, item: Mapping[str, Any], picture: Any) -> dict[str, Any]:
+        names = item.get("objects") or []
+        if isinstance(picture, Mapping):
+            prepared = super()._prepare(item, picture)
+            count = len(prepared["regions"]["visual_embeds"]) - self.processor.whole_image
+            if count < len(names):
+                raise ValueError(f"{len(names)} objects, but regions for {count}")
+            return prepared
+        boxes = item.get("boxes") or []
+        if len(boxes) != len(names):
+            raise ValueError(f"{len(boxes)} boxes for {len(names)} objects; expected as many")
+        polygons = None if item.get("polygons") is None else [item["polygons"]]
+        inputs = dict(self.processor(images=[picture], objects=[names], boxes=[boxes], polygons=polygons))
+        return {"boxes_mask" if name == "visual_attention_mask" else name: value for name, value in inputs.items()}
+
+    def _aligned(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Alignment for as many regions as there are: without objects regions were given that no word names."""
+        missing = inputs["visual_embeds"].shape[1] - inputs["image_text_alignment"].shape[2]
+        alignment = F.pad(inputs["image_text_alignment"], (0, 0, 0, max(0, missing)), value=-1)
+        return {**inputs, "image_text_alignment": alignment}
+
+    def postprocess(self, found: dict[str, Any], top_k: int | None = None) -> list:
+        results = []
+        scored = self.processor.post_process_multiple_choice(found["outputs"]["logits"])
+        for result, choices in zip(scored, found["arguments"]["choices"], strict=True):
+            rows = [
+                {"index": i, "text": choice if isinstance(choice, str) else " ".join(choice), "score": score}
+                for i, (choice, score) in enumerate(zip(choices, result["scores"], strict=True))
+            ]
+            results.append(sorted(rows, key=lambda row: -row["score"])[:top_k])
+        return results
 
 
-@torch.inference_mode()
+class VisualBertReasoningPipeline(VisualBertPipeline):
+    """
+    Is a statement true of two pictures (NLVR2)? Task "visual-reasoning".
+
+    ```python
+    >>> reason = pipeline("visual-reasoning", model="runs/nlvr2/best")
+    >>> reason(images=("left.png", "right.png"), statement="Both images show a star.")
+    {'label': 'True', 'score': 0.98}
+    ```
+    """
+
+    head = "VisualBertForVisualReasoning"
+    task_of_processor = "nlvr2"
+    picture_key = "images"
+    text_key = "statement"
+    keys = ("images", "statement")
+
+    def __call__(
+        self, images=None, statement: str | list[str] | None = None, batch_size: int | None = None
+    ) -> list | dict:
+        """
+        Args:
+            images: The left and the right picture: paths, PIL images, arrays or regions; or, without `statement`, a dict with
+                the keys `images` and `statement`, or an iterable of such dicts.
+            statement: One statement or a list of statements about the two pictures.
+            batch_size: How many dicts of an iterable go through the model at once; 1 when not given.
+
+        Returns:
+            For each statement `{"label": "True", "score": 0.98}`, the label "True" or "False", the score being its own.
+        """
+        return self._run(images, {"statement": statement}, batch_size)
+
+    def _pictures(self, item: Mapping[str, Any]) -> Sequence[Any]:
+        pictures = item["images"]
+        if not isinstance(pictures, (list, tuple)) or len(pictures) != 2:
+            raise ValueError(f"images: {type(pictures).__name__}; expected a pair of pictures")
+        return pictures
+
+    def _joined(self, regions: Sequence[Mapping[str, torch.Tensor]]) -> Mapping[str, torch.Tensor]:
+        return join_regions(regions)
+
+    def postprocess(self, found: dict[str, Any]) -> list:
+        return self.processor.post_process_visual_reasoning(found["outputs"]["logits"])
+
+
+class VisualBertGroundingPipeline(VisualBertPipeline):
+    """
+    Which regions do the phrases of a sentence mean (Flickr30k Entities)? Task "phrase-grounding".
+
+    ```python
+    >>> ground = pipeline("phrase-grounding", model="runs/flickr30k/best")
+    >>> ground("picture.png", "the star is above the red square", phrases=["the star"])
+    [{'phrase': 'the star',
+      'regions': [{'score': 0.99, 'box': {'xmin': 5.1, 'ymin': 9.0, 'xmax': 40.2, 'ymax': 44.8}, 'region': 3}]}]
+    ```
+    """
+
+    head = "VisualBertForRegionToPhraseAlignment"
+    task_of_processor = "flickr30k"
+    text_key = "sentence"
+    keys = ("image", "sentence", "phrases")
+
+    def __call__(
+        self,
+        image=None,
+        sentence: str | list[str] | None = None,
+        phrases: list | None = None,
+        top_k: int | None = None,
+        batch_size: int | None = None,
+    ) -> list:
+        """
+        Args:
+            image: A path, PIL image, array or regions (with `boxes`); or, without a sentence, a dict with the keys `image`,
+                `sentence` and `phrases`, or an iterable of such dicts.
+            sentence: One sentence or a list of sentences about the picture.
+            phrases: Phrases of the sentence (their first occurrence is meant), or indices of their last words; for a list of
+                sentences, a list of such lists.
+            top_k: How many regions for each phrase; 1 when not given.
+            batch_size: How many dicts of an iterable go through the model at once; 1 when not given.
+
+        Returns:
+            For each sentence a list with, for each phrase, `{"phrase": ..., "regions": [{"score": 0.8, "box": {"xmin": ...,
+            "ymin": ..., "xmax": ..., "ymax": ...}, "region": 3}, ...]}`: scores falling and in 0..1, boxes in pixels of the
+            picture, `region` the number of the region. No regions where none was found in the picture.
+        """
+        return self._run(image, {"sentence": sentence, "phrases": phrases}, batch_size, top_k=top_k)
+
+    def _text_arguments(self, item: Mapping[str, Any]) -> dict[str, list]:
+        arguments = super()._text_arguments(item)
+        phrases = [item["phrases"]] if isinstance(item["sentence"], str) else _listed(item["phrases"], "phrases")
+        for given in phrases:
+            if not isinstance(given, (list, tuple)) or not given:
+                raise ValueError(f"phrases {given!r:.60}; expected a list of phrases for each sentence")
+        return {**arguments, "phrases": phrases}
+
+    def _prepare(self, item: Mapping[str, Any], picture: Any) -> dict[str, Any]:
+        prepared = super()._prepare(item, picture)
+        if "regions" in prepared and "boxes" not in prepared["regions"]:
+            raise ValueError("regions without 'boxes'; expected x1, y1, x2, y2 in pixels for each region")
+        return prepared
+
+    def postprocess(self, found: dict[str, Any], top_k: int = 1) -> list:
+        phrases = found["arguments"]["phrases"]
+        grounded = self.processor.post_process_phrase_grounding(
+            found["outputs"]["logits"], found["regions"], [len(given) for given in phrases], top_k
+        )
+        return [
+            [
+                {"phrase": phrase, "regions": [_with_named_sides(region) for region in best]}
+                for phrase, best in zip(given, regions, strict=True)
+            ]
+            for given, regions in zip(phrases, grounded, strict=True)
+        ]
+
+
+class VisualBertMaskedCaptionPipeline(VisualBertPipeline):
+    """
+    Fill `[MASK]` in a text about a picture (pre-trained checkpoints), task "visual-fill-mask".
+
+    ```python
+    >>> fill = pipeline("visual-fill-mask", model="runs/pretraining/best")
+    >>> fill("picture.png", "There is a [MASK] diamond.", top_k=1)
+    {'words': [[{'word': 'orange', 'score': 0.97}]], 'match': 0.93}
+    ```
+    """
+
+    head = "VisualBertForPreTraining"
+    task_of_processor = "pretraining"
+    text_key = "text"
+    keys = ("image", "text")
+    optional_keys = ("text_pair",)
+
+    def __call__(
+        self,
+        image=None,
+        text: str | list[str] | None = None,
+        text_pair: str | list[str] | None = None,
+        top_k: int | None = None,
+        batch_size: int | None = None,
+    ) -> list | dict:
+        """
+        Args:
+            image: A path, PIL image, array or regions; or, without a text, a dict with the other arguments as keys, or an
+                iterable of such dicts.
+            text: One text or a list of texts about the picture, with or without `[MASK]`.
+            text_pair: A second text for each: two captions are what the match head was trained on.
+            top_k: How many words for each mask; 5 when not given.
+            batch_size: How many dicts of an iterable go through the model at once; 1 when not given.
+
+        Returns:
+            For each text `{"words": [[{"word": "red", "score": 0.9}, ...], ...], "match": 0.97}`: for each mask the best word
+            pieces, and the probability that text and picture belong together.
+        """
+        return self._run(image, {"text": text, "text_pair": text_pair}, batch_size, top_k=top_k)
+
+    def _text_arguments(self, item: Mapping[str, Any]) -> dict[str, list]:
+        arguments = super()._text_arguments(item)
+        second = item.get("text_pair")
+        if second is None:
+            pairs: list = [None] * len(arguments["text"])
+        else:
+            pairs = [second] if isinstance(item["text"], str) else _listed(second, "text_pair")
+        if len(pairs) != len(arguments["text"]):
+            raise ValueError(f"{len(pairs)} second texts for {len(arguments['text'])} texts; expected as many")
+        return {**arguments, "text_pair": pairs}
+
+    def postprocess(self, found: dict[str, Any], top_k: int = 5) -> list:
+        return self.processor.post_process_pretraining(found["outputs"], found["inputs"]["input_ids"], top_k)
+
+
+# By task name: the pipeline, and the Auto class that opens its checkpoints. `transformers` has none for visual reasoning and for
+# phrase grounding, so theirs are the nearest ones.
+PIPELINES: dict[str, tuple[type[VisualBertPipeline], str]] = {
+    "visual-question-answering": (VisualBertVQAPipeline, "AutoModelForVisualQuestionAnswering"),
+    "visual-multiple-choice": (VisualBertMultipleChoicePipeline, "AutoModelForMultipleChoice"),
+    "visual-reasoning": (VisualBertReasoningPipeline, "AutoModelForSequenceClassification"),
+    "phrase-grounding": (VisualBertGroundingPipeline, "AutoModelForZeroShotObjectDetection"),
+    "visual-fill-mask": (VisualBertMaskedCaptionPipeline, "AutoModelForPreTraining"),
+}
+
+
 def ask(model, processor, image, questions: list[str], top_k: int = 5) -> tuple[list[list[dict]], dict]:
     """
     Answers to questions about one picture, and the regions they were answered from. The regions are found once.
@@ -118,11 +495,35 @@ def ask(model, processor, image, questions: list[str], top_k: int = 5) -> tuple[
     Returns:
         For each question its best answers, and the picture's regions with boxes in pixels.
     """
-    pixels = processor(images=[image]).to(model.device)
-    found = model.get_image_features(pixels["pixel_values"], pixels.get("pixel_mask"))
-    inputs = processor(images=found, text=questions).to(model.device)
-    answers = processor.post_process_question_answering(model(**inputs), top_k=top_k)
-    return answers, processor.post_process_regions(found, pixels["image_sizes"])[0]
+    answering = VisualBertVQAPipeline(model=model, processor=processor, device=model.device)
+    regions = answering.find_regions(image)
+    return answering(image=regions, question=questions, top_k=top_k), regions
 
 
-__all__ = ["VisualBertVQAPipeline", "ask"]
+def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+def _listed(values: Any, name: str) -> list:
+    if not isinstance(values, (list, tuple)):
+        raise TypeError(f"{name} is {type(values).__name__}; expected a string or a list")
+    return list(values)
+
+
+def _with_named_sides(region: dict[str, Any]) -> dict[str, Any]:
+    sides = dict(zip(("xmin", "ymin", "xmax", "ymax"), region["box"], strict=True))
+    return {"score": region["score"], "box": sides, "region": region["region"]}
+
+
+__all__ = [
+    "PIPELINES",
+    "VisualBertGroundingPipeline",
+    "VisualBertMaskedCaptionPipeline",
+    "VisualBertMultipleChoicePipeline",
+    "VisualBertPipeline",
+    "VisualBertReasoningPipeline",
+    "VisualBertVQAPipeline",
+    "ask",
+]

@@ -29,6 +29,8 @@ TASK_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "pretraining": ("text_pair",),
 }
 
+_OF_TEXTS = ("choices", "phrases", "text_pair")  # the others describe pictures
+
 
 class VisualBertProcessor(ProcessorMixin):
     r"""
@@ -135,7 +137,7 @@ class VisualBertProcessor(ProcessorMixin):
         for name in kwargs:
             if name not in known:
                 raise TypeError(f"unknown argument {name!r} for task {self.task!r}")
-            if name != "boxes" and kwargs[name] is not None and text is None:
+            if name in _OF_TEXTS and kwargs[name] is not None and text is None:
                 raise ValueError(f"{name} without `text`; expected the text that they belong to")
         if return_tensors != "pt":
             raise ValueError(f"return_tensors {return_tensors!r}; expected 'pt'")

@@ -1,5 +1,6 @@
 """Makes the Auto classes and `pipeline(...)` of `transformers` use this package for model type "visual_bert"."""
 
+import transformers
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -8,6 +9,7 @@ from transformers import (
     AutoModelForPreTraining,
     AutoModelForSequenceClassification,
     AutoModelForVisualQuestionAnswering,
+    AutoModelForZeroShotObjectDetection,
     AutoProcessor,
 )
 from transformers.pipelines import PIPELINE_REGISTRY, REMOVED_TASKS
@@ -25,10 +27,11 @@ from .modeling_visualbert import (
     VisualBertForMultipleChoice,
     VisualBertForPreTraining,
     VisualBertForQuestionAnswering,
+    VisualBertForRegionToPhraseAlignment,
     VisualBertForVisualReasoning,
     VisualBertModel,
 )
-from .pipeline_visualbert import VisualBertVQAPipeline
+from .pipeline_visualbert import PIPELINES
 from .processing_visualbert import VisualBertProcessor
 
 
@@ -51,6 +54,7 @@ def register_auto_classes() -> None:
     AutoModelForVisualQuestionAnswering.register(VisualBertConfig, VisualBertForQuestionAnswering, exist_ok=True)
     AutoModelForMultipleChoice.register(VisualBertConfig, VisualBertForMultipleChoice, exist_ok=True)
     AutoModelForSequenceClassification.register(VisualBertConfig, VisualBertForVisualReasoning, exist_ok=True)
+    AutoModelForZeroShotObjectDetection.register(VisualBertConfig, VisualBertForRegionToPhraseAlignment, exist_ok=True)
     for config_class in (VisualBertConfig, QueryRegionEncoderConfig, GridRegionEncoderConfig):
         AutoImageProcessor.register(
             config_class, image_processor_classes={"pil": VisualBertImageProcessor}, exist_ok=True
@@ -60,9 +64,8 @@ def register_auto_classes() -> None:
     )
     AutoProcessor.register(VisualBertConfig, VisualBertProcessor, exist_ok=True)
     REMOVED_TASKS.pop("visual-question-answering", None)
-    PIPELINE_REGISTRY.register_pipeline(
-        "visual-question-answering",
-        pipeline_class=VisualBertVQAPipeline,
-        pt_model=AutoModelForVisualQuestionAnswering,
-        type="multimodal",
-    )
+    for task, (pipeline_class, auto_class) in PIPELINES.items():
+        if task not in PIPELINE_REGISTRY.supported_tasks:  # registering again would warn
+            PIPELINE_REGISTRY.register_pipeline(
+                task, pipeline_class=pipeline_class, pt_model=getattr(transformers, auto_class), type="multimodal"
+            )

@@ -5,49 +5,25 @@ import re
 
 import pytest
 import torch
-from helpers import MODELS, randomise
 from PIL import Image
+from tiny_checkpoints import save_tiny_checkpoint
 
-from modeling_visualbert import QueryRegionEncoder, VisualBertConfig, VisualBertImageProcessor, VisualBertProcessor
 from modeling_visualbert.cli import main
 from modeling_visualbert.corpus.scenes import render, sample_scene
 from modeling_visualbert.corpus.vcr import metadata_record
 from modeling_visualbert.corpus.vocabulary import corpus_tokenizer
-from modeling_visualbert.tasks.common import DETECTOR
 
 HEADS = {"reason": "nlvr2", "choose": "vcr", "ground": "flickr30k", "fill": "pretraining"}
 SENTENCE = "the star is above the small red square"
 
 
 @pytest.fixture(scope="module")
-def encoder():
-    return QueryRegionEncoder.from_pretrained(DETECTOR)
-
-
-@pytest.fixture(scope="module")
-def saved(encoder, tmp_path_factory):
+def saved(tmp_path_factory):
     """Model, processor and folder for each command, as training leaves them."""
-    found = {}
-    for command, task in HEADS.items():
-        fields = {"nlvr2": {"id2label": {0: "False", 1: "True"}}, "vcr": {"num_labels": 1}}.get(task, {})
-        sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 40}
-        tokenizer = corpus_tokenizer()
-        config = VisualBertConfig(
-            vocab_size=len(tokenizer), region_encoder_config=encoder.config.to_dict(), **sizes, **fields
-        )
-        model = randomise(MODELS[task](config))
-        model.visual_bert.region_encoder.load_state_dict(encoder.state_dict())
-        processor = VisualBertProcessor(
-            VisualBertImageProcessor.from_pretrained(DETECTOR),
-            tokenizer,
-            task=task,
-            region_dim=config.visual_embedding_dim,
-        )
-        folder = tmp_path_factory.mktemp("saved") / command
-        model.save_pretrained(folder)
-        processor.save_pretrained(folder)
-        found[command] = (model, processor, folder)
-    return found
+    folder = tmp_path_factory.mktemp("saved")
+    return {
+        command: (*save_tiny_checkpoint(task, folder / command), folder / command) for command, task in HEADS.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +76,12 @@ def expected(command, saved, files, scene):
         record = metadata_record(scene)
         boxes = [box[:4] for box in record["boxes"]]
         inputs = processor(images=[left], text=[rest[1]], choices=[rest[2:]], objects=[record["names"]], boxes=[boxes])
-        return [{"question": rest[1], **processor.post_process_multiple_choice(model(**inputs))[0]}]
+        scores = processor.post_process_multiple_choice(model(**inputs))[0]["scores"]
+        chosen = [
+            {"index": i, "text": text, "score": score}
+            for i, (text, score) in enumerate(zip(rest[2:], scores, strict=True))
+        ]
+        return [{"question": rest[1], "choices": sorted(chosen, key=lambda row: -row["score"])}]
     pixels = processor(images=left)
     if command == "fill":
         inputs = processor(images=left, text=rest[0], text_pair=rest[1])
@@ -109,7 +90,9 @@ def expected(command, saved, files, scene):
     regions = processor.post_process_regions(found, pixels["image_sizes"])
     inputs = processor(images=[{"visual_embeds": regions[0]["visual_embeds"]}], text=[SENTENCE], phrases=[rest[1:]])
     (best,) = processor.post_process_phrase_grounding(model(**inputs), regions, [2], 1)
-    return [{"phrase": phrase, "regions": one} for phrase, one in zip(rest[1:], best, strict=True)]
+    sides = ("xmin", "ymin", "xmax", "ymax")
+    named = [[{**region, "box": dict(zip(sides, region["box"], strict=True))} for region in one] for one in best]
+    return [{"phrase": phrase, "regions": one} for phrase, one in zip(rest[1:], named, strict=True)]
 
 
 def rounded(value):
@@ -134,16 +117,16 @@ def test_text_says_the_same_as_json(capsys, saved, files, scene, command):
     if command == "reason":
         assert lines == [f"{r['score']:7.1%}  {r['label']:5}  {r['sentence']}" for r in records]
     elif command == "choose":
-        choices = arguments(command, files)[3:]
+        best, *rest = records[0]["choices"]
+        marked = [(best["index"], best, "  <-"), *((row["index"], row, "") for row in rest)]
         assert lines == [
-            f"{score:7.1%}  {choice}" + "  <-" * (number == records[0]["choice"])
-            for number, (score, choice) in enumerate(zip(records[0]["scores"], choices, strict=True))
+            f"{row['score']:7.1%}  {row['text']}{mark}" for _, row, mark in sorted(marked, key=lambda it: it[0])
         ]
     elif command == "ground":
         assert len(lines) == 2
         for line, record in zip(lines, records, strict=True):
             (best,) = record["regions"]
-            box = ", ".join(f"{side:.0f}" for side in best["box"])
+            box = ", ".join(f"{side:.0f}" for side in best["box"].values())
             assert line == f"{best['score']:7.1%}  {record['phrase']}: {box}"
     else:
         (record,) = records

@@ -1,0 +1,257 @@
+"""The five pipelines: one call, many pictures, many texts for each picture, regions found once, plain dicts."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from PIL import Image
+from tiny_checkpoints import PIPELINE_TASKS, tiny_checkpoint
+from transformers import pipeline
+
+from modeling_visualbert.corpus.scenes import render, sample_scene
+from modeling_visualbert.corpus.vcr import metadata_record
+from modeling_visualbert.pipeline_visualbert import PIPELINES
+
+TASKS = list(PIPELINE_TASKS)
+
+
+@pytest.fixture(scope="module")
+def checkpoints():
+    return {task: tiny_checkpoint(task) for task in TASKS}
+
+
+@pytest.fixture
+def pipes(checkpoints):
+    """A pipeline for each task."""
+    return {
+        task: pipeline(PIPELINE_TASKS[task], model=model, processor=processor)
+        for task, (model, processor) in checkpoints.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """Files of two scenes and their metadata."""
+    folder, found = tmp_path_factory.mktemp("scenes"), []
+    for number in range(2):
+        scene = sample_scene(number, f"pipelines/{number}")
+        render(scene).save(folder / f"{number}.png")
+        found.append((str(folder / f"{number}.png"), metadata_record(scene)))
+    return found
+
+
+def item_of(task, scenes, number=0, many=False):
+    """Arguments of a call about a scene, with one text or with two."""
+    (image, metadata), (other, _) = scenes[number], scenes[1 - number]
+    if task == "vqa":
+        return {"image": image, "question": ["Is it red?", "How many stars are there?"] if many else "Is it red?"}
+    if task == "nlvr2":
+        texts = ["Both images show a star.", "There is a circle in the left image."]
+        return {"images": (image, other), "statement": texts if many else texts[0]}
+    if task == "flickr30k":
+        sentences, phrases = ["the star is above the red square", "two circles"], [["the star", "the red square"], [1]]
+        return {
+            "image": image,
+            "sentence": sentences if many else sentences[0],
+            "phrases": phrases if many else phrases[0],
+        }
+    if task == "pretraining":
+        texts, pairs = ["a [MASK] star", "a small [MASK] and a [MASK]"], ["a star", "two squares"]
+        return {"image": image, "text": texts if many else texts[0], "text_pair": pairs if many else pairs[0]}
+    questions, choices = ["What color is [0]?", "Is [0,1] small?"], [["[0] is red", "[0] is blue"], ["yes", "no it is"]]
+    return {
+        "image": image,
+        "question": questions if many else questions[0],
+        "choices": choices if many else choices[0],
+        "objects": metadata["names"],
+        "boxes": [box[:4] for box in metadata["boxes"]],
+    }
+
+
+def close(value):
+    """Nested results, floats with a tolerance."""
+    if isinstance(value, dict):
+        return {key: close(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [close(item) for item in value]
+    return pytest.approx(value, abs=2e-4) if isinstance(value, float) else value
+
+
+def looks(pipe):
+    """Batch sizes of the detector's calls."""
+    calls = []
+    detector = pipe.model.visual_bert.region_encoder.detector
+    handle = detector.register_forward_hook(
+        lambda module, args, kwargs, output: calls.append(len(kwargs["pixel_values"])), with_kwargs=True
+    )
+    return calls, handle
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_arguments_a_dict_and_an_iterable_of_dicts_give_the_same(pipes, scenes, task):
+    items = [item_of(task, scenes, 0), item_of(task, scenes, 1, many=True), item_of(task, scenes, 1)]
+    one_by_one = [pipes[task](**item) for item in items]
+    assert [pipes[task](item) for item in items] == close(one_by_one)
+    for batch_size in (None, 2, 3):
+        assert pipes[task](iter(items), batch_size=batch_size) == close(one_by_one)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_results_are_plain(pipes, scenes, task):
+    result = pipes[task](**item_of(task, scenes, many=True))
+    assert len(result) == 2
+    assert json.loads(json.dumps(result)) == result
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_each_picture_is_looked_at_once(pipes, scenes, task):
+    calls, handle = looks(pipes[task])
+    with handle:
+        items = [item_of(task, scenes, 0, many=True), item_of(task, scenes, 1, many=True)]
+        pipes[task](items, batch_size=2)
+        assert sum(calls) == (4 if task == "nlvr2" else 2)
+        calls.clear()
+        pipes[task](items[0])
+        assert sum(calls) == (2 if task == "nlvr2" else 1)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_regions_found_before_give_the_same(pipes, scenes, task):
+    item = item_of(task, scenes, many=True)
+    objects = {name: item[name] for name in ("objects", "boxes") if name in item}
+    calls, handle = looks(pipes[task])
+    with handle:
+        expected = pipes[task](item)
+        if task == "nlvr2":
+            found = {"images": [pipes[task].find_regions(image) for image in item["images"]]}
+        else:
+            found = {"image": pipes[task].find_regions(item["image"], **objects)}
+        calls.clear()
+        assert pipes[task]({**item, **found}) == close(expected)
+        assert calls == []
+
+
+def test_regions_and_pictures_mix_in_one_batch(pipes, scenes):
+    items = [item_of("vqa", scenes, 0), item_of("vqa", scenes, 1)]
+    mixed = [items[0], {**items[1], "image": pipes["vqa"].find_regions(scenes[1][0])}]
+    assert pipes["vqa"](mixed, batch_size=2) == close(pipes["vqa"](items, batch_size=1))
+
+
+def test_boxes_are_in_pixels_of_the_picture_that_was_given(pipes, scenes, tmp_path):
+    with Image.open(scenes[0][0]) as image:
+        image.resize((480, 256)).save(tmp_path / "large.png")
+    item = item_of("flickr30k", scenes)
+    regions = pipes["flickr30k"].find_regions(tmp_path / "large.png")
+    (first, _) = pipes["flickr30k"]({**item, "image": tmp_path / "large.png"}, top_k=50)
+    assert len(first["regions"]) == len(regions["boxes"])
+    for found in first["regions"]:
+        assert list(found["box"].values()) == close(regions["boxes"][found["region"]].tolist())
+        assert list(found["box"]) == ["xmin", "ymin", "xmax", "ymax"]
+    assert 300 < max(found["box"]["xmax"] for found in first["regions"]) <= 480
+
+
+def test_choices_come_best_first_with_their_place(pipes, scenes):
+    item = item_of("vcr", scenes)
+    chosen = pipes["vcr"](item)
+    assert [row["score"] for row in chosen] == sorted((row["score"] for row in chosen), reverse=True)
+    assert {row["index"]: row["text"] for row in chosen} == dict(enumerate(item["choices"]))
+    assert sum(row["score"] for row in chosen) == pytest.approx(1.0)
+    assert pipes["vcr"](item, top_k=1) == close(chosen[:1])
+
+
+def test_options_may_be_given_when_the_pipeline_is_made(checkpoints, scenes):
+    model, processor = checkpoints["vqa"]
+    one = pipeline("visual-question-answering", model=model, processor=processor, top_k=1, batch_size=2)
+    items = [item_of("vqa", scenes, number) for number in (0, 1)]
+    assert [len(answers) for answers in one(items)] == [1, 1]
+    assert len(one(items[0], top_k=3)) == 3
+    with pytest.raises(TypeError, match="topk"):
+        pipeline("visual-question-answering", model=model, processor=processor, topk=1)
+
+
+def test_no_regions_ground_nothing(pipes, checkpoints):
+    dim = checkpoints["flickr30k"][0].config.visual_embedding_dim
+    nothing = {"visual_embeds": torch.zeros(0, dim), "boxes": torch.zeros(0, 4)}
+    found = pipes["flickr30k"](nothing, "a red star", phrases=["star"])
+    assert found == [{"phrase": "star", "regions": []}]
+
+
+def test_half_precision(checkpoints, scenes):
+    model, processor = tiny_checkpoint("vqa")
+    answers = pipeline("visual-question-answering", model=model.to(torch.bfloat16), processor=processor)(
+        **item_of("vqa", scenes), top_k=2
+    )
+    assert len(answers) == 2
+
+
+def without(item, key):
+    return {name: value for name, value in item.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "error", "message"),
+    [
+        ("vcr", lambda item: without(item, "choices"), ValueError, "no choices; expected .*'image'.*'choices'"),
+        ("vcr", lambda item: without(item, "boxes"), ValueError, r"0 boxes for \d objects"),
+        (
+            "vcr",
+            lambda item: {**item, "question": ["a", "b"]},
+            ValueError,
+            "choices for 2 questions|choices 'a'|choices",
+        ),
+        ("vcr", lambda item: {**item, "object": []}, TypeError, "unknown key 'object'"),
+        ("nlvr2", lambda item: {**item, "images": item["images"][:1]}, ValueError, "expected a pair of pictures"),
+        ("nlvr2", lambda item: {**item, "images": item["images"][0]}, ValueError, "str; expected a pair of pictures"),
+        ("nlvr2", lambda item: {**item, "statement": None}, TypeError, "statement is NoneType"),
+        ("flickr30k", lambda item: {**item, "phrases": "the star"}, ValueError, "expected a list of phrases"),
+        ("flickr30k", lambda item: {**item, "phrases": []}, ValueError, "expected a list of phrases"),
+        ("flickr30k", lambda item: {**item, "phrases": ["a cat"]}, ValueError, "phrase 'a cat' is not in the sentence"),
+        (
+            "flickr30k",
+            lambda item: {**item, "image": {"visual_embeds": torch.zeros(2, 73)}},
+            ValueError,
+            "without 'boxes'",
+        ),
+        ("pretraining", lambda item: {**item, "text_pair": ["a", "b"]}, TypeError, "string"),
+        (
+            "pretraining",
+            lambda item: {**item, "text": ["a"], "text_pair": ["a", "b"]},
+            ValueError,
+            "2 second texts for 1",
+        ),
+        ("vqa", lambda item: "picture.png", ValueError, "no question; expected"),
+        ("vqa", lambda item: ["picture.png"], TypeError, "got str; expected arguments or dicts with the keys"),
+    ],
+)
+def test_wrong_calls_say_what_was_expected(pipes, scenes, task, change, error, message):
+    with pytest.raises(error, match=message):
+        pipes[task](change(item_of(task, scenes)))
+
+
+def test_top_k_of_zero_is_refused(pipes, scenes):
+    for task in ("vqa", "flickr30k", "pretraining", "vcr"):
+        with pytest.raises(ValueError, match="top_k 0; expected at least 1"):
+            pipes[task](item_of(task, scenes), top_k=0)
+
+
+def test_a_model_of_another_task_is_refused(checkpoints):
+    model, processor = checkpoints["nlvr2"][0], checkpoints["vqa"][1]
+    with pytest.raises(ValueError, match="VisualBertForVisualReasoning; expected this package's VisualBertForQuestion"):
+        pipeline("visual-question-answering", model=model, processor=processor)
+    with pytest.raises(ValueError, match="processor is for task 'vqa'; expected 'nlvr2'"):
+        pipeline("visual-reasoning", model=model, processor=processor)
+
+
+def test_the_class_of_transformers_with_the_same_name_is_refused(checkpoints):
+    config = transformers.VisualBertConfig(vocab_size=60, hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
+    stock = transformers.VisualBertForQuestionAnswering(config)
+    with pytest.raises(ValueError, match=r"the model is transformers\.models.*; expected this package's"):
+        pipeline("visual-question-answering", model=stock, processor=checkpoints["vqa"][1])
+
+
+def test_every_task_has_one_pipeline():
+    assert set(PIPELINES) == set(PIPELINE_TASKS.values())
+    for pipeline_class, auto_class in PIPELINES.values():
+        assert hasattr(transformers, auto_class)
+        assert pipeline_class.__doc__.count(">>> ") == 2

@@ -1,0 +1,48 @@
+"""Tiny checkpoints of all five heads around the shipped region encoder, as training leaves them; weights are random."""
+
+from helpers import MODELS, randomise
+
+from modeling_visualbert import QueryRegionEncoder, VisualBertConfig, VisualBertImageProcessor, VisualBertProcessor
+from modeling_visualbert.corpus.vocabulary import corpus_tokenizer
+from modeling_visualbert.tasks.common import DETECTOR
+
+ANSWERS = ["<unk>", "2", "no", "red", "yes"]
+PIPELINE_TASKS = {
+    "vqa": "visual-question-answering",
+    "vcr": "visual-multiple-choice",
+    "nlvr2": "visual-reasoning",
+    "flickr30k": "phrase-grounding",
+    "pretraining": "visual-fill-mask",
+}
+_FIELDS = {
+    "vqa": {"id2label": dict(enumerate(ANSWERS)), "label2id": {answer: i for i, answer in enumerate(ANSWERS)}},
+    "nlvr2": {"id2label": {0: "False", 1: "True"}, "label2id": {"False": 0, "True": 1}},
+    "vcr": {"num_labels": 1},
+}
+
+
+def tiny_checkpoint(task, seed=0):
+    """Model and processor of a task."""
+    encoder, tokenizer = QueryRegionEncoder.from_pretrained(DETECTOR), corpus_tokenizer()
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 40}
+    config = VisualBertConfig(
+        vocab_size=len(tokenizer), region_encoder_config=encoder.config.to_dict(), **sizes, **_FIELDS.get(task, {})
+    )
+    model = randomise(MODELS[task](config), seed)
+    model.visual_bert.region_encoder.load_state_dict(encoder.state_dict())
+    processor = VisualBertProcessor(
+        VisualBertImageProcessor.from_pretrained(DETECTOR),
+        tokenizer,
+        task=task,
+        answers=ANSWERS if task == "vqa" else None,
+        region_dim=config.visual_embedding_dim,
+    )
+    return model, processor
+
+
+def save_tiny_checkpoint(task, folder):
+    """Model and processor of a task, saved to a folder."""
+    model, processor = tiny_checkpoint(task)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return model, processor
