@@ -27,6 +27,7 @@ class GridRegionEncoderConfig(PretrainedConfig):
 
     model_type = "grid_region_encoder"
     sub_configs: ClassVar[dict[str, Any]] = {}
+    _auto_class: ClassVar[str | None] = "AutoConfig"
 
     backbone_config: Any = None
     grid_rows: int = 6

@@ -1,6 +1,6 @@
 """Configuration of the Faster R-CNN family that the published VisualBERT checkpoints took their regions from."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PretrainedConfig
@@ -103,6 +103,7 @@ class RegionDetectorConfig(PretrainedConfig):
     """
 
     model_type = "region_detector"
+    _auto_class: ClassVar[str | None] = "AutoConfig"
 
     head: str = "c4"
     depths: list[int] | tuple[int, ...] = (3, 4, 23, 3)

@@ -35,6 +35,7 @@ class QueryRegionEncoderConfig(PretrainedConfig):
     # `detector_config` is not listed on purpose: a request such as attn_implementation="sdpa" would reach its backbone,
     # and many backbones have eager attention only.
     sub_configs: ClassVar[dict[str, Any]] = {}
+    _auto_class: ClassVar[str | None] = "AutoConfig"
 
     detector_config: Any = None
     max_regions: int = 36

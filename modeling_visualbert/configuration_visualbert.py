@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PretrainedConfig
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from .configuration_grid_encoder import GridRegionEncoderConfig
 from .configuration_region_detector import RegionDetectorConfig
@@ -65,6 +66,7 @@ class VisualBertConfig(PretrainedConfig):
 
     model_type = "visual_bert"
     sub_configs: ClassVar[dict[str, Any]] = {"region_encoder_config": AutoConfig}
+    _auto_class: ClassVar[str | None] = "AutoConfig"  # its file goes into checkpoints, for `trust_remote_code`
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -93,6 +95,10 @@ class VisualBertConfig(PretrainedConfig):
             self.region_encoder_config = _region_encoder_config(self.region_encoder_config)
         if self.region_encoder_config is not None:
             self.visual_embedding_dim = self.region_encoder_config.region_dim
+        if not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
+            # Where the package is imported, a checkpoint's copy of its code is not asked for, and nobody has to trust it.
+            kwargs.pop("auto_map", None)
+            kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
@@ -105,6 +111,7 @@ class VisualBertConfig(PretrainedConfig):
 
 def _region_encoder_config(values: dict) -> PretrainedConfig:
     values = dict(values)
+    values.pop("_name_or_path", None)  # where it lay on this machine says nothing to others
     model_type = values.pop("model_type", None)
     if model_type not in REGION_ENCODER_CONFIGS:
         raise ValueError(

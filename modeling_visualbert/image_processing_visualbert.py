@@ -109,6 +109,7 @@ class VisualBertImageProcessor(PilBackend):
     `pixel_mask` of shape `(batch_size, height, width)`.
     """
 
+    _auto_class = "AutoImageProcessor"  # its file goes into checkpoints, for `trust_remote_code`
     do_resize = True
     size = {"height": 128, "width": 160}
     resample = Image.Resampling.BILINEAR

@@ -56,6 +56,7 @@ class RegionEncoder(PreTrainedModel):
     """What all region encoders share. `region_inputs` names the inputs that one reads beside `pixel_values`, `pixel_mask`,
     `boxes_unit` and `boxes_mask`."""
 
+    _auto_class = "AutoModel"  # its file goes into checkpoints, for `trust_remote_code`
     main_input_name = "pixel_values"
     base_model_prefix = "region_encoder"
     input_modalities = ("image",)
@@ -66,6 +67,7 @@ class RegionEncoder(PreTrainedModel):
         told = {
             "_name_or_path",
             "architectures",
+            "auto_map",
             "dtype",
             "transformers_version",
         }  # where it came from, not what it does

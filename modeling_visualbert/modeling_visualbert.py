@@ -34,7 +34,15 @@ from .configuration_visualbert import VisualBertConfig
 from .modeling_grid_encoder import GridRegionEncoder
 from .modeling_region_detector import RegionDetector
 from .modeling_region_encoder import QueryRegionEncoder, RegionEncoder, RegionEncoderOutput
+from .pipeline_visualbert import PIPELINES
 
+# What checkpoints say to `trust_remote_code`. Each names every class: `transformers` has models of its own for this model
+# type, and an Auto class would silently build that one where ours is not named.
+AUTO_MAP = {
+    "AutoConfig": "configuration_visualbert.VisualBertConfig",
+    "AutoModel": "modeling_visualbert.VisualBertModel",
+    **{auto_class: f"modeling_visualbert.{found.head}" for found, auto_class in PIPELINES.values()},
+}
 REGION_ENCODERS: dict[str, type[RegionEncoder]] = {
     encoder.config_class.model_type: encoder for encoder in (QueryRegionEncoder, RegionDetector, GridRegionEncoder)
 }
@@ -315,6 +323,19 @@ class VisualBertPreTrainedModel(PreTrainedModel):
         """Regions of pictures, to encode once and ask many times; see [`VisualBertModel.get_image_features`]."""
         return self.visual_bert.get_image_features(pixel_values, pixel_mask, **kwargs)
 
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in `transformers`. The code of model and pipeline is copied beside the weights, and the configuration says where it
+        is, so that the folder opens with `trust_remote_code` where this package is not installed."""
+        entries = {"auto_map": dict(AUTO_MAP), "custom_pipelines": _custom_pipelines(type(self).__name__)}
+        before = {name: getattr(self.config, name, None) for name in entries}
+        for name, value in entries.items():
+            setattr(self.config, name, value)
+        try:
+            super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            for name, value in before.items():
+                delattr(self.config, name) if value is None else setattr(self.config, name, value)
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         """As in `transformers`; a damaged or disguised weights file is named.
@@ -373,6 +394,8 @@ class VisualBertModel(VisualBertPreTrainedModel):
     """
     The encoder without a head. With `config.region_encoder_config` it owns a region encoder and also takes pixels.
     """
+
+    _auto_class = "AutoModel"
 
     def __init__(self, config: VisualBertConfig, add_pooling_layer: bool = True):
         super().__init__(config)
@@ -616,6 +639,7 @@ class VisualBertForPreTrainingOutput(ModelOutput):
 class VisualBertForPreTraining(VisualBertPreTrainedModel):
     """Masked language modelling with the image, and the sentence-image objective (paper, section 3.3)."""
 
+    _auto_class = "AutoModelForPreTraining"
     _tied_weights_keys = {
         "cls.predictions.decoder.weight": "visual_bert.embeddings.word_embeddings.weight",
         "cls.predictions.decoder.bias": "cls.predictions.bias",
@@ -706,6 +730,8 @@ class VisualBertForQuestionAnswering(VisualBertPreTrainedModel):
     VQA: scores of `config.num_labels` answers, read from the `[MASK]` token that the processor appends to the question.
     """
 
+    _auto_class = "AutoModelForVisualQuestionAnswering"
+
     def __init__(self, config: VisualBertConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
@@ -774,6 +800,8 @@ class VisualBertForQuestionAnswering(VisualBertPreTrainedModel):
 
 class VisualBertForMultipleChoice(VisualBertPreTrainedModel):
     """VCR: one score for each choice, read from the pooled [CLS] state."""
+
+    _auto_class = "AutoModelForMultipleChoice"
 
     def __init__(self, config: VisualBertConfig):
         super().__init__(config)
@@ -860,6 +888,8 @@ class VisualBertForMultipleChoice(VisualBertPreTrainedModel):
 class VisualBertForVisualReasoning(VisualBertPreTrainedModel):
     """NLVR2: is the sentence true of the two images? Two scores, read from the pooled [CLS] state; 1 is "True"."""
 
+    _auto_class = "AutoModelForSequenceClassification"
+
     def __init__(self, config: VisualBertConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
@@ -939,6 +969,7 @@ class VisualBertRegionToPhraseAttention(nn.Module):
 class VisualBertForRegionToPhraseAlignment(VisualBertPreTrainedModel):
     """Flickr30k Entities: which region does each phrase of the sentence mean?"""
 
+    _auto_class = "AutoModelForZeroShotObjectDetection"
     _tied_weights_keys = {
         "cls.predictions.decoder.weight": "visual_bert.embeddings.word_embeddings.weight",
         "cls.predictions.decoder.bias": "cls.predictions.bias",
@@ -1027,6 +1058,15 @@ class VisualBertForRegionToPhraseAlignment(VisualBertPreTrainedModel):
         return SequenceClassifierOutput(
             loss=loss, logits=logits_BER, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
+
+
+def _custom_pipelines(head: str) -> dict[str, dict[str, Any]]:
+    """What the configuration of a checkpoint says about its pipeline; nothing for one without a head."""
+    return {
+        task: {"impl": f"pipeline_visualbert.{found.__name__}", "pt": [auto_class], "type": "multimodal"}
+        for task, (found, auto_class) in PIPELINES.items()
+        if found.head == head
+    }
 
 
 def _pop_region_inputs(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -56,6 +56,8 @@ class VisualBertProcessor(ProcessorMixin):
         whole_image (`bool`): VCR: region 0 is the whole picture, and the objects follow.
     """
 
+    _auto_class = "AutoProcessor"  # its file goes into checkpoints, for `trust_remote_code`
+
     def __init__(
         self,
         image_processor=None,

@@ -63,13 +63,22 @@ def load_region_encoder(name: str | Path) -> tuple[RegionEncoder, Any]:
 
 def describe_detector(encoder: Any, image_processor: Any) -> dict[str, Any]:
     """What made the regions of a store, for its index: hashes, so that another detector or preprocessing is noticed."""
-    config = {k: v for k, v in encoder.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")}
+    config = {
+        k: v
+        for k, v in encoder.config.to_dict().items()
+        if k not in ("_name_or_path", "auto_map", "transformers_version")
+    }
     return {
         "name": type(encoder).__name__,
         "fingerprint": encoder.fingerprint(),
         "config_hash": _hash(config),
-        "image_processor_hash": _hash(json.loads(image_processor.to_json_string())),
+        "image_processor_hash": _hash(image_processor_fields(image_processor)),
     }
+
+
+def image_processor_fields(image_processor: Any) -> dict[str, Any]:
+    """What it does to pictures, without what says where its code lies."""
+    return {k: v for k, v in json.loads(image_processor.to_json_string()).items() if k != "auto_map"}
 
 
 def region_names(encoder: Any) -> dict[str, list[str] | None]:

@@ -26,7 +26,7 @@ from ..configuration_grid_encoder import GridRegionEncoderConfig
 from ..configuration_visualbert import VisualBertConfig
 from ..corpus.build import CorpusConfig, default_cache_dir, ensure_corpus
 from ..corpus.vocabulary import ASSETS
-from ..features.extract import describe_detector, extract_regions, load_region_encoder
+from ..features.extract import describe_detector, extract_regions, image_processor_fields, load_region_encoder
 from ..features.format import FORMAT
 from ..features.store import FeatureStore, write_store
 from ..image_processing_visualbert import VisualBertImageProcessor
@@ -328,7 +328,8 @@ def _stored_regions(
     """The regions of all pictures of the data: found on first use, kept in the cache."""
     files = [str(paths[key].resolve()) for key in keys]
     given = None if boxes is None else [boxes[key] for key in keys]
-    identity = [FORMAT, keys, files, given, encoder.fingerprint(), image_processor.to_json_string()]
+    treatment = json.dumps(image_processor_fields(image_processor), indent=2, sort_keys=True) + "\n"
+    identity = [FORMAT, keys, files, given, encoder.fingerprint(), treatment]
     folder = default_cache_dir() / "regions" / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     if not (folder / "index.json").is_file():
         encoder.to(device)
