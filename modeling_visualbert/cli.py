@@ -32,6 +32,7 @@ from .features.format import DTYPES
 from .features.pictures import IMAGE_IDS, list_dataset_pictures, list_pictures
 from .features.sheet import store_sheet
 from .features.store import FeatureStore
+from .hub import push_checkpoint
 from .image_processing_region_detector import RegionDetectorImageProcessor
 from .image_processing_visualbert import load_picture
 from .modeling_region_detector import RegionDetector
@@ -108,6 +109,19 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_convert)
 
     _add_region_commands(commands)
+
+    command = commands.add_parser("push", help="publish a checkpoint on the Hugging Face Hub, with card and code")
+    command.add_argument("source", help="folder of a checkpoint or of a training run")
+    command.add_argument("repo_id", help="user/name")
+    command.add_argument("--facts", help="what the card tells: a YAML file, or a name in hub_cards, such as shapes-vqa")
+    command.add_argument("--metrics", help="metrics.json of the run (default: the one beside the checkpoint)")
+    command.add_argument("--region_encoder", help="folder or Hub name of a region encoder to put into the checkpoint")
+    command.add_argument("--private", action="store_true", help="make the repository private")
+    command.add_argument("--revision", help="branch to commit to")
+    command.add_argument("--create_pr", action="store_true", help="open a pull request")
+    command.add_argument("--dry_run", action="store_true", help="build it, try it out, list the files; send nothing")
+    command.add_argument("--folder", help="build the repository here and keep it; must not exist")
+    command.set_defaults(run=_push)
 
     command = commands.add_parser("corpus", help="build the embedded corpus and print where it is")
     command.set_defaults(run=_corpus)
@@ -418,6 +432,15 @@ def _processor_of(model: PreTrainedModel, tokenizer: str) -> VisualBertProcessor
         answers=[names[i] for i in sorted(names)] if isinstance(model, HEADS["vqa"]) else None,
         region_dim=model.config.visual_embedding_dim,
     )
+
+
+def _push(args: argparse.Namespace) -> None:
+    options = {name: value for name, value in vars(args).items() if name not in ("command", "run", "source", "repo_id")}
+    pushed = push_checkpoint(args.source, args.repo_id, **options)
+    for name, size in pushed.files.items():
+        print(f"{size:>14,}  {name}")
+    print(f"{sum(pushed.files.values()):>14,}  bytes in {len(pushed.files)} files")
+    print("nothing was sent (--dry_run)" if pushed.url is None else pushed.url)
 
 
 def _corpus(args: argparse.Namespace) -> None:

@@ -1,0 +1,319 @@
+"""A checkpoint -> a repository on the Hub: built and tried out offline, then sent in one commit.
+
+folder of a checkpoint ──► repository folder ──► its card's code runs in a process without this package ──► one commit
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id
+from transformers import AutoConfig, AutoProcessor, PreTrainedModel
+
+from .convert import HEADS
+from .features.extract import load_region_encoder
+from .hub_card import build_card, cards_folder, default_facts, load_facts
+from .processing_visualbert import VisualBertProcessor
+
+MAX_FILE_BYTES = 50 * 10**9  # what the Hub takes
+_HEADS = {head.__name__: head for head in HEADS.values()}
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What was, or with `dry_run` would be, sent: `files` by their path in the repository, with their sizes in bytes."""
+
+    files: dict[str, int]
+    url: str | None
+
+
+def push_checkpoint(
+    source: str | Path,
+    repo_id: str,
+    *,
+    facts: str | Path | None = None,
+    metrics: str | Path | None = None,
+    region_encoder: str | Path | None = None,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    dry_run: bool = False,
+    folder: str | Path | None = None,
+    token: str | None = None,
+) -> Pushed:
+    """
+    Build the repository of a checkpoint, try it out, and send it to the Hub in one commit.
+
+    Args:
+        source: Folder of a checkpoint, or of a training run (its `best` is taken).
+        repo_id: "user/name". Made when it does not exist; otherwise files of the same names are replaced.
+        facts: Facts for the card: a file, or the name of one in `hub_cards/`; see [`load_facts`].
+        metrics: The run's `metrics.json`; found by itself in the folder of the checkpoint or in that of its run.
+        region_encoder: Folder or Hub name of a region encoder to put into the checkpoint, if it has none.
+        private: Make the repository private; one that exists has to be.
+        revision: Branch to commit to; made when it does not exist.
+        create_pr: Open a pull request instead of committing.
+        dry_run: Build and try out, but send nothing.
+        folder: Where to build and keep the repository; must not exist. A temporary folder when not given.
+        token: Of the Hub; the one of `hf auth login` or of the variable HF_TOKEN when not given.
+
+    Raises:
+        ValueError: The checkpoint cannot be used, does not work when tried out, or a file is too large.
+        PermissionError: The token is wrong, or may not write to this repository.
+        ConnectionError: The Hub cannot be reached, or refused the commit. Nothing was published then.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise ValueError(f"{repo_id!r} is no repository name; expected user/name ({error})") from error
+    if repo_id.count("/") != 1:
+        raise ValueError(f"{repo_id!r} is no repository name; expected user/name")
+    with tempfile.TemporaryDirectory(prefix="visualbert_push_") as temporary:
+        target = Path(temporary) / repo_id.split("/")[1] if folder is None else Path(folder)
+        build_repository(source, target, repo_id, facts=facts, metrics=metrics, region_encoder=region_encoder)
+        files = {path.relative_to(target).as_posix(): path for path in sorted(target.rglob("*")) if path.is_file()}
+        sizes = {name: path.stat().st_size for name, path in files.items()}
+        for name, size in sizes.items():
+            if size > MAX_FILE_BYTES:
+                raise ValueError(f"{name}: {size:,} bytes; the Hub takes at most {MAX_FILE_BYTES:,}")
+        url = None if dry_run else _send(HfApi(token=token), repo_id, files, sizes, private, revision, create_pr)
+    return Pushed(sizes, url)
+
+
+def build_repository(
+    source: str | Path,
+    target: str | Path,
+    repo_id: str,
+    *,
+    facts: str | Path | None = None,
+    metrics: str | Path | None = None,
+    region_encoder: str | Path | None = None,
+) -> None:
+    """
+    Write everything that the repository `repo_id` holds to the folder `target`, and try it out; see [`push_checkpoint`].
+
+    Raises:
+        FileExistsError: `target` exists.
+        ValueError: The checkpoint cannot be used, or does not work when tried out; `target` is removed again.
+    """
+    target = Path(target)
+    if target.exists():
+        raise FileExistsError(f"{target} exists; choose another folder or remove it")
+    source = _checkpoint_folder(Path(source))
+    measured = _find_metrics(source, metrics)
+    try:
+        model, processor = _load(source)
+        if region_encoder is not None:
+            model, processor = with_region_encoder(model, processor, region_encoder)
+        told = default_facts(type(model).__name__) if facts is None else load_facts(facts)
+        if told["head"] != type(model).__name__:
+            raise ValueError(f"{source} is a {type(model).__name__} checkpoint; the facts are of {told['head']}")
+        has_eyes = model.config.region_encoder_config is not None
+        region_dim = None if has_eyes else model.config.visual_embedding_dim
+        model.save_pretrained(target)
+        processor.save_pretrained(target)
+        for name in ("handler.py", "requirements.txt"):
+            shutil.copyfile(cards_folder() / name, target / name)
+        if measured is not None:
+            (target / "metrics.json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
+        if has_eyes:
+            _copy_examples(told, target / "examples")
+        (target / "README.md").write_text(build_card(repo_id, told, measured, region_dim), encoding="utf-8")
+        printed = try_repository(target, repo_id)
+        card = build_card(repo_id, told, measured, region_dim, printed=printed if has_eyes else None)
+        (target / "README.md").write_text(card, encoding="utf-8")
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+
+
+def try_repository(folder: str | Path, repo_id: str) -> str:
+    """
+    Run the code of the card in a process that cannot import this package, on the folder instead of a download.
+
+    Returns:
+        What it printed.
+
+    Raises:
+        ValueError: The card has no code, its metadata are malformed, or the code failed.
+    """
+    folder = Path(folder)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    ModelCard(text, ignore_metadata_errors=False)
+    code = re.search(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    if code is None:
+        raise ValueError(f"{folder / 'README.md'}: no Python code to try out")
+    download = f'snapshot_download("{repo_id}")'
+    program = f"import sys\nsys.modules['modeling_visualbert'] = None\n{code[1].replace(download, repr(str(folder)))}"
+    with tempfile.TemporaryDirectory(prefix="visualbert_modules_") as modules:
+        environment = {**os.environ, "HF_MODULES_CACHE": modules, "HF_HUB_OFFLINE": "1"}
+        environment.pop("PYTHONPATH", None)
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=modules, env=environment, capture_output=True, text=True, check=False
+        )
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"status {done.returncode}"
+        raise ValueError(f"the code of the card does not run without this package: {reason}")
+    return done.stdout.strip()
+
+
+def with_region_encoder(
+    model: PreTrainedModel, processor: VisualBertProcessor, name: str | Path
+) -> tuple[PreTrainedModel, VisualBertProcessor]:
+    """
+    The same model and processor with a region encoder inside.
+
+    Raises:
+        ValueError: There is one already, or it makes features of another length.
+    """
+    if model.config.region_encoder_config is not None:
+        raise ValueError("the checkpoint has a region encoder already; expected one without, or no --region_encoder")
+    encoder, image_processor = load_region_encoder(str(name))
+    if encoder.config.region_dim != model.config.visual_embedding_dim:
+        raise ValueError(
+            f"{name} makes features of {encoder.config.region_dim} numbers, the checkpoint reads "
+            f"{model.config.visual_embedding_dim}; expected the detector that it was trained with"
+        )
+    fields = {**model.config.to_dict(), "region_encoder_config": encoder.config.to_dict()}
+    seeing = type(model)(type(model.config)(**fields)).to(model.dtype)
+    seeing.load_state_dict(model.state_dict(), strict=False)
+    seeing.visual_bert.region_encoder.load_state_dict(encoder.state_dict())
+    processor.image_processor = image_processor
+    return seeing.eval(), processor
+
+
+def _checkpoint_folder(source: Path) -> Path:
+    if not source.is_dir():
+        raise FileNotFoundError(f"{source}: no such checkpoint folder")
+    folder = source if (source / "config.json").is_file() else source / "best"
+    for name in ("config.json", "processor_config.json"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{source}: no {name}; expected a folder with a model and its processor")
+    return folder
+
+
+def _find_metrics(folder: Path, given: str | Path | None) -> dict[str, Any] | None:
+    """The run's `metrics.json`; absolute paths in it say nothing to others and are cut to their last part."""
+    places = [folder / "metrics.json", folder.parent / "metrics.json"] if given is None else [Path(given)]
+    path = next((path for path in places if path.is_file()), None)
+    if path is None:
+        if given is not None:
+            raise FileNotFoundError(f"{given}: no such file")
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: malformed JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: {type(content).__name__}; expected an object with the scores of a run")
+    return _without_places(content)
+
+
+def _without_places(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_places(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_places(item) for item in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+def _load(folder: Path) -> tuple[PreTrainedModel, VisualBertProcessor]:
+    architecture = (AutoConfig.from_pretrained(folder).architectures or ["unknown"])[0]
+    if architecture not in _HEADS:
+        raise ValueError(f"{folder} is a {architecture} checkpoint; expected one of {', '.join(_HEADS)}")
+    return _HEADS[architecture].from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+
+
+def _copy_examples(facts: Mapping[str, Any], folder: Path) -> None:
+    example = facts["example"]
+    names = {*example.get("images", []), *(item["image"] for item in facts["widget"])}
+    names |= {example["image"]} if "image" in example else set()
+    folder.mkdir()
+    for name in sorted(names):
+        if Path(name).name != name or not (facts["folder"] / "examples" / name).is_file():
+            raise FileNotFoundError(f"{name}: no such picture in {facts['folder'] / 'examples'}")
+        shutil.copyfile(facts["folder"] / "examples" / name, folder / name)
+
+
+def _send(
+    api: HfApi,
+    repo_id: str,
+    files: Mapping[str, Path],
+    sizes: Mapping[str, int],
+    private: bool,
+    revision: str | None,
+    create_pr: bool,
+) -> str:
+    """Send the files in one commit; a repository or branch that was made for it is removed again when it fails."""
+    undo = []
+    try:
+        try:
+            if _create(api, repo_id, private):
+                undo.append(lambda: api.delete_repo(repo_id))
+            if revision is not None and not create_pr and not api.revision_exists(repo_id, revision):
+                api.create_branch(repo_id, branch=revision)
+                undo.append(lambda: api.delete_branch(repo_id, branch=revision))
+            operations = [CommitOperationAdd(name, path) for name, path in files.items()]
+            commit = api.create_commit(
+                repo_id, operations, commit_message="Upload VisualBERT", revision=revision, create_pr=create_pr
+            )
+        except BaseException:
+            for step in reversed(undo):
+                step()
+            raise
+    except Exception as error:
+        raise _told(error, api, repo_id, sizes) from error
+    return str(commit.pr_url or commit.commit_url)
+
+
+def _create(api: HfApi, repo_id: str, private: bool) -> bool:
+    """Make the repository; False if it is there already."""
+    if api.repo_exists(repo_id):
+        if private and not api.repo_info(repo_id).private:
+            raise ValueError(f"{repo_id} exists and is public; expected a private one, or a new name")
+        return False
+    api.create_repo(repo_id, private=private)
+    return True
+
+
+def _told(error: Exception, api: HfApi, repo_id: str, sizes: Mapping[str, int]) -> Exception:
+    """What went wrong with the Hub, in one line."""
+    if isinstance(error, (ValueError, OfflineModeIsEnabled)) and not isinstance(error, HfHubHTTPError):
+        largest = max(sizes, key=lambda name: sizes[name])
+        text = " ".join(str(error).split())
+        if "too large" in text.lower() or "LFS" in text:
+            return ValueError(
+                f"{repo_id}: the Hub refused a file; the largest is {largest}, {sizes[largest]:,} bytes ({text})"
+            )
+        return error if isinstance(error, ValueError) else ConnectionError(f"{api.endpoint} is not asked: {text}")
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, HfHubHTTPError):
+        cause = cause.__cause__
+    if cause is None:
+        return ConnectionError(f"{api.endpoint} cannot be reached ({type(error).__name__}: {error})")
+    status, said = cause.response.status_code, " ".join((cause.server_message or str(cause)).split())
+    if status == 401:
+        return PermissionError(
+            f"{repo_id}: wrong or missing token; log in with `hf auth login` or set HF_TOKEN ({said})"
+        )
+    if status == 403:
+        return PermissionError(f"{repo_id}: this token may not write there; the name may be another's ({said})")
+    if status == 413:
+        largest = max(sizes, key=lambda name: sizes[name])
+        return ValueError(f"{largest}: {sizes[largest]:,} bytes, too large for the Hub ({said})")
+    return ConnectionError(f"{repo_id}: the Hub refused the push with status {status} ({said})")
+
+
+__all__ = ["Pushed", "build_repository", "push_checkpoint", "try_repository", "with_region_encoder"]

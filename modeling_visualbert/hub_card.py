@@ -1,0 +1,275 @@
+"""Model cards: facts about a checkpoint (YAML) + what its run measured (`metrics.json`) + a template -> README.md.
+
+No score is ever typed: what `metrics.json` does not hold is "not measured". Facts files lie in `hub_cards/`; one says
+`based_on: OTHER.yaml` for what it shares with another, and its own entries win.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from .pipeline_visualbert import PIPELINES
+
+NOT_MEASURED = "not measured"
+# Settings of the run that a card lists, under the names that they have in `metrics.json`.
+_SETTINGS = (
+    *("batch_size", "learning_rate", "epochs", "schedule", "warmup_ratio", "weight_decay", "max_grad_norm", "dropout"),
+    *("init_from", "seed", "mixed_precision"),
+)
+_DEFAULTS: dict[str, Any] = {
+    "license": None,
+    "datasets": [],
+    "metrics": [],
+    "tags": ["visualbert", "vision-language"],
+    "base_model": None,
+    "source": None,
+    "dataset": None,
+    "expects": {},
+    "intended_use": "Not stated.",
+    "out_of_scope": "not stated.",
+    "training_data": "Not stated.",
+    "recipe": "",
+    "evaluation_note": "",
+    "scores": [],
+    "limits": "Not examined.",
+    "summary": "",
+    "pipeline_tag": None,
+    "widget": [],
+    "placeholder_regions": 3,
+}
+_REQUIRED = ("title", "head", "example")
+
+
+def cards_folder() -> Path:
+    """`hub_cards`: inside an installed package, beside the package in a checkout."""
+    installed = Path(__file__).parent / "hub_cards"
+    return installed if installed.is_dir() else Path(__file__).parents[1] / "hub_cards"
+
+
+def load_facts(name: str | Path) -> dict[str, Any]:
+    """
+    Facts about a checkpoint.
+
+    Args:
+        name: A facts file, or the name of one in `hub_cards/` without its suffix, such as "shapes-vqa".
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is no YAML mapping, or a key is unknown or missing.
+    """
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        path = cards_folder() / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(file.stem for file in cards_folder().glob("*-*.yaml"))
+        raise FileNotFoundError(f"{name}: no such facts file; expected a YAML file or one of {', '.join(known)}")
+    facts = {**_DEFAULTS, **_read_facts(path)}
+    for key in _REQUIRED:
+        if not facts.get(key):
+            raise ValueError(f"{path}: key {key!r} is missing; expected {', '.join(_REQUIRED)}")
+    unknown = sorted(set(facts) - {*_DEFAULTS, *_REQUIRED})
+    if unknown:
+        raise ValueError(f"{path}: unknown key {unknown[0]!r}; expected {', '.join(sorted({*_DEFAULTS, *_REQUIRED}))}")
+    if facts["head"] not in _TASKS:
+        raise ValueError(f"{path}: head {facts['head']!r}; expected one of {', '.join(_TASKS)}")
+    facts["folder"] = path.parent
+    return facts
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: malformed YAML ({' '.join(str(error).split())})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: {type(content).__name__}; expected a mapping")
+    base = content.pop("based_on", None)
+    if base is None:
+        return content
+    shared = _read_facts(path.parent / base)
+    return {**shared, **content, "expects": {**shared.get("expects", {}), **content.get("expects", {})}}
+
+
+def default_facts(head: str) -> dict[str, Any]:
+    """What a card says of a checkpoint about which nothing was written down."""
+    example: dict[str, Any] = {
+        "visual-question-answering": {"question": "What color is the star?", "top_k": 2},
+        "visual-multiple-choice": {"question": "What is this?", "choices": ["A star.", "A cat."]},
+        "visual-reasoning": {"statement": "Both pictures show a star."},
+        "phrase-grounding": {"sentence": "a blue star", "phrases": ["a blue star"]},
+        "visual-fill-mask": {"text": "a [MASK] star", "top_k": 2},
+    }[_TASKS[head]]
+    picture = (
+        {"images": ["scene.png", "other_scene.png"]} if _TASKS[head] == "visual-reasoning" else {"image": "scene.png"}
+    )
+    summary = f"A VisualBERT checkpoint, `{head}`."
+    return {
+        **_DEFAULTS,
+        "title": f"VisualBERT, {_TASKS[head].replace('-', ' ')}",
+        "head": head,
+        "summary": summary,
+        "example": {**picture, **example},
+        "folder": cards_folder(),
+    }
+
+
+def build_card(
+    repo_id: str,
+    facts: Mapping[str, Any],
+    metrics: Mapping[str, Any] | None,
+    region_dim: int | None = None,
+    printed: str | None = None,
+) -> str:
+    """
+    The text of a card.
+
+    Args:
+        repo_id: Where the checkpoint will be, "user/name".
+        facts: From [`load_facts`] or [`default_facts`].
+        metrics: Content of the run's `metrics.json`, if there is one.
+        region_dim: Length of a region feature when the checkpoint finds no regions itself; None when it does.
+        printed: What the snippet printed when it was run.
+
+    Raises:
+        ValueError: `metrics` has no scores of the split that the facts name.
+    """
+    scores, num_examples, baselines = _scores(facts, metrics)
+    data = ModelCardData(
+        language="en",
+        license=facts["license"],
+        library_name="transformers",
+        pipeline_tag=facts["pipeline_tag"],
+        tags=facts["tags"],
+        datasets=facts["datasets"] or None,
+        metrics=facts["metrics"] or None,
+        base_model=facts["source"] or facts["base_model"],
+        model_name=facts["title"],
+        eval_results=[_eval_result(facts, row) for row in scores if row["value"] != NOT_MEASURED] or None,
+        widget=_widget(repo_id, facts) if region_dim is None else None,
+    )
+    card = ModelCard.from_template(
+        data,
+        template_path=str(cards_folder() / "template.md"),
+        **{key: facts[key] for key in _DEFAULTS if key not in ("license", "tags", "widget", "base_model", "scores")},
+        title=facts["title"],
+        snippet=snippet(repo_id, facts, region_dim),
+        printed=printed,
+        settings=_settings(metrics),
+        scores=[
+            {**row, "value": _shown(row["value"]), "baselines": [_shown(value) for value in row["baselines"]]}
+            for row in scores
+        ],
+        num_examples=num_examples,
+        baselines=baselines,
+        cost=_cost(metrics),
+    )
+    return str(card)
+
+
+def snippet(repo_id: str, facts: Mapping[str, Any], region_dim: int | None = None) -> str:
+    """The code of a card: opens the repository and asks something about an example picture, or about regions of the user's."""
+    task, example = _TASKS[facts["head"]], dict(facts["example"])
+    imports = ["from huggingface_hub import snapshot_download", "from transformers import pipeline"]
+    lines = [
+        f'folder = snapshot_download("{repo_id}")',
+        f'pipe = pipeline("{task}", model=folder, trust_remote_code=True)',
+    ]
+    names = example.pop("images", None) or example.pop("image", None)
+    is_pair = task == "visual-reasoning"
+    if region_dim is None:
+        pictures = [f'f"{{folder}}/examples/{name}"' for name in (names if is_pair else [names])]
+    else:
+        example.pop("boxes", None)
+        imports.insert(0, "import numpy\n")
+        count = facts["placeholder_regions"]
+        entries = [f'"visual_embeds": numpy.zeros(({count}, {region_dim}), dtype="float32")']
+        entries += [f'"boxes": numpy.zeros(({count}, 4))'] * (task == "phrase-grounding")
+        lines.append("# These zeros stand for the regions of a picture: put the features of your detector here.")
+        lines.append(f"regions = {{{', '.join(entries)}}}")
+        pictures = ["regions"] * (2 if is_pair else 1)
+    given = {"images": f"({', '.join(pictures)})"} if is_pair else {"image": pictures[0]}
+    given |= {key: repr(value) for key, value in example.items()}
+    arguments = "".join(f"    {key}={value},\n" for key, value in given.items())
+    return "\n".join([*imports, "", *lines, f"found = pipe(\n{arguments})", "print(found)"])
+
+
+def _scores(
+    facts: Mapping[str, Any], metrics: Mapping[str, Any] | None
+) -> tuple[list[dict[str, Any]], int | None, list[str]]:
+    """Rows of the table, the number of examples, and the names of the baselines."""
+    if metrics is None or not facts["scores"]:
+        return [], None, []
+    split = facts["dataset"]["split"]
+    measured = metrics.get("splits", {}).get(split)
+    if measured is None:
+        raise ValueError(
+            f"metrics.json has no scores of split {split!r}; it has {', '.join(metrics.get('splits', {}))}"
+        )
+    baselines = metrics.get("baselines", {})
+    rows = [
+        {
+            **row,
+            "value": measured.get(row["key"], NOT_MEASURED),
+            "baselines": [baseline.get(row["key"], NOT_MEASURED) for baseline in baselines.values()],
+        }
+        for row in facts["scores"]
+    ]
+    return rows, measured.get("num_examples"), list(baselines)
+
+
+def _eval_result(facts: Mapping[str, Any], row: Mapping[str, Any]) -> EvalResult:
+    dataset = facts["dataset"]
+    return EvalResult(
+        task_type=facts["pipeline_tag"],
+        dataset_type=dataset["type"],
+        dataset_name=dataset["name"],
+        dataset_split=dataset["split"],
+        metric_type=row["type"],
+        metric_name=row["name"],
+        metric_value=row["value"],
+    )
+
+
+def _widget(repo_id: str, facts: Mapping[str, Any]) -> list[dict[str, str]] | None:
+    files = f"https://huggingface.co/{repo_id}/resolve/main/examples"
+    return [{"src": f"{files}/{item['image']}", "text": item["text"]} for item in facts["widget"]] or None
+
+
+def _settings(metrics: Mapping[str, Any] | None) -> dict[str, str]:
+    if metrics is None or "run" not in metrics:
+        return {}
+    run = metrics["run"]
+    args = {**run.get("args", {}), **{key: run[key] for key in ("steps", "best_step", "train_examples") if key in run}}
+    named = ("steps", "best_step", "train_examples", *_SETTINGS)
+    return {key.replace("_", " "): str(args[key]) for key in named if args.get(key) is not None}
+
+
+def _cost(metrics: Mapping[str, Any] | None) -> dict[str, str]:
+    """What the run recorded of itself. Energy is not metered, so it is not told."""
+    run = (metrics or {}).get("run", {})
+    units = {"device": "{}", "processes": "{}", "seconds": "{} s", "peak_memory_mib": "{} MiB", "torch": "{}"}
+    names = {
+        "device": "hardware",
+        "processes": "processes",
+        "seconds": "training and scoring, wall time",
+        "peak_memory_mib": "peak memory",
+        "torch": "PyTorch",
+    }
+    told = {names[key]: unit.format(run[key]) if key in run else NOT_MEASURED for key, unit in units.items()}
+    if run.get("args", {}).get("init_from"):
+        told["not included"] = "the training of the checkpoint that it starts from"
+    return {**told, "energy": NOT_MEASURED, "emissions": NOT_MEASURED}
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+_TASKS = {pipeline_class.head: task for task, (pipeline_class, _) in PIPELINES.items()}
+
+__all__ = ["NOT_MEASURED", "build_card", "cards_folder", "default_facts", "load_facts", "snippet"]
