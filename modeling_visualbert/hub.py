@@ -12,7 +12,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,13 +84,51 @@ def push_checkpoint(
     with tempfile.TemporaryDirectory(prefix="visualbert_push_") as temporary:
         target = Path(temporary) / repo_id.split("/")[1] if folder is None else Path(folder)
         build_repository(source, target, repo_id, facts=facts, metrics=metrics, region_encoder=region_encoder)
-        files = {path.relative_to(target).as_posix(): path for path in sorted(target.rglob("*")) if path.is_file()}
-        sizes = {name: path.stat().st_size for name, path in files.items()}
-        for name, size in sizes.items():
-            if size > MAX_FILE_BYTES:
-                raise ValueError(f"{name}: {size:,} bytes; the Hub takes at most {MAX_FILE_BYTES:,}")
-        url = None if dry_run else _send(HfApi(token=token), repo_id, files, sizes, private, revision, create_pr)
-    return Pushed(sizes, url)
+        if dry_run:
+            return Pushed({name: path.stat().st_size for name, path in _files(target).items()}, None)
+        return push_folder(target, repo_id, private=private, revision=revision, create_pr=create_pr, token=token)
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | None = None,
+) -> Pushed:
+    """
+    Send a folder that [`build_repository`] made to the Hub in one commit; see [`push_checkpoint`].
+
+    A repository or branch that was made for the commit is removed again when it fails, so a failed push publishes nothing.
+    """
+    files = _files(Path(folder))
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    for name, size in sizes.items():
+        if size > MAX_FILE_BYTES:
+            raise ValueError(f"{name}: {size:,} bytes; the Hub takes at most {MAX_FILE_BYTES:,}")
+    api = HfApi(token=token)
+    undo: list[Callable[[], None]] = []
+    try:
+        try:
+            if _create(api, repo_id, private):
+                undo.append(lambda: api.delete_repo(repo_id))
+            if revision is not None and not api.revision_exists(repo_id, revision):
+                api.create_branch(repo_id, branch=revision)
+                undo.append(lambda: api.delete_branch(repo_id, branch=revision))
+            operations = [CommitOperationAdd(name, path) for name, path in files.items()]
+            commit = api.create_commit(
+                repo_id, operations, commit_message="Upload VisualBERT", revision=revision, create_pr=create_pr
+            )
+        except BaseException:
+            for step in reversed(undo):
+                with suppress(Exception):  # what cannot be removed now holds no files
+                    step()
+            raise
+    except Exception as error:
+        raise _told(error, api, repo_id, sizes) from error
+    return Pushed(sizes, str(commit.pr_url or commit.commit_url))
 
 
 def build_repository(
@@ -247,35 +286,8 @@ def _copy_examples(facts: Mapping[str, Any], folder: Path) -> None:
         shutil.copyfile(facts["folder"] / "examples" / name, folder / name)
 
 
-def _send(
-    api: HfApi,
-    repo_id: str,
-    files: Mapping[str, Path],
-    sizes: Mapping[str, int],
-    private: bool,
-    revision: str | None,
-    create_pr: bool,
-) -> str:
-    """Send the files in one commit; a repository or branch that was made for it is removed again when it fails."""
-    undo = []
-    try:
-        try:
-            if _create(api, repo_id, private):
-                undo.append(lambda: api.delete_repo(repo_id))
-            if revision is not None and not create_pr and not api.revision_exists(repo_id, revision):
-                api.create_branch(repo_id, branch=revision)
-                undo.append(lambda: api.delete_branch(repo_id, branch=revision))
-            operations = [CommitOperationAdd(name, path) for name, path in files.items()]
-            commit = api.create_commit(
-                repo_id, operations, commit_message="Upload VisualBERT", revision=revision, create_pr=create_pr
-            )
-        except BaseException:
-            for step in reversed(undo):
-                step()
-            raise
-    except Exception as error:
-        raise _told(error, api, repo_id, sizes) from error
-    return str(commit.pr_url or commit.commit_url)
+def _files(folder: Path) -> dict[str, Path]:
+    return {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def _create(api: HfApi, repo_id: str, private: bool) -> bool:
@@ -302,7 +314,8 @@ def _told(error: Exception, api: HfApi, repo_id: str, sizes: Mapping[str, int]) 
     while cause is not None and not isinstance(cause, HfHubHTTPError):
         cause = cause.__cause__
     if cause is None:
-        return ConnectionError(f"{api.endpoint} cannot be reached ({type(error).__name__}: {error})")
+        text = " ".join(str(error).split())
+        return ConnectionError(f"{repo_id}: {api.endpoint} did not take it, or cannot be reached ({text})")
     status, said = cause.response.status_code, " ".join((cause.server_message or str(cause)).split())
     if status == 401:
         return PermissionError(
@@ -316,4 +329,4 @@ def _told(error: Exception, api: HfApi, repo_id: str, sizes: Mapping[str, int]) 
     return ConnectionError(f"{repo_id}: the Hub refused the push with status {status} ({said})")
 
 
-__all__ = ["Pushed", "build_repository", "push_checkpoint", "try_repository", "with_region_encoder"]
+__all__ = ["Pushed", "build_repository", "push_checkpoint", "push_folder", "try_repository", "with_region_encoder"]

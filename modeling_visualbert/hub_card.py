@@ -97,13 +97,13 @@ def _read_facts(path: Path) -> dict[str, Any]:
 
 def default_facts(head: str) -> dict[str, Any]:
     """What a card says of a checkpoint about which nothing was written down."""
-    example: dict[str, Any] = {
+    examples: dict[str, dict[str, Any]] = {
         "visual-question-answering": {"question": "What color is the star?", "top_k": 2},
         "visual-multiple-choice": {"question": "What is this?", "choices": ["A star.", "A cat."]},
         "visual-reasoning": {"statement": "Both pictures show a star."},
         "phrase-grounding": {"sentence": "a blue star", "phrases": ["a blue star"]},
         "visual-fill-mask": {"text": "a [MASK] star", "top_k": 2},
-    }[_TASKS[head]]
+    }
     picture = (
         {"images": ["scene.png", "other_scene.png"]} if _TASKS[head] == "visual-reasoning" else {"image": "scene.png"}
     )
@@ -113,7 +113,7 @@ def default_facts(head: str) -> dict[str, Any]:
         "title": f"VisualBERT, {_TASKS[head].replace('-', ' ')}",
         "head": head,
         "summary": summary,
-        "example": {**picture, **example},
+        "example": {**picture, **examples[_TASKS[head]]},
         "folder": cards_folder(),
     }
 
