@@ -281,9 +281,11 @@ def _copy_examples(facts: Mapping[str, Any], folder: Path) -> None:
     names |= {example["image"]} if "image" in example else set()
     folder.mkdir()
     for name in sorted(names):
-        if Path(name).name != name or not (facts["folder"] / "examples" / name).is_file():
-            raise FileNotFoundError(f"{name}: no such picture in {facts['folder'] / 'examples'}")
-        shutil.copyfile(facts["folder"] / "examples" / name, folder / name)
+        places = [place / "examples" / name for place in (facts["folder"], cards_folder())]
+        found = next((path for path in places if path.is_file()), None)
+        if found is None or Path(name).name != name:
+            raise FileNotFoundError(f"{name}: no such picture in {places[0].parent}")
+        shutil.copyfile(found, folder / name)
 
 
 def _files(folder: Path) -> dict[str, Path]:

@@ -77,8 +77,7 @@ def load_facts(name: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: unknown key {unknown[0]!r}; expected {', '.join(sorted({*_DEFAULTS, *_REQUIRED}))}")
     if facts["head"] not in _TASKS:
         raise ValueError(f"{path}: head {facts['head']!r}; expected one of {', '.join(_TASKS)}")
-    facts["folder"] = path.parent
-    return facts
+    return {**facts, "example": {**_picture(facts["head"]), **facts["example"]}, "folder": path.parent}
 
 
 def _read_facts(path: Path) -> dict[str, Any]:
@@ -104,18 +103,21 @@ def default_facts(head: str) -> dict[str, Any]:
         "phrase-grounding": {"sentence": "a blue star", "phrases": ["a blue star"]},
         "visual-fill-mask": {"text": "a [MASK] star", "top_k": 2},
     }
-    picture = (
-        {"images": ["scene.png", "other_scene.png"]} if _TASKS[head] == "visual-reasoning" else {"image": "scene.png"}
-    )
-    summary = f"A VisualBERT checkpoint, `{head}`."
     return {
         **_DEFAULTS,
         "title": f"VisualBERT, {_TASKS[head].replace('-', ' ')}",
         "head": head,
-        "summary": summary,
-        "example": {**picture, **examples[_TASKS[head]]},
+        "summary": f"A VisualBERT checkpoint, `{head}`.",
+        "example": {**_picture(head), **examples[_TASKS[head]]},
         "folder": cards_folder(),
     }
+
+
+def _picture(head: str) -> dict[str, Any]:
+    """The example pictures of a card that names none."""
+    if _TASKS[head] == "visual-reasoning":
+        return {"images": ["scene.png", "other_scene.png"]}
+    return {"image": "scene.png"}
 
 
 def build_card(
@@ -179,10 +181,10 @@ def snippet(repo_id: str, facts: Mapping[str, Any], region_dim: int | None = Non
         f'folder = snapshot_download("{repo_id}")',
         f'pipe = pipeline("{task}", model=folder, trust_remote_code=True)',
     ]
-    names = example.pop("images", None) or example.pop("image", None)
     is_pair = task == "visual-reasoning"
+    names = example.pop("images") if is_pair else [example.pop("image")]
     if region_dim is None:
-        pictures = [f'f"{{folder}}/examples/{name}"' for name in (names if is_pair else [names])]
+        pictures = [f'f"{{folder}}/examples/{name}"' for name in names]
     else:
         example.pop("boxes", None)
         imports.insert(0, "import numpy\n")
