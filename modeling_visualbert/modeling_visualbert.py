@@ -326,15 +326,17 @@ class VisualBertPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in `transformers`. The code of model and pipeline is copied beside the weights, and the configuration says where it
         is, so that the folder opens with `trust_remote_code` where this package is not installed."""
-        entries = {"auto_map": dict(AUTO_MAP), "custom_pipelines": _custom_pipelines(type(self).__name__)}
+        entries: dict[str, dict] = {"auto_map": dict(AUTO_MAP)}
+        if own := _custom_pipelines(type(self).__name__):
+            entries["custom_pipelines"] = own
         before = {name: getattr(self.config, name, None) for name in entries}
         for name, value in entries.items():
             setattr(self.config, name, value)
         try:
             super().save_pretrained(save_directory, *args, **kwargs)
         finally:
-            for name, value in before.items():
-                delattr(self.config, name) if value is None else setattr(self.config, name, value)
+            for name, old in before.items():
+                delattr(self.config, name) if old is None else setattr(self.config, name, old)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):

@@ -152,7 +152,8 @@ class _Handler(BaseHTTPRequestHandler):
         repo_id = f"{asked.get('organization') or self._user()[0]}/{asked['name']}"
         self._must_write(repo_id)
         if repo_id in self.hub.repositories:
-            raise _RefusedError(409, "You already created this model repo")
+            answer = {"error": "You already created this model repo", "url": f"{self.hub.url}/{repo_id}"}
+            return self._send(answer, 409)
         self.hub.repositories[repo_id] = Repository(bool(asked.get("private")) or asked.get("visibility") == "private")
         self.hub.repositories[repo_id].commit("main", {}, "initial commit")
         self._send({"url": f"{self.hub.url}/{repo_id}", "name": repo_id, "id": "1"})
