@@ -167,6 +167,10 @@ def test_all_heads_come_back_from_the_hub_as_they_were(hub, saved, tmp_path):
     assert json.loads(again["config.json"])["auto_map"] == json.loads(first["config.json"])["auto_map"]
     for task, told in found.items():
         assert told["answer"] == close(json.loads(json.dumps(expected[task].pop("answer"))))
+        # The same kernels round differently where tensors lie at other addresses: seen, up to 3e-7.
+        assert torch.allclose(
+            torch.tensor(told["logits"]), torch.tensor(expected[task].pop("logits")), rtol=0, atol=2e-6
+        )
         assert {key: told[key] for key in expected[task]} == expected[task]
         assert told["class"].startswith("transformers_modules.tester.")
         assert told["class"].split()[-1] == type(saved[task][1]).__name__

@@ -46,7 +46,7 @@ def commands():
 def test_python_runs_in_order(saved, monkeypatch):  # noqa: F811
     monkeypatch.chdir(ROOT)
     blocks = [python_of(block) for language, block in BLOCKS if language == "python" and "facebook/" not in block]
-    assert sum(MODEL in block for block in blocks) == 2
+    assert sum(MODEL in block for block in blocks) == 3
     scope = {}
     for block in blocks:
         exec(compile(block.replace(MODEL, str(saved)), "README.md", "exec"), scope)
