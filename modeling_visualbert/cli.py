@@ -96,6 +96,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("text", nargs="+", help="one text or two, as in pre-training")
     command.add_argument("--top_k", type=int, default=3, help="words for each mask (default: %(default)s)")
 
+    command = commands.add_parser("demo", help="try models in the browser, a tab for each")
+    command.add_argument(
+        "--model", required=True, action="append", help="folder or Hub name of a checkpoint; may be given several times"
+    )
+    command.add_argument("--examples", help="JSON file with your own example pictures (default: rendered scenes)")
+    command.add_argument("--host", help="address to listen on (default: 127.0.0.1; 0.0.0.0 for other machines too)")
+    command.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")
+    command.set_defaults(run=_demo)
+
     command = commands.add_parser("convert", help="convert the authors' checkpoints and published region detectors")
     command.add_argument(
         "source",
@@ -371,6 +380,18 @@ def _store(args: argparse.Namespace) -> None:
             raise ValueError("--sheet needs --images: a store holds no pictures")
         store_sheet(store, dict(list_pictures(args.images, args.ids)), args.count).save(args.sheet)
         print(f"drawn: {args.sheet}", file=sys.stderr)
+
+
+def _demo(args: argparse.Namespace) -> None:
+    try:
+        from .demo.page import serve
+    except ModuleNotFoundError as error:
+        if error.name not in ("gradio", "starlette"):
+            raise
+        raise ValueError('gradio is not installed; expected `pip install "modeling-visualbert[demo]"`') from error
+    for name in args.model:
+        _check_checkpoint(name)
+    serve(args.model, args.examples, args.host, args.port)
 
 
 def _load_pipeline(pipeline_class: type[VisualBertPipeline], name: str) -> Any:

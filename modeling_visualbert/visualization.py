@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from .modeling_visualbert import VisualBertForQuestionAnswering
 
 _MIN_WIDTH = 480  # small pictures are enlarged to this, so that boxes and labels can be read
-_QUIET, _LOUD = (90, 140, 190), (230, 85, 13)  # blue to orange: told apart by colour-blind readers too
+_QUIET, _LOUD = (90, 140, 190), (230, 85, 13)
 
 
 @torch.inference_mode()
@@ -35,6 +35,12 @@ def answer_attention(model: VisualBertForQuestionAnswering, **inputs: torch.Tens
     mask_position = inputs["attention_mask"].sum(dim=1) - 2
     rows = torch.arange(len(weights), device=weights.device)
     return weights[rows, mask_position, text_length:]
+
+
+def attention_color(share: float) -> tuple[int, int, int]:
+    """RGB from blue (0) to orange (1), which colour-blind readers tell apart too."""
+    red, green, blue = (round(quiet + (loud - quiet) * share) for quiet, loud in zip(_QUIET, _LOUD, strict=True))
+    return red, green, blue
 
 
 def draw_regions(
@@ -63,7 +69,7 @@ def draw_regions(
     strongest = max(weights, default=0.0) if weights is not None else 0.0
     for i in sorted(range(len(boxes)), key=lambda i: weights[i] if weights is not None else 0.0):
         share = weights[i] / strongest if weights is not None and strongest > 0 else 1.0
-        color = tuple(round(q + (loud - q) * share) for q, loud in zip(_QUIET, _LOUD, strict=True))
+        color = attention_color(share)
         box = [side * scale for side in boxes[i]]
         draw.rectangle(box, outline=color, width=round(1 + 4 * share))
         if labels is not None:

@@ -1,0 +1,209 @@
+"""What a visitor may send. Whatever is larger, or is no picture, is refused with a message before it costs memory.
+
+[`RequestLimits`] stands in front of the whole web application; [`open_picture`] and [`check_text`] look at what comes through.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from ..image_processing_visualbert import load_picture
+
+MAX_UPLOAD_BYTES = 10_000_000
+MAX_PIXELS = 25_000_000  # what phones take; decoded it is 75 MB
+MAX_CHARACTERS = 400
+MAX_CHOICES = 8
+MAX_BODY_BYTES = 64_000  # of a request without a picture
+MAX_QUEUE = 64  # questions that wait; more are refused
+KEEP_SECONDS = 900  # pictures of visitors are deleted after this time
+MAX_KEPT_BYTES = 500_000_000  # of such pictures on disk
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow reads more, some through other programs
+
+# What the page and `gradio_client` ask for. Gradio has more, such as fetching files from elsewhere, which nobody here needs.
+_ROUTES = re.compile(
+    r"/(?:|config/?|theme\.css|favicon\.ico|manifest\.json|robots\.txt|(?:assets|static|svelte)/.*"
+    r"|gradio_api/(?:info/?|startup-events|theme\.css|heartbeat/\w+|queue/(?:join|data)|upload|upload_progress|cancel|reset/?"
+    r"|call/\w+(?:/\w+)?|file=(?!\w+:/).*))"
+)
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """
+    An uploaded file as 8-bit RGB. Its size in bytes and pixels is looked at before anything is decoded.
+
+    Raises:
+        ValueError: It is no picture, damaged, animated, or too large; the message is for the visitor.
+    """
+    size = Path(path).stat().st_size
+    if size > MAX_UPLOAD_BYTES:
+        raise ValueError(f"The picture has {size / 1e6:.0f} MB; at most {MAX_UPLOAD_BYTES // 1_000_000} MB are taken.")
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ValueError(
+                    f"The picture has {width * height / 1e6:.0f} megapixels; at most {MAX_PIXELS // 1_000_000} are taken."
+                )
+            return load_picture(image, "The picture")
+    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise ValueError(f"This is no picture that can be read; {', '.join(FORMATS)} are.") from error
+    except ValueError:
+        raise
+    except Exception as error:  # readers of formats fail in their own ways when a file is damaged
+        raise ValueError("The picture is damaged or cut off.") from error
+
+
+def check_text(text: Any, what: str) -> str:
+    """The text without blanks around it.
+
+    Raises:
+        ValueError: It is no text, empty, or too long; the message is for the visitor.
+    """
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"Please write {what}.")
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"The text has {len(text):,} characters; at most {MAX_CHARACTERS} are taken.")
+    return text.strip()
+
+
+def split_choices(text: Any) -> list[str]:
+    """The choices of a question, one a line.
+
+    Raises:
+        ValueError: There are too few or too many, or they are too long; the message is for the visitor.
+    """
+    choices = [line.strip() for line in check_text(text, "the choices").splitlines() if line.strip()]
+    if not 2 <= len(choices) <= MAX_CHOICES:
+        raise ValueError(f"There are {len(choices)} choices; please write 2 to {MAX_CHOICES}, one a line.")
+    return choices
+
+
+class RequestLimits:
+    """
+    ASGI middleware: only the routes that the page needs, bodies of bounded size, a bounded amount of uploads, and no mention
+    of a file that was not uploaded here.
+
+    Args:
+        app: The application behind it.
+        uploads: Folder in which uploads are kept.
+    """
+
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], uploads: str | Path):
+        self.app = app
+        self.uploads = Path(uploads).resolve()
+        self._kept: deque[tuple[float, int]] = deque()  # when, bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        elif scope["type"] != "http" or not _ROUTES.fullmatch(scope["path"]):
+            await _refuse(scope, send, 404, "There is nothing here.")
+        elif scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            await self.app(scope, receive, send)
+        elif scope["path"].endswith("/upload"):
+            await self._take_upload(scope, receive, send)
+        else:
+            await self._take_body(scope, receive, send)
+
+    async def _take_upload(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The body streams through; the number of bytes must be announced, so that it can be judged before."""
+        announced = _content_length(scope)
+        now = time.monotonic()
+        while self._kept and self._kept[0][0] < now - KEEP_SECONDS:
+            self._kept.popleft()
+        if announced is None:
+            return await _refuse(scope, send, 411, "How large is the upload? Expected a Content-Length.")
+        if announced > MAX_UPLOAD_BYTES + MAX_BODY_BYTES:
+            message = f"The upload has {announced / 1e6:.0f} MB; at most {MAX_UPLOAD_BYTES // 1_000_000} MB are taken."
+            return await _refuse(scope, send, 413, message)
+        if sum(size for _, size in self._kept) + announced > MAX_KEPT_BYTES:
+            return await _refuse(scope, send, 503, "Too many pictures at the moment; please try again in some minutes.")
+        self._kept.append((now, announced))
+        await self.app(scope, receive, send)
+
+    async def _take_body(self, scope: Scope, receive: Receive, send: Send) -> None:
+        too_long = f"The request is too long; at most {MAX_BODY_BYTES // 1000} kB are taken."
+        if (_content_length(scope) or 0) > MAX_BODY_BYTES:
+            return await _refuse(scope, send, 413, too_long)
+        body = b""
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                return None  # the visitor has left
+            body += message.get("body", b"")
+            if len(body) > MAX_BODY_BYTES:
+                return await _refuse(scope, send, 413, too_long)
+            if not message.get("more_body"):
+                break
+        try:
+            self._check_files(json.loads(body) if body else None)
+        except (ValueError, RecursionError) as error:
+            return await _refuse(
+                scope, send, 400, str(error) if isinstance(error, _ForeignFileError) else "Expected JSON."
+            )
+
+        messages = deque([{"type": "http.request", "body": body, "more_body": False}])
+
+        async def replay() -> dict[str, Any]:
+            return messages.popleft() if messages else await receive()
+
+        await self.app(scope, replay, send)
+
+    def _check_files(self, value: Any) -> None:
+        """Every file that JSON data mentions must be one that was uploaded here; nothing else is opened or downloaded.
+
+        Raises:
+            _ForeignFileError: One is not.
+        """
+        if isinstance(value, dict):
+            path, url = value.get("path"), value.get("url")
+            if path is not None and not (isinstance(path, str) and self._is_upload(path)):
+                raise _ForeignFileError("This file was not uploaded here.")
+            if isinstance(url, str) and not url.partition("?")[0].endswith(f"file={path}"):
+                raise _ForeignFileError("This address is not that of a file that was uploaded here.")
+        for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+            self._check_files(item)
+
+    def _is_upload(self, path: str) -> bool:
+        if "\0" in path or "://" in path:
+            return False
+        try:
+            return Path(path).resolve().is_relative_to(self.uploads)
+        except (OSError, RuntimeError):  # a name that is too long, a loop of links
+            return False
+
+
+class _ForeignFileError(ValueError):
+    pass
+
+
+def _content_length(scope: Scope) -> int | None:
+    lengths: Sequence[bytes] = [value for name, value in scope["headers"] if name == b"content-length"]
+    return int(lengths[0]) if len(lengths) == 1 and lengths[0].isdigit() else None
+
+
+async def _refuse(scope: Scope, send: Send, status: int, message: str) -> None:
+    """An answer of one line of JSON. The rest of what was being sent is not read: the connection is closed."""
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008})
+        return
+    body = json.dumps({"detail": message}).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,390 @@
+"""The page: a tab for each task, and a server that a crowd cannot bring down.
+
+Gradio is imported here and nowhere else in the package: `pip install "modeling-visualbert[demo]"`.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+# Read when gradio is imported: nothing about visitors or the owner is sent anywhere.
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+import gradio as gr
+import torch
+from PIL import Image
+from starlette.middleware import Middleware
+
+from ..visualization import grid
+from .checkpoint import Answer, Checkpoint, Look
+from .drawing import View, bars_html, views_html
+from .examples import Example, Examples, read_examples, scene_examples
+from .limits import (
+    KEEP_SECONDS,
+    MAX_CHARACTERS,
+    MAX_CHOICES,
+    MAX_QUEUE,
+    MAX_UPLOAD_BYTES,
+    RequestLimits,
+    check_text,
+    open_picture,
+    split_choices,
+)
+
+_KEPT_SESSIONS = 256
+
+
+@dataclass(frozen=True)
+class _Words:
+    """What a task is called on the page."""
+
+    tab: str
+    about: str
+    label: str
+    button: str
+
+
+_WORDS = {
+    "vqa": _Words("Ask", "Ask a question about the picture.", "Question", "Ask"),
+    "nlvr2": _Words("Compare", "Is a sentence true of these two pictures?", "Sentence", "Check"),
+    "vcr": _Words(
+        "Choose",
+        "Which answer is right? [0], [1], ... stand for the things in the picture, numbered from left to right.",
+        "Question",
+        "Choose",
+    ),
+    "flickr30k": _Words("Find", "Where is what a sentence mentions? Put the phrases in brackets.", "Sentence", "Find"),
+    "pretraining": _Words("Fill in", "Fill the gaps of a text about the picture; a gap is [MASK].", "Text", "Fill in"),
+}
+
+
+def serve(models: Sequence[str], examples: str | None = None, host: str | None = None, port: int | None = None) -> None:
+    """
+    Load models and serve the page until the process is stopped.
+
+    Args:
+        models: Folders or Hub names of checkpoints, a tab for each.
+        examples: A file for [`read_examples`]; scenes of the embedded corpus when not given.
+        host, port: See [`launch_page`].
+    """
+    upload_folder()
+    loaded = [Checkpoint(name) for name in models]
+    launch_page(build_page(loaded, read_examples(examples) if examples else scene_examples()), host, port)
+
+
+def build_page(checkpoints: Sequence[Checkpoint], examples: Examples) -> gr.Blocks:
+    """
+    The page, ready for [`launch_page`].
+
+    Args:
+        checkpoints: One for each tab.
+        examples: Pictures and texts to start from; tasks without any get an empty form.
+    """
+    with gr.Blocks(title="VisualBERT", analytics_enabled=False, delete_cache=(60, KEEP_SECONDS)) as page:
+        gr.HTML(_HEADER)
+        link = gr.Textbox(visible="hidden", elem_id="vb-link")
+        with gr.Tabs(elem_id="vb-tabs") as tabs:
+            built = [_Tab(number, checkpoint, examples, link) for number, checkpoint in enumerate(checkpoints)]
+        with gr.Row(elem_classes="vb-foot"):
+            copy = gr.Button("Copy link to this state", size="sm", variant="secondary", elem_id="vb-copy")
+        link.change(None, link, None, js=_SHOW_LINK, api_visibility="private")
+        copy.click(None, None, None, js=_COPY_LINK, api_visibility="private")
+        outputs = [component for tab in built for component in tab.everything]
+
+        def restore(request: gr.Request) -> list:
+            return _restore(built, dict(request.query_params))
+
+        page.load(
+            restore, None, [tabs, *outputs], api_visibility="private", concurrency_id="model", show_progress="hidden"
+        )
+    return page
+
+
+def launch_page(page: gr.Blocks, host: str | None = None, port: int | None = None, block: bool = True) -> str:
+    """
+    Serve the page and return its address.
+
+    Args:
+        page: What [`build_page`] made.
+        host, port: Where to listen; by default what gradio's environment variables say, else 127.0.0.1 and the first free
+            port from 7860.
+        block: Whether to return only when the server ends.
+
+    Raises:
+        OSError: The port is taken.
+    """
+    workers = max(1, min(4, os.cpu_count() or 1))
+    # As many answers at once as there are processors, each computed by one thread: waiting threads would fight for them.
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    page.queue(max_size=MAX_QUEUE, default_concurrency_limit=workers, api_open=False)
+    _, address, _ = page.launch(
+        server_name=host,
+        server_port=port,
+        prevent_thread_lock=not block,
+        quiet=not block,
+        max_file_size=MAX_UPLOAD_BYTES,
+        max_threads=workers + 4,
+        state_session_capacity=_KEPT_SESSIONS,
+        app_kwargs={"middleware": [Middleware(RequestLimits, uploads=upload_folder())]},
+        theme=_theme(),
+        css_paths=Path(__file__).with_name("page.css"),
+        footer_links=[],
+        run_history=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        ssr_mode=False,
+        pwa=False,
+        share=False,
+    )
+    return address
+
+
+def upload_folder() -> Path:
+    """Where gradio keeps pictures: a folder of this process, removed when it ends."""
+    if "GRADIO_TEMP_DIR" not in os.environ:
+        global _folder
+        _folder = tempfile.TemporaryDirectory(prefix="visualbert_demo_")
+        os.environ["GRADIO_TEMP_DIR"] = _folder.name
+    return Path(os.environ["GRADIO_TEMP_DIR"])
+
+
+_folder: tempfile.TemporaryDirectory | None = None
+
+
+class _Tab:
+    """The components of one task and what happens when they are used."""
+
+    def __init__(self, number: int, checkpoint: Checkpoint, examples: Examples, link: gr.Textbox):
+        self.key = f"{checkpoint.task}{number}" if number else checkpoint.task
+        self.checkpoint = checkpoint
+        self.pictures = examples.pictures
+        self.examples = {example.name: example for example in examples.of_task.get(checkpoint.task, ())}
+        words = _WORDS[checkpoint.task]
+        first = next(iter(self.examples.values()), None)
+        shown = self._shown(self._answer_example(first)) if first else ("", "")
+        with gr.Tab(words.tab, id=self.key, elem_id=f"vb-{self.key}") as self.tab:
+            gr.Markdown(words.about, elem_classes="vb-about")
+            if self.examples:
+                self.gallery = gr.Dataset(
+                    label="Examples",
+                    components=[gr.Image(visible=False)],
+                    samples=[[str(self._thumbnail(example))] for example in self.examples.values()],
+                    type="index",
+                    elem_classes="vb-examples",
+                )
+            with gr.Row(equal_height=False):
+                with gr.Column(scale=4, min_width=300):
+                    self.example = gr.Textbox(first.name if first else "", visible=False)
+                    with gr.Row(elem_classes="vb-inputs"):
+                        sides = range(2 if checkpoint.task == "nlvr2" else 1)
+                        self.inputs = [self._picture(first, side) for side in sides]
+                    self.text = gr.Textbox(
+                        first.text if first else "", label=words.label, max_length=MAX_CHARACTERS, lines=1, max_lines=3
+                    )
+                    self.choices = gr.Textbox(
+                        "\n".join(first.choices) if first else "",
+                        label="Choices, one a line",
+                        max_length=MAX_CHARACTERS,
+                        lines=4,
+                        max_lines=MAX_CHOICES,
+                        visible=checkpoint.task == "vcr",
+                    )
+                    ask = gr.Button(words.button, variant="primary", elem_classes="vb-ask")
+                with gr.Column(scale=5, min_width=300, elem_classes="vb-result"):
+                    self.bars = gr.HTML(shown[0], elem_classes="vb-answer")
+                    self.seen = gr.HTML(shown[1], elem_classes="vb-seen")
+                    with gr.Row(elem_classes="vb-look"):
+                        layers = [(f"layer {i + 1}", i) for i in range(checkpoint.num_layers)]
+                        heads = [("mean of heads", -1)] + [(f"head {i + 1}", i) for i in range(checkpoint.num_heads)]
+                        self.layer = gr.Dropdown(layers, value=layers[-1][1], label="Show attention of", min_width=120)
+                        self.head = gr.Dropdown(heads, value=-1, label="and of", min_width=120)
+        self.form = [self.example, *self.inputs, self.text, self.choices, self.layer, self.head]
+        self.everything = [*self.form, self.bars, self.seen]
+        self._connect(ask, link)
+
+    def _connect(self, ask: gr.Button, link: gr.Textbox) -> None:
+        # Without gradio's preprocessing, which decodes whatever was uploaded; see `_read`.
+        shared: dict[str, Any] = {"concurrency_id": "model", "show_progress": "minimal", "preprocess": False}
+        results = [self.bars, self.seen, link]
+        gr.on([ask.click, self.text.submit], self._ask, self.form, results, api_name=self.key, **shared)
+        shared["api_visibility"] = "private"
+        gr.on([self.layer.input, self.head.input], self._ask, self.form, results, **shared)
+        for picture in self.inputs:
+            picture.upload(self._uploaded, self.inputs, [self.example, *results], **shared)
+            picture.clear(lambda: "", None, self.example, queue=False, api_visibility="private")
+        if self.examples:
+            self.gallery.click(self._pick, [self.gallery, self.layer, self.head], [*self.form, *results], **shared)
+
+    def _picture(self, example: Example | None, side: int) -> gr.Image:
+        return gr.Image(
+            str(self._file(example.pictures[side])) if example else None,
+            label=("Left picture", "Right picture")[side] if self.checkpoint.task == "nlvr2" else "Picture",
+            sources=["upload", "clipboard"],
+            height=190 if self.checkpoint.task == "nlvr2" else 230,
+            min_width=140,
+            buttons=[],
+            show_label=False,
+            placeholder="Drop a picture here, or tap to choose one",
+        )
+
+    def _ask(self, example: Any, *form: Any) -> tuple[str, str, str]:
+        """Answer what is in the form; the bars, the picture with its regions, and the link to this state."""
+        *files, text, choices, layer, head = form
+        pictures = [_read(file) for file in files]
+        if None in pictures:
+            raise _refusal("Please choose a picture first, or one of the examples.")
+        answer = self._answer([picture for picture in pictures if picture], text, choices, layer, head)
+        return *self._shown(answer), self._link(example, text, choices, layer, head)
+
+    def _answer(self, pictures: Sequence[Image.Image], text: Any, choices: Any, layer: Any, head: Any) -> Answer:
+        if not (
+            _is_in(layer, range(self.checkpoint.num_layers)) and _is_in(head, range(-1, self.checkpoint.num_heads))
+        ):
+            raise _refusal("There is no such layer or head.")
+        try:
+            text = check_text(text, f"a {_WORDS[self.checkpoint.task].label.lower()}")
+            listed = split_choices(choices) if self.checkpoint.task == "vcr" else []
+            return self.checkpoint.answer(pictures, text, listed, Look(layer, None if head < 0 else head))
+        except (ValueError, TypeError) as error:  # written for readers, such as "question 0 is too long"
+            raise _refusal(str(error)) from None
+
+    def _answer_example(self, example: Example) -> Answer:
+        look = Look(self.checkpoint.num_layers - 1)
+        return self.checkpoint.answer(
+            [self.pictures[name] for name in example.pictures], example.text, example.choices, look
+        )
+
+    def _uploaded(self, *files: Any) -> tuple[str, str, str, str]:
+        """A visitor's picture: what was found in it, before anything is asked. The link cannot hold it."""
+        views = [self._found(picture) for picture in map(_read, files) if picture is not None]
+        count = sum(len(view.boxes) for view in views)
+        return "", "", views_html(views, f"{count} regions found."), f"?{urlencode({'task': self.key})}"
+
+    def _found(self, picture: Image.Image) -> View:
+        return self.checkpoint.objects(picture) if self.checkpoint.task == "vcr" else self.checkpoint.view(picture)
+
+    def _pick(self, number: Any, layer: Any, head: Any) -> tuple:
+        """An example of the gallery, with its answer."""
+        if not _is_in(number, range(len(self.examples))):
+            raise _refusal("There is no such example.")
+        example = list(self.examples.values())[number]
+        pictures = [self.pictures[name] for name in example.pictures]
+        choices = "\n".join(example.choices)
+        shown = self._shown(self._answer(pictures, example.text, choices, layer, head))
+        link = self._link(example.name, example.text, choices, layer, head)
+        files = [str(self._file(name)) for name in example.pictures]
+        return example.name, *files, example.text, choices, layer, head, *shown, link
+
+    def restore(self, query: dict[str, str]) -> list:
+        """Values of `everything` for a link; what it does not say, or says wrongly, is left as it is on a fresh page."""
+        example = self.examples.get(query.get("example", ""))
+        text = query.get("text", example.text if example else "")[:MAX_CHARACTERS]
+        choices = query.get("choices", "\n".join(example.choices) if example else "")[:MAX_CHARACTERS]
+        layer = _number(query.get("layer"), 1, self.checkpoint.num_layers, self.checkpoint.num_layers) - 1
+        head = _number(query.get("head"), 0, self.checkpoint.num_heads, 0) - 1
+        if example is None:  # somebody's own picture is in no link
+            return ["", *[None] * len(self.inputs), text, choices, layer, head, "", ""]
+        pictures = [self.pictures[name] for name in example.pictures]
+        try:
+            shown = self._shown(self._answer(pictures, text, choices, layer, head))
+        except gr.Error as error:
+            shown = ("", views_html([self._found(picture) for picture in pictures], error.message))
+        files = [str(self._file(name)) for name in example.pictures]
+        return [example.name, *files, text, choices, layer, head, *shown]
+
+    def _shown(self, answer: Answer) -> tuple[str, str]:
+        return bars_html(answer.bars), views_html(answer.views, answer.note)
+
+    def _link(self, example: Any, text: str, choices: str, layer: int, head: int) -> str:
+        """The state as a query; a picture only by the name of an example."""
+        state = {"task": self.key, "text": text, "layer": layer + 1, "head": head + 1}
+        if self.checkpoint.task == "vcr":
+            state["choices"] = choices
+        if isinstance(example, str) and example in self.examples:
+            state["example"] = example
+        return f"?{urlencode(state)}"
+
+    def _file(self, name: str) -> Path:
+        """An example picture as a file that the page can show."""
+        path = upload_folder() / "examples" / f"{name}.png"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.pictures[name].save(path)
+        return path
+
+    def _thumbnail(self, example: Example) -> Path:
+        if len(example.pictures) == 1:
+            return self._file(example.pictures[0])
+        path = upload_folder() / "examples" / f"pair-{example.name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        grid([self.pictures[name] for name in example.pictures], columns=2).save(path)
+        return path
+
+
+def _restore(tabs: Sequence[_Tab], query: dict[str, str]) -> list:
+    """What a link says; a page that was opened without one stays as it was built."""
+    linked = next((tab for tab in tabs if tab.key == query.get("task")), None)
+    values: list = [gr.skip() if linked is None else gr.Tabs(selected=linked.key)]
+    for tab in tabs:
+        values += tab.restore(query) if tab is linked and len(query) > 1 else [gr.skip()] * len(tab.everything)
+    return values
+
+
+def _read(file: Any) -> Image.Image | None:
+    """The picture of an upload, whose path [`RequestLimits`] has checked; None when nothing is there."""
+    path = file.get("path") if isinstance(file, dict) else None
+    if path is None:
+        return None
+    try:
+        return open_picture(path)
+    except FileNotFoundError:
+        raise _refusal("The picture was deleted here after a while; please upload it again.") from None
+    except ValueError as error:
+        raise _refusal(str(error)) from None
+
+
+def _is_in(number: Any, allowed: range) -> bool:
+    return type(number) is int and number in allowed
+
+
+def _number(text: str | None, least: int, most: int, default: int) -> int:
+    return int(text) if text is not None and text.isdecimal() and least <= int(text[:9]) <= most else default
+
+
+def _refusal(message: str) -> gr.Error:
+    """Shown to the visitor; no traceback in the log, which a crowd could fill."""
+    return gr.Error(message, title="Not possible", print_exception=False)
+
+
+def _theme() -> gr.themes.Base:
+    # Fonts that devices have: gradio's own come from another server.
+    fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+    return gr.themes.Soft(
+        primary_hue="orange", neutral_hue="slate", font=fonts, font_mono=["ui-monospace", "Menlo", "monospace"]
+    ).set(button_primary_background_fill="#b84a00", button_primary_background_fill_hover="#9a3d00")
+
+
+_HEADER = """<div class="vb-header"><h1>VisualBERT</h1>
+<p>One BERT reads a text and the regions of a picture. Take an example or a picture of yours, ask, and see where it looks.</p>
+</div>"""
+
+# On hf.co the page is in a frame: the address that visitors see is changed by the page around it.
+_SHOW_LINK = """(query) => {
+    if (!query) return;
+    history.replaceState(null, "", query);
+    if (window.parent !== window) window.parent.postMessage({queryString: query.slice(1)}, "https://huggingface.co");
+}"""
+_COPY_LINK = """() => {
+    const button = document.getElementById("vb-copy"), say = (text) => { button.textContent = text; };
+    const text = button.textContent;
+    navigator.clipboard.writeText(location.href).then(() => say("Copied"), () => prompt("The link:", location.href));
+    setTimeout(() => say(text), 1500);
+}"""
+
+__all__ = ["build_page", "launch_page", "serve", "upload_folder"]
