@@ -25,7 +25,7 @@ MAX_BODY_BYTES = 64_000  # of a request without a picture
 MAX_QUEUE = 64  # questions that wait; more are refused
 KEEP_SECONDS = 900  # pictures of visitors are deleted after this time
 MAX_KEPT_BYTES = 500_000_000  # of such pictures on disk
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow reads more, some through other programs
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow reads more, some through other programs
 
 # What the page and `gradio_client` ask for. Gradio has more, such as fetching files from elsewhere, which nobody here needs.
 _ROUTES = re.compile(

@@ -90,7 +90,10 @@ def build_page(checkpoints: Sequence[Checkpoint], examples: Examples) -> gr.Bloc
         gr.HTML(_HEADER)
         link = gr.Textbox(visible="hidden", elem_id="vb-link")
         with gr.Tabs(elem_id="vb-tabs") as tabs:
-            built = [_Tab(number, checkpoint, examples, link) for number, checkpoint in enumerate(checkpoints)]
+            built = [
+                _Tab(key, checkpoint, examples, link)
+                for key, checkpoint in zip(_keys(checkpoints), checkpoints, strict=True)
+            ]
         with gr.Row(elem_classes="vb-foot"):
             copy = gr.Button("Copy link to this state", size="sm", variant="secondary", elem_id="vb-copy")
         link.change(None, link, None, js=_SHOW_LINK, api_visibility="private")
@@ -160,15 +163,16 @@ _folder: tempfile.TemporaryDirectory | None = None
 class _Tab:
     """The components of one task and what happens when they are used."""
 
-    def __init__(self, number: int, checkpoint: Checkpoint, examples: Examples, link: gr.Textbox):
-        self.key = f"{checkpoint.task}{number}" if number else checkpoint.task
+    def __init__(self, key: str, checkpoint: Checkpoint, examples: Examples, link: gr.Textbox):
+        self.key = key
         self.checkpoint = checkpoint
         self.pictures = examples.pictures
         self.examples = {example.name: example for example in examples.of_task.get(checkpoint.task, ())}
         words = _WORDS[checkpoint.task]
         first = next(iter(self.examples.values()), None)
         shown = self._shown(self._answer_example(first)) if first else ("", "")
-        with gr.Tab(words.tab, id=self.key, elem_id=f"vb-{self.key}") as self.tab:
+        title = " ".join([words.tab, *self.key.split("_")[1:]])
+        with gr.Tab(title, id=self.key, elem_id=f"vb-{self.key}") as self.tab:
             gr.Markdown(words.about, elem_classes="vb-about")
             if self.examples:
                 self.gallery = gr.Dataset(
@@ -204,7 +208,7 @@ class _Tab:
                         heads = [("mean of heads", -1)] + [(f"head {i + 1}", i) for i in range(checkpoint.num_heads)]
                         self.layer = gr.Dropdown(layers, value=layers[-1][1], label="Show attention of", min_width=120)
                         self.head = gr.Dropdown(heads, value=-1, label="and of", min_width=120)
-        self.form = [self.example, *self.inputs, self.text, self.choices, self.layer, self.head]
+        self.form = [*self.inputs, self.text, self.choices, self.layer, self.head, self.example]
         self.everything = [*self.form, self.bars, self.seen]
         self._connect(ask, link)
 
@@ -233,9 +237,9 @@ class _Tab:
             placeholder="Drop a picture here, or tap to choose one",
         )
 
-    def _ask(self, example: Any, *form: Any) -> tuple[str, str, str]:
+    def _ask(self, *form: Any) -> tuple[str, str, str]:
         """Answer what is in the form; the bars, the picture with its regions, and the link to this state."""
-        *files, text, choices, layer, head = form
+        *files, text, choices, layer, head, example = form
         pictures = [_read(file) for file in files]
         if None in pictures:
             raise _refusal("Please choose a picture first, or one of the examples.")
@@ -279,7 +283,7 @@ class _Tab:
         shown = self._shown(self._answer(pictures, example.text, choices, layer, head))
         link = self._link(example.name, example.text, choices, layer, head)
         files = [str(self._file(name)) for name in example.pictures]
-        return example.name, *files, example.text, choices, layer, head, *shown, link
+        return *files, example.text, choices, layer, head, example.name, *shown, link
 
     def restore(self, query: dict[str, str]) -> list:
         """Values of `everything` for a link; what it does not say, or says wrongly, is left as it is on a fresh page."""
@@ -289,14 +293,14 @@ class _Tab:
         layer = _number(query.get("layer"), 1, self.checkpoint.num_layers, self.checkpoint.num_layers) - 1
         head = _number(query.get("head"), 0, self.checkpoint.num_heads, 0) - 1
         if example is None:  # somebody's own picture is in no link
-            return ["", *[None] * len(self.inputs), text, choices, layer, head, "", ""]
+            return [*[None] * len(self.inputs), text, choices, layer, head, "", "", ""]
         pictures = [self.pictures[name] for name in example.pictures]
         try:
             shown = self._shown(self._answer(pictures, text, choices, layer, head))
         except gr.Error as error:
             shown = ("", views_html([self._found(picture) for picture in pictures], error.message))
         files = [str(self._file(name)) for name in example.pictures]
-        return [example.name, *files, text, choices, layer, head, *shown]
+        return [*files, text, choices, layer, head, example.name, *shown]
 
     def _shown(self, answer: Answer) -> tuple[str, str]:
         return bars_html(answer.bars), views_html(answer.views, answer.note)
@@ -325,6 +329,13 @@ class _Tab:
         path.parent.mkdir(parents=True, exist_ok=True)
         grid([self.pictures[name] for name in example.pictures], columns=2).save(path)
         return path
+
+
+def _keys(checkpoints: Sequence[Checkpoint]) -> list[str]:
+    """What tabs are called in links: by their task, and by a number from the second of a task on."""
+    tasks = [checkpoint.task for checkpoint in checkpoints]
+    numbers = [tasks[:i].count(task) + 1 for i, task in enumerate(tasks)]
+    return [task if number == 1 else f"{task}_{number}" for task, number in zip(tasks, numbers, strict=True)]
 
 
 def _restore(tabs: Sequence[_Tab], query: dict[str, str]) -> list:
