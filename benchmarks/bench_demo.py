@@ -129,10 +129,9 @@ class Visitor:
                 if line.startswith("data:"):
                     message = json.loads(line[5:])
                     if message["msg"] == "process_completed":
-                        if not message["success"] or "vb-bars" not in message["output"]["data"][0]:
-                            raise RuntimeError(json.dumps(message["output"])[:300])
-                    if message["msg"] in ("process_completed", "close_stream"):
-                        return
+                        if message["success"] and "vb-bars" in message["output"]["data"][0]:
+                            return
+                        raise RuntimeError(json.dumps(message["output"])[:300])
         raise RuntimeError("the stream ended without an answer")
 
 
@@ -193,9 +192,8 @@ def report(name: str, result: Result) -> None:
     if result.seconds:
         shares = ", ".join(f"p{round(100 * share)} {result.percentile(share):.0f}" for share in (0.5, 0.95, 0.99))
         print(f"  milliseconds: mean {1000 * statistics.mean(result.seconds):.0f}, {shares}")
-    print(
-        f"  server memory in MB: before {result.memory_before:.0f}, peak {result.memory_peak:.0f}, after {result.memory_after:.0f}"
-    )
+    memory = f"before {result.memory_before:.0f}, peak {result.memory_peak:.0f}, after {result.memory_after:.0f}"
+    print(f"  server memory in MB: {memory}")
     for error in sorted(set(result.errors))[:5]:
         print(f"  {error}")
 

@@ -64,6 +64,12 @@ def read_examples(path: str | Path) -> Examples:
         if not isinstance(entry, dict) or not {"task", "name", "pictures", "text"} <= entry.keys():
             raise ValueError(f"{where}: expected the keys task, name, pictures and text")
         example = Example(entry["name"], entry["pictures"], entry["text"], entry.get("choices", ()))
+        if entry["task"] not in _SCENE_EXAMPLES:
+            raise ValueError(f"{where}: task {entry['task']!r}; expected one of {', '.join(_SCENE_EXAMPLES)}")
+        if not (isinstance(example.text, str) and all(isinstance(choice, str) for choice in example.choices)):
+            raise ValueError(f"{where}: text and choices have to be strings")
+        if not (isinstance(example.name, str) and example.name.isidentifier()):
+            raise ValueError(f"{where}: name {example.name!r}; expected letters, digits and _, as it is part of links")
         if len(example.pictures) != (2 if entry["task"] == "nlvr2" else 1):
             raise ValueError(f"{where}: {len(example.pictures)} pictures; expected one, and two for task 'nlvr2'")
         for picture in example.pictures:
@@ -85,10 +91,10 @@ _SCENE_EXAMPLES = {
     ),
     "nlvr2": (
         Example(
-            "triangles-stars", ["triangles", "stars"], "The left image contains more triangles than the right image."
+            "triangles_stars", ["triangles", "stars"], "The left image contains more triangles than the right image."
         ),
-        Example("circles-suns", ["circles", "suns"], "There are exactly three yellow circles in the right image."),
-        Example("diamonds-circles", ["diamonds", "circles"], "There is a red square in the left image."),
+        Example("circles_suns", ["circles", "suns"], "There are exactly three yellow circles in the right image."),
+        Example("diamonds_circles", ["diamonds", "circles"], "There is a red square in the left image."),
     ),
     "vcr": (
         Example(

@@ -89,7 +89,7 @@ def build_page(checkpoints: Sequence[Checkpoint], examples: Examples) -> gr.Bloc
     with gr.Blocks(title="VisualBERT", analytics_enabled=False, delete_cache=(60, KEEP_SECONDS)) as page:
         gr.HTML(_HEADER)
         link = gr.Textbox(visible="hidden", elem_id="vb-link")
-        with gr.Tabs(elem_id="vb-tabs") as tabs:
+        with gr.Tabs(elem_id="vb-tabs"):
             built = [
                 _Tab(key, checkpoint, examples, link)
                 for key, checkpoint in zip(_keys(checkpoints), checkpoints, strict=True)
@@ -103,9 +103,9 @@ def build_page(checkpoints: Sequence[Checkpoint], examples: Examples) -> gr.Bloc
         def restore(request: gr.Request) -> list:
             return _restore(built, dict(request.query_params))
 
-        page.load(
-            restore, None, [tabs, *outputs], api_visibility="private", concurrency_id="model", show_progress="hidden"
-        )
+        shared: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        page.load(restore, None, outputs, concurrency_id="model", **shared)
+        page.load(None, None, None, js=_SELECT_TAB, **shared)  # gradio ignores `gr.Tabs(selected=...)` while it loads
     return page
 
 
@@ -220,8 +220,9 @@ class _Tab:
         shared["api_visibility"] = "private"
         gr.on([self.layer.input, self.head.input], self._ask, self.form, results, **shared)
         for picture in self.inputs:
-            picture.upload(self._uploaded, self.inputs, [self.example, *results], **shared)
-            picture.clear(lambda: "", None, self.example, queue=False, api_visibility="private")
+            picture.upload(self._uploaded, self.inputs, [*self.inputs, self.example, *results], **shared)
+            cleared = [self.example, self.bars, self.seen]
+            picture.clear(None, None, cleared, js="() => ['', '', '']", api_visibility="private")
         if self.examples:
             self.gallery.click(self._pick, [self.gallery, self.layer, self.head], [*self.form, *results], **shared)
 
@@ -264,11 +265,21 @@ class _Tab:
             [self.pictures[name] for name in example.pictures], example.text, example.choices, look
         )
 
-    def _uploaded(self, *files: Any) -> tuple[str, str, str, str]:
-        """A visitor's picture: what was found in it, before anything is asked. The link cannot hold it."""
-        views = [self._found(picture) for picture in map(_read, files) if picture is not None]
+    def _uploaded(self, *files: Any) -> tuple:
+        """Visitors' pictures: what was found in them, before anything is asked. The link cannot hold them."""
+        kept: list = []
+        views = []
+        for file in files:
+            try:
+                picture = _read(file)
+                views += [self._found(picture)] if picture is not None else []
+                kept.append(gr.skip())
+            except gr.Error as error:
+                gr.Warning(error.message, title="Not possible")
+                kept.append(None)
         count = sum(len(view.boxes) for view in views)
-        return "", "", views_html(views, f"{count} regions found."), f"?{urlencode({'task': self.key})}"
+        seen = views_html(views, f"{count} regions found.") if views else ""
+        return *kept, "", "", seen, f"?{urlencode({'task': self.key})}"
 
     def _found(self, picture: Image.Image) -> View:
         return self.checkpoint.objects(picture) if self.checkpoint.task == "vcr" else self.checkpoint.view(picture)
@@ -316,7 +327,7 @@ class _Tab:
 
     def _file(self, name: str) -> Path:
         """An example picture as a file that the page can show."""
-        path = upload_folder() / "examples" / f"{name}.png"
+        path = upload_folder() / "examples" / f"{list(self.pictures).index(name)}.png"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             self.pictures[name].save(path)
@@ -341,7 +352,7 @@ def _keys(checkpoints: Sequence[Checkpoint]) -> list[str]:
 def _restore(tabs: Sequence[_Tab], query: dict[str, str]) -> list:
     """What a link says; a page that was opened without one stays as it was built."""
     linked = next((tab for tab in tabs if tab.key == query.get("task")), None)
-    values: list = [gr.skip() if linked is None else gr.Tabs(selected=linked.key)]
+    values: list = []
     for tab in tabs:
         values += tab.restore(query) if tab is linked and len(query) > 1 else [gr.skip()] * len(tab.everything)
     return values
@@ -385,6 +396,10 @@ _HEADER = """<div class="vb-header"><h1>VisualBERT</h1>
 <p>One BERT reads a text and the regions of a picture. Take an example or a picture of yours, ask, and see where it looks.</p>
 </div>"""
 
+_SELECT_TAB = """() => {
+    const task = new URLSearchParams(location.search).get("task");
+    document.getElementById(`vb-${task}-button`)?.click();
+}"""
 # On hf.co the page is in a frame: the address that visitors see is changed by the page around it.
 _SHOW_LINK = """(query) => {
     if (!query) return;

@@ -1,0 +1,331 @@
+"""The demo without a browser: what checkpoints answer, what is drawn, and what visitors may send."""
+
+import io
+import json
+import re
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+import torch
+from PIL import Image
+from tiny_checkpoints import save_tiny_checkpoint
+from transformers import AutoModelForVisualQuestionAnswering, AutoProcessor
+
+from modeling_visualbert.cli import main
+from modeling_visualbert.corpus.scenes import render, sample_scene
+from modeling_visualbert.demo import limits
+from modeling_visualbert.demo.checkpoint import Checkpoint, Look, split_phrases
+from modeling_visualbert.demo.drawing import Bars, View, bars_html, views_html
+from modeling_visualbert.demo.examples import read_examples, scene_examples
+from modeling_visualbert.demo.limits import check_text, open_picture, split_choices
+from modeling_visualbert.visualization import answer_attention
+
+TASKS = ("vqa", "nlvr2", "vcr", "flickr30k", "pretraining")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A tiny checkpoint of each task."""
+    root = tmp_path_factory.mktemp("demo")
+    for task in TASKS:
+        save_tiny_checkpoint(task, root / task)
+    return {task: str(root / task) for task in TASKS}
+
+
+@pytest.fixture(scope="module")
+def checkpoints(folders):
+    return {task: Checkpoint(folder) for task, folder in folders.items()}
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return scene_examples()
+
+
+# What checkpoints answer
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_example_is_answered(task, checkpoints, examples):
+    checkpoint = checkpoints[task]
+    assert checkpoint.task == task
+    for example in examples.of_task[task]:
+        pictures = [examples.pictures[name] for name in example.pictures]
+        answer = checkpoint.answer(pictures, example.text, example.choices)
+        assert len(answer.views) == len(pictures)
+        for group in answer.bars:
+            scores = [score for _, score in group.rows]
+            assert scores == sorted(scores, reverse=True)
+            assert 0.0 <= sum(scores) <= 1.0 + 1e-5
+        for view in answer.views:
+            assert len(view.boxes) == len(view.names) == len(view.weights) > 2
+            assert all(0.0 <= weight <= 1.0 for weight in view.weights)
+        assert "mean of the heads" in answer.note
+
+
+def test_answers_and_attention_are_those_of_the_model(folders, checkpoints, examples):
+    model = AutoModelForVisualQuestionAnswering.from_pretrained(folders["vqa"]).eval()
+    processor = AutoProcessor.from_pretrained(folders["vqa"])
+    picture, question = examples.pictures["stars"], "What color is the diamond?"
+    inputs = processor(images=[picture], text=[question])
+    with torch.no_grad():
+        found = model.get_image_features(inputs["pixel_values"])
+        expected = processor.post_process_question_answering(model(**inputs))[0]
+    answer = checkpoints["vqa"].answer([picture], question)
+    for (name, score), best in zip(answer.bars[0].rows, expected, strict=False):
+        assert (name, score) == (best["answer"], pytest.approx(best["score"], abs=1e-5))
+    texts = processor(images={key: found[key] for key in ("visual_embeds", "visual_attention_mask")}, text=[question])
+    weights = answer_attention(model, **texts)[0][found["visual_attention_mask"][0].bool()]
+    assert answer.views[0].weights == pytest.approx(weights.tolist(), abs=1e-5)
+
+
+def test_layers_and_heads_differ_and_average(checkpoints, examples):
+    checkpoint, picture = checkpoints["vqa"], examples.pictures["stars"]
+    heads = [
+        checkpoint.answer([picture], "Is there a star?", look=Look(0, head)).views[0].weights
+        for head in range(checkpoint.num_heads)
+    ]
+    mean = checkpoint.answer([picture], "Is there a star?", look=Look(0)).views[0].weights
+    assert heads[0] != pytest.approx(heads[1], abs=1e-3)
+    assert mean == pytest.approx(torch.tensor(heads).mean(dim=0).tolist(), abs=1e-6)
+
+
+def test_regions_are_found_once_and_remembered_for_some_pictures_only(folders, monkeypatch):
+    checkpoint = Checkpoint(folders["vqa"])
+    calls = []
+    find = checkpoint.model.get_image_features
+    monkeypatch.setattr(checkpoint.model, "get_image_features", lambda **k: calls.append(1) or find(**k))
+    for number in (0, 0, 1, 0):
+        checkpoint.answer([render(sample_scene(number, f"kept/{number}"))], "Is there a star?")
+    assert len(calls) == 2
+    for number in range(40):
+        checkpoint.regions(render(sample_scene(number, f"many/{number}")))
+    assert len(checkpoint._regions) == 32
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_picture_without_things_is_answered_or_refused(task, checkpoints, examples):
+    blank = Image.new("RGB", (64, 48), "white")
+    example = examples.of_task[task][0]
+    text = "What is this ?" if task == "vcr" else example.text
+    choices = ["a star .", "a circle ."] if task == "vcr" else ()
+    pictures = [blank] * len(example.pictures)
+    found = len(checkpoints[task].regions(blank)["boxes"])
+    if task == "flickr30k" and not found:
+        with pytest.raises(ValueError, match="Nothing was found"):
+            checkpoints[task].answer(pictures, text, choices)
+    else:
+        assert len(checkpoints[task].answer(pictures, text, choices).views[0].boxes) == found
+
+
+def test_things_are_numbered_from_left_to_right(checkpoints, examples):
+    view = checkpoints["vcr"].objects(examples.pictures["stars"])
+    centers = [(box[0] + box[2]) / 2 for box in view.boxes]
+    assert centers == sorted(centers)
+    assert [label for _, label in view.marks][:2] == ["[0] cross", "[1] triangle"]
+
+
+def test_phrases_stand_in_brackets():
+    sentence, phrases, last = split_phrases("[The red square] is above [a cross].")
+    assert (sentence, phrases) == ("The red square is above a cross .", ["The red square", "a cross"])
+    assert [sentence.split()[i] for i in last] == ["square", "cross"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("the red square", "in brackets"), ("[ ] is red", "without a word"), ("[the [red] square", "no partner")],
+)
+def test_brackets_that_mean_nothing_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        split_phrases(text)
+
+
+def test_checkpoints_that_cannot_see_are_refused(tmp_path, folders):
+    config = json.loads((tmp_path.joinpath(folders["vqa"]) / "config.json").read_text())
+    for name, change, message in (
+        ("blind", {"region_encoder_config": None}, "blind has no region encoder"),
+        ("base", {"architectures": ["VisualBertModel"]}, "base is a VisualBertModel checkpoint; expected one of"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(ValueError, match=message):
+            Checkpoint(str(tmp_path / name))
+
+
+# What is drawn
+
+VIEW = View(Image.new("RGB", (160, 128), "white"), [[10, 10, 60, 60], [70, 10, 150, 90]], ["a <b>", "c"], [0.1, 0.4])
+
+
+def svg_of(html):
+    return ElementTree.fromstring(re.search(r"<svg.*?</svg>", html)[0])
+
+
+def test_the_strongest_region_is_orange_thick_and_last():
+    boxes = svg_of(views_html([VIEW], "")).findall("rect")
+    assert [box.get("x") for box in boxes] == ["10.0", "70.0"]
+    quiet, loud = boxes
+    assert loud.get("stroke") == "#e6550d"
+    assert float(loud.get("stroke-width")) > float(quiet.get("stroke-width"))
+    assert float(loud.get("fill-opacity")) > float(quiet.get("fill-opacity"))
+
+
+def test_labels_are_shares_of_all_pictures_and_stay_inside():
+    svg = svg_of(views_html([VIEW, VIEW], ""))
+    assert sorted(label.text for label in svg.findall("text")) == ["10%", "40%"]
+    for label in svg.findall("text"):
+        assert 0 <= float(label.get("x")) < 150
+        assert 0 < float(label.get("y")) < 128
+
+
+def test_text_of_others_is_escaped():
+    html = bars_html([Bars("<script>", [("<img src=x onerror=alert(1)>", 0.5)])])
+    html += views_html([View(VIEW.picture, VIEW.boxes, VIEW.names, None, [(0, "<script>alert(1)</script>")])], "<i>")
+    assert not re.search(r"<(script|img|i|b)\b", html)
+
+
+def test_no_regions_and_no_attention_are_drawn_too():
+    empty = View(VIEW.picture, [], [], [])
+    assert not svg_of(views_html([empty], "nothing")).findall("rect")
+    assert len(svg_of(views_html([View(VIEW.picture, VIEW.boxes, ["", ""])], "")).findall("rect")) == 2
+
+
+def test_large_pictures_are_sent_small():
+    html = views_html([View(Image.effect_noise((4000, 3000), 50).convert("RGB"), [], [])], "")
+    assert len(html) < 600_000
+    assert svg_of(html).get("viewBox") == "0 0 4000 3000"
+
+
+# What visitors may send
+
+
+def saved(image, path, **options):
+    image.save(path, **options)
+    return path
+
+
+def test_pictures_of_phones_are_opened(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6  # held upright
+    path = saved(Image.new("RGB", (400, 300), "red"), tmp_path / "phone.jpg", exif=exif)
+    assert open_picture(path).size == (300, 400)
+
+
+@pytest.mark.parametrize(
+    "bad", ["megapixels", "bomb", "bytes", "text", "svg", "eps", "cut", "animated", "tiny", "empty"]
+)
+def test_bad_uploads_are_refused_in_one_sentence(bad, tmp_path):
+    path, message = tmp_path / "upload", "is no picture that can be read"
+    image = Image.new("L", (32, 32))
+    if bad == "megapixels":
+        saved(Image.new("1", (10_000, 10_000)), path, format="PNG")
+        message = "100 megapixels; at most 25"
+    elif bad == "bomb":  # beyond what Pillow itself opens
+        header = b"IHDR" + (60_000).to_bytes(4, "big") * 2 + b"\x08\x00\x00\x00\x00"
+        import zlib
+
+        path.write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00\x00\r" + header + zlib.crc32(header).to_bytes(4, "big"))
+    elif bad == "bytes":
+        path.write_bytes(bytes(50_000_000))
+        message = "50 MB; at most 10 MB"
+    elif bad in ("text", "svg", "eps", "empty"):
+        contents = {"text": b"hello", "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>", "empty": b""}
+        path.write_bytes(contents.get(bad, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage"))
+    elif bad == "cut":
+        buffer = io.BytesIO()
+        Image.effect_noise((64, 64), 50).save(buffer, "PNG")
+        path.write_bytes(buffer.getvalue()[:500])
+        message = "damaged"
+    elif bad == "animated":
+        saved(image, path, format="GIF", save_all=True, append_images=[Image.new("L", (32, 32), 255)])
+        message = "animated"
+    elif bad == "tiny":
+        saved(Image.new("L", (4, 4)), path, format="PNG")
+        message = "at least 8"
+    with pytest.raises(ValueError, match=message) as refusal:
+        open_picture(path)
+    assert str(tmp_path) not in str(refusal.value)
+
+
+def test_texts_are_bounded():
+    assert check_text("  Is it red? ", "a question") == "Is it red?"
+    for text in ("", "   ", None, 5, ["a"], {"path": "/etc/passwd"}):
+        with pytest.raises(ValueError, match="Please write a question"):
+            check_text(text, "a question")
+    with pytest.raises(ValueError, match="1,000,000 characters; at most 400"):
+        check_text("a" * 1_000_000, "a question")
+    assert split_choices("one\n\n two \n") == ["one", "two"]
+    for text in ("one", "\n".join("abcdefghi")):
+        with pytest.raises(ValueError, match="please write 2 to 8"):
+            split_choices(text)
+
+
+@pytest.mark.parametrize("kept", [limits.MAX_KEPT_BYTES, 0])
+def test_uploads_are_bounded_in_sum(kept, tmp_path):
+    import asyncio
+
+    sent, passed = [], []
+
+    async def app(scope, receive, send):
+        passed.append(scope["path"])
+
+    async def send(message):
+        sent.append(message)
+
+    guard = limits.RequestLimits(app, tmp_path)
+    guard._kept.append((limits.time.monotonic(), kept))
+    headers = [(b"content-length", b"1000")]
+    scope = {"type": "http", "method": "POST", "path": "/gradio_api/upload", "headers": headers}
+    asyncio.run(guard(scope, None, send))
+    assert bool(passed) == (kept == 0)
+    assert bool(sent) == (kept > 0)
+    if kept:
+        assert sent[0]["status"] == 503
+        assert "try again" in sent[1]["body"].decode()
+
+
+# Examples of one's own
+
+
+def test_own_examples(tmp_path, checkpoints):
+    render(sample_scene(0, "own/0")).save(tmp_path / "mine.png")
+    entry = {"task": "vqa", "name": "mine", "pictures": ["mine.png"], "text": "Is there a star?"}
+    (tmp_path / "examples.json").write_text(json.dumps([entry]))
+    examples = read_examples(tmp_path / "examples.json")
+    (example,) = examples.of_task["vqa"]
+    assert checkpoints["vqa"].answer([examples.pictures["mine.png"]], example.text).bars
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pictures": ["no.png"]}, "example 0: no.png"),
+        ({"pictures": []}, "example 0: 0 pictures; expected one"),
+        ({"task": "other"}, "example 0: task 'other'; expected"),
+        ({"text": None}, "example 0: text"),
+        ({"name": "../up"}, "example 0: name"),
+    ],
+)
+def test_bad_examples_are_named(change, message, tmp_path):
+    render(sample_scene(0, "own/0")).save(tmp_path / "mine.png")
+    entry = {"task": "vqa", "name": "mine", "pictures": ["mine.png"], "text": "Is there a star?", **change}
+    (tmp_path / "examples.json").write_text(json.dumps([entry]))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_examples(tmp_path / "examples.json")
+
+
+# The command
+
+
+def test_the_command_names_what_is_wrong(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("gradio")
+    assert main(["demo", "--model", str(tmp_path / "none")]) == 2
+    assert "no such checkpoint folder" in capsys.readouterr().err
+
+
+def test_the_command_says_how_to_install_gradio(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "modeling_visualbert.demo.page", raising=False)
+    assert main(["demo", "--model", str(tmp_path)]) == 2
+    assert 'pip install "modeling-visualbert[demo]"' in capsys.readouterr().err
