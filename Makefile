@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # What `accelerate config` would ask; override for your machines: make vqa LAUNCH="--multi_gpu --num_processes 8"
 LAUNCH ?= --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: vqa nlvr2 vcr flickr30k pretraining test test-slow check format detector golden clean
+.PHONY: vqa nlvr2 vcr flickr30k pretraining test test-slow test-browser check format detector golden clean
 
 vqa: $(VENV)/.train ## train on the embedded corpus and score it
 	$(BIN)/accelerate launch $(LAUNCH) examples/run_vqa.py --output_dir runs/vqa --resume
@@ -30,6 +30,9 @@ test: $(VENV)/.dev ## the default test suite
 
 test-slow: $(VENV)/.dev ## longer tests: training processes, compilation
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+
+test-browser: $(VENV)/.dev ## the demo in Chromium; set CHROMIUM if it is not /usr/bin/chromium
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser
 
 check: $(VENV)/.dev ## format, lint and types
 	$(BIN)/ruff format --check .
