@@ -76,7 +76,7 @@ def running_demo(*models: str, log: Path | None = None) -> Iterator[tuple[str, i
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
     try:
-        if not ready.wait(timeout=120) or not address:
+        if not ready.wait(timeout=300) or not address:
             raise RuntimeError("the demo did not start:\n" + "".join(lines))
         yield address[0], process.pid
     finally:
