@@ -1,14 +1,24 @@
-"""Inference endpoints: JSON in, JSON out. Pictures are base64 strings; everything else is as the checkpoint's pipeline takes it.
+"""Inference endpoints: JSON in, JSON out, the same as the Hub's widget for the task of the checkpoint.
 
 {"inputs": {"image": "<base64>", "question": "What color is the star?"}, "parameters": {"top_k": 3}}
+    -> [{"answer": "red", "score": 0.98}, ...]
+
+Other tasks take the keys of their pipeline in `inputs`: `images`, two pictures, and `statement`; `question`, `choices`, `objects`
+and `boxes`; `sentence` and `phrases`; `text`. What is too large is refused before it costs memory, and the message says so.
 """
 
 import base64
 import io
 from typing import Any
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from transformers import pipeline
+
+MAX_PICTURE_BYTES = 10_000_000
+MAX_PIXELS = 25_000_000  # decoded it is 75 MB
+MAX_CHARACTERS = 2_000  # of one text
+MAX_ITEMS = 100  # of one list: questions, choices, objects, phrases, corners of an outline
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow reads more, some through other programs
 
 
 class EndpointHandler:
@@ -20,21 +30,68 @@ class EndpointHandler:
     def __call__(self, data: dict[str, Any]) -> Any:
         """
         Args:
-            data: `inputs`, a dict with the keys that the pipeline takes, and optionally `parameters`.
+            data: `inputs`, a dict with the keys that the pipeline takes, pictures as base64 (a `data:` address is taken too),
+                and optionally `parameters`: `top_k`.
+
+        Returns:
+            What the pipeline returns, which is plain JSON data.
 
         Raises:
-            ValueError: A picture is no base64 or no image, or what the pipeline refuses.
+            ValueError, TypeError: Something is missing, unknown, too large or no picture; the message says what.
         """
-        inputs = dict(data["inputs"])
-        if "image" in inputs:
-            inputs["image"] = _picture(inputs["image"])
-        if "images" in inputs:
-            inputs["images"] = [_picture(encoded) for encoded in inputs["images"]]
-        return self.pipeline(inputs, **data.get("parameters") or {})
+        inputs = data.get("inputs") if isinstance(data, dict) else None
+        if not isinstance(inputs, dict):
+            raise ValueError("no inputs; expected {'inputs': {'image': '<base64>', ...}, 'parameters': {...}}")
+        parameters = data.get("parameters") or {}
+        if not isinstance(parameters, dict) or set(parameters) - {"top_k"}:
+            raise ValueError(f"parameters {parameters!r:.80}; expected {{'top_k': number}} or none")
+        return self.pipeline({key: _checked(key, value) for key, value in inputs.items()}, **parameters)
 
 
-def _picture(encoded: str) -> Image.Image:
+def _checked(key: str, value: Any) -> Any:
+    """Pictures decoded; of everything else only the size is looked at, as the pipeline checks what it is."""
+    if key == "image":
+        return _picture(value)
+    if key == "images":
+        if not isinstance(value, list) or len(value) != 2:
+            raise ValueError("images: expected a list of two pictures")
+        return [_picture(picture) for picture in value]
+    _check_size(key, value)
+    return value
+
+
+def _picture(encoded: Any) -> Image.Image:
+    if not isinstance(encoded, str):
+        raise ValueError(f"a picture is {type(encoded).__name__}; expected base64")
+    if encoded.startswith("data:"):
+        encoded = encoded.partition(",")[2]
+    if len(encoded) > MAX_PICTURE_BYTES * 4 // 3 + 4:
+        raise ValueError(f"a picture has more than {MAX_PICTURE_BYTES // 1_000_000} MB; expected at most as many")
     try:
-        return Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)))
-    except (TypeError, ValueError, OSError) as error:
-        raise ValueError(f"not a picture in base64 ({error})") from error
+        image = Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)), formats=FORMATS)
+    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise ValueError(f"a picture cannot be read; expected {', '.join(FORMATS)}") from error
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"a picture is no base64, such as {encoded[:20]!r}; paths and addresses are not opened"
+        ) from error
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(
+            f"a picture has {image.width * image.height / 1e6:.0f} megapixels; expected at most {MAX_PIXELS // 1_000_000}"
+        )
+    return image
+
+
+def _check_size(key: str, value: Any, depth: int = 0) -> None:
+    if isinstance(value, str):
+        if len(value) > MAX_CHARACTERS:
+            raise ValueError(f"{key}: a text of {len(value):,} characters; expected at most {MAX_CHARACTERS:,}")
+    elif isinstance(value, list):
+        if len(value) > MAX_ITEMS:
+            raise ValueError(f"{key}: a list of {len(value):,}; expected at most {MAX_ITEMS}")
+        if depth == 4:  # objects, their outlines, corners of these, x and y
+            raise ValueError(f"{key}: lists within lists within lists; expected fewer")
+        for item in value:
+            _check_size(key, item, depth + 1)
+    elif not (value is None or isinstance(value, (int, float))):
+        raise ValueError(f"{key}: {type(value).__name__}; expected text, numbers, or lists of them")
