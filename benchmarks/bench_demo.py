@@ -21,7 +21,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,14 +53,22 @@ class Result:
         return 1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
-@contextmanager
-def running_demo(*models: str, log: Path | None = None) -> Iterator[tuple[str, int]]:
+def running_demo(*models: str) -> AbstractContextManager[tuple[str, int]]:
     """Address and process id of a demo of these models on a free port; it ends with the block."""
-    command = [sys.executable, "-u", "-m", "modeling_visualbert.cli", "demo"]
-    for model in models:
-        command += ["--model", model]
-    environment = {**os.environ, "GRADIO_SERVER_NAME": "127.0.0.1", "NO_PROXY": "127.0.0.1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    flags = [flag for model in models for flag in ("--model", model)]
+    return running([sys.executable, "-u", "-m", "modeling_visualbert.cli", "demo", *flags])
+
+
+@contextmanager
+def running(command: list[str], **environment: str) -> Iterator[tuple[str, int]]:
+    """Address and process id of a command that serves the demo."""
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "GRADIO_SERVER_NAME": "127.0.0.1", **environment},
+    )
     lines: list[str] = []
     address: list[str] = []
     ready = threading.Event()
@@ -83,8 +91,6 @@ def running_demo(*models: str, log: Path | None = None) -> Iterator[tuple[str, i
         process.terminate()
         process.wait(timeout=30)
         reader.join(timeout=10)
-        if log is not None:
-            log.write_text("".join(lines), encoding="utf-8")
 
 
 def memory_mb(process_id: int) -> float:
