@@ -315,6 +315,48 @@ def test_bad_examples_are_named(change, message, tmp_path):
         read_examples(tmp_path / "examples.json")
 
 
+# The page
+
+
+@pytest.fixture
+def page(checkpoints, examples, tmp_path, monkeypatch):
+    pytest.importorskip("gradio")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    from modeling_visualbert.demo.page import build_page
+
+    return build_page([checkpoints["nlvr2"], checkpoints["vqa"], checkpoints["vqa"]], examples)
+
+
+def test_two_models_of_a_task_have_tabs_of_their_own(page):
+    titles = [(block.label, block.elem_id) for block in page.blocks.values() if type(block).__name__ == "Tab"]
+    assert titles == [("Compare", "vb-nlvr2"), ("Ask", "vb-vqa"), ("Ask 2", "vb-vqa_2")]
+
+
+def test_pictures_of_visitors_are_deleted_but_not_the_examples(page, tmp_path):
+    from gradio.route_utils import delete_files_created_by_app
+
+    (tmp_path / "uploads" / "visitor").mkdir()
+    upload = tmp_path / "uploads" / "visitor" / "mine.png"
+    upload.write_bytes(b"picture")
+    page.upload_file_set.add(str(upload))
+    files = sorted((tmp_path / "uploads" / "examples").iterdir())
+    assert len(files) >= 8
+    delete_files_created_by_app(page, None)
+    assert not upload.exists()
+    assert sorted((tmp_path / "uploads" / "examples").iterdir()) == files
+
+
+@pytest.mark.parametrize(
+    "number", [None, "", "x", "-1", "9", "1" + "0" * 5000, "00000001" + "9" * 5000, "\u0663", "1.0"]
+)
+def test_numbers_of_links(number):
+    pytest.importorskip("gradio")
+    from modeling_visualbert.demo.page import _number
+
+    assert _number(number, 1, 4, 2) == (3 if number == "\u0663" else 2)
+    assert _number("3", 1, 4, 2) == 3
+
+
 # The command
 
 

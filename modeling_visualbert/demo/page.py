@@ -6,6 +6,7 @@ Gradio is imported here and nowhere else in the package: `pip install "modeling-
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,9 +74,16 @@ def serve(models: Sequence[str], examples: str | None = None, host: str | None =
         examples: A file for [`read_examples`]; scenes of the embedded corpus when not given.
         host, port: See [`launch_page`].
     """
-    upload_folder()
+    signal.signal(signal.SIGTERM, _interrupt)
     loaded = [Checkpoint(name) for name in models]
-    launch_page(build_page(loaded, read_examples(examples) if examples else scene_examples()), host, port)
+    page = build_page(loaded, read_examples(examples) if examples else scene_examples())
+    print(f"The demo is at {launch_page(page, host, port)} (Ctrl+C ends it)", flush=True)
+    page.block_thread()
+
+
+def _interrupt(*_: object) -> None:
+    """What stops a service ends it as Ctrl+C does, so that pictures of visitors are deleted."""
+    raise KeyboardInterrupt
 
 
 def build_page(checkpoints: Sequence[Checkpoint], examples: Examples) -> gr.Blocks:
@@ -86,10 +94,12 @@ def build_page(checkpoints: Sequence[Checkpoint], examples: Examples) -> gr.Bloc
         checkpoints: One for each tab.
         examples: Pictures and texts to start from; tasks without any get an empty form.
     """
+    _example_folder().mkdir(parents=True, exist_ok=True)
+    gr.set_static_paths([_example_folder()])  # what lies elsewhere is deleted after a while
     with gr.Blocks(title="VisualBERT", analytics_enabled=False, delete_cache=(60, KEEP_SECONDS)) as page:
         gr.HTML(_HEADER)
         link = gr.Textbox(visible="hidden", elem_id="vb-link")
-        with gr.Tabs(elem_id="vb-tabs"):
+        with gr.Tabs(elem_id="vb-tabs", overflow_behavior="wrap"):
             built = [
                 _Tab(key, checkpoint, examples, link)
                 for key, checkpoint in zip(_keys(checkpoints), checkpoints, strict=True)
@@ -109,15 +119,14 @@ def build_page(checkpoints: Sequence[Checkpoint], examples: Examples) -> gr.Bloc
     return page
 
 
-def launch_page(page: gr.Blocks, host: str | None = None, port: int | None = None, block: bool = True) -> str:
+def launch_page(page: gr.Blocks, host: str | None = None, port: int | None = None) -> str:
     """
-    Serve the page and return its address.
+    Serve the page from a thread and return its address.
 
     Args:
         page: What [`build_page`] made.
         host, port: Where to listen; by default what gradio's environment variables say, else 127.0.0.1 and the first free
             port from 7860.
-        block: Whether to return only when the server ends.
 
     Raises:
         OSError: The port is taken.
@@ -129,8 +138,8 @@ def launch_page(page: gr.Blocks, host: str | None = None, port: int | None = Non
     _, address, _ = page.launch(
         server_name=host,
         server_port=port,
-        prevent_thread_lock=not block,
-        quiet=not block,
+        prevent_thread_lock=True,
+        quiet=True,
         max_file_size=MAX_UPLOAD_BYTES,
         max_threads=workers + 4,
         state_session_capacity=_KEPT_SESSIONS,
@@ -155,6 +164,10 @@ def upload_folder() -> Path:
         _folder = tempfile.TemporaryDirectory(prefix="visualbert_demo_")
         os.environ["GRADIO_TEMP_DIR"] = _folder.name
     return Path(os.environ["GRADIO_TEMP_DIR"])
+
+
+def _example_folder() -> Path:
+    return upload_folder() / "examples"
 
 
 _folder: tempfile.TemporaryDirectory | None = None
@@ -327,17 +340,15 @@ class _Tab:
 
     def _file(self, name: str) -> Path:
         """An example picture as a file that the page can show."""
-        path = upload_folder() / "examples" / f"{list(self.pictures).index(name)}.png"
+        path = _example_folder() / f"{list(self.pictures).index(name)}.png"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
             self.pictures[name].save(path)
         return path
 
     def _thumbnail(self, example: Example) -> Path:
         if len(example.pictures) == 1:
             return self._file(example.pictures[0])
-        path = upload_folder() / "examples" / f"pair-{example.name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = _example_folder() / f"pair_{example.name}.png"
         grid([self.pictures[name] for name in example.pictures], columns=2).save(path)
         return path
 
@@ -376,7 +387,8 @@ def _is_in(number: Any, allowed: range) -> bool:
 
 
 def _number(text: str | None, least: int, most: int, default: int) -> int:
-    return int(text) if text is not None and text.isdecimal() and least <= int(text[:9]) <= most else default
+    known = text is not None and text.isdecimal() and len(text) < 9 and least <= int(text) <= most
+    return int(text) if text is not None and known else default
 
 
 def _refusal(message: str) -> gr.Error:
