@@ -155,11 +155,16 @@ def build_repository(
     try:
         model, processor = _load(source)
         if region_encoder is not None:
-            model, processor = with_region_encoder(model, processor, region_encoder)
+            encoder, processor.image_processor = load_region_encoder(str(region_encoder))
+            model.attach_region_encoder(encoder)
         told = default_facts(type(model).__name__) if facts is None else load_facts(facts)
         if told["head"] != type(model).__name__:
             raise ValueError(f"{source} is a {type(model).__name__} checkpoint; the facts are of {told['head']}")
-        has_eyes = model.config.region_encoder_config is not None
+        if told["region_encoder"] and model.config.region_encoder_config is not None:
+            raise ValueError(
+                f"the facts refer to {told['region_encoder']}, but the checkpoint has a region encoder inside"
+            )
+        has_eyes = bool(told["region_encoder"]) or model.config.region_encoder_config is not None
         region_dim = None if has_eyes else model.config.visual_embedding_dim
         model.save_pretrained(target)
         processor.save_pretrained(target)
@@ -170,7 +175,7 @@ def build_repository(
         if has_eyes:
             _copy_examples(told, target / "examples")
         (target / "README.md").write_text(build_card(repo_id, told, measured, region_dim), encoding="utf-8")
-        printed = try_repository(target, repo_id)
+        printed = try_repository(target, repo_id, offline=not told["region_encoder"])
         card = build_card(repo_id, told, measured, region_dim, printed=printed if has_eyes else None)
         (target / "README.md").write_text(card, encoding="utf-8")
     except BaseException:
@@ -178,9 +183,10 @@ def build_repository(
         raise
 
 
-def try_repository(folder: str | Path, repo_id: str) -> str:
+def try_repository(folder: str | Path, repo_id: str, offline: bool = True) -> str:
     """
-    Run the code of the card in a process that cannot import this package, on the folder instead of a download.
+    Run the code of the card in a process that cannot import this package, on the folder instead of a download; `offline` unless
+    the card refers to other repositories.
 
     Returns:
         What it printed.
@@ -197,7 +203,7 @@ def try_repository(folder: str | Path, repo_id: str) -> str:
     download = f'snapshot_download("{repo_id}")'
     program = f"import sys\nsys.modules['modeling_visualbert'] = None\n{code[1].replace(download, repr(str(folder)))}"
     with tempfile.TemporaryDirectory(prefix="visualbert_modules_") as modules:
-        environment = {**os.environ, "HF_MODULES_CACHE": modules, "HF_HUB_OFFLINE": "1"}
+        environment = {**os.environ, "HF_MODULES_CACHE": modules, **({"HF_HUB_OFFLINE": "1"} if offline else {})}
         environment.pop("PYTHONPATH", None)
         done = subprocess.run(
             [sys.executable, "-c", program], cwd=modules, env=environment, capture_output=True, text=True, check=False
@@ -206,31 +212,6 @@ def try_repository(folder: str | Path, repo_id: str) -> str:
         reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"status {done.returncode}"
         raise ValueError(f"the code of the card does not run without this package: {reason}")
     return done.stdout.strip()
-
-
-def with_region_encoder(
-    model: PreTrainedModel, processor: VisualBertProcessor, name: str | Path
-) -> tuple[PreTrainedModel, VisualBertProcessor]:
-    """
-    The same model and processor with a region encoder inside.
-
-    Raises:
-        ValueError: There is one already, or it makes features of another length.
-    """
-    if model.config.region_encoder_config is not None:
-        raise ValueError("the checkpoint has a region encoder already; expected one without, or no --region_encoder")
-    encoder, image_processor = load_region_encoder(str(name))
-    if encoder.config.region_dim != model.config.visual_embedding_dim:
-        raise ValueError(
-            f"{name} makes features of {encoder.config.region_dim} numbers, the checkpoint reads "
-            f"{model.config.visual_embedding_dim}; expected the detector that it was trained with"
-        )
-    fields = {**model.config.to_dict(), "region_encoder_config": encoder.config.to_dict()}
-    seeing = type(model)(type(model.config)(**fields)).to(model.dtype)
-    seeing.load_state_dict(model.state_dict(), strict=False)
-    seeing.visual_bert.region_encoder.load_state_dict(encoder.state_dict())
-    processor.image_processor = image_processor
-    return seeing.eval(), processor
 
 
 def _checkpoint_folder(source: Path) -> Path:
@@ -331,4 +312,4 @@ def _told(error: Exception, api: HfApi, repo_id: str, sizes: Mapping[str, int]) 
     return ConnectionError(f"{repo_id}: the Hub refused the push with status {status} ({said})")
 
 
-__all__ = ["Pushed", "build_repository", "push_checkpoint", "push_folder", "try_repository", "with_region_encoder"]
+__all__ = ["Pushed", "build_repository", "push_checkpoint", "push_folder", "try_repository"]

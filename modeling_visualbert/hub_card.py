@@ -41,6 +41,7 @@ _DEFAULTS: dict[str, Any] = {
     "pipeline_tag": None,
     "widget": [],
     "placeholder_regions": 3,
+    "region_encoder": None,
 }
 _REQUIRED = ("title", "head", "example")
 
@@ -134,7 +135,8 @@ def build_card(
         repo_id: Where the checkpoint will be, "user/name".
         facts: From [`load_facts`] or [`default_facts`].
         metrics: Content of the run's `metrics.json`, if there is one.
-        region_dim: Length of a region feature when the checkpoint finds no regions itself; None when it does.
+        region_dim: Length of a region feature when the checkpoint finds no regions itself and the facts refer to no region
+            encoder elsewhere; None when one of both does.
         printed: What the snippet printed when it was run.
 
     Raises:
@@ -183,6 +185,11 @@ def snippet(repo_id: str, facts: Mapping[str, Any], region_dim: int | None = Non
     ]
     is_pair = task == "visual-reasoning"
     names = example.pop("images") if is_pair else [example.pop("image")]
+    if facts["region_encoder"]:
+        imports[-1] = "from transformers import AutoImageProcessor, AutoModel, pipeline"
+        where = f'"{facts["region_encoder"]}", trust_remote_code=True'
+        lines.append(f"pipe.model.attach_region_encoder(AutoModel.from_pretrained({where}))")
+        lines.append(f"pipe.processor.image_processor = AutoImageProcessor.from_pretrained({where})")
     if region_dim is None:
         pictures = [f'f"{{folder}}/examples/{name}"' for name in names]
     else:

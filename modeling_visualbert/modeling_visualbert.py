@@ -323,6 +323,26 @@ class VisualBertPreTrainedModel(PreTrainedModel):
         """Regions of pictures, to encode once and ask many times; see [`VisualBertModel.get_image_features`]."""
         return self.visual_bert.get_image_features(pixel_values, pixel_mask, **kwargs)
 
+    def attach_region_encoder(self, region_encoder: RegionEncoder) -> None:
+        """
+        Give a model without a region encoder one that lies elsewhere. The processor needs its image processor too.
+
+        Raises:
+            ValueError: There is one already, or it makes features of another length than the model reads.
+        """
+        if self.config.region_encoder_config is not None:
+            raise ValueError("the model has a region encoder already; expected one without")
+        if region_encoder.config.region_dim != self.config.visual_embedding_dim:
+            raise ValueError(
+                f"the region encoder makes features of {region_encoder.config.region_dim} numbers, the model reads "
+                f"{self.config.visual_embedding_dim}; expected the one that the model was trained with"
+            )
+        self.config.region_encoder_config = region_encoder.config
+        base: Any = getattr(self, self.base_model_prefix, self)
+        base.region_encoder = region_encoder.to(self.device, self.dtype)
+        base.region_encoder.requires_grad_(not self.config.freeze_region_encoder)
+        base.train(base.training)
+
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in `transformers`. The code of model and pipeline is copied beside the weights, and the configuration says where it
         is, so that the folder opens with `trust_remote_code` where this package is not installed."""

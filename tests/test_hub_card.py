@@ -128,6 +128,14 @@ def test_every_snippet_is_python(name, region_dim):
     assert ("numpy.zeros" in code) == (region_dim is not None)
 
 
+def test_a_region_encoder_elsewhere_is_attached_in_the_code():
+    facts = {**load_facts("visualbert-vqa"), "region_encoder": "me/detector"}
+    (code,) = re.findall(r"```python\n(.*?)```", build_card("user/model", facts, None), flags=re.DOTALL)
+    compile(code, "card", "exec")
+    assert 'attach_region_encoder(AutoModel.from_pretrained("me/detector", trust_remote_code=True))' in code
+    assert "examples/scene.png" in code and "numpy" not in code
+
+
 @pytest.mark.parametrize("head", HEADS)
 def test_a_checkpoint_without_facts_says_so(head):
     card = build_card("user/model", default_facts(head), {"splits": {}, "run": {"seconds": 3.0}})

@@ -177,6 +177,28 @@ def test_no_regions_ground_nothing(pipes, checkpoints):
     assert found == [{"phrase": "star", "regions": []}]
 
 
+def test_a_region_encoder_from_elsewhere_is_like_one_inside(checkpoints, scenes):
+    with_eyes, processor = checkpoints["vqa"]
+    fields = {**with_eyes.config.to_dict(), "region_encoder_config": None}
+    blind = type(with_eyes)(type(with_eyes.config)(**fields)).eval()
+    blind.load_state_dict(with_eyes.state_dict(), strict=False)
+    encoder = type(with_eyes.visual_bert.region_encoder)(with_eyes.config.region_encoder_config)
+    encoder.load_state_dict(with_eyes.visual_bert.region_encoder.state_dict())
+    pipe = pipeline("visual-question-answering", model=blind, processor=processor)
+    with pytest.raises(ValueError, match="no region encoder"):
+        pipe(item_of("vqa", scenes))
+    blind.attach_region_encoder(encoder)
+    assert pipe(item_of("vqa", scenes)) == close(
+        pipeline("visual-question-answering", model=with_eyes, processor=processor)(item_of("vqa", scenes))
+    )
+    assert not any(weight.requires_grad for weight in encoder.parameters()) and not encoder.training
+    with pytest.raises(ValueError, match="has a region encoder already"):
+        blind.attach_region_encoder(encoder)
+    other = type(with_eyes)(type(with_eyes.config)(**{**fields, "visual_embedding_dim": 12}))
+    with pytest.raises(ValueError, match="features of 73 numbers, the model reads 12"):
+        other.attach_region_encoder(encoder)
+
+
 def test_half_precision(checkpoints, scenes):
     model, processor = tiny_checkpoint("vqa")
     answers = pipeline("visual-question-answering", model=model.to(torch.bfloat16), processor=processor)(
