@@ -143,6 +143,7 @@ def build_card(
         ValueError: `metrics` has no scores of the split that the facts name.
     """
     scores, num_examples, baselines = _scores(facts, metrics)
+    arguments, placeholder = _call(facts, region_dim)
     data = ModelCardData(
         language="en",
         license=facts["license"],
@@ -161,7 +162,10 @@ def build_card(
         template_path=str(cards_folder() / "template.md"),
         **{key: facts[key] for key in _DEFAULTS if key not in ("license", "tags", "widget", "base_model", "scores")},
         title=facts["title"],
-        snippet=snippet(repo_id, facts, region_dim),
+        repo_id=repo_id,
+        task=_TASKS[facts["head"]],
+        arguments=arguments,
+        placeholder=placeholder,
         printed=printed,
         settings=_settings(metrics),
         scores=[
@@ -175,36 +179,21 @@ def build_card(
     return str(card)
 
 
-def snippet(repo_id: str, facts: Mapping[str, Any], region_dim: int | None = None) -> str:
-    """The code of a card: opens the repository and asks something about an example picture, or about regions of the user's."""
+def _call(facts: Mapping[str, Any], region_dim: int | None) -> tuple[dict[str, str], str | None]:
+    """Arguments of the pipeline in the code of a card, and the regions that stand for those of the user, both as Python."""
     task, example = _TASKS[facts["head"]], dict(facts["example"])
-    imports = ["from huggingface_hub import snapshot_download", "from transformers import pipeline"]
-    lines = [
-        f'folder = snapshot_download("{repo_id}")',
-        f'pipe = pipeline("{task}", model=folder, trust_remote_code=True)',
-    ]
-    is_pair = task == "visual-reasoning"
+    is_pair, placeholder = task == "visual-reasoning", None
     names = example.pop("images") if is_pair else [example.pop("image")]
-    if facts["region_encoder"]:
-        imports[-1] = "from transformers import AutoImageProcessor, AutoModel, pipeline"
-        where = f'"{facts["region_encoder"]}", trust_remote_code=True'
-        lines.append(f"pipe.model.attach_region_encoder(AutoModel.from_pretrained({where}))")
-        lines.append(f"pipe.processor.image_processor = AutoImageProcessor.from_pretrained({where})")
     if region_dim is None:
         pictures = [f'f"{{folder}}/examples/{name}"' for name in names]
     else:
         example.pop("boxes", None)
-        imports.insert(0, "import numpy\n")
         count = facts["placeholder_regions"]
         entries = [f'"visual_embeds": numpy.zeros(({count}, {region_dim}), dtype="float32")']
         entries += [f'"boxes": numpy.zeros(({count}, 4))'] * (task == "phrase-grounding")
-        lines.append("# These zeros stand for the regions of a picture: put the features of your detector here.")
-        lines.append(f"regions = {{{', '.join(entries)}}}")
-        pictures = ["regions"] * (2 if is_pair else 1)
+        placeholder, pictures = f"{{{', '.join(entries)}}}", ["regions"] * len(names)
     given = {"images": f"({', '.join(pictures)})"} if is_pair else {"image": pictures[0]}
-    given |= {key: repr(value) for key, value in example.items()}
-    arguments = "".join(f"    {key}={value},\n" for key, value in given.items())
-    return "\n".join([*imports, "", *lines, f"found = pipe(\n{arguments})", "print(found)"])
+    return given | {key: repr(value) for key, value in example.items()}, placeholder
 
 
 def _scores(
@@ -281,4 +270,4 @@ def _shown(value: Any) -> str:
 
 _TASKS = {pipeline_class.head: task for task, (pipeline_class, _) in PIPELINES.items()}
 
-__all__ = ["NOT_MEASURED", "build_card", "cards_folder", "default_facts", "load_facts", "snippet"]
+__all__ = ["NOT_MEASURED", "build_card", "cards_folder", "default_facts", "load_facts"]
