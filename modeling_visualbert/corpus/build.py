@@ -12,8 +12,8 @@
       vqa/v2_shapes_<split>_annotations.json          VQA v2 annotations
       vcr/{train,val,test}.jsonl, vcr/vcr1images/     VCR; metadata beside the pictures
       nlvr2/data/{train,dev,test1}.json, nlvr2/images NLVR2; two pictures to a sentence
-      flickr30k/shapes_<split>.txt, Sentences/, ...    Flickr30k Entities
-      coco/captions_<split>.json                      COCO captions
+      flickr30k/shapes_<split>.txt, Sentences/, ...    Flickr30k Entities, with dependency trees in Trees/
+      coco/captions_<split>.{json,conllu}             COCO captions and their dependency trees
 
 Splits are train, val and test; no scene (same objects at nearly the same places) is in two of them. Where a dataset has its own
 names for pictures they are hard links. Building takes about a minute and the result is kept in the user's cache.
@@ -34,7 +34,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from tqdm.auto import tqdm
 
-from .captions import captions_record
+from .captions import caption_trees, captions_record
 from .flickr30k import flickr30k_files
 from .nlvr2 import SPLIT_NAMES, make_pairs, nlvr2_records
 from .scenes import CLASSES, HEIGHT, WIDTH, Scene, render, sample_scene
@@ -42,7 +42,7 @@ from .vcr import metadata_record, vcr_records
 from .vqa import vqa_records
 
 SPLITS = ("train", "val", "test")
-FORMAT_VERSION = 2  # raise it when any file of the corpus changes, so that caches are built anew
+FORMAT_VERSION = 3  # raise it when any file of the corpus changes, so that caches are built anew
 
 
 @dataclass(frozen=True)
@@ -193,6 +193,7 @@ def _write_other_tasks(folder: Path, scenes: list[Scene], split: str, seed: int)
     _write_flickr30k(folder / "flickr30k", scenes, split, seed)
     captions = captions_record(scenes, partial(_file_name_of, split), seed)
     _write_json(folder / "coco" / f"captions_{split}.json", captions)
+    (folder / "coco" / f"captions_{split}.conllu").write_text("".join(caption_trees(scenes, seed)), encoding="utf-8")
 
 
 def _write_vcr(corpus: Path, scenes: list[Scene], split: str, seed: int) -> None:
@@ -219,11 +220,12 @@ def _write_nlvr2(corpus: Path, scenes: list[Scene], split: str, seed: int) -> No
 
 
 def _write_flickr30k(folder: Path, scenes: list[Scene], split: str, seed: int) -> None:
-    for name in ("Sentences", "Annotations"):
+    for name in ("Sentences", "Annotations", "Trees"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    for image_id, sentences, annotation in flickr30k_files(scenes, seed):
+    for image_id, sentences, annotation, trees in flickr30k_files(scenes, seed):
         (folder / "Sentences" / f"{image_id}.txt").write_text(sentences, encoding="utf-8")
         (folder / "Annotations" / f"{image_id}.xml").write_text(annotation, encoding="utf-8")
+        (folder / "Trees" / f"{image_id}.conllu").write_text(trees, encoding="utf-8")
     ids = "".join(f"{scene.image_id}\n" for scene in scenes)
     (folder / f"shapes_{split}.txt").write_text(ids, encoding="utf-8")
 

@@ -6,9 +6,10 @@ picture, and off nothing else in the caption.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
+from .grammar import Node, conjunction, conllu, full_stop, noun_phrase, stands, with_case, you_can_see
 from .scenes import HALVES, Scene, SceneObject, half_of
 
 CAPTIONS_PER_SCENE = 5
@@ -21,29 +22,40 @@ def captions_record(scenes: list[Scene], file_name: Callable[[Scene], str], seed
     images: list[dict] = []
     annotations: list[dict] = []
     for scene in scenes:
-        rng = Random(f"{seed}/captions/{scene.image_id}")
         images.append(
             {"id": scene.image_id, "file_name": file_name(scene), "width": scene.width, "height": scene.height}
         )
-        for caption in sample_captions(scene, rng):
-            annotations.append({"image_id": scene.image_id, "id": len(annotations) + 1, "caption": caption})
+        for caption in sample_captions(scene, seed):
+            annotations.append({"image_id": scene.image_id, "id": len(annotations) + 1, "caption": caption.text()})
     info = {"description": "Embedded corpus of modeling_visualbert: rendered scenes", "version": "1.0"}
     return {"info": info, "images": images, "annotations": annotations}
 
 
-def sample_captions(scene: Scene, rng: Random) -> list[str]:
+def caption_trees(scenes: list[Scene], seed: int) -> Iterator[str]:
+    """The captions' dependency trees in CoNLL-U; `sent_id` is the caption's id in the captions file."""
+    number = 0
+    for scene in scenes:
+        for caption in sample_captions(scene, seed):
+            number += 1
+            yield conllu(caption, str(number))
+
+
+def sample_captions(scene: Scene, seed: int) -> list[Node]:
     """Five captions of the scene, different ones where there is enough to say."""
-    captions: list[str] = []
+    rng = Random(f"{seed}/captions/{scene.image_id}")
+    captions: list[Node] = []
+    said: set[str] = set()
     for attempt in range(10 * CAPTIONS_PER_SCENE):
         if len(captions) == CAPTIONS_PER_SCENE:
             break
         caption = _sample_caption(scene, rng)
-        if caption not in captions or attempt > 9 * CAPTIONS_PER_SCENE:
+        if caption.text() not in said or attempt > 9 * CAPTIONS_PER_SCENE:
             captions.append(caption)
+            said.add(caption.text())
     return captions
 
 
-def _sample_caption(scene: Scene, rng: Random) -> str:
+def _sample_caption(scene: Scene, rng: Random) -> Node:
     names = {item: rng.choice(clear) for item in scene.objects if (clear := _clear_names(scene, item))}
     # As people do, captions mostly speak of what is easily named; only the second thing may be one without a clear name.
     easily = [item for item in names if names[item].count(" ") == 2]  # "a red circle"
@@ -51,9 +63,9 @@ def _sample_caption(scene: Scene, rng: Random) -> str:
     others = [item for item in scene.objects if item is not first]
     second = _prefer([item for item in easily if item is not first], others, rng)
     # An object without a clear name is only "a small thing", so that nothing has to be guessed.
-    one, other = (names.get(item, f"a {item.size} thing") for item in (first, second))
+    one, other = (noun_phrase(names.get(item, f"a {item.size} thing")) for item in (first, second))
     make = rng.choice((_pair, _relation, _relation, _counted))
-    return make(scene, first, second, one, other, rng)
+    return full_stop(make(scene, first, second, one, other, rng), glued=True).capitalised()
 
 
 def _prefer(these: Sequence[SceneObject], to_those: Sequence[SceneObject], rng: Random) -> SceneObject:
@@ -89,15 +101,27 @@ def _article(name: str) -> str:
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
-def _pair(scene: Scene, first: SceneObject, second: SceneObject, one: str, other: str, rng: Random) -> str:
-    return rng.choice(("A picture of {} and {}.", "There is {} and {}.", "You can see {} with {}.")).format(one, other)
+def _pair(scene: Scene, first: SceneObject, second: SceneObject, one: Node, other: Node, rng: Random) -> Node:
+    kind = rng.choice(("A picture of {} and {}", "There is {} and {}", "You can see {} with {}"))
+    if kind.startswith("You"):
+        one.after.append(("nmod", with_case("with", other)))
+        return you_can_see(one)
+    both = conjunction([one, other])
+    if kind.startswith("There"):
+        return Node("is", "VERB", before=[("expl", Node("there", "PRON"))], after=[("nsubj", both)])
+    picture = noun_phrase("a picture")
+    picture.after.append(("nmod", with_case("of", both)))
+    return picture
 
 
-def _relation(scene: Scene, first: SceneObject, second: SceneObject, one: str, other: str, rng: Random) -> str:
+def _relation(scene: Scene, first: SceneObject, second: SceneObject, one: Node, other: Node, rng: Random) -> Node:
     axis = max((0, 1), key=lambda i: abs(first.center[i] - second.center[i]))
-    relation = _RELATIONS[axis][first.center[axis] > second.center[axis]]
-    return f"{one.capitalize()} is {relation} {other}."
+    return stands(one, _RELATIONS[axis][first.center[axis] > second.center[axis]], other)
 
 
-def _counted(scene: Scene, first: SceneObject, second: SceneObject, one: str, other: str, rng: Random) -> str:
-    return f"{_NUMBERS[len(scene.objects)].capitalize()} things, {one} and {other} among them."
+def _counted(scene: Scene, first: SceneObject, second: SceneObject, one: Node, other: Node, rng: Random) -> Node:
+    things = noun_phrase(f"{_NUMBERS[len(scene.objects)]} things")
+    them = with_case("among", Node("them", "PRON"))  # the predicate of a clause without verb
+    them.before.insert(0, ("nsubj", conjunction([one, other])))
+    things.after += [("punct", Node(",", "PUNCT", glued=True)), ("parataxis", them)]
+    return things

@@ -1,7 +1,7 @@
 """The embedded corpus as official Flickr30k Entities files: five marked sentences and the boxes of each picture.
 
 Phrases fit exactly one object, or, in the plural, all objects of a kind (several boxes); `scene` and `notvisual` phrases have
-none.
+none. `Trees/` holds the sentences' dependency trees.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from random import Random
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
+from .grammar import Node, conjunction, conllu, full_stop, noun_phrase, stands, with_case, with_subject, you_can_see
 from .questions import PLURALS, describe
 from .scenes import Scene, SceneObject
 
@@ -27,14 +28,14 @@ class EntityTable:
         self.scene = scene
         self.ids: dict[tuple[int, ...], int] = {}
 
-    def mark(self, objects: list[SceneObject], words: str) -> str:
+    def mark(self, objects: list[SceneObject], words: str) -> Node:
         """ "[/EN#412/other the red star]"."""
         key = tuple(sorted(self.scene.objects.index(item) for item in objects))
-        return f"[/EN#{self._number(key)}/other {words}]"
+        return _marked(f"{self._number(key)}/other", words)
 
-    def mark_scene(self, words: str) -> str:
+    def mark_scene(self, words: str) -> Node:
         """A phrase for the whole picture: an entity without boxes."""
-        return f"[/EN#{self._number(())}/scene {words}]"
+        return _marked(f"{self._number(())}/scene", words)
 
     def boxes(self) -> dict[int, list[SceneObject]]:
         """Objects by entity number; none for the scene."""
@@ -44,13 +45,22 @@ class EntityTable:
         return self.ids.setdefault(key, self.scene.image_id * _ENTITIES_PER_SCENE + len(self.ids) + 1)
 
 
-def flickr30k_files(scenes: list[Scene], seed: int) -> Iterator[tuple[int, str, str]]:
-    """(image id, contents of its sentence file, contents of its annotation file)."""
+def _marked(entity: str, words: str) -> Node:
+    phrase = noun_phrase(words)
+    first, *_, last = [*phrase.in_order(), phrase]
+    first.opens, last.closes = f"[/EN#{entity} ", "]"
+    return phrase
+
+
+def flickr30k_files(scenes: list[Scene], seed: int) -> Iterator[tuple[int, str, str, str]]:
+    """(image id, contents of its files of sentences, annotations and trees)."""
     for scene in scenes:
         rng = Random(f"{seed}/flickr30k/{scene.image_id}")
         entities = EntityTable(scene)
-        lines = [rng.choice(_MAKERS)(scene, entities, rng) for _ in range(SENTENCES_PER_SCENE)]
-        yield scene.image_id, "\n".join(lines) + "\n", _annotation(scene, entities)
+        sentences = [full_stop(rng.choice(_MAKERS)(scene, entities, rng)) for _ in range(SENTENCES_PER_SCENE)]
+        lines = "".join(f"{sentence.text()}\n" for sentence in sentences)
+        trees = "".join(conllu(sentence, f"{scene.image_id}-{i}") for i, sentence in enumerate(sentences))
+        yield scene.image_id, lines, _annotation(scene, entities), trees
 
 
 def _name(scene: Scene, item: SceneObject, rng: Random) -> str | None:
@@ -58,7 +68,7 @@ def _name(scene: Scene, item: SceneObject, rng: Random) -> str | None:
     return None if phrase is None else f"the {phrase}"
 
 
-def _relation_sentence(scene: Scene, entities: EntityTable, rng: Random) -> str:
+def _relation_sentence(scene: Scene, entities: EntityTable, rng: Random) -> Node:
     first, second = rng.sample(scene.objects, k=2)
     names = _name(scene, first, rng), _name(scene, second, rng)
     if names[0] is None or names[1] is None:
@@ -66,20 +76,21 @@ def _relation_sentence(scene: Scene, entities: EntityTable, rng: Random) -> str:
     axis = max((0, 1), key=lambda i: abs(first.center[i] - second.center[i]))
     relation = _RELATIONS[axis][first.center[axis] > second.center[axis]]
     subject = names[0].replace("the", "The", 1)
-    return f"{entities.mark([first], subject)} is {relation} {entities.mark([second], names[1])} ."
+    return stands(entities.mark([first], subject), relation, entities.mark([second], names[1]))
 
 
-def _list_sentence(scene: Scene, entities: EntityTable, rng: Random) -> str:
+def _list_sentence(scene: Scene, entities: EntityTable, rng: Random) -> Node:
     chosen = rng.sample(scene.objects, k=rng.randint(2, 3))
     named = [(item, name) for item in chosen if (name := _name(scene, item, rng)) is not None]
     if not named:
         return _scene_sentence(scene, entities, rng)
     phrases = [entities.mark([item], name) for item, name in named]
-    listed = " and ".join([" , ".join(phrases[:-1]), phrases[-1]]) if len(phrases) > 1 else phrases[0]
-    return f"You can see {listed} in {entities.mark_scene('the picture')} ."
+    sentence = you_can_see(conjunction(phrases))
+    sentence.after.append(("obl", with_case("in", entities.mark_scene("the picture"))))
+    return sentence
 
 
-def _plural_sentence(scene: Scene, entities: EntityTable, rng: Random) -> str:
+def _plural_sentence(scene: Scene, entities: EntityTable, rng: Random) -> Node:
     """ "The two red things" are one entity with two boxes."""
     attribute = rng.choice(("color", "shape"))
     counts = Counter(getattr(item, attribute) for item in scene.objects)
@@ -93,16 +104,19 @@ def _plural_sentence(scene: Scene, entities: EntityTable, rng: Random) -> str:
     other = rng.choice(others) if others else None
     name = None if other is None else _name(scene, other, rng)
     if other is None or name is None:
-        return f"{entities.mark(group, words)} are in {entities.mark_scene('the picture')} ."
-    return f"{entities.mark(group, words)} are in one picture with {entities.mark([other], name)} ."
+        return with_subject(entities.mark(group, words), with_case("in", entities.mark_scene("the picture")), "are")
+    picture = with_case("in", noun_phrase("one picture"))
+    subject = entities.mark(group, words)
+    picture.after.append(("nmod", with_case("with", entities.mark([other], name))))
+    return with_subject(subject, picture, "are")
 
 
-def _scene_sentence(scene: Scene, entities: EntityTable, rng: Random) -> str:
+def _scene_sentence(scene: Scene, entities: EntityTable, rng: Random) -> Node:
     """`notvisual` phrases have the entity number 0, as in the release."""
-    number = len(scene.objects)
-    return (
-        f"{entities.mark(list(scene.objects), f'The {_NUMBERS[number]} things')} have [/EN#0/notvisual nothing] to do ."
-    )
+    things = entities.mark(list(scene.objects), f"The {_NUMBERS[len(scene.objects)]} things")
+    nothing = Node("nothing", "PRON", opens="[/EN#0/notvisual ", closes="]")
+    nothing.after.append(("acl", Node("do", "VERB", before=[("mark", Node("to", "PART"))])))
+    return Node("have", "VERB", before=[("nsubj", things)], after=[("obj", nothing)])
 
 
 def _annotation(scene: Scene, entities: EntityTable) -> str:

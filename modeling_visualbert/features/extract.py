@@ -382,7 +382,7 @@ def _extract_shard(
 
     # Only pictures of one size share a batch, unless all are resized to one: they are not padded, which would make a
     # detector find other regions beside other pictures.
-    size_of = {} if _resizes_to_one_size(image_processor) else {p: _picture_size(images[p][1]) for p in positions}
+    size_of = {} if resizes_to_one_size(image_processor) else {p: _picture_size(images[p][1]) for p in positions}
     ordered = sorted(positions, key=lambda position: (size_of.get(position, (0, 0)), position))
     found = extract_regions(
         encoder,
@@ -401,7 +401,8 @@ def _extract_shard(
     return rows, sorted(failed, key=lambda failure: failure["position"])
 
 
-def _resizes_to_one_size(image_processor: Any) -> bool:
+def resizes_to_one_size(image_processor: Any) -> bool:
+    """Whether all pictures have one size when they reach the detector, so that any of them may share a batch."""
     size = getattr(image_processor, "size", None) or {}
     return bool(getattr(image_processor, "do_resize", True)) and "height" in dict(size) and "width" in dict(size)
 

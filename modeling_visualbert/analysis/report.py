@@ -1,0 +1,115 @@
+"""What was counted, as numbers to report: which heads are best, how sure that is, and against what.
+
+The best of many heads looks better than it is. So heads are chosen on one split (dev) and reported on another (test). With
+one split only, the intervals are made wider instead: as wide as it takes for all heads to be inside theirs together (Bonferroni).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .counts import HeadCounts
+from .grounding import Grounding
+from .probes import DIRECTIONS, ENTITIES
+
+CONFIDENCE = 0.95
+MIN_PROBES = 200  # relations that occur less often are reported, but nothing is claimed of them
+LOW_SHARE = 0.2  # heads that spend less of their attention on regions are drawn smaller (paper, Figure 3)
+
+
+def grounding_report(test: Grounding, dev: Grounding | None) -> dict[str, Any]:
+    """All numbers of an analysis. Accuracies and shares are in percent; layers and heads count from 1.
+
+    Args:
+        test: What is reported.
+        dev: What heads are chosen on; with None, the same data with wider intervals.
+    """
+    num_heads = next(iter(test.counts.values())).h.numel()
+    confidence = CONFIDENCE if dev is not None else 1 - (1 - CONFIDENCE) / num_heads
+    groups = {
+        group: _group_report(counts, None if dev is None else dev.counts.get(group), test.layers, confidence)
+        for group, counts in test.counts.items()
+    }
+    relations = sorted({group[1] for group in groups if group[0] == "syntax"})
+    syntax = {
+        relation: {
+            direction: groups["syntax", relation, direction]
+            for direction in DIRECTIONS
+            if ("syntax", relation, direction) in groups
+        }
+        for relation in relations
+    }
+    return {
+        **test.seen,
+        "skipped": len(test.skipped),
+        "layers": [layer + 1 for layer in test.layers],
+        "confidence": confidence,
+        "entities": {group[1]: report for group, report in sorted(groups.items()) if group[0] == ENTITIES[0]},
+        "syntax": dict(sorted(syntax.items(), key=lambda item: -_occurrences(item[1]))),
+    }
+
+
+def best_direction(relation: dict[str, Any]) -> dict[str, Any]:
+    """Of the two directions of a relation the one whose best head gains more where heads were chosen; with its `direction`."""
+    named = [{"direction": direction, **report} for direction, report in relation.items()]
+    return max(named, key=lambda report: report["best"]["chosen_by_gain"])
+
+
+def _occurrences(relation: dict[str, Any]) -> int:
+    return max(report["probes"] for report in relation.values())
+
+
+def _group_report(
+    counts: HeadCounts, dev: HeadCounts | None, layers: Sequence[int], confidence: float
+) -> dict[str, Any]:
+    chooser = dev if dev is not None else counts
+    places = [(layer, head) for layer in range(len(layers)) for head in range(counts.h.shape[1])]
+
+    def choice(place: tuple[int, int]) -> float:
+        return chooser.accuracy(*place)
+
+    best = max(places, key=choice)
+    per_layer = [max((p for p in places if p[0] == layer), key=choice) for layer in range(len(layers))]
+    mean, low, high = counts.gain(*best, confidence)
+    return {
+        "probes": counts.probes,
+        "images": counts.images,
+        "upper_bound": _percent(counts.matchable / counts.probes),
+        "chance": _percent(counts.mean_chance()),
+        "baseline": _percent(counts.baseline / counts.probes),
+        "baseline_interval": _percents(counts.baseline_interval(confidence)),
+        "best": {
+            **_head_report(counts, best, layers, confidence),
+            "chosen_by_accuracy": _percent(choice(best)),
+            "chosen_by_gain": _percent(choice(best) - chooser.baseline / chooser.probes),
+            "gain": _percent(mean),
+            "gain_interval": _percents((low, high)),
+            "beats_baseline": low > 0,
+        },
+        "best_of_each_layer": [_head_report(counts, place, layers, confidence) for place in per_layer],
+        "heads": [_head_report(counts, place, layers, confidence) for place in places],
+    }
+
+
+def _head_report(
+    counts: HeadCounts, place: tuple[int, int], layers: Sequence[int], confidence: float
+) -> dict[str, Any]:
+    return {
+        "layer": layers[place[0]] + 1,
+        "head": place[1] + 1,
+        "accuracy": _percent(counts.accuracy(*place)),
+        "interval": _percents(counts.interval(*place, confidence)),
+        "region_share": _percent(counts.region_share(*place)),
+    }
+
+
+def _percent(share: float) -> float:
+    return round(100.0 * share, 4)
+
+
+def _percents(interval: Sequence[float]) -> list[float]:
+    return [_percent(share) for share in interval]
+
+
+__all__ = ["CONFIDENCE", "LOW_SHARE", "MIN_PROBES", "best_direction", "grounding_report"]

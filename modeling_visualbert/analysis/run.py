@@ -1,0 +1,221 @@
+"""One analysis from beginning to end: checkpoint and data -> numbers, tables and figures in a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
+
+from ..corpus.build import CorpusConfig, ensure_corpus
+from ..data.files import index_images
+from ..data.flickr30k import read_split
+from ..features.extract import Processes, extract_regions, resizes_to_one_size
+from ..features.store import FeatureStore
+from ..modeling_visualbert import VisualBertModel
+from ..training.report import table
+from .grounding import ALONE, Grounding, Regions, RegionsOf, count_grounding
+from .report import MIN_PROBES, best_direction, grounding_report
+from .trees import Trees, parser_trees, trees_in
+
+TREES = "Trees"  # folder beside Sentences/ and Annotations/
+
+
+@dataclass(frozen=True)
+class AnalysisOptions:
+    """What is analysed. Without `data` it is the embedded corpus.
+
+    Args:
+        model: Folder or Hub name of a checkpoint with any head.
+        data: Folder with Sentences/, Annotations/ and <split>.txt, as Flickr30k Entities has them.
+        images: Folder of the pictures (default: `data`); read if there are no `features`.
+        features: Feature store with the regions of the pictures.
+        trees: Folder with a CoNLL-U file for each picture (default: Trees/ in `data`, if it is there).
+        parser: Parser that makes the trees instead, such as `spacy:en_core_web_sm` or `stanza:en`.
+        split: What is reported.
+        dev_split: What the best heads are chosen on; empty for none.
+        tokenizer: Folder or Hub name of the tokenizer (default: that of the model).
+        images_per_batch: Pictures at a time.
+        skip_bad_records: Leave out and list what cannot be read.
+    """
+
+    model: str
+    data: str | None = None
+    images: str | None = None
+    features: str | None = None
+    trees: str | None = None
+    parser: str | None = None
+    split: str = "test"
+    dev_split: str = "val"
+    tokenizer: str | None = None
+    images_per_batch: int = 8
+    skip_bad_records: bool = False
+
+
+@dataclass(frozen=True)
+class Material:
+    """What an analysis reads, loaded."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    folder: Path
+    image_ids: dict[str, list[int]]  # by role: test and, if there is one, dev
+    regions_of: RegionsOf
+    trees: Trees | None
+    paths: Mapping[int, Path]  # pictures; empty when only their regions are known
+
+
+def load_material(options: AnalysisOptions, processes: Processes = ALONE) -> Material:
+    """Open checkpoint and data.
+
+    Raises:
+        FileNotFoundError, ValueError: They are not there, or do not fit together.
+    """
+    if options.trees is not None and options.parser is not None:
+        raise ValueError("both --trees and --parser; expected one of them")
+    if options.images_per_batch < 1:
+        raise ValueError(f"{options.images_per_batch} pictures at a time; expected at least 1")
+    corpus = ensure_corpus(CorpusConfig()) if options.data is None else None
+    folder = corpus / "flickr30k" if corpus is not None else Path(options.data or "")
+    images_dir = corpus / "images" if corpus is not None else Path(options.images or folder)
+    prefix = "shapes_" if corpus is not None else ""
+    roles = {"test": options.split, "dev": options.dev_split}
+    image_ids = {role: read_split(folder / f"{prefix}{split}.txt") for role, split in roles.items() if split}
+    trees = None
+    if options.parser is not None:
+        trees = parser_trees(options.parser)
+    elif options.trees is not None or (folder / TREES).is_dir():
+        trees = trees_in(options.trees or folder / TREES)
+    model = VisualBertModel.from_pretrained(options.model).eval().to(processes.device)
+    regions_of, paths = _regions_of(model, options, images_dir, image_ids)
+    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer or options.model)
+    return Material(model, tokenizer, folder, image_ids, regions_of, trees, paths)
+
+
+def analyse_grounding(
+    material: Material, options: AnalysisOptions, processes: Processes = ALONE, progress: bool = True
+) -> dict[str, Any]:
+    """The report of a checkpoint on data: see [`grounding_report`]."""
+    found: dict[str, Grounding] = {
+        role: count_grounding(
+            material.model,
+            material.tokenizer,
+            material.folder,
+            image_ids,
+            material.regions_of,
+            material.trees,
+            options.images_per_batch,
+            processes=processes,
+            skip_bad_records=options.skip_bad_records,
+            progress=progress and processes.is_main,
+        )
+        for role, image_ids in material.image_ids.items()
+    }
+    about = {
+        "model": options.model,
+        "data": options.data or "embedded corpus",
+        "split": options.split,
+        "heads_chosen_on": options.dev_split or options.split,
+        "trees": options.parser or ("none" if material.trees is None else "CoNLL-U files"),
+    }
+    skipped = [line for part in found.values() for line in part.skipped]
+    return {**about, **grounding_report(found["test"], found.get("dev")), "skipped_records": skipped}
+
+
+def grounding_tables(report: Mapping[str, Any]) -> str:
+    """The report as text: entities by layer, then every relation in both directions."""
+    entities = report["entities"]["all"]
+    rows = [["entities", "best head", "accuracy", "95% interval", "attention on regions"]]
+    for best in entities["best_of_each_layer"]:
+        share = f"{best['region_share']:.0f}%"
+        rows.append([f"layer {best['layer']}", f"{best['head']}", *_accuracy(best), share])
+    rows.append(
+        ["most confident region", "", f"{entities['baseline']:.1f}", _interval(entities["baseline_interval"]), ""]
+    )
+    rows.append(["random region", "", f"{entities['chance']:.1f}", "", ""])
+    rows.append(["any region (upper bound)", "", f"{entities['upper_bound']:.1f}", "", ""])
+    text = [f"{entities['probes']} phrases of {entities['images']} pictures, split {report['split']}", table(rows)]
+    if report["syntax"]:
+        rows = [
+            ["relation", "attention", "words", "best head", "accuracy", "95% interval", "baseline", "gain", "random"]
+        ]
+        for relation, directions in report["syntax"].items():
+            for direction, found in directions.items():
+                best = found["best"]
+                gain = f"{best['gain']:+.1f} [{best['gain_interval'][0]:+.1f}, {best['gain_interval'][1]:+.1f}]"
+                rows.append(
+                    [relation, direction, str(found["probes"]), f"{best['layer']}-{best['head']}", *_accuracy(best)]
+                    + [f"{found['baseline']:.1f}", gain, f"{found['chance']:.1f}"]
+                )
+        text += ["", table(rows), "", _verdict(report)]
+    return "\n".join(text)
+
+
+def _verdict(report: Mapping[str, Any]) -> str:
+    frequent = {
+        relation: best_direction(directions)
+        for relation, directions in report["syntax"].items()
+        if max(found["probes"] for found in directions.values()) >= MIN_PROBES
+    }
+    beaten = [relation for relation, found in frequent.items() if found["best"]["beats_baseline"]]
+    left = [relation for relation in frequent if relation not in beaten]
+    verdict = f"of {len(frequent)} relations that occur at least {MIN_PROBES} times, a head beats the baseline for {len(beaten)}"
+    return verdict + (f"; not for {', '.join(left)}" if left else "")
+
+
+def _accuracy(head: Mapping[str, Any]) -> list[str]:
+    return [f"{head['accuracy']:.1f}", _interval(head["interval"])]
+
+
+def _interval(bounds: Sequence[float]) -> str:
+    return f"{bounds[0]:.1f} to {bounds[1]:.1f}"
+
+
+def write_report(folder: Path, report: Mapping[str, Any]) -> None:
+    """Write `analysis.json` and `analysis.txt`."""
+    (folder / "analysis.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    (folder / "analysis.txt").write_text(grounding_tables(report) + "\n", encoding="utf-8")
+
+
+def _regions_of(
+    model: PreTrainedModel, options: AnalysisOptions, images_dir: Path, image_ids: Mapping[str, Sequence[int]]
+) -> tuple[RegionsOf, Mapping[int, Path]]:
+    """Where regions come from: the store, or the pictures through the model's own region encoder."""
+    encoder = model.region_encoder if model.config.region_encoder_config is not None else None
+    wanted = [image_id for ids in image_ids.values() for image_id in ids]
+    if options.features is not None:
+        fingerprint = None if encoder is None else encoder.fingerprint()
+        store = FeatureStore(options.features, model.config.visual_embedding_dim, fingerprint)
+        missing = next((image_id for image_id in wanted if image_id not in store), None)
+        if missing is not None:
+            raise ValueError(f"{options.features}: no regions of image {missing}")
+        paths = index_images(images_dir) if images_dir.is_dir() else {}
+        return (lambda ids: ((image_id, store[image_id]) for image_id in ids)), paths
+    if encoder is None:
+        raise ValueError(f"{options.model} has no region encoder; expected --features, a store with the regions")
+    paths = index_images(images_dir)
+    missing = next((image_id for image_id in wanted if image_id not in paths), None)
+    if missing is not None:
+        raise FileNotFoundError(f"{images_dir}: no picture of image {missing}")
+    image_processor = AutoImageProcessor.from_pretrained(options.model)
+    # Pictures of different sizes are not padded together: a detector finds other regions in them than alone.
+    batch_size = options.images_per_batch if resizes_to_one_size(image_processor) else 1
+
+    def find(ids: Sequence[int]) -> Iterator[tuple[int, Regions]]:
+        images = [(image_id, paths[image_id]) for image_id in ids]
+        return extract_regions(encoder, image_processor, images, batch_size, progress=False)
+
+    return find, paths
+
+
+__all__ = [
+    "AnalysisOptions",
+    "Material",
+    "analyse_grounding",
+    "grounding_tables",
+    "load_material",
+    "write_report",
+]

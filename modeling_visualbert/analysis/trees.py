@@ -1,0 +1,242 @@
+"""Dependency trees of sentences: from CoNLL-U files, or from a parser that is installed.
+
+One file for each picture, `Trees/1016887272.conllu` beside `Sentences/1016887272.txt`, with a tree for each line, found by its
+`sent_id`: the picture and the number of the line from 0::
+
+    # sent_id = 1016887272-3
+    1	A	_	DET	_	_	2	det	_	_
+    2	group	_	NOUN	_	_	5	nsubj	_	_
+
+A tree may split what the sentence writes as one word ("don't", "circle."): its tokens, put together, must spell the words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PARSERS = ("spacy", "stanza")
+_COLUMNS = ("id", "form", "head", "deprel")
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of a tree; `head` is the index of another token, or -1 for the root."""
+
+    form: str
+    head: int
+    relation: str
+
+
+@dataclass(frozen=True)
+class Edge:
+    """Two words of a sentence that a dependency joins; words are indices."""
+
+    relation: str
+    head: int
+    dependent: int
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Tokens of a sentence, and how it is written: `(form, number of tokens)` for each piece of text between tokens.
+
+    Nearly always the pieces are the tokens; a multiword token ("don't" for "do" and "n't") is one piece of two tokens.
+    """
+
+    tokens: tuple[Token, ...]
+    pieces: tuple[tuple[str, int], ...]
+
+
+Trees = Callable[[int, dict[int, list[str]]], dict[int, Tree]]  # image id, words by sentence number -> trees by number
+
+
+def read_trees(path: str | Path) -> dict[str, Tree]:
+    """The trees of a CoNLL-U file by their `sent_id`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not CoNLL-U, a tree has no or a repeated `sent_id`, or its heads are no tree; names file and
+            sentence.
+        ImportError: `conllu` is not installed.
+    """
+    conllu = _import("conllu")
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file of dependency trees")
+    trees: dict[str, Tree] = {}
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, sentence in enumerate(conllu.parse_incr(file), start=1):
+                name = sentence.metadata.get("sent_id")
+                if not name:
+                    raise ValueError(f"{path}: tree {number} has no `# sent_id`; expected one such as 1016887272-0")
+                if name in trees:
+                    raise ValueError(f"{path}: sentence {name} twice; expected each once")
+                trees[name] = _tree(sentence, f"{path}: sentence {name}")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text at byte {error.start}") from error
+    except conllu.exceptions.ParseException as error:
+        raise ValueError(f"{path}: tree {len(trees) + 1} is not CoNLL-U: {error}") from error
+    return trees
+
+
+def trees_in(folder: str | Path) -> Trees:
+    """Reads the trees of a picture from its file in the folder.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder of dependency trees (one CoNLL-U file for each picture)")
+
+    def read(image_id: int, sentences: dict[int, list[str]]) -> dict[int, Tree]:
+        path = folder / f"{image_id}.conllu"
+        trees = read_trees(path)
+        for number in sentences:
+            if f"{image_id}-{number}" not in trees:
+                raise ValueError(f"{path}: no tree of sentence {image_id}-{number}; expected one for each sentence")
+        return {number: trees[f"{image_id}-{number}"] for number in sentences}
+
+    return read
+
+
+def parser_trees(name: str) -> Trees:
+    """Parses the sentences with a parser that is installed: `spacy:en_core_web_sm` or `stanza:en`.
+
+    Both are told what the words are, so that trees fit them. Nothing is downloaded.
+
+    Raises:
+        ValueError: The name has another form, or the parser gives no dependencies.
+        ImportError: The parser is not installed.
+    """
+    kind, _, model = name.partition(":")
+    if kind not in PARSERS or not model:
+        raise ValueError(f"parser {name!r}; expected spacy:MODEL or stanza:LANGUAGE")
+    parse = (_spacy_parser if kind == "spacy" else _stanza_parser)(model)
+
+    def read(image_id: int, sentences: dict[int, list[str]]) -> dict[int, Tree]:
+        trees = {}
+        for number, words in sentences.items():
+            tokens = tuple(parse(words))
+            _check_tree(tokens, f"parser {name}: sentence {image_id}-{number}")
+            trees[number] = Tree(tokens, tuple((token.form, 1) for token in tokens))
+        return trees
+
+    return read
+
+
+def edges_of(tree: Tree, words: Sequence[str], where: str) -> list[Edge]:
+    """The dependencies between the words of a sentence; those inside a word that the tree splits are left out.
+
+    Raises:
+        ValueError: The tokens do not spell the words; names `where`, and the first word that differs.
+    """
+    word_of = _align(tree, words, where)
+    edges = []
+    for token, word in zip(tree.tokens, word_of, strict=True):
+        if token.head >= 0 and word_of[token.head] != word:
+            edges.append(Edge(token.relation, word_of[token.head], word))
+    return edges
+
+
+def _align(tree: Tree, words: Sequence[str], where: str) -> list[int]:
+    """The word that each token is of."""
+    word_of: list[int] = []
+    word, spelled = 0, ""
+    for form, count in tree.pieces:
+        if word == len(words):
+            raise ValueError(f"{where}: the tree goes on with {form!r} after the last word of {' '.join(words)!r}")
+        spelled += form
+        if not words[word].startswith(spelled):
+            raise ValueError(f"{where}: word {word + 1} is {words[word]!r}, but the tree has {spelled!r} there")
+        word_of += [word] * count
+        if spelled == words[word]:
+            word, spelled = word + 1, ""
+    if word < len(words):
+        raise ValueError(f"{where}: the tree ends before word {word + 1}, {words[word]!r}, of {' '.join(words)!r}")
+    return word_of
+
+
+def _tree(sentence: Any, where: str) -> Tree:
+    tokens: list[Token] = []
+    pieces: list[tuple[str, int]] = []
+    inside = 0  # tokens of a multiword token that are still to come
+    for record in sentence:
+        missing = [column for column in _COLUMNS if column not in record]
+        if missing:
+            raise ValueError(f"{where}: a line has no column {missing[0]!r}; expected the ten columns of CoNLL-U")
+        number = record["id"]
+        if isinstance(number, tuple):
+            if number[1] == "-":
+                inside = number[2] - number[0] + 1
+                pieces.append((record["form"], inside))
+            continue  # an empty node such as 8.1 is not written
+        if number != len(tokens) + 1:
+            raise ValueError(f"{where}: token {number} where {len(tokens) + 1} was expected")
+        if record["head"] is None or record["deprel"] is None:
+            raise ValueError(f"{where}: token {number}, {record['form']!r}, has no head or no relation")
+        tokens.append(Token(record["form"], record["head"] - 1, record["deprel"]))
+        if inside:
+            inside -= 1
+        else:
+            pieces.append((record["form"], 1))
+    _check_tree(tokens, where)
+    return Tree(tuple(tokens), tuple(pieces))
+
+
+def _check_tree(tokens: Sequence[Token], where: str) -> None:
+    for start, token in enumerate(tokens):
+        place, steps = start, 0
+        while place >= 0:
+            if tokens[place].head >= len(tokens):
+                raise ValueError(f"{where}: the head of {tokens[place].form!r} is token {tokens[place].head + 1}")
+            place, steps = tokens[place].head, steps + 1
+            if steps > len(tokens):
+                raise ValueError(f"{where}: the heads of {token.form!r} go in a circle; expected a tree")
+
+
+def _spacy_parser(model: str) -> Callable[[Sequence[str]], Iterable[Token]]:
+    spacy = _import("spacy")
+    try:
+        nlp = spacy.load(model)
+    except OSError as error:
+        raise ValueError(f"parser spacy:{model}: {error}") from error
+
+    def parse(words: Sequence[str]) -> Iterable[Token]:
+        doc = nlp(spacy.tokens.Doc(nlp.vocab, words=list(words)))
+        if not doc.has_annotation("DEP"):
+            raise ValueError(f"parser spacy:{model} gives no dependencies; expected a pipeline with a parser")
+        return [Token(token.text, -1 if token.head.i == token.i else token.head.i, token.dep_) for token in doc]
+
+    return parse
+
+
+def _stanza_parser(language: str) -> Callable[[Sequence[str]], Iterable[Token]]:
+    stanza = _import("stanza")
+    pipeline = stanza.Pipeline(
+        language,
+        processors="tokenize,pos,lemma,depparse",
+        tokenize_pretokenized=True,
+        download_method=None,
+        verbose=False,
+    )
+
+    def parse(words: Sequence[str]) -> Iterable[Token]:
+        (sentence,) = pipeline([list(words)]).sentences
+        return [Token(word.text, word.head - 1, word.deprel) for word in sentence.words]
+
+    return parse
+
+
+def _import(name: str) -> Any:
+    try:
+        return __import__(name)
+    except ImportError as error:
+        raise ImportError(f"{name} is not installed: pip install {name}") from error
+
+
+__all__ = ["Edge", "Token", "Tree", "Trees", "edges_of", "parser_trees", "read_trees", "trees_in"]
