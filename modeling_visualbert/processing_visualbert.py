@@ -354,6 +354,28 @@ class VisualBertProcessor(ProcessorMixin):
             )
         return {"visual_embeds": features, "visual_attention_mask": mask}
 
+    def answer_scores(self, outputs: Any) -> torch.Tensor:
+        """
+        VQA: the probability of each answer, of shape `(batch_size, num_labels)`; `<unk>` is never an answer and has 0.
+
+        Args:
+            outputs: Output of [`VisualBertForQuestionAnswering`], or its logits of shape `(batch_size, num_labels)`.
+
+        Raises:
+            ValueError: The processor has no answers, or their number differs from that of the logits.
+        """
+        logits = _logits(outputs).float()
+        if self.answers is None:
+            raise ValueError("this processor has no answer vocabulary; pass `answers` when it is made")
+        if logits.shape[-1] != len(self.answers):
+            raise ValueError(
+                f"{logits.shape[-1]} logits for a vocabulary of {len(self.answers)} answers; expected as many"
+            )
+        if UNKNOWN_ANSWER in self.answers:
+            unknown = torch.tensor(self.answers.index(UNKNOWN_ANSWER), device=logits.device)
+            logits = logits.index_fill(-1, unknown, -torch.inf)
+        return logits.softmax(dim=-1)
+
     def post_process_question_answering(self, outputs: Any, top_k: int = 5) -> list[list[dict[str, Any]]]:
         """
         The best answers of each question, `[{"answer": "red", "score": 0.97}, ...]`, scores falling and in 0..1.
@@ -367,22 +389,11 @@ class VisualBertProcessor(ProcessorMixin):
         Raises:
             ValueError: The processor has no answers, or their number differs from that of the logits.
         """
-        logits = _logits(outputs)
-        if self.answers is None:
-            raise ValueError("this processor has no answer vocabulary; pass `answers` when it is made")
-        if logits.shape[-1] != len(self.answers):
-            raise ValueError(
-                f"{logits.shape[-1]} logits for a vocabulary of {len(self.answers)} answers; expected as many"
-            )
-        logits = logits.float()
-        if UNKNOWN_ANSWER in self.answers:
-            logits = logits.index_fill(
-                -1, torch.tensor(self.answers.index(UNKNOWN_ANSWER), device=logits.device), -torch.inf
-            )
-        known = len(self.answers) - (UNKNOWN_ANSWER in self.answers)
-        scores, indices = logits.softmax(dim=-1).topk(min(top_k, known), dim=-1)
+        shares, names = self.answer_scores(outputs), self.answers or []
+        known = len(names) - (UNKNOWN_ANSWER in names)
+        scores, indices = shares.topk(min(top_k, known), dim=-1)
         return [
-            [{"answer": self.answers[i], "score": score} for i, score in zip(row, row_scores, strict=True)]
+            [{"answer": names[i], "score": score} for i, score in zip(row, row_scores, strict=True)]
             for row, row_scores in zip(indices.tolist(), scores.tolist(), strict=True)
         ]
 

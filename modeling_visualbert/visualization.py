@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from .explain_visualbert import answer_positions, attention_weights
 from .modeling_visualbert import VisualBertForQuestionAnswering
 
 _MIN_WIDTH = 480  # small pictures are enlarged to this, so that boxes and labels can be read
@@ -25,16 +26,10 @@ def answer_attention(model: VisualBertForQuestionAnswering, **inputs: torch.Tens
     Returns:
         Float tensor of shape `(batch_size, regions)`. Rows do not sum to one: the rest went to words.
     """
-    implementation = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        weights = model(**inputs, output_attentions=True).attentions[-1].mean(dim=1)
-    finally:
-        model.set_attn_implementation(implementation)
+    weights = attention_weights(model, **inputs)[-1].mean(dim=1)
     text_length = inputs["input_ids"].shape[1]
-    mask_position = inputs["attention_mask"].sum(dim=1) - 2
     rows = torch.arange(len(weights), device=weights.device)
-    return weights[rows, mask_position, text_length:]
+    return weights[rows, answer_positions(inputs["attention_mask"]), text_length:]
 
 
 def attention_color(share: float) -> tuple[int, int, int]:

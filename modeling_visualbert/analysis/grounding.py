@@ -115,13 +115,15 @@ def count_grounding(
             if read:
                 _count_batch(found, model, tokenizer, read, regions)
             bar.update(len(ids) * processes.count)
-    found = _gathered(found, processes)
-    if not found.counts:
+    merged = Grounding()
+    for part in gathered(found, processes):
+        merged.add(part)
+    if not merged.counts:
         raise ValueError(
             f"{data_dir}: none of the sentences of {len(image_ids)} pictures has a phrase with a box; "
             "expected phrases such as [/EN#1/people a man] whose entity has a box in Annotations/"
         )
-    return found
+    return merged
 
 
 def _batches(image_ids: Sequence[int], size: int) -> Iterator[Sequence[int]]:
@@ -233,15 +235,13 @@ def _hits(weights_PHR: torch.Tensor, right_PR: torch.Tensor) -> torch.Tensor:
     return right_PR.gather(1, weights_PHR.argmax(dim=-1))
 
 
-def _gathered(found: Grounding, processes: Processes) -> Grounding:
+def gathered(found: Any, processes: Processes) -> list[Any]:
+    """What each process found, on all of them."""
     if processes.count == 1:
-        return found
+        return [found]
     from accelerate.utils import gather_object
 
-    merged = Grounding()
-    for part in gather_object([found]):
-        merged.add(part)
-    return merged
+    return gather_object([found])
 
 
-__all__ = ["ALONE", "Grounding", "Regions", "RegionsOf", "count_grounding", "most_confident"]
+__all__ = ["ALONE", "Grounding", "Regions", "RegionsOf", "count_grounding", "gathered", "most_confident"]
