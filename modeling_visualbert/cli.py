@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, pipeline
 from transformers.utils import logging as transformers_logging
 
 from . import __version__
+from .analysis.commands import add_analysis_commands
 from .convert import HEADS, convert_original_checkpoint, convert_published_checkpoint, summarise
 from .convert_region_detector import convert_region_detector, is_region_detector
 from .corpus.build import CorpusConfig, ensure_corpus
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     transformers_logging.disable_progress_bar()
     try:
         args.run(args)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"visualbert {args.command}: {error}", file=sys.stderr)
         return 2
     return 0
@@ -118,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_convert)
 
     _add_region_commands(commands)
+    add_analysis_commands(commands)
 
     command = commands.add_parser("push", help="publish a checkpoint on the Hugging Face Hub, with card and code")
     command.add_argument("source", help="folder of a checkpoint or of a training run")

@@ -51,9 +51,10 @@ def grounding_report(test: Grounding, dev: Grounding | None) -> dict[str, Any]:
 
 
 def best_direction(relation: dict[str, Any]) -> dict[str, Any]:
-    """Of the two directions of a relation the one whose best head gains more where heads were chosen; with its `direction`."""
+    """Of the two directions of a relation the one whose best head more surely gains where heads were chosen; with its
+    `direction`."""
     named = [{"direction": direction, **report} for direction, report in relation.items()]
-    return max(named, key=lambda report: report["best"]["chosen_by_gain"])
+    return max(named, key=lambda report: report["best"]["chosen_by_gain_of_at_least"])
 
 
 def _occurrences(relation: dict[str, Any]) -> int:
@@ -63,7 +64,7 @@ def _occurrences(relation: dict[str, Any]) -> int:
 def _group_report(
     counts: HeadCounts, dev: HeadCounts | None, layers: Sequence[int], confidence: float
 ) -> dict[str, Any]:
-    chooser = dev if dev is not None else counts
+    chooser = dev or counts  # what is never seen in dev has to be chosen where it is seen
     places = [(layer, head) for layer in range(len(layers)) for head in range(counts.h.shape[1])]
 
     def choice(place: tuple[int, int]) -> float:
@@ -82,7 +83,7 @@ def _group_report(
         "best": {
             **_head_report(counts, best, layers, confidence),
             "chosen_by_accuracy": _percent(choice(best)),
-            "chosen_by_gain": _percent(choice(best) - chooser.baseline / chooser.probes),
+            "chosen_by_gain_of_at_least": _percent(chooser.gain(*best, confidence)[1]),
             "gain": _percent(mean),
             "gain_interval": _percents((low, high)),
             "beats_baseline": low > 0,

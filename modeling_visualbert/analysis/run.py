@@ -90,7 +90,10 @@ def load_material(options: AnalysisOptions, processes: Processes = ALONE) -> Mat
     elif options.trees is not None or (folder / TREES).is_dir():
         trees = trees_in(options.trees or folder / TREES)
     model = VisualBertModel.from_pretrained(options.model).eval().to(processes.device)
-    regions_of, paths = _regions_of(model, options, images_dir, image_ids)
+    wanted = [image_id for ids in image_ids.values() for image_id in ids]
+    regions_of, paths = regions_from(
+        model, options.model, options.features, images_dir, wanted, options.images_per_batch
+    )
     tokenizer = AutoTokenizer.from_pretrained(options.tokenizer or options.model)
     return Material(model, tokenizer, folder, image_ids, regions_of, trees, paths)
 
@@ -180,29 +183,48 @@ def write_report(folder: Path, report: Mapping[str, Any]) -> None:
     (folder / "analysis.txt").write_text(grounding_tables(report) + "\n", encoding="utf-8")
 
 
-def _regions_of(
-    model: PreTrainedModel, options: AnalysisOptions, images_dir: Path, image_ids: Mapping[str, Sequence[int]]
+def regions_from(
+    model: VisualBertModel,
+    name: str,
+    features: str | None,
+    images_dir: Path,
+    image_ids: Sequence[int],
+    images_per_batch: int = 8,
 ) -> tuple[RegionsOf, Mapping[int, Path]]:
-    """Where regions come from: the store, or the pictures through the model's own region encoder."""
+    """Where regions come from: a feature store, or the pictures through the model's own region encoder.
+
+    Args:
+        model: The model.
+        name: What it is called, where its image processor is too.
+        features: The feature store, if there is one.
+        images_dir: Folder of the pictures.
+        image_ids: Those that will be asked for.
+        images_per_batch: Pictures at a time.
+
+    Returns:
+        What gives the regions of pictures, and the picture files that are known.
+
+    Raises:
+        FileNotFoundError, ValueError: Pictures or regions are missing, or the model has no region encoder.
+    """
     encoder = model.region_encoder if model.config.region_encoder_config is not None else None
-    wanted = [image_id for ids in image_ids.values() for image_id in ids]
-    if options.features is not None:
+    if features is not None:
         fingerprint = None if encoder is None else encoder.fingerprint()
-        store = FeatureStore(options.features, model.config.visual_embedding_dim, fingerprint)
-        missing = next((image_id for image_id in wanted if image_id not in store), None)
+        store = FeatureStore(features, model.config.visual_embedding_dim, fingerprint)
+        missing = next((image_id for image_id in image_ids if image_id not in store), None)
         if missing is not None:
-            raise ValueError(f"{options.features}: no regions of image {missing}")
+            raise ValueError(f"{features}: no regions of image {missing}")
         paths = index_images(images_dir) if images_dir.is_dir() else {}
         return (lambda ids: ((image_id, store[image_id]) for image_id in ids)), paths
     if encoder is None:
-        raise ValueError(f"{options.model} has no region encoder; expected --features, a store with the regions")
+        raise ValueError(f"{name} has no region encoder; expected --features, a store with the regions")
     paths = index_images(images_dir)
-    missing = next((image_id for image_id in wanted if image_id not in paths), None)
+    missing = next((image_id for image_id in image_ids if image_id not in paths), None)
     if missing is not None:
         raise FileNotFoundError(f"{images_dir}: no picture of image {missing}")
-    image_processor = AutoImageProcessor.from_pretrained(options.model)
+    image_processor = AutoImageProcessor.from_pretrained(name)
     # Pictures of different sizes are not padded together: a detector finds other regions in them than alone.
-    batch_size = options.images_per_batch if resizes_to_one_size(image_processor) else 1
+    batch_size = images_per_batch if resizes_to_one_size(image_processor) else 1
 
     def find(ids: Sequence[int]) -> Iterator[tuple[int, Regions]]:
         images = [(image_id, paths[image_id]) for image_id in ids]
@@ -217,5 +239,6 @@ __all__ = [
     "analyse_grounding",
     "grounding_tables",
     "load_material",
+    "regions_from",
     "write_report",
 ]
