@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, pipeline
 from transformers.utils import logging as transformers_logging
 
 from . import __version__
-from .analysis.commands import add_analysis_commands
+from .analysis.commands import add_analysis_commands, explanation_lines
 from .convert import HEADS, convert_original_checkpoint, convert_published_checkpoint, summarise
 from .convert_region_detector import convert_region_detector, is_region_detector
 from .corpus.build import CorpusConfig, ensure_corpus
 from .data.vcr import read_metadata
+from .explain_visualbert import explain_answers
 from .features.convert import READERS, convert_features
 from .features.extract import (
     ExtractionOptions,
@@ -72,6 +73,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("picture", help="image file")
     command.add_argument("question", nargs="+", help="one or more questions; the regions are found once")
     command.add_argument("--top_k", type=int, default=3, help="answers to each question (default: %(default)s)")
+    command.add_argument(
+        "--explain",
+        action="store_true",
+        help="what the answer rests on: attention rollout, gradient x input, and the answer without each region",
+    )
 
     command = _model_command(commands, "reason", _reason, "is a sentence true of two pictures? (NLVR2)")
     command.add_argument("left", help="image file")
@@ -214,14 +220,38 @@ def _ask(args: argparse.Namespace) -> None:
     pipe = _load_pipeline(VisualBertVQAPipeline, args.model)
     regions = pipe.find_regions(picture)
     answers = pipe(regions, args.question, top_k=args.top_k)
-    records = [{"question": q, "answers": best} for q, best in zip(args.question, answers, strict=True)]
-    _print(args, records, _answer_lines(records))
+    records: list[dict] = [{"question": q, "answers": best} for q, best in zip(args.question, answers, strict=True)]
+    inputs = pipe.processor(images=[{"visual_embeds": regions["visual_embeds"]}], text=args.question).to(pipe.device)
+    boxes = regions["boxes"].tolist()
+    if args.explain:
+        names = region_labels(regions, region_names(pipe.model.visual_bert.region_encoder)["classes"])
+        for record, explained in zip(records, explain_answers(pipe.model, pipe.processor, inputs), strict=True):
+            regions_of = zip(boxes, names, explained["regions"], strict=True)
+            told = [{"box": box, "label": name, **region} for box, name, region in regions_of]
+            record["explanation"] = {"words": explained["words"], "regions": told}
+            record["lines"] = explanation_lines(explained, boxes, names)
+    lines = _answer_lines(records)
+    _print(args, [{key: record[key] for key in record if key != "lines"} for record in records], lines)
     if args.picture_out:
-        inputs = pipe.processor(images=[{"visual_embeds": regions["visual_embeds"]}], text=args.question[:1])
-        weights = answer_attention(pipe.model, **inputs.to(pipe.device))[0].tolist()
-        drawn = draw_regions(picture, regions["boxes"].tolist(), weights, [f"{weight:.0%}" for weight in weights])
+        weights, labels = _region_weights(pipe.model, inputs, records[0])
+        drawn = draw_regions(picture, boxes, weights, labels)
         lines = [args.question[0], f"{answers[0][0]['answer']} ({answers[0][0]['score']:.0%})"]
         _save(captioned(drawn, lines), args)
+
+
+def _region_weights(model: PreTrainedModel, inputs: Mapping, record: dict) -> tuple[list[float], list[str]]:
+    """Of the first question: the attention of the answer to each region; or, explained, what happens without the region."""
+    if "explanation" not in record:
+        weights = answer_attention(model, **inputs)[0].tolist()
+        return weights, [f"{weight:.0%}" for weight in weights]
+    best, regions = record["answers"][0], record["explanation"]["regions"]
+    labels = [
+        f"without: {best['score'] - region['drop']:.0%}"
+        if region["answer_without"] == best["answer"]
+        else f"without: {region['answer_without']}"
+        for region in regions
+    ]
+    return [max(0.0, region["drop"]) for region in regions], labels
 
 
 def _answer_lines(records: list[dict]) -> list[str]:
@@ -229,6 +259,7 @@ def _answer_lines(records: list[dict]) -> list[str]:
     for record in records:
         lines += [record["question"]] if len(records) > 1 else []
         lines += [f"{answer['score']:7.1%}  {answer['answer']}" for answer in record["answers"]]
+        lines += ["", *record["lines"], ""] if "lines" in record else []
     return lines
 
 

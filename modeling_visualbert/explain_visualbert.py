@@ -119,18 +119,18 @@ def logits_without_each_region(model: PreTrainedModel, **inputs: torch.Tensor) -
     """
     _check_inputs(inputs)
     batch, num_regions = len(inputs["attention_mask"]), inputs["visual_embeds"].shape[1]
+    if not num_regions:
+        return model(**inputs).logits[:, None][:, :0]
     mask_BR = inputs.get("visual_attention_mask")
     mask_BR = inputs["attention_mask"].new_ones(batch, num_regions) if mask_BR is None else mask_BR
     rows = torch.arange(batch * num_regions, device=mask_BR.device)
     found = []
     for part in rows.split(_ROWS):
-        example, region = part // max(1, num_regions), part % max(1, num_regions)
+        example, region = part // num_regions, part % num_regions
         left = {name: tensor.expand(batch, *tensor.shape[1:])[example] for name, tensor in inputs.items()}
         left["visual_attention_mask"] = mask_BR.expand(batch, -1)[example].clone()
         left["visual_attention_mask"][torch.arange(len(part), device=part.device), region] = 0
         found.append(model(**left).logits)
-    if not num_regions:
-        return model(**inputs).logits[:, None][:, :0]
     return torch.cat(found).unflatten(0, (batch, num_regions))
 
 

@@ -544,7 +544,7 @@ def check_sentence(scene, sentence):
 
 def test_flickr30k_phrases_fit_their_boxes_and_sentences_are_true():
     scenes, kinds, templates, numbers = sampled()[0][:1500], Counter(), Counter(), Counter()
-    for scene, (image_id, sentences, annotation) in zip(scenes, flickr30k_files(scenes, seed=0), strict=True):
+    for scene, (image_id, sentences, annotation, _) in zip(scenes, flickr30k_files(scenes, seed=0), strict=True):
         graph, lines = scene.to_dict(), sentences.splitlines()
         assert image_id == scene.image_id
         assert len(lines) == 5
@@ -747,7 +747,7 @@ def texts_of(scenes):
         for tokens in (record["question"], *record["answer_choices"], *record["rationale_choices"]):
             yield " ".join(word for word in tokens if isinstance(word, str))
         yield " ".join(record["objects"])
-    for _, sentences, _ in flickr30k_files(scenes, seed=0):
+    for _, sentences, *_ in flickr30k_files(scenes, seed=0):
         yield from MARKED.sub(r"\3", sentences).splitlines()
     yield from (caption for _, caption in captions_of(scenes))
 

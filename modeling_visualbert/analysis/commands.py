@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..corpus.build import CorpusConfig, ensure_corpus
 from ..data.vqa2 import find_vqa_files, load_vqa
 from ..features.extract import launched_processes
 from ..modeling_visualbert import VisualBertForQuestionAnswering
+from ..training.report import table
 from .examples import make_examples
 from .faithfulness import count_faithfulness, faithfulness_report, faithfulness_table
 from .figures import draw_entities, draw_example, draw_relations
@@ -130,4 +132,28 @@ def _check_explanations(args: argparse.Namespace) -> None:
         print(json.dumps(report, indent=2) if args.json else faithfulness_table(report))
 
 
-__all__ = ["add_analysis_commands"]
+def explanation_lines(
+    explained: Mapping[str, Any], boxes: Sequence[Sequence[float]], names: Sequence[str]
+) -> list[str]:
+    """An explanation as text: word pieces and regions, each with what every method says of it.
+
+    Args:
+        explained: One of what [`explain_answers`] returns.
+        boxes: The regions' boxes in pixels.
+        names: What is known of each region.
+    """
+    words = [["word", "rollout", "gradient x input"]]
+    words += [[word["piece"], f"{word['rollout']:.1%}", f"{word['gradient']:+.3f}"] for word in explained["words"]]
+    regions = [["region", "box", "rollout", "gradient x input", "without it"]]
+    for number, (region, box, name) in enumerate(zip(explained["regions"], boxes, names, strict=True), start=1):
+        changed = region["answer_without"] != explained["answer"]
+        effect = f"{explained['score'] - region['drop']:.1%}" + (
+            f", answer: {region['answer_without']}" if changed else ""
+        )
+        corners = ", ".join(f"{side:.0f}" for side in box)
+        ways = [f"{region['rollout']:.1%}", f"{region['gradient']:+.3f}", effect]
+        regions.append([f"{number} {name}".strip(), corners, *ways])
+    return [*table(words).splitlines(), "", *table(regions).splitlines()]
+
+
+__all__ = ["add_analysis_commands", "explanation_lines"]

@@ -1,4 +1,4 @@
-"""The figures of the paper's analysis, as PNG and SVG: accuracy of each head by layer, and word x region matrices beside pictures.
+"""The figures of the paper's analysis, as PNG and SVG: accuracy of heads by layer, and word x region matrices beside pictures.
 
 Colours are those of Okabe and Ito, which colour-blind readers tell apart; every figure says its numbers in words below it.
 """
@@ -175,21 +175,17 @@ def draw_example(example: Example, stem: str | Path, max_regions: int = MAX_REGI
     figure = pyplot.figure(figsize=(picture_width + columns * panel_width + 0.5, height), layout="constrained")
     left, panels = figure.subfigures(1, 2, width_ratios=(picture_width, columns * panel_width))
     _draw_boxes(left.subplots(), example, shown)
-    largest = float(example.weights[:, :, shown].max()) or 1.0
     axes = panels.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for number, axis in enumerate(axes.flat):
         if number >= len(example.heads):
             axis.axis("off")
             continue
-        image = axis.imshow(
-            example.weights[number][:, shown],
-            cmap="Blues",
-            vmin=0.0,
-            vmax=largest,
-            aspect="auto",
-            interpolation="nearest",
-        )
-        axis.set_title(example.heads[number], fontsize=8)
+        weights = example.weights[number][:, shown]
+        largest = (
+            float(weights.max()) or 1.0
+        )  # each head on a scale of its own: which region is strongest is what counts
+        image = axis.imshow(weights / largest, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto", interpolation="nearest")
+        axis.set_title(f"{example.heads[number]}\ndarkest: {largest:.0%}", fontsize=8)
         axis.set_xticks(range(len(shown)), [str(region + 1) for region in shown], fontsize=8)
         axis.set_yticks(range(len(example.words)), example.words, fontsize=8)
         axis.tick_params(length=0)
@@ -199,11 +195,13 @@ def draw_example(example: Example, stem: str | Path, max_regions: int = MAX_REGI
                     (column - 0.46, word - 0.46), 0.92, 0.92, fill=False, edgecolor=ORANGE, linewidth=1.6
                 )
                 axis.add_patch(frame)
-    panels.colorbar(image, ax=axes, shrink=0.7, label="attention").ax.tick_params(labelsize=7)
+    bar = panels.colorbar(image, ax=axes, shrink=0.7)
+    bar.set_label("attention, as a share of the head's darkest", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
     hidden = len(example.boxes) - len(shown)
     caption = (
-        f"Attention of each word (rows) to each region (columns, numbered as in the picture), up to {largest:.0%}. "
-        f"Orange frames: the regions that the words stand for. {_frames_hit(example)}"
+        "Attention of each word (rows) to each region (columns, numbered as in the picture). Orange frames: the regions that "
+        f"the words stand for. {_frames_hit(example)}"
     )
     if hidden:
         caption += (
