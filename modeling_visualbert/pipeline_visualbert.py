@@ -14,6 +14,7 @@ from PIL import Image
 from torch.nn import functional as F
 from transformers import Pipeline
 
+from .explain_visualbert import explain_answers
 from .regions_visualbert import check_regions, join_regions, pad_regions
 
 
@@ -148,6 +149,7 @@ class VisualBertPipeline(Pipeline):
         return {
             "outputs": dict(self.model(**self._aligned(inputs))),
             "inputs": model_inputs["inputs"],
+            "visual": visual,
             "arguments": model_inputs["arguments"],
             "regions": [
                 item[0] for item, count in zip(regions, model_inputs["counts"], strict=True) for _ in range(count)
@@ -196,7 +198,8 @@ class VisualBertVQAPipeline(VisualBertPipeline):
         question: str | list[str] | None = None,
         top_k: int | None = None,
         batch_size: int | None = None,
-    ) -> list:
+        explain: bool | None = None,
+    ) -> Any:
         """
         Args:
             image: A path, PIL image, array or regions; or, without `question`, a dict with the keys `image` and `question`, or
@@ -204,14 +207,35 @@ class VisualBertVQAPipeline(VisualBertPipeline):
             question: One question or a list of questions about the picture.
             top_k: How many answers to each question; 5 when not given.
             batch_size: How many dicts of an iterable go through the model at once; 1 when not given.
+            explain: Whether to say what the best answer rests on.
 
         Returns:
-            For each question `[{"answer": "red", "score": 0.97}, ...]`, scores falling and in 0..1.
+            For each question `[{"answer": "red", "score": 0.97}, ...]`, scores falling and in 0..1. With `explain`
+            `{"answers": [...], "words": [...], "regions": [...]}`, see [`explain_answers`]; regions have their `box` too,
+            where it is known.
         """
-        return self._run(image, {"question": question}, batch_size, top_k=top_k)
+        return self._run(image, {"question": question}, batch_size, top_k=top_k, explain=explain)
 
-    def postprocess(self, found: dict[str, Any], top_k: int = 5) -> list:
-        return self.processor.post_process_question_answering(found["outputs"]["logits"], top_k=top_k)
+    def _sanitize_parameters(self, top_k: int | None = None, explain: bool | None = None):
+        *rest, options = super()._sanitize_parameters(top_k)
+        return *rest, options if explain is None else {**options, "explain": explain}
+
+    def postprocess(self, found: dict[str, Any], top_k: int = 5, explain: bool = False) -> list:
+        answers = self.processor.post_process_question_answering(found["outputs"]["logits"], top_k=top_k)
+        if not explain:
+            return answers
+        inputs = {name: tensor.to(self.device) for name, tensor in {**found["inputs"], **found["visual"]}.items()}
+        explained = explain_answers(self.model, self.processor, inputs)
+        return [
+            {"answers": best, "words": why["words"], "regions": _with_boxes(why["regions"], regions)}
+            for best, why, regions in zip(answers, explained, found["regions"], strict=True)
+        ]
+
+
+def _with_boxes(explained: list[dict], regions: Mapping[str, torch.Tensor]) -> list[dict]:
+    if "boxes" not in regions:
+        return explained
+    return [{"box": box, **region} for box, region in zip(regions["boxes"].tolist(), explained, strict=True)]
 
 
 class VisualBertMultipleChoicePipeline(VisualBertPipeline):

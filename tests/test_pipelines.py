@@ -11,6 +11,7 @@ from transformers import pipeline
 
 from modeling_visualbert.corpus.scenes import render, sample_scene
 from modeling_visualbert.corpus.vcr import metadata_record
+from modeling_visualbert.explain_visualbert import explain_answers
 from modeling_visualbert.pipeline_visualbert import PIPELINES
 
 TASKS = list(PIPELINE_TASKS)
@@ -277,3 +278,22 @@ def test_every_task_has_one_pipeline():
     for pipeline_class, auto_class in PIPELINES.values():
         assert hasattr(transformers, auto_class)
         assert pipeline_class.__doc__.count(">>> ") == 2
+
+
+def test_explained_answers(pipes, scenes):
+    """`explain=True` says the same as the function, with the boxes of the regions, for one question and for many."""
+    pipe, item = pipes["vqa"], item_of("vqa", scenes, many=True)
+    regions = pipe.find_regions(item["image"])
+    explained = pipe(**item, explain=True, top_k=2)
+    assert [found["answers"] for found in explained] == close(pipe(**item, top_k=2))
+    assert "explain" not in pipe._postprocess_params
+    inputs = pipe.processor(images={"visual_embeds": regions["visual_embeds"]}, text=item["question"])
+    for found, expected in zip(explained, explain_answers(pipe.model, pipe.processor, inputs), strict=True):
+        assert found["words"] == close(expected["words"])
+        assert [region["box"] for region in found["regions"]] == close(regions["boxes"].tolist())
+        left = [{key: value for key, value in region.items() if key != "box"} for region in found["regions"]]
+        assert left == close(expected["regions"])
+    (alone,) = pipe([{"image": item["image"], "question": item["question"][1]}], explain=True)
+    assert alone["answers"][:2] == close(explained[1]["answers"])
+    bare = pipe({"image": {"visual_embeds": regions["visual_embeds"]}, "question": item["question"][1]}, explain=True)
+    assert all("box" not in region for region in bare["regions"])
