@@ -52,7 +52,8 @@ def draw_entities(report: Mapping[str, Any], stem: str | Path) -> list[Path]:
     )
     _finish_axis(axis, report["layers"], [head["accuracy"] for head in found["heads"]], found["upper_bound"])
     axis.set_title("Entity grounding: does a head attend to the phrase's region?", fontsize=11)
-    axis.legend(handles=_legend(baseline, found["chance"]), fontsize=8, loc="upper left", framealpha=0.9)
+    handles = _legend(baseline, found["chance"])
+    figure.legend(handles=handles, fontsize=8, loc="outside upper center", ncols=2, frameon=False)  # clear of all dots
     low, high = best["interval"]
     caption = (
         f"{found['probes']} phrases of {found['images']} pictures. Best head, chosen on {report['heads_chosen_on']}: layer "
@@ -294,7 +295,7 @@ def _finish_axis(axis: Any, layers: Sequence[int], accuracies: Sequence[float], 
 def _legend(baseline: float, chance: float) -> list[Any]:
     return [
         _marker("o", BLUE, "a head"),
-        _marker("o", BLUE, "a head with less than 20% of its attention on regions", light=True),
+        _marker("o", BLUE, "less than 20% of its attention on regions", light=True),
         _line("--", ORANGE, f"most confident region: {baseline:.1f}%"),
         _line(":", GREEN, f"random region: {chance:.1f}%"),
     ]
