@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from . import __version__
 from .analysis.commands import add_analysis_commands, explanation_lines
+from .checkpoint_files import check_checkpoint
 from .convert import HEADS, convert_original_checkpoint, convert_published_checkpoint, summarise
 from .convert_region_detector import convert_region_detector, is_region_detector
 from .corpus.build import CorpusConfig, ensure_corpus
@@ -428,7 +429,7 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _load_pipeline(pipeline_class: type[VisualBertPipeline], name: str) -> Any:
-    _check_checkpoint(name)
+    check_checkpoint(name)
     architecture = (AutoConfig.from_pretrained(name).architectures or ["unknown"])[0]
     if architecture != pipeline_class.head:
         raise ValueError(f"{name} is a {architecture} checkpoint; expected {pipeline_class.head}")
@@ -450,12 +451,6 @@ def _save(picture: Image.Image, args: argparse.Namespace) -> None:
     print(f"drawn: {args.picture_out}", file=sys.stderr)
 
 
-def _check_checkpoint(name: str) -> None:
-    # A Hub name is "model" or "user/model"; anything else that is not there is a mistyped path.
-    if not Path(name).exists() and (Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1):
-        raise FileNotFoundError(f"{name}: no such checkpoint folder")
-
-
 @torch.no_grad()
 def _convert(args: argparse.Namespace) -> None:
     target, processor = Path(args.target), None
@@ -467,7 +462,7 @@ def _convert(args: argparse.Namespace) -> None:
         heads = {} if args.num_attention_heads is None else {"num_attention_heads": args.num_attention_heads}
         model, report = convert_original_checkpoint(args.source, args.task, **heads)
     else:
-        _check_checkpoint(args.source)
+        check_checkpoint(args.source)
         model, report = convert_published_checkpoint(args.source)
     if args.tokenizer and not isinstance(model, RegionDetector):
         processor = _processor_of(model, args.tokenizer)

@@ -173,6 +173,8 @@ def test_without_trees_and_dev_split(pretrained, corpus, tmp_path, capsys):
         (["--pictures", "-1"], "--pictures -1; expected at least 0"),
         (["--features", "nowhere"], "nowhere"),
         (["--images", "tests"], "no picture of image 20000"),
+        (["--model", "./nowhere"], "nowhere: no such checkpoint folder"),
+        (["--model", str(DETECTOR)], "expected VisualBERT"),
     ],
 )
 def test_bad_arguments_end_in_one_line(pretrained, corpus, tmp_path, capsys, flags, message):

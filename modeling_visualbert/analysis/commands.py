@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoProcessor
 
+from ..checkpoint_files import check_checkpoint
 from ..corpus.build import CorpusConfig, ensure_corpus
 from ..data.vqa2 import find_vqa_files, load_vqa
 from ..features.extract import launched_processes
@@ -108,6 +109,7 @@ def _analyze(args: argparse.Namespace) -> None:
 def _check_explanations(args: argparse.Namespace) -> None:
     if args.max_images is not None and args.max_images < 1:
         raise ValueError(f"--max_images {args.max_images}; expected at least 1")
+    check_checkpoint(args.model)
     architecture = (AutoConfig.from_pretrained(args.model).architectures or ["unknown"])[0]
     if architecture != VisualBertForQuestionAnswering.__name__:
         raise ValueError(f"{args.model} is a {architecture} checkpoint; expected VisualBertForQuestionAnswering")

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel
 
+from ..checkpoint_files import check_checkpoint
 from ..corpus.build import CorpusConfig, ensure_corpus
 from ..data.files import index_images
 from ..data.flickr30k import read_split
@@ -78,6 +79,10 @@ def load_material(options: AnalysisOptions, processes: Processes = ALONE) -> Mat
         raise ValueError("both --trees and --parser; expected one of them")
     if options.images_per_batch < 1:
         raise ValueError(f"{options.images_per_batch} pictures at a time; expected at least 1")
+    check_checkpoint(options.model)
+    model_type = AutoConfig.from_pretrained(options.model).model_type
+    if model_type != VisualBertModel.config_class.model_type:
+        raise ValueError(f"{options.model} is a {model_type!r} checkpoint; expected VisualBERT")
     corpus = ensure_corpus(CorpusConfig()) if options.data is None else None
     folder = corpus / "flickr30k" if corpus is not None else Path(options.data or "")
     images_dir = corpus / "images" if corpus is not None else Path(options.images or folder)
