@@ -156,7 +156,7 @@ def test_without_trees_and_dev_split(pretrained, corpus, tmp_path, capsys):
     assert main([*arguments(pretrained, corpus, tmp_path / "out"), *flags]) == 0
     report = json.loads((tmp_path / "out" / "analysis.json").read_text())
     assert report["syntax"] == {} and report["trees"] == "none"
-    assert report["confidence"] == pytest.approx(1 - 0.05 / 8)
+    assert report["entities"]["all"]["confidence"] == pytest.approx(1 - 0.05 / 8)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *("analysis.json", "analysis.txt", "entities.png", "entities.svg"),
     }

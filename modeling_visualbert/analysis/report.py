@@ -25,12 +25,8 @@ def grounding_report(test: Grounding, dev: Grounding | None) -> dict[str, Any]:
         test: What is reported.
         dev: What heads are chosen on; with None, the same data with wider intervals.
     """
-    num_heads = next(iter(test.counts.values())).h.numel()
-    confidence = CONFIDENCE if dev is not None else 1 - (1 - CONFIDENCE) / num_heads
-    groups = {
-        group: _group_report(counts, None if dev is None else dev.counts.get(group), test.layers, confidence)
-        for group, counts in test.counts.items()
-    }
+    choosers = {} if dev is None else dev.counts
+    groups = {group: _group_report(counts, choosers.get(group), test.layers) for group, counts in test.counts.items()}
     relations = sorted({group[1] for group in groups if group[0] == "syntax"})
     syntax = {
         relation: {
@@ -44,7 +40,6 @@ def grounding_report(test: Grounding, dev: Grounding | None) -> dict[str, Any]:
         **test.seen,
         "skipped": len(test.skipped),
         "layers": [layer + 1 for layer in test.layers],
-        "confidence": confidence,
         "entities": {group[1]: report for group, report in sorted(groups.items()) if group[0] == ENTITIES[0]},
         "syntax": dict(sorted(syntax.items(), key=lambda item: -_occurrences(item[1]))),
     }
@@ -61,10 +56,10 @@ def _occurrences(relation: dict[str, Any]) -> int:
     return max(report["probes"] for report in relation.values())
 
 
-def _group_report(
-    counts: HeadCounts, dev: HeadCounts | None, layers: Sequence[int], confidence: float
-) -> dict[str, Any]:
-    chooser = dev or counts  # what is never seen in dev has to be chosen where it is seen
+def _group_report(counts: HeadCounts, dev: HeadCounts | None, layers: Sequence[int]) -> dict[str, Any]:
+    chooser, confidence = dev, CONFIDENCE
+    if chooser is None:  # no dev split, or none of this in it
+        chooser, confidence = counts, 1 - (1 - CONFIDENCE) / counts.h.numel()
     places = [(layer, head) for layer in range(len(layers)) for head in range(counts.h.shape[1])]
 
     def choice(place: tuple[int, int]) -> float:
@@ -76,6 +71,7 @@ def _group_report(
     return {
         "probes": counts.probes,
         "images": counts.images,
+        "confidence": confidence,  # of each interval; 95% for all heads together where they were chosen on the same data
         "upper_bound": _percent(counts.matchable / counts.probes),
         "chance": _percent(counts.mean_chance()),
         "baseline": _percent(counts.baseline / counts.probes),
