@@ -399,6 +399,7 @@ HUB_FILES = [
     for pattern in (
         "configuration_*",
         "detection_*",
+        "explain_*",
         "modeling_*",
         "regions_*",
         "image_processing_*",
@@ -417,6 +418,7 @@ def test_all_hub_files_are_looked_at():
         "configuration_region_encoder",
         "configuration_visualbert",
         "detection_ops",
+        "explain_visualbert",
         "image_processing_region_detector",
         "image_processing_visualbert",
         "modeling_grid_encoder",
