@@ -94,7 +94,7 @@ def test_upload_ask_and_see(watched, address, tmp_path):
     says(tab.locator(".vb-note"), r"\d regions found")
     tab.get_by_label("Question").fill("How many things are there?")
     tab.get_by_role("button", name="Ask").click()
-    says(tab.locator(".vb-note"), "mean of the heads")
+    says(tab.locator(".vb-note"), "all heads")
     assert tab.locator(".vb-bars li").count() == 4
     for part in ("image", "rect"):
         box = tab.locator(f".vb-seen svg {part}").first.bounding_box()
@@ -113,7 +113,7 @@ def test_every_tab_fits_the_screen_and_answers(watched, address):
         tab.locator(".vb-seen svg").first.wait_for()
         wide = watched.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         assert wide <= 0, task
-        tab.get_by_label("and of").click()
+        tab.get_by_label("by", exact=True).click()
         watched.page.get_by_role("option", name="head 2").click()
         says(tab.locator(".vb-note"), "head 2")
 
@@ -123,7 +123,7 @@ def test_an_example_and_the_link_to_it(watched, address, browser):
     tab.locator(".vb-examples button").nth(1).click()
     playwright.expect(watched.page).to_have_url(re.compile("example=stars"), timeout=PATIENCE)
     assert tab.get_by_label("Question").input_value() == "What color is the diamond?"
-    tab.get_by_label("and of").click()
+    tab.get_by_label("by", exact=True).click()
     watched.page.get_by_role("option", name="head 3").click()
     playwright.expect(watched.page).to_have_url(re.compile("head=3"), timeout=PATIENCE)
     says(tab.locator(".vb-note"), "head 3")

@@ -182,9 +182,9 @@ class Checkpoint:
         marks: dict[int, str] = {}  # several phrases may mean one thing
         for phrase, found in zip(phrases, best, strict=True):
             marks[found["region"]] = " = ".join(filter(None, (marks.get(found["region"]), phrase)))
-        bars = [Bars("", [(phrase, found["score"])]) for phrase, found in zip(phrases, best, strict=True)]
+        rows = [(phrase, found["score"]) for phrase, found in zip(phrases, best, strict=True)]
         view = self.view(pictures[0], weights, list(marks.items()))
-        return Answer(bars, [view], _note("the phrases", weights, look))
+        return Answer([Bars("", rows, ranked=False)], [view], _note("the phrases", weights, look))
 
     def _fill_masks(self, pictures: list, text: str, _: list, look: Look) -> Answer:
         if "[MASK]" not in text:
@@ -238,8 +238,10 @@ def _attention(outputs: Any, inputs: Any, row: int, readers: list[int], look: Lo
 
 
 def _note(reader: str, weights: list[float] | None, look: Look) -> str:
-    head = "mean of the heads" if look.head is None else f"head {look.head + 1}"
+    head = "all heads" if look.head is None else f"head {look.head + 1}"
     where = f"Layer {look.layer + 1}, {head}"
     if weights is None:
         return f"{where}: this layer reads words only."
-    return f"{where}: {sum(weights):.0%} of the attention of {reader} goes to the regions, the more the stronger the colour."
+    return (
+        f"{where}: {sum(weights):.0%} of the attention of {reader} goes to regions: the stronger the colour, the more."
+    )

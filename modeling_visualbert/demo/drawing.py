@@ -20,10 +20,11 @@ _MARKS = ("#D55E00", "#0072B2", "#009E73", "#9A4F7E", "#7A5C00", "#444444")
 
 @dataclass(frozen=True)
 class Bars:
-    """Scores in 0..1 by name, best first."""
+    """Scores in 0..1 by name; `ranked` if they are of rivals, best first."""
 
     title: str
     rows: Sequence[tuple[str, float]]
+    ranked: bool = True
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ def _group(group: Bars) -> str:
         for name, score in group.rows
     )
     title = f'<p class="vb-title">{escape(group.title)}</p>' if group.title else ""
-    return f'<div class="vb-bars">{title}<ol>{rows}</ol></div>'
+    kind = "vb-bars vb-ranked" if group.ranked else "vb-bars"
+    return f'<div class="{kind}">{title}<ol>{rows}</ol></div>'
 
 
 def views_html(views: Sequence[View], note: str) -> str:

@@ -218,9 +218,9 @@ class _Tab:
                     self.seen = gr.HTML(shown[1], elem_classes="vb-seen")
                     with gr.Row(elem_classes="vb-look"):
                         layers = [(f"layer {i + 1}", i) for i in range(checkpoint.num_layers)]
-                        heads = [("mean of heads", -1)] + [(f"head {i + 1}", i) for i in range(checkpoint.num_heads)]
-                        self.layer = gr.Dropdown(layers, value=layers[-1][1], label="Show attention of", min_width=120)
-                        self.head = gr.Dropdown(heads, value=-1, label="and of", min_width=120)
+                        heads = [("all heads", -1)] + [(f"head {i + 1}", i) for i in range(checkpoint.num_heads)]
+                        self.layer = gr.Dropdown(layers, value=layers[-1][1], label="Attention in", min_width=120)
+                        self.head = gr.Dropdown(heads, value=-1, label="by", min_width=120)
         self.form = [*self.inputs, self.text, self.choices, self.layer, self.head, self.example]
         self.everything = [*self.form, self.bars, self.seen]
         self._connect(ask, link)
