@@ -271,7 +271,7 @@ async def at_once(address, count):
         events = await client.get(f"/gradio_api/call/vqa/{joined.json()['event_id']}")
         return 200, "event: complete" in events.text
 
-    limits = httpx.Limits(max_connections=count)
+    limits = httpx.Limits(max_connections=count, max_keepalive_connections=0)
     async with httpx.AsyncClient(base_url=address, timeout=240, limits=limits, trust_env=False) as client:
         pictures = []
         for number in range(4):

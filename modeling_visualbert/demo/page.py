@@ -134,7 +134,8 @@ def launch_page(page: gr.Blocks, host: str | None = None, port: int | None = Non
     workers = max(1, min(4, os.cpu_count() or 1))
     # As many answers at once as there are processors, each computed by one thread: waiting threads would fight for them.
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
-    page.queue(max_size=MAX_QUEUE, default_concurrency_limit=workers, api_open=False)
+    # Those who wait are told their place once a second, not whenever somebody else gets an answer.
+    page.queue(status_update_rate=1.0, max_size=MAX_QUEUE, default_concurrency_limit=workers, api_open=False)
     _, address, _ = page.launch(
         server_name=host,
         server_port=port,
