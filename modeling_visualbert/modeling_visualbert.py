@@ -31,10 +31,12 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_visualbert import VisualBertConfig
+from .linear_visualbert import Linear
 from .modeling_grid_encoder import GridRegionEncoder
 from .modeling_region_detector import RegionDetector
 from .modeling_region_encoder import QueryRegionEncoder, RegionEncoder, RegionEncoderOutput
 from .pipeline_visualbert import PIPELINES
+from .packing_visualbert import Packing, can_pack
 
 # What checkpoints say to `trust_remote_code`. Each names every class: `transformers` has models of its own for this model
 # type, and an Auto class would silently build that one where ours is not named.
@@ -61,7 +63,7 @@ class VisualBertEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.visual_token_type_embeddings = nn.Embedding(config.type_vocab_size, size)
         self.visual_position_embeddings = nn.Embedding(config.max_position_embeddings, size)
-        self.visual_projection = nn.Linear(config.visual_embedding_dim, size)
+        self.visual_projection = Linear(config.visual_embedding_dim, size)
         self.starts_from_text_tables = config.special_visual_initialize
 
     def forward(
@@ -77,9 +79,8 @@ class VisualBertEmbeddings(nn.Module):
         """Returns [B, S, D]; see [`VisualBertModel.forward`] for the arguments."""
         states_BSD = self.embed_text(input_ids, token_type_ids, position_ids, inputs_embeds)
         if visual_embeds is not None:
-            regions_BRD = self.embed_regions(visual_embeds, visual_token_type_ids, image_text_alignment)
-            # One picture may serve every text of the batch.
-            regions_BRD = regions_BRD.expand(states_BSD.shape[0], -1, -1)
+            batch_size = states_BSD.shape[0]
+            regions_BRD = self.embed_regions(visual_embeds, visual_token_type_ids, image_text_alignment, batch_size)
             states_BSD = torch.cat((states_BSD, regions_BRD), dim=1)
         return self.dropout(self.LayerNorm(states_BSD))
 
@@ -92,13 +93,18 @@ class VisualBertEmbeddings(nn.Module):
             token_type_ids = torch.zeros_like(position_ids)
         return words_BTD + self.token_type_embeddings(token_type_ids) + self.position_embeddings(position_ids)
 
-    def embed_regions(self, visual_embeds, visual_token_type_ids=None, image_text_alignment=None) -> torch.Tensor:
-        """Projected feature + segment (0 when not given) + position, [B, R, D], before LayerNorm."""
-        regions_BRD = self.visual_projection(visual_embeds)
+    def embed_regions(
+        self, visual_embeds, visual_token_type_ids=None, image_text_alignment=None, batch_size: int | None = None
+    ) -> torch.Tensor:
+        """Projected feature + segment (0 when not given) + position, [B, R, D], before LayerNorm; each argument for every text of
+        the batch or for every picture, and then projected once for all texts about it."""
+        batch_size = visual_embeds.shape[0] if batch_size is None else batch_size
+        regions_BRD = _for_each_text(self.visual_projection(visual_embeds), batch_size)
         if visual_token_type_ids is None:
             # The authors trained segment 0 in every single-image task; `transformers` defaults to the untrained row 1.
             visual_token_type_ids = torch.zeros(visual_embeds.shape[:2], dtype=torch.long, device=visual_embeds.device)
-        regions_BRD = regions_BRD + self.visual_token_type_embeddings(visual_token_type_ids)
+        segments_BRD = self.visual_token_type_embeddings(visual_token_type_ids)
+        regions_BRD = regions_BRD + _for_each_text(segments_BRD, batch_size)
         # Every region sits at position 0 of the regions' own table ...
         regions_BRD = regions_BRD + self.visual_position_embeddings.weight[0]
         if image_text_alignment is not None:
@@ -111,8 +117,17 @@ class VisualBertEmbeddings(nn.Module):
             alignment_BRA = image_text_alignment[:, :num_regions]
             is_word_BRA1 = (alignment_BRA != -1).to(regions_BRD.dtype)[..., None]
             positions_BRAD = self.position_embeddings(alignment_BRA.clamp(min=0)) * is_word_BRA1
-            regions_BRD = regions_BRD + positions_BRAD.sum(dim=2) / is_word_BRA1.sum(dim=2).clamp(min=1)
+            positions_BRD = positions_BRAD.sum(dim=2) / is_word_BRA1.sum(dim=2).clamp(min=1)
+            regions_BRD = regions_BRD + _for_each_text(positions_BRD, batch_size)
         return regions_BRD
+
+
+def _for_each_text(tensor: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """[B, ...] from one row for each text, or from one for each picture: pictures serve equally many texts, one after another."""
+    num_pictures = tensor.shape[0]
+    if batch_size % num_pictures:
+        raise ValueError(f"{num_pictures} pictures for {batch_size} texts; expected equally many texts about each picture")
+    return tensor[:, None].expand(-1, batch_size // num_pictures, *tensor.shape[1:]).flatten(0, 1)
 
 
 def eager_attention_forward(
@@ -142,32 +157,39 @@ class VisualBertSelfAttention(nn.Module):
         self.attention_head_size = config.hidden_size // config.num_attention_heads
         self.scaling = self.attention_head_size**-0.5
         self.is_causal = False
-        self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key = nn.Linear(config.hidden_size, config.hidden_size)
-        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.query = Linear(config.hidden_size, config.hidden_size)
+        self.key = Linear(config.hidden_size, config.hidden_size)
+        self.value = Linear(config.hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs
+        self, queries: torch.Tensor, hidden_states: torch.Tensor, attention_mask: torch.Tensor | Packing | None, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        shape = (*hidden_states.shape[:-1], -1, self.attention_head_size)
         query, key, value = (
-            layer(hidden_states).view(shape).transpose(1, 2) for layer in (self.query, self.key, self.value)
+            layer(states).unflatten(-1, (-1, self.attention_head_size))
+            for layer, states in ((self.query, queries), (self.key, hidden_states), (self.value, hidden_states))
         )
+        weights = None
+        if isinstance(attention_mask, Packing):
+            context = attention_mask.attend(
+                lambda *heads, **lengths: self.attend(*heads, None, **lengths, **kwargs)[0],
+                self.config._attn_implementation.startswith("flash_attention"),
+                *(query, key, value),
+            )
+        else:
+            heads = (states.transpose(1, 2) for states in (query, key, value))
+            context, weights = self.attend(*heads, attention_mask, **kwargs)
+        return context.reshape(queries.shape).contiguous(), weights
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Context and, where the implementation returns them, weights; heads come second: `(batch, heads, length, size)`."""
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        context, weights = attend(
-            self,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=self.dropout.p if self.training else 0.0,
-            scaling=self.scaling,
-            **kwargs,
-        )
-        return context.reshape(hidden_states.shape).contiguous(), weights
+        dropout = self.dropout.p if self.training else 0.0
+        return attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
 
 
 class VisualBertResidual(nn.Module):
@@ -175,7 +197,7 @@ class VisualBertResidual(nn.Module):
 
     def __init__(self, in_features: int, config: VisualBertConfig):
         super().__init__()
-        self.dense = nn.Linear(in_features, config.hidden_size)
+        self.dense = Linear(in_features, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -191,9 +213,16 @@ class VisualBertAttention(nn.Module):
         self.self = VisualBertSelfAttention(config)
         self.output = VisualBertResidual(config.hidden_size, config)
 
-    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs) -> torch.Tensor:
-        context, _ = self.self(hidden_states, attention_mask, **kwargs)
-        return self.output(context, hidden_states)
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | Packing | None,
+        places: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        queries = hidden_states if places is None else hidden_states.flatten(0, 1)[places]
+        context, _ = self.self(queries, hidden_states, attention_mask, **kwargs)
+        return self.output(context, queries)
 
 
 class VisualBertDense(nn.Module):
@@ -201,7 +230,7 @@ class VisualBertDense(nn.Module):
 
     def __init__(self, out_features: int, config: VisualBertConfig):
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, out_features)
+        self.dense = Linear(config.hidden_size, out_features)
         self.activation = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -209,7 +238,7 @@ class VisualBertDense(nn.Module):
 
 
 class VisualBertLayer(GradientCheckpointingLayer):
-    """One BERT layer."""
+    """One BERT layer; with `places` [B, P] in the flattened states, all but keys and values is computed for those only."""
 
     def __init__(self, config: VisualBertConfig):
         super().__init__()
@@ -217,22 +246,34 @@ class VisualBertLayer(GradientCheckpointingLayer):
         self.intermediate = VisualBertDense(config.intermediate_size, config)
         self.output = VisualBertResidual(config.intermediate_size, config)
 
-    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs) -> torch.Tensor:
-        hidden_states = self.attention(hidden_states, attention_mask, **kwargs)
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | Packing | None,
+        places: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        hidden_states = self.attention(hidden_states, attention_mask, places, **kwargs)
         return self.output(self.intermediate(hidden_states), hidden_states)
 
 
 class VisualBertEncoder(nn.Module):
-    """The stack of layers."""
+    """The stack of layers; the last one computes only what is read."""
 
     def __init__(self, config: VisualBertConfig):
         super().__init__()
         self.layer = nn.ModuleList(VisualBertLayer(config) for _ in range(config.num_hidden_layers))
 
-    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, **kwargs) -> torch.Tensor:
-        for layer in self.layer:
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | Packing | None,
+        places: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        for layer in self.layer[:-1]:
             hidden_states = layer(hidden_states, attention_mask, **kwargs)
-        return hidden_states
+        return self.layer[-1](hidden_states, attention_mask, places, **kwargs)
 
 
 class VisualBertPooler(nn.Module):
@@ -240,7 +281,7 @@ class VisualBertPooler(nn.Module):
 
     def __init__(self, config: VisualBertConfig):
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense = Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return torch.tanh(self.dense(hidden_states[:, 0]))
@@ -251,7 +292,7 @@ class VisualBertPredictionHeadTransform(nn.Module):
 
     def __init__(self, config: VisualBertConfig):
         super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dense = Linear(config.hidden_size, config.hidden_size)
         self.activation = ACT2FN[config.hidden_act]
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
@@ -265,7 +306,7 @@ class VisualBertLMPredictionHead(nn.Module):
     def __init__(self, config: VisualBertConfig):
         super().__init__()
         self.transform = VisualBertPredictionHeadTransform(config)
-        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.decoder = Linear(config.hidden_size, config.vocab_size)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -278,7 +319,7 @@ class VisualBertPreTrainingHeads(nn.Module):
     def __init__(self, config: VisualBertConfig):
         super().__init__()
         self.predictions = VisualBertLMPredictionHead(config)
-        self.seq_relationship = nn.Linear(config.hidden_size, 2)
+        self.seq_relationship = Linear(config.hidden_size, 2)
 
 
 class VisualBertPreTrainedModel(PreTrainedModel):
@@ -508,7 +549,7 @@ class VisualBertModel(VisualBertPreTrainedModel):
         return merged, segments_BIR.flatten(1, 2)
 
     @merge_with_config_defaults
-    @capture_outputs
+    @capture_outputs(tie_last_hidden_states=False)  # the last layer's states are those of all positions
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -528,6 +569,7 @@ class VisualBertModel(VisualBertPreTrainedModel):
         picture_windows: torch.Tensor | None = None,
         object_masks: torch.Tensor | None = None,
         object_classes: torch.Tensor | None = None,
+        read_positions: torch.Tensor | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPooling:
         r"""
@@ -543,7 +585,9 @@ class VisualBertModel(VisualBertPreTrainedModel):
             inputs_embeds (`torch.Tensor` of shape `(batch_size, text_length, hidden_size)`, *optional*):
                 Word embeddings instead of `input_ids`.
             visual_embeds (`torch.Tensor` of shape `(batch_size, regions, visual_embedding_dim)`, *optional*):
-                Region features. A batch size of 1 serves every text. Without them (and without pixels) the model is BERT.
+                Region features. Fewer pictures than texts serve equally many texts each, one after another (a batch size
+                of 1 serves all); the other arguments about regions likewise, each on its own. Without them (and
+                without pixels) the model is BERT.
             visual_attention_mask (`torch.Tensor` of shape `(batch_size, regions)`, *optional*):
                 1 for a region, 0 for padding. All ones when not given.
             visual_token_type_ids (`torch.LongTensor` of shape `(batch_size, regions)`, *optional*):
@@ -566,10 +610,13 @@ class VisualBertModel(VisualBertPreTrainedModel):
                 Original sizes, as the processor returns them beside the pixels.
             picture_windows, object_masks, object_classes (`torch.Tensor`, *optional*):
                 What a [`RegionDetector`] reads beside these; see its `forward`. Other region encoders do not.
+            read_positions (`torch.LongTensor` of shape `(batch_size, positions)`, *optional*):
+                Positions in text and regions whose last states are wanted: the last layer computes no others. The pooler
+                reads the first of them.
 
         Returns:
-            `last_hidden_state` of shape `(batch_size, text_length + regions, hidden_size)` and `pooler_output`. With late
-            fusion (`config.bypass_transformer`) `hidden_states` and `attentions` hold the text-only layers followed by
+            `last_hidden_state` of shape `(batch_size, text_length + regions, hidden_size)` or, with `read_positions`,
+            `(batch_size, positions, hidden_size)`, and `pooler_output`. States of padding mean nothing. With late fusion (`config.bypass_transformer`) `hidden_states` and `attentions` hold the text-only layers followed by
             the additional layer over text and regions.
 
         Raises:
@@ -608,19 +655,46 @@ class VisualBertModel(VisualBertPreTrainedModel):
         mask_BS = _joint_mask(attention_mask, visual_attention_mask, states_BSD, text_length)
         if self.config.bypass_transformer and visual_embeds is not None:
             text_mask_BT = None if mask_BS is None else mask_BS[:, :text_length]
-            text_BTD = self._encode(self.encoder, states_BSD[:, :text_length], text_mask_BT, **kwargs)
+            text_BTD = self._encode(self.encoder, states_BSD[:, :text_length], text_mask_BT, None, **kwargs)
             states_BSD = torch.cat((text_BTD, states_BSD[:, text_length:]), dim=1)
-            states_BSD = self._encode(self.additional_layer, states_BSD, mask_BS, **kwargs)
+            states_BSD = self._encode(self.additional_layer, states_BSD, mask_BS, read_positions, **kwargs)
         else:
-            states_BSD = self._encode(self.encoder, states_BSD, mask_BS, **kwargs)
+            states_BSD = self._encode(self.encoder, states_BSD, mask_BS, read_positions, **kwargs)
         return BaseModelOutputWithPooling(
             last_hidden_state=states_BSD,
             pooler_output=self.pooler(states_BSD) if self.pooler is not None else None,
         )
 
-    def _encode(self, layers: nn.Module, states: torch.Tensor, mask: torch.Tensor | None, **kwargs) -> torch.Tensor:
-        expanded = create_bidirectional_mask(config=self.config, inputs_embeds=states, attention_mask=mask)
-        return layers(states, expanded, **kwargs)
+    def _encode(
+        self,
+        layers: nn.Module,
+        states_BSD: torch.Tensor,
+        mask_BS: torch.Tensor | None,
+        read_BP: torch.Tensor | None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """Last states [B, P, D] of the positions to read or, without them, [B, S, D]. Neither padding nor what the last layer
+        knows of other positions is computed, unless all states or attentions are asked for."""
+        implementation = self.config._attn_implementation
+        all_wanted = any(
+            kwargs.get(name, getattr(self.config, name, False)) for name in ("output_attentions", "output_hidden_states")
+        )
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        if mask_BS is not None and not all_wanted and can_pack(states_BSD, implementation, dropout):
+            packing = Packing.from_mask(mask_BS)
+            if read_BP is None:
+                return packing.unpack(layers(packing.pack(states_BSD), packing, **kwargs))
+            return packing.restore_rows(
+                layers(packing.pack(states_BSD), packing, packing.places_of(read_BP), **kwargs)
+            )
+        mask = create_bidirectional_mask(config=self.config, inputs_embeds=states_BSD, attention_mask=mask_BS)
+        if read_BP is None:
+            return layers(states_BSD, mask, **kwargs)
+        if all_wanted or not (mask is None or implementation in ("eager", "sdpa")):
+            return _gather_states(layers(states_BSD, mask, **kwargs), read_BP)
+        batch_size, length = states_BSD.shape[:2]
+        places_BP = read_BP + length * torch.arange(batch_size, device=read_BP.device)[:, None]
+        return layers(states_BSD, None if mask is None else mask[:, :, :1], places_BP, **kwargs)
 
 
 def _joint_mask(
@@ -634,7 +708,7 @@ def _joint_mask(
         text_mask = torch.ones(batch_size, text_length, dtype=torch.bool, device=states_BSD.device)
     if visual_mask is None:
         visual_mask = torch.ones(batch_size, total_length - text_length, dtype=torch.bool, device=states_BSD.device)
-    return torch.cat((text_mask.to(torch.bool), visual_mask.to(torch.bool).expand(batch_size, -1)), dim=1)
+    return torch.cat((text_mask.to(torch.bool), _for_each_text(visual_mask.to(torch.bool), batch_size)), dim=1)
 
 
 @dataclass
@@ -643,8 +717,10 @@ class VisualBertForPreTrainingOutput(ModelOutput):
     Args:
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
             Masked-LM loss plus sentence-image loss, of those whose labels were given.
-        prediction_logits (`torch.FloatTensor` of shape `(batch_size, text_length + regions, vocab_size)`):
-            Masked-LM scores before softmax.
+        prediction_logits (`torch.FloatTensor` of shape `(batch_size, text_length + regions, vocab_size)`, *optional*):
+            Masked-LM scores before softmax; with `masked_positions`, `(batch_size, masked, vocab_size)` at those. None in
+            training mode when `labels` were given without `masked_positions`: scores of what is not predicted would
+            be most of the memory.
         seq_relationship_logits (`torch.FloatTensor` of shape `(batch_size, 2)`):
             Sentence-image scores before softmax; index 1 is "the text belongs to the image".
         hidden_states, attentions:
@@ -695,6 +771,7 @@ class VisualBertForPreTraining(VisualBertPreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         pixel_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        masked_positions: torch.Tensor | None = None,
         sentence_image_labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         num_pairs_in_batch: torch.Tensor | int | None = None,
@@ -705,6 +782,10 @@ class VisualBertForPreTraining(VisualBertPreTrainedModel):
             labels (`torch.LongTensor` of shape `(batch_size, text_length)`, *optional*):
                 Word pieces to predict, -100 elsewhere. Labels over text and regions are accepted too; the part over the
                 regions is not read, since regions are never predicted.
+            masked_positions (`torch.LongTensor` of shape `(batch_size, masked)`, *optional*):
+                Text positions whose word pieces are scored, -1 is padding: the last layer and the head compute no others.
+                Labels elsewhere are not read. When they are not given, in training mode, they are found in `labels`,
+                which on a GPU costs one wait for it.
             sentence_image_labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
                 1 when the text belongs to the image, 0 when it does not, as the authors trained it (the documentation
                 of `transformers` says the opposite); -100 is ignored.
@@ -714,6 +795,12 @@ class VisualBertForPreTraining(VisualBertPreTrainedModel):
 
         Both losses are means over their labels; a batch without labels has loss 0.
         """
+        only_loss = labels is not None and masked_positions is None and self.training
+        if only_loss and not torch.compiler.is_compiling():
+            masked_positions = _labelled_positions(labels[:, : _text_length(input_ids, inputs_embeds)])
+        read = None
+        if masked_positions is not None:  # and [CLS], for the match
+            read = F.pad(masked_positions.clamp(min=0), (1, 0))
         outputs = self.visual_bert(
             input_ids,
             attention_mask=attention_mask,
@@ -726,21 +813,24 @@ class VisualBertForPreTraining(VisualBertPreTrainedModel):
             image_text_alignment=image_text_alignment,
             pixel_values=pixel_values,
             pixel_mask=pixel_mask,
+            read_positions=read,
             **kwargs,
         )
-        prediction_logits = self.cls.predictions(outputs.last_hidden_state)
+        states_BSD = outputs.last_hidden_state if read is None else outputs.last_hidden_state[:, 1:]
+        prediction_logits = self.cls.predictions(states_BSD)
         seq_relationship_logits = self.cls.seq_relationship(outputs.pooler_output)
         losses = []
         if labels is not None:
             text_length = _text_length(input_ids, inputs_embeds)
-            losses.append(
-                _cross_entropy(prediction_logits[:, :text_length], labels[:, :text_length], num_items_in_batch)
-            )
+            labels = labels[:, :text_length]
+            if masked_positions is not None:
+                labels = labels.gather(1, masked_positions.clamp(min=0)).masked_fill(masked_positions < 0, -100)
+            losses.append(_cross_entropy(prediction_logits[:, : labels.shape[1]], labels, num_items_in_batch))
         if sentence_image_labels is not None:
             losses.append(_cross_entropy(seq_relationship_logits, sentence_image_labels.view(-1), num_pairs_in_batch))
         return VisualBertForPreTrainingOutput(
             loss=torch.stack(losses).sum() if losses else None,
-            prediction_logits=prediction_logits,
+            prediction_logits=None if only_loss else prediction_logits,
             seq_relationship_logits=seq_relationship_logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
@@ -759,7 +849,7 @@ class VisualBertForQuestionAnswering(VisualBertPreTrainedModel):
         self.num_labels = config.num_labels
         self.visual_bert = VisualBertModel(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.cls = nn.Linear(config.hidden_size, config.num_labels)
+        self.cls = Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -800,17 +890,11 @@ class VisualBertForQuestionAnswering(VisualBertPreTrainedModel):
             image_text_alignment=image_text_alignment,
             pixel_values=pixel_values,
             pixel_mask=pixel_mask,
+            # `... ? [MASK] [SEP]`: the answer is read one before the last token.
+            read_positions=(_text_lengths(input_ids, inputs_embeds, attention_mask) - 2).clamp(min=0)[:, None],
             **kwargs,
         )
-        states_BSD = outputs.last_hidden_state
-        if attention_mask is not None:
-            text_lengths_B = attention_mask.long().sum(dim=1)
-        else:
-            text_length = _text_length(input_ids, inputs_embeds)
-            text_lengths_B = torch.full(states_BSD.shape[:1], text_length, device=states_BSD.device)
-        # `... ? [MASK] [SEP]`: the answer is read one before the last token.
-        mask_BD = _gather_states(states_BSD, (text_lengths_B - 2).clamp(min=0)[:, None])[:, 0]
-        logits_BL = self.cls(self.dropout(mask_BD))
+        logits_BL = self.cls(self.dropout(outputs.last_hidden_state[:, 0]))
         loss = None
         if labels is not None:
             count = labels.shape[0] if num_items_in_batch is None else num_items_in_batch
@@ -829,7 +913,7 @@ class VisualBertForMultipleChoice(VisualBertPreTrainedModel):
         super().__init__(config)
         self.visual_bert = VisualBertModel(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.cls = nn.Linear(config.hidden_size, 1)
+        self.cls = Linear(config.hidden_size, 1)
         self.post_init()
 
     @can_return_tuple
@@ -885,10 +969,11 @@ class VisualBertForMultipleChoice(VisualBertPreTrainedModel):
             token_type_ids=_flatten_choices(token_type_ids),
             position_ids=_flatten_choices(position_ids),
             inputs_embeds=_flatten_choices(inputs_embeds),
-            visual_embeds=_for_each_choice(visual_embeds, batch_size, num_choices, ndim=3),
-            visual_attention_mask=_for_each_choice(visual_attention_mask, batch_size, num_choices, ndim=2),
-            visual_token_type_ids=_for_each_choice(visual_token_type_ids, batch_size, num_choices, ndim=2),
-            image_text_alignment=_for_each_choice(image_text_alignment, batch_size, num_choices, ndim=3),
+            visual_embeds=_flatten_choices(visual_embeds, ndim=3),
+            visual_attention_mask=_flatten_choices(visual_attention_mask, ndim=2),
+            visual_token_type_ids=_flatten_choices(visual_token_type_ids, ndim=2),
+            image_text_alignment=_flatten_choices(image_text_alignment, ndim=3),
+            read_positions=_cls_position(_flatten_choices(input_ids), _flatten_choices(inputs_embeds)),
             **kwargs,
         )
         logits_BC = self.cls(self.dropout(outputs.pooler_output)).view(-1, num_choices)
@@ -917,7 +1002,7 @@ class VisualBertForVisualReasoning(VisualBertPreTrainedModel):
         self.num_labels = config.num_labels
         self.visual_bert = VisualBertModel(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.cls = nn.Linear(config.hidden_size, config.num_labels)
+        self.cls = Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -957,6 +1042,7 @@ class VisualBertForVisualReasoning(VisualBertPreTrainedModel):
             image_text_alignment=image_text_alignment,
             pixel_values=pixel_values,
             pixel_mask=pixel_mask,
+            read_positions=_cls_position(input_ids, inputs_embeds),
             **kwargs,
         )
         logits_BL = self.cls(self.dropout(outputs.pooler_output))
@@ -975,9 +1061,9 @@ class VisualBertRegionToPhraseAttention(nn.Module):
         super().__init__()
         head_size = config.hidden_size // config.num_attention_heads
         self.scaling = head_size**-0.5
-        self.query = nn.Linear(config.hidden_size, head_size)
-        self.key = nn.Linear(config.hidden_size, head_size)
-        self.value = nn.Linear(config.hidden_size, head_size)
+        self.query = Linear(config.hidden_size, head_size)
+        self.key = Linear(config.hidden_size, head_size)
+        self.value = Linear(config.hidden_size, head_size)
 
     def forward(
         self, phrases_BED: torch.Tensor, regions_BRD: torch.Tensor, mask_BR: torch.Tensor | None
@@ -1057,6 +1143,9 @@ class VisualBertForRegionToPhraseAlignment(VisualBertPreTrainedModel):
             )
             visual_embeds, visual_attention_mask = found["visual_embeds"], found["visual_attention_mask"]
             visual_token_type_ids = segments if visual_token_type_ids is None else visual_token_type_ids
+        num_regions = 0 if visual_embeds is None else visual_embeds.shape[1]
+        phrases_BE = region_to_phrase_position.clamp(min=0)
+        regions_R = _text_length(input_ids, inputs_embeds) + torch.arange(num_regions, device=phrases_BE.device)
         outputs = self.visual_bert(
             input_ids,
             attention_mask=attention_mask,
@@ -1067,12 +1156,11 @@ class VisualBertForRegionToPhraseAlignment(VisualBertPreTrainedModel):
             visual_attention_mask=visual_attention_mask,
             visual_token_type_ids=visual_token_type_ids,
             image_text_alignment=image_text_alignment,
+            read_positions=torch.cat((phrases_BE, regions_R.expand(len(phrases_BE), -1)), dim=1),
             **kwargs,
         )
-        states_BSD = outputs.last_hidden_state
-        text_length = _text_length(input_ids, inputs_embeds)
-        phrases_BED = _gather_states(states_BSD, region_to_phrase_position.clamp(min=0))
-        logits_BER = self.attention(phrases_BED, states_BSD[:, text_length:], visual_attention_mask)
+        phrases_BED, regions_BRD = outputs.last_hidden_state.split((phrases_BE.shape[1], len(regions_R)), dim=1)
+        logits_BER = self.attention(phrases_BED, regions_BRD, visual_attention_mask)
         loss = None
         if labels is not None:
             count = labels.shape[0] if num_items_in_batch is None else num_items_in_batch
@@ -1101,6 +1189,20 @@ def _text_length(input_ids: Any, inputs_embeds: Any) -> int:
     return (inputs_embeds if input_ids is None else input_ids).shape[1]
 
 
+def _text_lengths(input_ids: Any, inputs_embeds: Any, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """[B]: tokens of each text."""
+    if attention_mask is not None:
+        return attention_mask.long().sum(dim=1)
+    words = inputs_embeds if input_ids is None else input_ids
+    return torch.full(words.shape[:1], words.shape[1], device=words.device)
+
+
+def _cls_position(input_ids: Any, inputs_embeds: Any) -> torch.Tensor:
+    """[B, 1]: the heads that read the pooled `[CLS]` need no other state."""
+    words = inputs_embeds if input_ids is None else input_ids
+    return torch.zeros(words.shape[0], 1, dtype=torch.long, device=words.device)
+
+
 def _gather_states(states_BSD: torch.Tensor, positions_BN: torch.Tensor) -> torch.Tensor:
     """[B, N, D]: the states at the given positions."""
     return states_BSD.gather(1, positions_BN[..., None].expand(-1, -1, states_BSD.shape[-1]))
@@ -1116,17 +1218,17 @@ def _cross_entropy(
     return total / (count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1))
 
 
-def _flatten_choices(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    return None if tensor is None else tensor.flatten(0, 1)
+def _labelled_positions(labels_BT: torch.Tensor) -> torch.Tensor:
+    """[B, P]: where labels are not -100, padded with -1."""
+    is_labelled_BT = labels_BT != -100
+    most = int(is_labelled_BT.sum(dim=1).max())
+    order_BP = is_labelled_BT.int().argsort(dim=1, descending=True, stable=True)[:, :most]
+    return order_BP.masked_fill(~is_labelled_BT.gather(1, order_BP), -1)
 
 
-def _for_each_choice(tensor: torch.Tensor | None, batch_size: int, num_choices: int, ndim: int) -> torch.Tensor | None:
-    """[B * C, ...] from one image per example (`ndim` dimensions) or from one per choice (one dimension more)."""
-    if tensor is None:
-        return None
-    if tensor.dim() == ndim:
-        tensor = tensor[:, None].expand(batch_size, num_choices, *tensor.shape[1:])
-    return tensor.flatten(0, 1)
+def _flatten_choices(tensor: torch.Tensor | None, ndim: int | None = None) -> torch.Tensor | None:
+    """[B * C, ...] of [B, C, ...]. What has `ndim` dimensions is of one image per example and stays so."""
+    return tensor if tensor is None or tensor.dim() == ndim else tensor.flatten(0, 1)
 
 
 __all__ = [

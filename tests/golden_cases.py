@@ -76,7 +76,17 @@ class Golden:
             return (
                 self.inputs["visual_attention_mask"].bool()[:, None].expand_as(self.outputs["flickr_attention_scores"])
             )
-        return torch.ones_like(self.outputs["logits"], dtype=torch.bool)
+        visible = torch.ones_like(self.outputs["logits"], dtype=torch.bool)
+        if self.task == "pretraining":  # states of padding mean nothing
+            visible[:, : self.text_mask.shape[1]] &= self.text_mask[..., None]
+            if "visual_attention_mask" in self.inputs:
+                visible[:, self.text_mask.shape[1] :] &= self.inputs["visual_attention_mask"].bool()[..., None]
+        return visible
+
+    @property
+    def text_mask(self):
+        """Bool [B, T]."""
+        return self.inputs.get("attention_mask", torch.ones_like(self.inputs["input_ids"])).bool()
 
     def model(self, attention="sdpa"):
         """Our model with the recorded weights."""
@@ -141,36 +151,36 @@ def worst_of(differences):
 
 
 @lru_cache
-def run(name, attention):
-    """Forward and backward of one case: the model, its output, and what the parts inside it returned."""
+def run(name, attention, all_states=True):
+    """Forward and backward of one case: the model, its output, and what the parts inside it returned. Without `all_states`
+    neither padding is computed nor what no head reads."""
     case, seen = golden(name), {}
     model = case.model(attention)
-    for part, module in (("embeddings", model.visual_bert.embeddings), ("encoder", model.visual_bert)):
-        module.register_forward_hook(lambda _, args, output, part=part: seen.update({part: output}))
+    model.visual_bert.embeddings.register_forward_hook(lambda _, args, output: seen.update(embeddings=output))
     if hasattr(model, "dropout"):
         model.dropout.register_forward_hook(lambda _, args, output: seen.update(classifier_input=output))
-    options = {"output_hidden_states": True, "output_attentions": attention == "eager"}
+    options = {"output_hidden_states": True, "output_attentions": attention == "eager"} if all_states else {}
     output = model(**case.inputs, **case.labels, **options)
     if output.loss is not None:
         output.loss.backward()
     return model, output, seen
 
 
-def worst_differences(name, attention):
+def worst_differences(name, attention, all_states=True):
     """All recorded numbers of one case against ours: a dict of `Difference` by what was compared."""
     if name == "embeddings":
         return _embedding_differences(golden(name))
-    case, (model, output, seen) = golden(name), run(name, attention)
-    recorded, encoder = case.outputs, seen["encoder"]
+    case, (model, output, seen) = golden(name), run(name, attention, all_states)
+    recorded = case.outputs
     ours = {
         "embedding_output": seen["embeddings"],
-        "sequence_output": encoder.last_hidden_state,
-        "pooled_output": encoder.pooler_output,
-        "additional_layer": encoder.last_hidden_state,
         "seq_relationship_score": getattr(output, "seq_relationship_logits", None),
-        **{f"encoded_layers.{i}": state for i, state in enumerate(output.hidden_states[1:])},
+        **{f"encoded_layers.{i}": state for i, state in enumerate((output.hidden_states or ())[1:])},
         **{f"attention_weights.{i}": weights for i, weights in enumerate(output.attentions or ())},
     }
+    if all_states:
+        last = output.hidden_states[-1]
+        ours |= {"sequence_output": last, "additional_layer": last, "pooled_output": model.visual_bert.pooler(last)}
     found = {key: compare(ours[key], recorded[key], "values") for key in ours if key in recorded}
     if "classifier_input" in recorded:
         found["classifier_input"] = compare(

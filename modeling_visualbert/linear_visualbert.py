@@ -1,0 +1,105 @@
+"""The linear layer of the model, on a CPU in the faster of the two matrix libraries that torch carries.
+
+Torch multiplies single-precision matrices with Intel's MKL, which keeps its AVX-512 kernels for Intel's processors: on others
+it runs at half the rate of the chip. oneDNN, which torch carries too (for convolutions), uses them everywhere. Both are
+single precision and differ by rounding only; figures are in `benchmarks/NOTES.md`.
+"""
+
+import re
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+def prefers_onednn() -> bool:
+    """Whether oneDNN multiplies single-precision matrices faster here: torch has both libraries, the processor has AVX-512 and is
+    not Intel's. A rule instead of a measurement, so that one machine always gives the same bits."""
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()):
+        return False
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise") or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    try:
+        vendor = re.search(r"^vendor_id\s*:\s*(\S+)", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE)
+    except OSError:
+        return False
+    return vendor is not None and vendor[1] != "GenuineIntel"
+
+
+_PREFERS_ONEDNN = prefers_onednn()
+
+
+def linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`torch.nn.functional.linear`, in the faster library."""
+    if not _onednn_takes(states, weight):
+        return F.linear(states, weight, bias)
+    if torch.is_grad_enabled():
+        return _OneDnnLinear.apply(states, weight, bias)
+    return _product(states, weight, bias)
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` in the faster library."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return linear(input, self.weight, self.bias)
+
+
+def _onednn_takes(states: torch.Tensor, weight: torch.Tensor) -> bool:
+    return (
+        _PREFERS_ONEDNN
+        and states.dtype is torch.float32
+        and weight.dtype is torch.float32
+        and states.device.type == "cpu"
+        and states.dim() > 1
+        and states.numel() > 0
+        # Not a quantised, distributed or otherwise special tensor.
+        and type(weight) in (torch.Tensor, nn.Parameter)
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_exporting()
+    )
+
+
+def _product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    if torch.compiler.is_compiling():  # its code generator takes this operator for constant weights only
+        return _opaque_product(states, weight, bias)
+    return torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
+
+
+@torch.library.custom_op("modeling_visualbert::onednn_linear", mutates_args=())
+def _opaque_product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
+
+
+@_opaque_product.register_fake
+def _(states, weight, bias):
+    return states.new_empty((*states.shape[:-1], weight.shape[0]))
+
+
+class _OneDnnLinear(torch.autograd.Function):
+    """The same with gradients, which are products of the same kind."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(states, weight, bias):
+        return _product(states, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        states, weight, bias = inputs
+        ctx.save_for_backward(states, weight)
+        ctx.has_bias = bias is not None
+
+    @staticmethod
+    def backward(ctx, gradient):
+        states, weight = ctx.saved_tensors
+        gradient_NO, states_NI = gradient.flatten(0, -2), states.flatten(0, -2)
+        for_states = linear(gradient, weight.t()) if ctx.needs_input_grad[0] else None
+        for_weight = linear(gradient_NO.t(), states_NI.t()) if ctx.needs_input_grad[1] else None
+        for_bias = gradient_NO.sum(dim=0) if ctx.has_bias and ctx.needs_input_grad[2] else None
+        return for_states, for_weight, for_bias
+
+
+__all__ = ["Linear", "linear", "prefers_onednn"]
