@@ -67,7 +67,8 @@ def _product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     return torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
 
 
-@torch.library.custom_op("modeling_visualbert::onednn_linear", mutates_args=())
+# Code from the Hub may be loaded beside the package: an operator for each.
+@torch.library.custom_op("modeling_visualbert::" + re.sub(r"\W", "_", __name__), mutates_args=())
 def _opaque_product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     return torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
 

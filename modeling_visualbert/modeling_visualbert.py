@@ -35,8 +35,8 @@ from .linear_visualbert import Linear
 from .modeling_grid_encoder import GridRegionEncoder
 from .modeling_region_detector import RegionDetector
 from .modeling_region_encoder import QueryRegionEncoder, RegionEncoder, RegionEncoderOutput
+from .packing_visualbert import Packing, packed_kernel
 from .pipeline_visualbert import PIPELINES
-from .packing_visualbert import Packing, can_pack
 
 # What checkpoints say to `trust_remote_code`. Each names every class: `transformers` has models of its own for this model
 # type, and an Auto class would silently build that one where ours is not named.
@@ -126,7 +126,9 @@ def _for_each_text(tensor: torch.Tensor, batch_size: int) -> torch.Tensor:
     """[B, ...] from one row for each text, or from one for each picture: pictures serve equally many texts, one after another."""
     num_pictures = tensor.shape[0]
     if batch_size % num_pictures:
-        raise ValueError(f"{num_pictures} pictures for {batch_size} texts; expected equally many texts about each picture")
+        raise ValueError(
+            f"{num_pictures} pictures for {batch_size} texts; expected equally many texts about each picture"
+        )
     return tensor[:, None].expand(-1, batch_size // num_pictures, *tensor.shape[1:]).flatten(0, 1)
 
 
@@ -163,7 +165,11 @@ class VisualBertSelfAttention(nn.Module):
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
 
     def forward(
-        self, queries: torch.Tensor, hidden_states: torch.Tensor, attention_mask: torch.Tensor | Packing | None, **kwargs
+        self,
+        queries: torch.Tensor,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | Packing | None,
+        **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         query, key, value = (
             layer(states).unflatten(-1, (-1, self.attention_head_size))
@@ -172,13 +178,11 @@ class VisualBertSelfAttention(nn.Module):
         weights = None
         if isinstance(attention_mask, Packing):
             context = attention_mask.attend(
-                lambda *heads, **lengths: self.attend(*heads, None, **lengths, **kwargs)[0],
-                self.config._attn_implementation.startswith("flash_attention"),
-                *(query, key, value),
+                lambda q, k, v, **lengths: self.attend(q, k, v, None, **lengths, **kwargs)[0], query, key, value
             )
         else:
-            heads = (states.transpose(1, 2) for states in (query, key, value))
-            context, weights = self.attend(*heads, attention_mask, **kwargs)
+            query, key, value = (states.transpose(1, 2) for states in (query, key, value))
+            context, weights = self.attend(query, key, value, attention_mask, **kwargs)
         return context.reshape(queries.shape).contiguous(), weights
 
     def attend(
@@ -306,7 +310,7 @@ class VisualBertLMPredictionHead(nn.Module):
     def __init__(self, config: VisualBertConfig):
         super().__init__()
         self.transform = VisualBertPredictionHeadTransform(config)
-        self.decoder = Linear(config.hidden_size, config.vocab_size)
+        self.decoder: nn.Linear = Linear(config.hidden_size, config.vocab_size)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -616,8 +620,9 @@ class VisualBertModel(VisualBertPreTrainedModel):
 
         Returns:
             `last_hidden_state` of shape `(batch_size, text_length + regions, hidden_size)` or, with `read_positions`,
-            `(batch_size, positions, hidden_size)`, and `pooler_output`. States of padding mean nothing. With late fusion (`config.bypass_transformer`) `hidden_states` and `attentions` hold the text-only layers followed by
-            the additional layer over text and regions.
+            `(batch_size, positions, hidden_size)`, and `pooler_output`. States of padding mean nothing. With late fusion
+            (`config.bypass_transformer`) `hidden_states` and `attentions` hold the text-only layers followed by the
+            additional layer over text and regions.
 
         Raises:
             ValueError: Both or none of `input_ids` and `inputs_embeds`, or both `pixel_values` and `visual_embeds`.
@@ -677,16 +682,16 @@ class VisualBertModel(VisualBertPreTrainedModel):
         knows of other positions is computed, unless all states or attentions are asked for."""
         implementation = self.config._attn_implementation
         all_wanted = any(
-            kwargs.get(name, getattr(self.config, name, False)) for name in ("output_attentions", "output_hidden_states")
+            kwargs.get(name, getattr(self.config, name, False))
+            for name in ("output_attentions", "output_hidden_states")
         )
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
-        if mask_BS is not None and not all_wanted and can_pack(states_BSD, implementation, dropout):
-            packing = Packing.from_mask(mask_BS)
+        kernel = None if all_wanted else packed_kernel(states_BSD, implementation, dropout)
+        if mask_BS is not None and kernel is not None:
+            packing = Packing.from_mask(mask_BS, kernel)
             if read_BP is None:
                 return packing.unpack(layers(packing.pack(states_BSD), packing, **kwargs))
-            return packing.restore_rows(
-                layers(packing.pack(states_BSD), packing, packing.places_of(read_BP), **kwargs)
-            )
+            return packing.restore_rows(layers(packing.pack(states_BSD), packing, packing.places_of(read_BP), **kwargs))
         mask = create_bidirectional_mask(config=self.config, inputs_embeds=states_BSD, attention_mask=mask_BS)
         if read_BP is None:
             return layers(states_BSD, mask, **kwargs)
@@ -795,9 +800,11 @@ class VisualBertForPreTraining(VisualBertPreTrainedModel):
 
         Both losses are means over their labels; a batch without labels has loss 0.
         """
+        if labels is not None:
+            labels = labels[:, : _text_length(input_ids, inputs_embeds)]
         only_loss = labels is not None and masked_positions is None and self.training
-        if only_loss and not torch.compiler.is_compiling():
-            masked_positions = _labelled_positions(labels[:, : _text_length(input_ids, inputs_embeds)])
+        if labels is not None and only_loss and not torch.compiler.is_compiling():
+            masked_positions = _labelled_positions(labels)
         read = None
         if masked_positions is not None:  # and [CLS], for the match
             read = F.pad(masked_positions.clamp(min=0), (1, 0))
@@ -821,8 +828,6 @@ class VisualBertForPreTraining(VisualBertPreTrainedModel):
         seq_relationship_logits = self.cls.seq_relationship(outputs.pooler_output)
         losses = []
         if labels is not None:
-            text_length = _text_length(input_ids, inputs_embeds)
-            labels = labels[:, :text_length]
             if masked_positions is not None:
                 labels = labels.gather(1, masked_positions.clamp(min=0)).masked_fill(masked_positions < 0, -100)
             losses.append(_cross_entropy(prediction_logits[:, : labels.shape[1]], labels, num_items_in_batch))

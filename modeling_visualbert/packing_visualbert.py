@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+varlen_attn: Any
 try:  # torch 2.10
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:
@@ -26,20 +27,22 @@ class Packing:
 
     Args:
         shape: B and S.
-        rows_B: Which row of the batch comes where.
-        lengths_B: Visible positions of each row, in packed order.
-        places_N: For each packed position its place `row * S + column` in the flattened batch.
+        row_order: [B], which row of the batch comes where.
+        row_lengths: [B], visible positions of each row, in packed order.
+        places: [N], for each packed position its place `row * S + column` in the flattened batch.
         groups: Length of a row and number of rows that have it, in packed order.
+        kernel: What attends to them, see [`packed_kernel`].
     """
 
     shape: tuple[int, int]
-    rows_B: torch.Tensor
-    lengths_B: torch.Tensor
-    places_N: torch.Tensor
+    row_order: torch.Tensor
+    row_lengths: torch.Tensor
+    places: torch.Tensor
     groups: tuple[tuple[int, int], ...]
+    kernel: str
 
     @classmethod
-    def from_mask(cls, mask_BS: torch.Tensor) -> "Packing":
+    def from_mask(cls, mask_BS: torch.Tensor, kernel: str = "rows") -> "Packing":
         """From a bool mask, True where visible, with any pattern. A row without anything visible keeps its first position.
 
         The lengths are needed outside of the tensors, so a mask on a GPU is waited for, once for all layers.
@@ -50,36 +53,34 @@ class Packing:
         row_N, column_N = mask_BS[rows_B].nonzero(as_tuple=True)
         places_N = rows_B[row_N] * mask_BS.shape[1] + column_N
         groups = tuple(Counter(lengths_B.tolist()).items())
-        return cls((mask_BS.shape[0], mask_BS.shape[1]), rows_B, lengths_B, places_N, groups)
+        return cls((mask_BS.shape[0], mask_BS.shape[1]), rows_B, lengths_B, places_N, groups, kernel)
 
     def pack(self, states_BSD: torch.Tensor) -> torch.Tensor:
         """[1, N, D] of [B, S, D]."""
-        return states_BSD.flatten(0, 1).index_select(0, self.places_N)[None]
+        return states_BSD.flatten(0, 1).index_select(0, self.places)[None]
 
     def unpack(self, states_1ND: torch.Tensor) -> torch.Tensor:
         """[B, S, D] of [1, N, D], zero where nothing is visible."""
         padded = states_1ND.new_zeros(self.shape[0] * self.shape[1], states_1ND.shape[-1])
-        return padded.index_copy(0, self.places_N, states_1ND[0]).unflatten(0, self.shape)
+        return padded.index_copy(0, self.places, states_1ND[0]).unflatten(0, self.shape)
 
     def places_of(self, read_BP: torch.Tensor) -> torch.Tensor:
         """Packed places of positions in the padded rows, rows in packed order; 0 for a position that is not visible."""
         packed = read_BP.new_zeros(self.shape[0] * self.shape[1])
-        packed[self.places_N] = torch.arange(len(self.places_N), device=packed.device, dtype=packed.dtype)
-        return packed.view(self.shape).gather(1, read_BP)[self.rows_B]
+        packed[self.places] = torch.arange(len(self.places), device=packed.device, dtype=packed.dtype)
+        return packed.view(self.shape).gather(1, read_BP)[self.row_order]
 
     def restore_rows(self, states_BPD: torch.Tensor) -> torch.Tensor:
         """Rows in packed order -> rows in the order of the batch."""
-        return states_BPD.index_select(0, self.rows_B.argsort())
+        return states_BPD.index_select(0, self.row_order.argsort())
 
-    def attend(
-        self, attend: Callable, takes_lengths: bool, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
-    ) -> torch.Tensor:
+    def attend(self, attend: Callable, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """
         Every row attends to itself.
 
         Args:
             attend: Attention of a dense batch: [B, H, queries, E], [B, H, S, E], [B, H, S, E] -> [B, queries, H, E].
-            takes_lengths: Whether it also takes a packed batch, with [`~Packing.varlen_arguments`].
+                The `"flash"` kernel gets the packed rows as a batch of one, and [`~Packing.varlen_arguments`].
             query: [1, N, H, E], or [B, P, H, E] with rows in packed order.
             key, value: [1, N, H, E].
 
@@ -87,20 +88,20 @@ class Packing:
             A tensor shaped like `query`.
         """
         num_queries = None if query.shape[:2] == key.shape[:2] else query.shape[1]
-        if takes_lengths or key.is_cuda:  # one kernel for all rows
-            packed = [tensor.flatten(0, 1) for tensor in (query, key, value)]
-            lengths = self.varlen_arguments(num_queries)
-            if not takes_lengths:
-                return varlen_attn(*packed, *lengths.values()).view_as(query)
-            return attend(*(tensor.transpose(0, 1)[None] for tensor in packed), **lengths).view_as(query)
-        sizes = [length * rows for length, rows in self.groups]
-        query_sizes = sizes if num_queries is None else [num_queries * rows for _, rows in self.groups]
-        split = (
-            tensor.flatten(0, 1).split(parts) for tensor, parts in ((query, query_sizes), (key, sizes), (value, sizes))
+        tensors = [tensor.flatten(0, 1) for tensor in (query, key, value)]
+        if self.kernel == "flash":
+            heads = (tensor.transpose(0, 1)[None] for tensor in tensors)
+            return attend(*heads, **self.varlen_arguments(num_queries)).view_as(query)
+        if self.kernel == "varlen":
+            return varlen_attn(*tensors, *self.varlen_arguments(num_queries).values()).view_as(query)
+        keys = [length * rows for length, rows in self.groups]
+        queries = keys if num_queries is None else [num_queries * rows for _, rows in self.groups]
+        parts = zip(
+            *(tensor.split(sizes) for tensor, sizes in zip(tensors, (queries, keys, keys), strict=True)), strict=True
         )
         contexts = [
-            attend(*(part.unflatten(0, (rows, -1)).transpose(1, 2) for part in parts)).flatten(0, 1)
-            for (_, rows), *parts in zip(self.groups, *split, strict=True)
+            attend(*(part.unflatten(0, (rows, -1)).transpose(1, 2) for part in group)).flatten(0, 1)
+            for (_, rows), group in zip(self.groups, parts, strict=True)
         ]
         return torch.cat(contexts).view_as(query)
 
@@ -110,7 +111,7 @@ class Packing:
         Args:
             num_queries: P; None when every position asks.
         """
-        starts = F.pad(self.lengths_B.cumsum(0), (1, 0)).to(torch.int32)
+        starts = F.pad(self.row_lengths.cumsum(0), (1, 0)).to(torch.int32)
         longest = self.groups[-1][0]
         if num_queries is None:
             return {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": longest, "max_length_k": longest}
@@ -123,22 +124,30 @@ class Packing:
         }
 
 
-def can_pack(states: torch.Tensor, implementation: str, dropout: float) -> bool:
-    """Whether attention without padding exists here.
+def packed_kernel(states: torch.Tensor, implementation: str, dropout: float) -> str | None:
+    """What attends to packed rows.
 
     Args:
         states: What goes into the encoder.
         implementation: Name of the attention implementation.
         dropout: Of the attention weights, now.
+
+    Returns:
+        `"rows"`: the implementation itself, once for all rows of one length (CPU). `"varlen"`: torch's kernel for rows of any
+        length (GPU, half precision, no dropout). `"flash"`: the implementation itself, told the lengths. None: nothing
+        does; rows have to be padded.
     """
     if torch.compiler.is_compiling():  # one graph for all lengths
-        return False
-    if states.is_cuda and implementation == "sdpa":  # torch's kernel is for half precision and has no dropout
-        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else states.dtype
-        return varlen_attn is not None and dropout == 0.0 and dtype in (torch.float16, torch.bfloat16)
-    return implementation.startswith("flash_attention") or (
-        states.device.type == "cpu" and implementation in ("eager", "sdpa")
-    )
+        return None
+    if implementation.startswith("flash_attention"):
+        return "flash"
+    if implementation not in ("eager", "sdpa"):
+        return None
+    if states.device.type == "cpu":
+        return "rows"
+    half = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else states.dtype
+    fits = states.is_cuda and dropout == 0.0 and half in (torch.float16, torch.bfloat16)
+    return "varlen" if fits and varlen_attn is not None and implementation == "sdpa" else None
 
 
-__all__ = ["Packing", "can_pack"]
+__all__ = ["Packing", "packed_kernel"]

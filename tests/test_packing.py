@@ -1,0 +1,352 @@
+"""Padding is not computed, nor what no head reads, and nothing changes by it; linear layers in the faster library."""
+
+import importlib.util
+
+import pytest
+import torch
+from helpers import HEADS, MODELS, inputs_for, labels_for, loss_of, meaningful, tiny_model
+from torch import nn
+from torch.nn import functional as F
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from modeling_visualbert import linear_visualbert, packing_visualbert
+from modeling_visualbert.linear_visualbert import Linear, linear
+from modeling_visualbert.packing_visualbert import Packing, packed_kernel
+
+close = {"atol": 2e-5, "rtol": 1e-5}
+ALL = list(MODELS)
+MASK = torch.tensor([[1, 1, 1, 0, 1], [0, 1, 0, 0, 1], [1, 1, 1, 1, 1], [1, 0, 1, 0, 0], [0, 0, 0, 0, 0]]).bool()
+
+
+def base_of(model):
+    return getattr(model, "visual_bert", model)
+
+
+def all_positions(model, inputs, **labels):
+    """The full computation: every position of a padded batch in every layer."""
+    return model(**inputs, **labels, output_hidden_states=True)
+
+
+def gradients(head, model, inputs, **options):
+    model.zero_grad()
+    loss_of(head, model, {**inputs, **options}).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+# --------------------------------------------------------------------------------------------- what is computed, exactly
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
+@pytest.mark.parametrize("head", ALL)
+def test_results_equal_the_full_computation(head, late, attention):
+    model, inputs = tiny_model(head, bypass_transformer=late), inputs_for(head, batch=5)
+    model.set_attn_implementation(attention)
+    expected = meaningful(head, all_positions(model, inputs), inputs)
+    torch.testing.assert_close(meaningful(head, model(**inputs), inputs), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
+@pytest.mark.parametrize("head", HEADS)
+def test_gradients_equal_those_of_the_full_computation(head, late):
+    model, inputs = tiny_model(head, bypass_transformer=late).train(), inputs_for(head, batch=5)
+    expected = gradients(head, model, inputs, output_hidden_states=True)
+    torch.testing.assert_close(gradients(head, model, inputs), expected, **close)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_neither_padding_nor_unread_positions_are_computed(head):
+    model, inputs = tiny_model(head).train(), inputs_for(head, batch=5)
+    rows = []
+    for layer in base_of(model).encoder.layer:
+        layer.intermediate.register_forward_hook(lambda _, args, output: rows.append(output[..., 0].numel()))
+    model(**inputs, **labels_for(head, inputs))
+    visible = int(inputs["attention_mask"].sum() + inputs["visual_attention_mask"].sum())
+    texts = inputs["attention_mask"].flatten(0, -2).shape[0]
+    most_labels = int((labels_for(head, inputs)["labels"] != -100).sum(1).max()) if head == "pretraining" else 0
+    read = {"pretraining": 1 + most_labels, "flickr30k": 4 + inputs["visual_embeds"].shape[1]}.get(head, 1)
+    assert rows == [visible, texts * read]
+
+
+def test_positions_may_be_invisible_in_any_pattern():
+    model, inputs = tiny_model("base"), inputs_for("base", batch=5, text=9, regions=5)
+    inputs["visual_attention_mask"] = MASK.long()
+    inputs["attention_mask"][1, 3] = 0
+    expected, found = all_positions(model, inputs).last_hidden_state, model(**inputs).last_hidden_state
+    visible = torch.cat((inputs["attention_mask"].bool(), MASK), dim=1)
+    torch.testing.assert_close(found[visible], expected[visible], **close)
+    assert not found[~visible].any()
+
+
+@pytest.mark.parametrize("all_wanted", [False, True])
+def test_read_positions_are_those_of_the_full_states(all_wanted):
+    model, inputs = tiny_model("base"), inputs_for("base")
+    read = torch.tensor([[3, 0, 9], [1, 1, 0], [0, 2, 9]])
+    output = model(**inputs, read_positions=read, output_hidden_states=all_wanted)
+    expected = model(**inputs)
+    for row in range(3):
+        torch.testing.assert_close(output.last_hidden_state[row], expected.last_hidden_state[row, read[row]], **close)
+    torch.testing.assert_close(output.pooler_output[2], expected.pooler_output[2], **close)
+    if all_wanted:
+        assert output.hidden_states[-1].shape == expected.last_hidden_state.shape
+
+
+def test_rows_without_anything_visible_stay_finite():
+    model, inputs = tiny_model("base"), inputs_for("base")
+    expected = model(**inputs).last_hidden_state
+    inputs["attention_mask"][1] = inputs["visual_attention_mask"][1] = 0
+    found = model(**inputs).last_hidden_state
+    assert found.isfinite().all()
+    torch.testing.assert_close(found[[0, 2]], expected[[0, 2]], **close)
+
+
+def test_checkpointed_layers_take_packed_rows():
+    model, inputs = tiny_model("vqa").train(), inputs_for("vqa", batch=4)
+    expected = gradients("vqa", model, inputs)
+    model.activation_checkpointing_enable()
+    torch.testing.assert_close(gradients("vqa", model, inputs), expected, **close)
+
+
+# ------------------------------------------------------------------------------------------------- masked-LM positions
+
+
+def test_only_the_loss_is_returned_for_labels_in_training():
+    model, inputs = tiny_model("pretraining"), inputs_for("pretraining")
+    labels = labels_for("pretraining", inputs)
+    evaluated, trained = model(**inputs, **labels), model.train()(**inputs, **labels)
+    torch.testing.assert_close(trained.loss, evaluated.loss, **close)
+    torch.testing.assert_close(trained.seq_relationship_logits, evaluated.seq_relationship_logits, **close)
+    assert trained.prediction_logits is None
+    assert evaluated.prediction_logits.shape[1] == sum(inputs[name].shape[1] for name in ("input_ids", "visual_embeds"))
+    assert model(**inputs).prediction_logits is not None  # without labels there is no other use
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_masked_positions_choose_what_is_scored(training):
+    model, inputs = tiny_model("pretraining"), inputs_for("pretraining")
+    labels = labels_for("pretraining", inputs)
+    everything = model(**inputs, **labels)
+    places = [row.nonzero()[:, 0] for row in labels["labels"] != -100]
+    positions = nn.utils.rnn.pad_sequence(places, batch_first=True, padding_value=-1)
+    output = model.train(training)(**inputs, **labels, masked_positions=positions)
+    torch.testing.assert_close(output.loss, everything.loss, **close)
+    for found, expected, place in zip(output.prediction_logits, everything.prediction_logits, places, strict=True):
+        torch.testing.assert_close(found[: len(place)], expected[place], **close)
+    without = model(**inputs, masked_positions=positions)
+    assert without.loss is None and torch.equal(without.prediction_logits, output.prediction_logits)
+    first = model(**inputs, labels=labels["labels"], masked_positions=positions[:, :1])
+    some = torch.full_like(labels["labels"], -100)
+    for row, place in enumerate(places):
+        some[row, place[:1]] = labels["labels"][row, place[:1]]
+    torch.testing.assert_close(first.loss, model.eval()(**inputs, labels=some).loss, **close)
+
+
+# --------------------------------------------------------------------------------------- one picture for several texts
+
+
+@pytest.mark.parametrize("name", ["visual_embeds", "visual_attention_mask", "visual_token_type_ids", None])
+def test_each_picture_serves_the_texts_that_follow(name):
+    model, inputs = tiny_model("vqa"), inputs_for("vqa", batch=6)
+    shared = [name] if name else ["visual_embeds", "visual_attention_mask", "visual_token_type_ids"]
+    few = {**inputs, **{key: inputs[key][::3] for key in shared}}
+    many = {**inputs, **{key: inputs[key][::3].repeat_interleave(3, dim=0) for key in shared}}
+    projected = []
+    base_of(model).embeddings.visual_projection.register_forward_hook(lambda _, args, out: projected.append(len(out)))
+    torch.testing.assert_close(model(**few).logits, model(**many).logits, **close)
+    assert projected == [2 if "visual_embeds" in shared else 6, 6]
+
+
+def test_pictures_that_do_not_divide_the_texts_are_refused():
+    inputs = inputs_for("vqa", batch=6)
+    with pytest.raises(ValueError, match="4 pictures for 6 texts"):
+        tiny_model("vqa")(**{**inputs, "visual_embeds": inputs["visual_embeds"][:4]})
+
+
+# -------------------------------------------------------------------------------------------------------------- packing
+
+
+def attend_rows(query, key, value, starts_q, starts_k, longest_q, longest_k):
+    """Variable-length attention as GPU kernels define it: [N, heads, size], rows begin at `starts`."""
+    lengths = starts_k.diff()
+    assert starts_q.dtype == starts_k.dtype == torch.int32 and longest_k == lengths.max()
+    assert longest_q == starts_q.diff().max() and starts_q[-1] == len(query) and starts_k[-1] == len(key)
+    rows = []
+    for row in range(len(lengths)):
+        q, k, v = (
+            tensor[starts[row] : starts[row + 1]].transpose(0, 1)
+            for tensor, starts in ((query, starts_q), (key, starts_k), (value, starts_k))
+        )
+        rows.append(F.scaled_dot_product_attention(q, k, v).transpose(0, 1))
+    return torch.cat(rows)
+
+
+def dense(query, key, value):
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+
+
+def test_packing_keeps_every_visible_state_in_place():
+    packing, states = Packing.from_mask(MASK), torch.randn(5, 5, 3)
+    packed = packing.pack(states)
+    assert packed.shape == (1, 14, 3) and packing.groups == ((1, 1), (2, 2), (4, 1), (5, 1))
+    kept = MASK.clone()
+    kept[4, 0] = True  # a row without anything visible keeps its first position
+    assert torch.equal(packing.unpack(packed), states * kept[..., None])
+    read = torch.tensor([[4, 0], [1, 4], [2, 3], [2, 0], [0, 3]])
+    found = packing.restore_rows(packed[0][packing.places_of(read)])
+    for row in range(4):
+        assert torch.equal(found[row], states[row, read[row]])
+
+
+@pytest.mark.parametrize("reads", [None, 1, 3])
+@pytest.mark.parametrize("kernel", ["varlen", "rows"])
+def test_kernels_attend_within_rows(kernel, reads, monkeypatch):
+    monkeypatch.setattr(packing_visualbert, "varlen_attn", attend_rows)
+    packing = Packing.from_mask(MASK, kernel)
+    query, key, value = torch.randn(3, 1, 14, 2, 8)
+    if reads:
+        query = torch.randn(5, reads, 2, 8)
+    found = packing.attend(dense, query, key, value)
+    starts = F.pad(packing.row_lengths.cumsum(0), (1, 0))
+    queries = starts if reads is None else reads * torch.arange(6)
+    expected = torch.cat(
+        [
+            dense(*(t[None].transpose(1, 2) for t in (q, k, v)))[0]
+            for q, k, v in zip(
+                *(
+                    t.flatten(0, 1).split(s.diff().tolist())
+                    for t, s in ((query, queries), (key, starts), (value, starts))
+                ),
+                strict=True,
+            )
+        ]
+    )
+    assert found.shape == query.shape
+    torch.testing.assert_close(found.flatten(0, 1), expected, **close)
+
+
+@pytest.mark.parametrize("head", ALL)
+def test_the_gpu_kernel_of_torch_gives_the_same(head, monkeypatch):
+    """The path of a GPU, with its kernel replaced by a loop over rows."""
+    model, inputs = tiny_model(head), inputs_for(head, batch=5)
+    expected = meaningful(head, model(**inputs), inputs)
+    calls = []
+    monkeypatch.setattr(packing_visualbert, "varlen_attn", lambda *args: (calls.append(1), attend_rows(*args))[1])
+    monkeypatch.setattr("modeling_visualbert.modeling_visualbert.packed_kernel", lambda *_: "varlen")
+    torch.testing.assert_close(meaningful(head, model(**inputs), inputs), expected, **close)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("head", ALL)
+def test_flash_attention_is_told_the_lengths(head, monkeypatch):
+    """The call that `transformers` hands on to flash-attention, answered by a loop over rows."""
+
+    def flash(module, query, key, value, attention_mask, dropout, scaling, **kwargs):
+        assert attention_mask is None and query.shape[0] == 1
+        names = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+        heads = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        calls.append(dropout)
+        return attend_rows(*heads, *(kwargs[name] for name in names))[None], None
+
+    model, inputs = tiny_model(head), inputs_for(head, batch=5)
+    expected = meaningful(head, model(**inputs), inputs)
+    calls = []
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_attention_2", flash)
+    monkeypatch.setattr(model.config, "_attn_implementation_internal", "flash_attention_2")
+    for module in model.modules():
+        if hasattr(module, "config"):
+            monkeypatch.setattr(module.config, "_attn_implementation_internal", "flash_attention_2")
+    torch.testing.assert_close(meaningful(head, model(**inputs), inputs), expected, **close)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "implementation", "dropout", "kernel"),
+    [
+        ("cpu", torch.float32, "sdpa", 0.1, "rows"),
+        ("cpu", torch.float32, "eager", 0.0, "rows"),
+        ("cpu", torch.float32, "flex_attention", 0.0, None),
+        ("cuda", torch.bfloat16, "sdpa", 0.0, "varlen"),
+        ("cuda", torch.bfloat16, "sdpa", 0.1, None),
+        ("cuda", torch.bfloat16, "eager", 0.0, None),
+        ("cuda", torch.float32, "sdpa", 0.0, None),
+        ("cuda", torch.bfloat16, "flash_attention_2", 0.1, "flash"),
+        ("meta", torch.float32, "sdpa", 0.0, None),
+    ],
+)
+def test_which_kernel(device, dtype, implementation, dropout, kernel):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    if device == "cuda":
+        with FakeTensorMode():  # a tensor that says it lies on a GPU
+            states = torch.empty(1, device="cuda", dtype=dtype)
+            assert packed_kernel(states, implementation, dropout) == kernel
+    else:
+        assert packed_kernel(torch.empty(1, device=device, dtype=dtype), implementation, dropout) == kernel
+
+
+# -------------------------------------------------------------------------------------------------------- linear layers
+
+
+@pytest.fixture
+def onednn(monkeypatch):
+    """The faster library is taken wherever it exists, also on machines where it is not the faster one."""
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("this build of torch has no oneDNN")
+    monkeypatch.setattr(linear_visualbert, "_PREFERS_ONEDNN", True)
+
+
+@pytest.mark.parametrize("shape", [(3, 7), (2, 4, 7), (7,), (2, 0, 7)], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_equals_that_of_torch(onednn, shape, bias):
+    ours, theirs = Linear(7, 5, bias=bias), nn.Linear(7, 5, bias=bias)
+    theirs.load_state_dict(ours.state_dict())
+    found = []
+    for layer in (ours, theirs):
+        states = torch.randn(shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        output = layer(states)
+        found.append([output, *torch.autograd.grad(output.sin().sum(), [states, *layer.parameters()])])
+        with torch.no_grad():
+            found[-1].append(layer(states))
+    torch.testing.assert_close(*found, **close)
+
+
+def test_linear_takes_the_faster_library(onednn):
+    states, weight = torch.randn(4, 7, requires_grad=True), torch.randn(5, 7)
+    assert type(linear(states, weight).grad_fn).__name__ == "_OneDnnLinearBackward"
+    for other in (states.double(), states.bfloat16()):
+        assert "OneDnn" not in type(linear(other, weight.to(other.dtype)).grad_fn).__name__
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(states, weight).dtype == torch.bfloat16
+
+
+def test_linear_differentiates_twice(onednn):
+    states, weight = torch.randn(4, 7, requires_grad=True), torch.randn(5, 7, requires_grad=True)
+    found = []
+    for product in (linear, F.linear):
+        (gradient,) = torch.autograd.grad(product(states, weight).sin().sum(), states, create_graph=True)
+        found.append(torch.autograd.grad(gradient.square().sum(), weight)[0])
+    torch.testing.assert_close(*found, **close)
+
+
+def test_linear_compiles_in_one_graph(onednn):
+    layer = Linear(7, 5)
+    torch.compiler.reset()
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    for rows in (3, 5):
+        states = torch.randn(rows, 7, requires_grad=True)
+        output = compiled(states)
+        torch.testing.assert_close(output, layer(states), **close)
+        (found,) = torch.autograd.grad(output.sum(), states)
+        torch.testing.assert_close(found, layer.weight.sum(0).expand(rows, -1), **close)
+
+
+def test_the_file_of_the_linear_layer_loads_twice():
+    """Code from the Hub lies in a folder of its own, and may be loaded beside the package."""
+    spec = importlib.util.spec_from_file_location("another_linear", linear_visualbert.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    states, weight = torch.randn(4, 7), torch.randn(5, 7)
+    torch.testing.assert_close(module.linear(states, weight), linear(states, weight))
+    torch.compiler.reset()
+    compiled = torch.compile(linear, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(states, weight), F.linear(states, weight), **close)
