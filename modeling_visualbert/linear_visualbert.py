@@ -30,6 +30,9 @@ def prefers_onednn() -> bool:
 _PREFERS_ONEDNN = prefers_onednn()
 
 
+_WORTHWHILE = 2**22  # multiplications from which on the faster library wins back what calling it costs
+
+
 def linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`torch.nn.functional.linear`, in the faster library."""
     if not _onednn_takes(states, weight):
@@ -53,7 +56,7 @@ def _onednn_takes(states: torch.Tensor, weight: torch.Tensor) -> bool:
         and weight.dtype is torch.float32
         and states.device.type == "cpu"
         and states.dim() > 1
-        and states.numel() > 0
+        and (torch.compiler.is_compiling() or states.numel() * weight.shape[0] >= _WORTHWHILE)
         # Not a quantised, distributed or otherwise special tensor.
         and type(weight) in (torch.Tensor, nn.Parameter)
         and not torch.is_autocast_enabled("cpu")
@@ -70,6 +73,8 @@ def _product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
 # Code from the Hub may be loaded beside the package: an operator for each.
 @torch.library.custom_op("modeling_visualbert::" + re.sub(r"\W", "_", __name__), mutates_args=())
 def _opaque_product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    if states.numel() == 0:
+        return F.linear(states, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
 
 

@@ -293,6 +293,7 @@ def onednn(monkeypatch):
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("this build of torch has no oneDNN")
     monkeypatch.setattr(linear_visualbert, "_PREFERS_ONEDNN", True)
+    monkeypatch.setattr(linear_visualbert, "_WORTHWHILE", 1)
 
 
 @pytest.mark.parametrize("shape", [(3, 7), (2, 4, 7), (7,), (2, 0, 7)], ids=str)
@@ -313,6 +314,7 @@ def test_linear_equals_that_of_torch(onednn, shape, bias):
 def test_linear_takes_the_faster_library(onednn):
     states, weight = torch.randn(4, 7, requires_grad=True), torch.randn(5, 7)
     assert type(linear(states, weight).grad_fn).__name__ == "_OneDnnLinearBackward"
+    assert "OneDnn" not in type(linear(states[:0], weight).grad_fn).__name__
     for other in (states.double(), states.bfloat16()):
         assert "OneDnn" not in type(linear(other, weight.to(other.dtype)).grad_fn).__name__
     with torch.autocast("cpu", torch.bfloat16):

@@ -22,6 +22,7 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset, concatenate_datasets
 from PIL import Image
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from ..corpus.scenes import COLORS, SHAPES
@@ -207,6 +208,10 @@ def _collate(tokenizer: Any, pictures: Pictures, rows: Rows) -> Batch:
     batch["labels"] = torch.full(batch["input_ids"].shape, -100)
     for labels, row in zip(batch["labels"], rows, strict=True):
         labels[: len(row.labels)] = torch.tensor(row.labels)
+    # Known here, so that no device has to be asked for them.
+    batch["masked_positions"] = pad_sequence(
+        [labels.nonzero()[:, 0] for labels in batch["labels"] != -100], batch_first=True, padding_value=-1
+    )
     # Rows without a match label (probes) do not count: -100.
     batch["sentence_image_labels"] = torch.tensor([-100 if row.match is None else row.match for row in rows])
     if pictures.get is None:
@@ -239,7 +244,8 @@ def _predict(outputs: Any, rows: Rows) -> Predictions:
     best = outputs["prediction_logits"].argmax(dim=-1).tolist()
     predictions = []
     for row, found, score in zip(rows, best, match, strict=True):
-        pieces = [[found[place], label] for place, label in enumerate(row.labels) if label != -100]
+        labels = [label for label in row.labels if label != -100]
+        pieces = [[piece, label] for piece, label in zip(found, labels, strict=False)]  # padding follows
         record = {"id": row.id, "pieces": pieces}
         predictions.append(record if row.match is None else {**record, "match": score, "match_label": row.match})
     return predictions

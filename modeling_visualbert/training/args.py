@@ -38,6 +38,9 @@ class TrainArgs:
     mixed_precision: str = field(
         default="no", metadata={"help": "precision of forward and backward passes", "choices": ["no", "bf16", "fp16"]}
     )
+    compile: bool = field(
+        default=False, metadata={"help": "let torch compile the model; the first steps take longer, later ones less"}
+    )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "trade time for memory"})
     seed: int = field(default=0, metadata={"help": "decides initialisation, order and dropout"})
     num_workers: int = field(default=0, metadata={"help": "processes that prepare batches"})

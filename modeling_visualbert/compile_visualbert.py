@@ -1,0 +1,39 @@
+"""Compilation of a model in place, where the machine can compile at all."""
+
+import logging
+import os
+import shutil
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
+
+logger = logging.getLogger(__name__)
+
+
+def compile_model(model: nn.Module) -> bool:
+    """
+    Compile the forward pass of a model in place: the first call takes about a minute, later ones less than before.
+
+    One graph serves all lengths and batch sizes (a batch of one gets its own), so it works on padded batches; on a CPU, where
+    padding is not computed otherwise, ragged batches are faster without it (`benchmarks/NOTES.md`).
+
+    Returns:
+        Whether it will be compiled. Without a C++ compiler it is not, one line of the log says so, and the model runs as it did.
+    """
+    if not _has_compiler():
+        logger.warning("no C++ compiler (g++, clang++ or $CXX) on this machine: the model runs without compilation")
+        return False
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            maybe_install_capturing_hooks(module)  # its lock cannot be traced
+    model.compile(dynamic=True)
+    return True
+
+
+def _has_compiler() -> bool:
+    names = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++", "cl"]
+    return any(shutil.which(name) for name in names)
+
+
+__all__ = ["compile_model"]
