@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # What `accelerate config` would ask; override for your machines: make vqa LAUNCH="--multi_gpu --num_processes 8"
 LAUNCH ?= --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: vqa nlvr2 vcr flickr30k pretraining test test-slow test-browser check format detector golden clean
+.PHONY: vqa nlvr2 vcr flickr30k pretraining test test-slow test-browser check format detector golden bench clean
 
 vqa: $(VENV)/.train ## train on the embedded corpus and score it
 	$(BIN)/accelerate launch $(LAUNCH) examples/run_vqa.py --output_dir runs/vqa --resume
@@ -48,6 +48,9 @@ detector: $(VENV)/.dev ## train the region detector that ships with the package
 
 golden: $(VENV)/.dev ## worst difference to the authors' code, case by case
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/golden_table.py
+
+bench: $(VENV)/.dev ## our classes beside those of transformers: a table, and a line of benchmarks/results.jsonl
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_stock.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

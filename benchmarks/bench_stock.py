@@ -53,12 +53,14 @@ class Workload:
         goal: The ratio to reach, or None.
         sides: Builds what takes turns: two functions without arguments, of stock and ours.
         products: Whether time is spent in linear layers (then their share of the machine's rate is shown).
+        memory: Whether to measure peak memory.
     """
 
     title: str
     goal: float | None
     sides: Callable[[], dict[str, Callable[[], Any]]]
     products: bool = True
+    memory: bool = False
 
 
 # ------------------------------------------------------------------------------------------------------------ inputs
@@ -220,9 +222,8 @@ def feature_loading() -> dict[str, Callable[[], Any]]:
     features = {i: torch.randn(100, 2048, generator=generator) for i in range(64)}
     for i, feature in features.items():
         np.save(folder / f"{i}.npy", feature.half().numpy())
-    write_store(
-        folder / "store", ((i, {"visual_embeds": feature}) for i, feature in features.items()), {"detector": "random"}
-    )
+    rows = ((i, {"visual_embeds": feature.numpy()}) for i, feature in features.items())
+    write_store(folder / "store", rows, 2048, "random", "float16")
     store = FeatureStore(folder / "store")
 
     return {
@@ -247,6 +248,7 @@ WORKLOADS = {
         "VCR, 4 x 4 choices, 20 to 128 + 5 to 30",
         1.8,
         lambda: answering("VisualBertForMultipleChoice", vcr_inputs(), visual_embedding_dim=512),
+        memory=True,
     ),
     "nlvr2": Workload(
         "NLVR2, 2 x (15 to 30 + 288)",
@@ -257,6 +259,7 @@ WORKLOADS = {
         "pre-training step, 8 x (36 + 100)",
         1.5,
         lambda: training("VisualBertForPreTraining", pretraining_inputs(), visual_embedding_dim=2048),
+        memory=True,
     ),
     "finetuning": Workload(
         "fine-tuning step VQA, 16 x (8 to 20 + 36)",
@@ -273,19 +276,20 @@ WORKLOADS = {
 # ------------------------------------------------------------------------------------------------------- measurement
 
 
-def machine_rate(repeats: int = 15) -> float:
-    """GFLOP/s of one large single-precision product in the faster library: the best of several."""
+def machine_rate(repeats: int = 8) -> float:
+    """GFLOP/s of one large single-precision product in the faster library: the median of several."""
     states, weight = torch.randn(1024, 768), torch.randn(3072, 768)
     with torch.inference_mode():
-        best = min(seconds(lambda: linear(states, weight)) for _ in range(repeats))
-    return 2 * states.shape[0] * weight.numel() / best / 1e9
+        typical = statistics.median(seconds(lambda: linear(states, weight)) for _ in range(repeats))
+    return 2 * states.shape[0] * weight.numel() / typical / 1e9
 
 
 def seconds(call: Callable[[], Any]) -> float:
-    """Time of one call."""
-    start = time.perf_counter()
+    """Time of one call: that of the processor with one thread, so that other work on the machine does not count."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
     call()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def product_gflop(call: Callable[[], Any]) -> float:
@@ -311,7 +315,9 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
     for call in sides.values():
         call()
     times: dict[str, list[float]] = {side: [] for side in sides}
+    rates = []
     for number in range(repeats):
+        rates.append(machine_rate())
         for side in list(sides)[:: 1 if number % 2 else -1]:
             times[side].append(seconds(sides[side]))
     ratios = [theirs / ours for theirs, ours in zip(times["stock"], times["ours"], strict=True)]
@@ -322,7 +328,7 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
     }
     if workload.products:
         found |= {f"{side}_gflop": product_gflop(call) for side, call in sides.items()}
-        found["rate"] = machine_rate()
+        found["rate"] = statistics.median(rates)
     return found
 
 
@@ -339,8 +345,7 @@ def print_memory(name: str, side: str) -> None:
     call = sides.pop(side)
     sides.clear()
     before = _resident_mib()
-    resetting = Path("/proc/self/clear_refs")
-    resetting.write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     call()
     call()
     print(_peak_mib() - before)
@@ -403,7 +408,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|---|")
     for name in args.only:
         found = measure(name, args.repeats)
-        if not args.skip_memory and WORKLOADS[name].products:
+        if not args.skip_memory and WORKLOADS[name].memory:
             found |= {f"{side}_mib": peak_memory(name, side) for side in ("stock", "ours")}
         record["workloads"][name] = found
         print(row(name, found), flush=True)

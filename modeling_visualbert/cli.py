@@ -22,6 +22,7 @@ from .convert_region_detector import convert_region_detector, is_region_detector
 from .corpus.build import CorpusConfig, ensure_corpus
 from .data.vcr import read_metadata
 from .explain_visualbert import explain_answers
+from .export import export_onnx, load_head
 from .features.convert import READERS, convert_features
 from .features.extract import (
     ExtractionOptions,
@@ -140,6 +141,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--dry_run", action="store_true", help="build it, try it out, list the files; send nothing")
     command.add_argument("--folder", help="build the repository here and keep it; must not exist")
     command.set_defaults(run=_push)
+
+    command = commands.add_parser("export", help="write a checkpoint as an ONNX file for onnxruntime")
+    command.add_argument("model", help="folder or Hub name of a checkpoint with a head")
+    command.add_argument("target", help="the .onnx file to write")
+    command.add_argument("--int8", action="store_true", help="8-bit integers in the linear layers")
+    command.set_defaults(run=_export)
 
     command = commands.add_parser("corpus", help="build the embedded corpus and print where it is")
     command.set_defaults(run=_corpus)
@@ -490,6 +497,11 @@ def _push(args: argparse.Namespace) -> None:
         print(f"{size:>14,}  {name}")
     print(f"{sum(pushed.files.values()):>14,}  bytes in {len(pushed.files)} files")
     print("nothing was sent (--dry_run)" if pushed.url is None else pushed.url)
+
+
+def _export(args: argparse.Namespace) -> None:
+    inputs = export_onnx(load_head(args.model), args.target, args.int8)
+    print(f"{args.target}: inputs {', '.join(inputs)}")
 
 
 def _corpus(args: argparse.Namespace) -> None:

@@ -397,6 +397,7 @@ def test_nothing_in_a_file_runs_foreign_code(path):
 HUB_FILES = [
     path
     for pattern in (
+        "compile_*",
         "configuration_*",
         "detection_*",
         "explain_*",
@@ -415,6 +416,7 @@ HUB_FILES = [
 
 def test_all_hub_files_are_looked_at():
     assert {path.stem for path in HUB_FILES} == {
+        "compile_visualbert",
         "configuration_grid_encoder",
         "configuration_region_detector",
         "configuration_region_encoder",

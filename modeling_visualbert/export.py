@@ -1,0 +1,117 @@
+"""Checkpoints for other run-times: ONNX files of the heads, int8 on a CPU.
+
+Exported is what answers from regions: text and region features in, logits out, any number of texts, words and regions. Region
+encoders stay in PyTorch.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PreTrainedModel
+
+from . import modeling_visualbert
+from .modeling_visualbert import VisualBertForMultipleChoice, VisualBertForRegionToPhraseAlignment
+
+_NEEDS = 'ONNX export needs more packages: pip install "modeling-visualbert[onnx]"'
+
+
+def export_onnx(model: PreTrainedModel, path: str | Path, int8: bool = False) -> list[str]:
+    """Write a model with a head as an ONNX file with dynamic axes, for onnxruntime or others.
+
+    Args:
+        model: Any of the five heads.
+        path: The file to write.
+        int8: Store and multiply the weights of linear layers as 8-bit integers (activations are quantised as they come).
+
+    Returns:
+        Names of the inputs, which are arguments of the model's `forward`; masks and segments are all needed.
+
+    Raises:
+        ImportError: The packages of the extra `onnx` are missing.
+        ValueError: The model has no head.
+    """
+    if not hasattr(model, "visual_bert"):
+        raise ValueError(f"{type(model).__name__} has no head to export; expected one of the five heads")
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+    except ImportError as error:
+        raise ImportError(_NEEDS) from error
+    inputs, axes = _example_inputs(model)
+    names = ["prediction_logits", "seq_relationship_logits"] if hasattr(model.cls, "seq_relationship") else []
+    names = ["logits"] if isinstance(model, VisualBertForRegionToPhraseAlignment) or not names else names
+    path = Path(path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        draft = Path(folder) / "model.onnx"
+        with torch.no_grad():
+            torch.onnx.export(
+                model.eval(),
+                kwargs=inputs,
+                f=str(draft),
+                input_names=list(inputs),
+                output_names=names,
+                dynamic_shapes=axes,
+                dynamo=True,
+                external_data=False,
+                verbose=False,
+            )
+        if int8:
+            quantize_dynamic(draft, Path(folder) / "int8.onnx", per_channel=True, weight_type=QuantType.QInt8)
+            draft = Path(folder) / "int8.onnx"
+        draft.replace(path)
+    return list(inputs)
+
+
+def load_head(folder: str | Path) -> PreTrainedModel:
+    """A checkpoint with the head that its configuration names.
+
+    Raises:
+        ValueError: It names none of ours.
+    """
+    names = AutoConfig.from_pretrained(folder).architectures or ["no class"]
+    if names[0] not in modeling_visualbert.__all__:
+        raise ValueError(f"{folder} is a checkpoint of {names[0]}; expected a head of VisualBERT")
+    return getattr(modeling_visualbert, names[0]).from_pretrained(folder).eval()
+
+
+def _example_inputs(model: PreTrainedModel) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Inputs of a head, no two sizes equal, and the names of their axes."""
+    batch, choices, words, regions, phrases, aligned = 2, 3, 9, 7, 5, 4
+    size = {name: torch.export.Dim(name, min=2, max=512) for name in ("words", "regions", "phrases", "aligned")}
+    size["batch"] = torch.export.Dim("batch", max=65536)
+    size["choices"] = torch.export.Dim("choices", max=512)
+    rows: tuple[int, ...] = (batch,)
+    row_axes: tuple[str, ...] = ("batch",)
+    shared: dict[str, tuple[torch.Tensor, tuple[str, ...]]] = {}
+    if isinstance(model, VisualBertForMultipleChoice):
+        rows, row_axes = (batch, choices), ("batch", "choices")
+        shared["image_text_alignment"] = (
+            torch.zeros(*rows, regions, aligned, dtype=torch.long),
+            (*row_axes, "regions", "aligned"),
+        )
+    if isinstance(model, VisualBertForRegionToPhraseAlignment):
+        shared["region_to_phrase_position"] = torch.ones(batch, phrases, dtype=torch.long), ("batch", "phrases")
+    ones, seen = torch.ones(*rows, words, dtype=torch.long), torch.ones(batch, regions, dtype=torch.long)
+    features = torch.randn(batch, regions, model.config.visual_embedding_dim)
+    given = {
+        "input_ids": (ones, (*row_axes, "words")),
+        "attention_mask": (ones, (*row_axes, "words")),
+        "token_type_ids": (torch.zeros_like(ones), (*row_axes, "words")),
+        "visual_embeds": (features, ("batch", "regions", None)),
+        "visual_attention_mask": (seen, ("batch", "regions")),
+        "visual_token_type_ids": (torch.zeros_like(seen), ("batch", "regions")),
+        **shared,
+    }
+    inputs = {name: tensor.clone() for name, (tensor, _) in given.items()}
+    axes = {
+        name: {i: size[axis] for i, axis in enumerate(names) if axis is not None} for name, (_, names) in given.items()
+    }
+    return inputs, axes
+
+
+__all__ = ["export_onnx", "load_head"]

@@ -1,0 +1,55 @@
+"""Compilation in place, and what happens where nothing can be compiled."""
+
+import logging
+
+import pytest
+import torch
+from helpers import inputs_for, meaningful, tiny_model
+from test_training import toy_args, toy_task
+
+from modeling_visualbert import compile_visualbert
+from modeling_visualbert.compile_visualbert import compile_model
+from modeling_visualbert.data.files import read_json_lines
+from modeling_visualbert.training.loop import train
+
+
+def test_without_a_compiler_the_model_runs_as_it_did(monkeypatch, caplog):
+    model, inputs = tiny_model("vqa"), inputs_for("vqa")
+    monkeypatch.setattr(compile_visualbert.shutil, "which", lambda name: None)
+    with caplog.at_level(logging.WARNING):
+        assert not compile_model(model)
+    assert len(caplog.records) == 1 and "no C++ compiler" in caplog.text
+    assert model._compiled_call_impl is None and model(**inputs).logits.isfinite().all()
+
+
+def test_a_compiler_named_by_the_environment_counts(monkeypatch):
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    assert not compile_visualbert._has_compiler()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch 2.13 inductor
+def test_one_compilation_serves_all_lengths(monkeypatch):
+    model = tiny_model("vqa", num_hidden_layers=1)
+    torch.compiler.reset()
+    inputs = [inputs_for("vqa", *sizes) for sizes in ((3, 9, 6), (5, 12, 7), (4, 10, 8))]
+    expected = [model(**given).logits for given in inputs]
+    assert compile_model(model)
+    for given, logits in zip(inputs, expected, strict=True):
+        with torch.compiler.set_stance("default" if given is inputs[0] else "fail_on_recompile"):
+            torch.testing.assert_close(model(**given).logits, logits, atol=2e-5, rtol=1e-5)
+    states = model(**inputs[0], output_hidden_states=True)  # recording works on a compiled model
+    assert len(states.hidden_states) == 2 and torch.equal(meaningful("vqa", states, inputs[0]), states.logits.flatten())
+    assert model.state_dict().keys() == tiny_model("vqa", num_hidden_layers=1).state_dict().keys()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch 2.13 inductor
+def test_training_compiled_equals_training(tmp_path, caplog):
+    losses = []
+    for compiled in (False, True):
+        folder = tmp_path / str(compiled)
+        train(toy_task(dropout=0.0), toy_args(folder, max_steps=4, log_steps=1, compile=compiled))
+        losses.append([line["loss"] for _, line in read_json_lines(folder / "log.jsonl") if "loss" in line])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert "the first step took" in caplog.text
