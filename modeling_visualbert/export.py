@@ -1,6 +1,6 @@
-"""Checkpoints for other run-times: ONNX files of the heads, int8 on a CPU.
+"""Checkpoints in other forms: 8-bit integers for a CPU, ONNX files of the heads for other run-times.
 
-Exported is what answers from regions: text and region features in, logits out, any number of texts, words and regions. Region
+An ONNX file is what answers from regions: text and region features in, logits out, any number of texts, words and regions. Region
 encoders stay in PyTorch.
 """
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel, TorchAoConfig
 
 from . import modeling_visualbert
 from .modeling_visualbert import VisualBertForMultipleChoice, VisualBertForRegionToPhraseAlignment
@@ -67,6 +67,24 @@ def export_onnx(model: PreTrainedModel, path: str | Path, int8: bool = False) ->
     return list(inputs)
 
 
+def int8_config() -> TorchAoConfig:
+    """What makes `from_pretrained(..., quantization_config=int8_config())` load the encoder with 8-bit integers in its linear
+    layers: weights by row, activations as they come, by position. Region encoder, projection of the features and head stay as
+    they are. `save_pretrained` keeps them; a saved checkpoint loads without this.
+
+    Raises:
+        ImportError: The packages of the extra `int8` are missing.
+    """
+    try:
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig
+    except ImportError as error:
+        raise ImportError('int8 needs one more package: pip install "modeling-visualbert[int8]"') from error
+    return TorchAoConfig(
+        Int8DynamicActivationInt8WeightConfig(),
+        modules_to_not_convert=["region_encoder", "visual_projection", "pooler", "cls"],
+    )
+
+
 def load_head(folder: str | Path) -> PreTrainedModel:
     """A checkpoint with the head that its configuration names.
 
@@ -114,4 +132,4 @@ def _example_inputs(model: PreTrainedModel) -> tuple[dict[str, torch.Tensor], di
     return inputs, axes
 
 
-__all__ = ["export_onnx", "load_head"]
+__all__ = ["export_onnx", "int8_config", "load_head"]

@@ -7,6 +7,7 @@ single precision and differ by rounding only; figures are in `benchmarks/NOTES.m
 
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,6 +36,8 @@ _WORTHWHILE = 2**22  # multiplications from which on the faster library wins bac
 
 def linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`torch.nn.functional.linear`, in the faster library."""
+    if _is_int8(states, weight):
+        return _int8_product(states, weight, bias)
     if not _onednn_takes(states, weight):
         return F.linear(states, weight, bias)
     if torch.is_grad_enabled():
@@ -62,6 +65,29 @@ def _onednn_takes(states: torch.Tensor, weight: torch.Tensor) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_exporting()
     )
+
+
+def _is_int8(states: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether the weight is one that torchao's `Int8DynamicActivationInt8WeightConfig` made, on a CPU and outside of a compiler:
+    torchao's own code is made for that."""
+    return (
+        type(weight).__name__ == "Int8Tensor"
+        and states.device.type == "cpu"
+        and states.dtype is torch.float32
+        and states.dim() > 1
+        and states.numel() > 0
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _int8_product(states: torch.Tensor, weight: Any, bias: torch.Tensor | None) -> torch.Tensor:
+    """What torchao computes, each position quantised to 8 bits by its own scale, in a third of its operations."""
+    scales = states.abs().amax(dim=-1, keepdim=True).clamp_(min=1e-9).div_(127.5)
+    quantised = states.div(scales).round_().clamp_(-128, 127).to(torch.int8)
+    products = torch._int_mm(quantised.flatten(0, -2), weight.qdata.t()).to(torch.float32)
+    products = products.unflatten(0, states.shape[:-1]).mul_(scales).mul_(weight.scale.flatten())
+    return products if bias is None else products.add_(bias)
 
 
 def _product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
