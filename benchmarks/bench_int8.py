@@ -2,8 +2,8 @@
 
     python benchmarks/bench_int8.py --model runs/vqa/best [--repeats 5] [--skip_accuracy]
 
-Agreement is measured on all test questions of the embedded corpus with a trained model, speed on a model of BERT-base size with random
-weights, the ways taking turns. Needs the extras `train`, `int8` and `onnx`.
+Agreement is measured on all test questions of the embedded corpus with a trained model, speed on a model of BERT-base size with
+random weights, the ways taking turns. Needs the extras `train`, `int8` and `onnx`.
 """
 
 from __future__ import annotations

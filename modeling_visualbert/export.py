@@ -79,10 +79,8 @@ def int8_config() -> TorchAoConfig:
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig
     except ImportError as error:
         raise ImportError('int8 needs one more package: pip install "modeling-visualbert[int8]"') from error
-    return TorchAoConfig(
-        Int8DynamicActivationInt8WeightConfig(),
-        modules_to_not_convert=["region_encoder", "visual_projection", "pooler", "cls"],
-    )
+    kept = [f"{prefix}{name}" for name in ("embeddings", "region_encoder", "pooler") for prefix in ("", "visual_bert.")]
+    return TorchAoConfig(Int8DynamicActivationInt8WeightConfig(), modules_to_not_convert=[*kept, "attention", "cls"])
 
 
 def load_head(folder: str | Path) -> PreTrainedModel:

@@ -68,7 +68,7 @@ def test_our_product_equals_that_of_torchao(folders, shape):
     with torch.no_grad():
         found = linear(states, layer.weight, layer.bias)
         expected = F.linear(states, layer.weight, layer.bias)
-    torch.testing.assert_close(found, expected, atol=2e-3 * float(expected.abs().max()), rtol=0)
+    assert (found - expected).norm() < 2e-3 * expected.norm()  # a value between two integers may go either way
     assert found.shape == expected.shape and not torch.equal(linear(torch.zeros(shape), layer.weight), found)
 
 
