@@ -3,6 +3,8 @@
 import logging
 import os
 import shutil
+import time
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -13,7 +15,8 @@ logger = logging.getLogger(__name__)
 
 def compile_model(model: nn.Module) -> bool:
     """
-    Compile the forward pass of a model in place: the first call takes about a minute, later ones less than before.
+    Compile the forward pass of a model in place. The first call takes about a minute, which the log tells, later ones less
+    than before.
 
     One graph serves all lengths and batch sizes (a batch of one gets its own), so it works on padded batches; on a CPU, where
     padding is not computed otherwise, ragged batches are faster without it (`benchmarks/NOTES.md`).
@@ -28,6 +31,16 @@ def compile_model(model: nn.Module) -> bool:
         if isinstance(module, PreTrainedModel):
             maybe_install_capturing_hooks(module)  # its lock cannot be traced
     model.compile(dynamic=True)
+    compiled: Any = model._compiled_call_impl
+
+    def first_call(*args: Any, **kwargs: Any) -> Any:
+        started = time.perf_counter()
+        output = compiled(*args, **kwargs)
+        logger.warning("compiled: the first call took %.1f s", time.perf_counter() - started)
+        model._compiled_call_impl = compiled
+        return output
+
+    model._compiled_call_impl = first_call
     return True
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from torch.nn import functional as F
 from transformers import Pipeline
 
+from .compile_visualbert import compile_model
 from .explain_visualbert import explain_answers
 from .regions_visualbert import check_regions, join_regions, pad_regions
 
@@ -23,7 +24,8 @@ class VisualBertPipeline(Pipeline):
     What the pipelines share. A call is about one picture with one text or a list of texts, or it gets a dict with these
     keys, or an iterable of such dicts, of which `batch_size` go through the model at once. In place of a picture stand
     precomputed regions: a mapping with `visual_embeds` of shape `(regions, dim)` and what else [`VisualBertProcessor`] takes,
-    or what `find_regions` returned. Results are plain dicts; those of a list of texts are a list.
+    or what `find_regions` returned. Results are plain dicts; those of a list of texts are a list. With `compile=True` when it
+    is made, the model is compiled in place (see [`compile_model`]).
 
     Raises (when called):
         TypeError: An item is no dict, a key or argument is unknown, or a text is no string.
@@ -42,7 +44,7 @@ class VisualBertPipeline(Pipeline):
     keys: tuple[str, ...] = ("image", "question")  # of an item
     optional_keys: tuple[str, ...] = ()
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, compile: bool = False, **kwargs):
         super().__init__(*args, **kwargs)
         found = type(self.model).__name__
         if found != self.head or not hasattr(self.model, "get_image_features"):
@@ -51,6 +53,8 @@ class VisualBertPipeline(Pipeline):
         if self.processor is None or self.processor.task != self.task_of_processor:
             task = None if self.processor is None else self.processor.task
             raise ValueError(f"the processor is for task {task!r}; expected {self.task_of_processor!r}")
+        if compile:
+            compile_model(self.model)
 
     @torch.inference_mode()
     def find_regions(self, image, **objects) -> dict[str, torch.Tensor]:

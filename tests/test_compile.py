@@ -6,6 +6,8 @@ import pytest
 import torch
 from helpers import inputs_for, meaningful, tiny_model
 from test_training import toy_args, toy_task
+from tiny_checkpoints import tiny_checkpoint
+from transformers import pipeline
 
 from modeling_visualbert import compile_visualbert
 from modeling_visualbert.compile_visualbert import compile_model
@@ -25,6 +27,25 @@ def test_without_a_compiler_the_model_runs_as_it_did(monkeypatch, caplog):
 def test_a_compiler_named_by_the_environment_counts(monkeypatch):
     monkeypatch.setenv("CXX", "/nowhere/g++")
     assert not compile_visualbert._has_compiler()
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+def test_a_pipeline_compiles_when_asked(monkeypatch, compiles):
+    model, processor = tiny_checkpoint("vqa")
+    compiled = []
+    monkeypatch.setattr("modeling_visualbert.pipeline_visualbert.compile_model", compiled.append)
+    pipe = pipeline("visual-question-answering", model=model, processor=processor, compile=compiles)
+    assert compiled == [pipe.model] * compiles
+
+
+def test_the_first_call_is_timed(monkeypatch, caplog):
+    model, inputs = tiny_model("vqa"), inputs_for("vqa")
+    monkeypatch.setattr(compile_visualbert, "_has_compiler", lambda: True)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)  # what is called afterwards
+    assert compile_model(model)
+    with caplog.at_level(logging.WARNING):
+        logits = [model(**inputs).logits for _ in range(2)]
+    assert caplog.text.count("the first call took") == 1 and torch.equal(*logits)
 
 
 @pytest.mark.slow
@@ -52,4 +73,4 @@ def test_training_compiled_equals_training(tmp_path, caplog):
         train(toy_task(dropout=0.0), toy_args(folder, max_steps=4, log_steps=1, compile=compiled))
         losses.append([line["loss"] for _, line in read_json_lines(folder / "log.jsonl") if "loss" in line])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
-    assert "the first step took" in caplog.text
+    assert "the first call took" in caplog.text

@@ -124,18 +124,13 @@ def _run_steps(
     bar = tqdm(
         total=last_step, initial=progress.step, desc=f"training {task.name}", disable=not accelerator.is_main_process
     )
-    first_step = progress.step
     losses: list[torch.Tensor] = []  # of the steps since they were last read: reading one waits for the device
     while progress.step < last_step and not _out_of_patience(progress, args):
         micro_batches = [to_device(next(batches), accelerator.device) for _ in range(plan.accumulation)]
         rate = args.learning_rate * rate_factor(progress.step, last_step, args.warmup_ratio, args.schedule)
         torch.manual_seed(_step_seed(args.seed, progress.step, accelerator.process_index))
-        started = time.perf_counter()
         loss, grad_norm = train_step(task, model, optimizer, micro_batches, rate, args, accelerator)
         losses.append(loss)
-        if args.compile and progress.step == first_step:
-            loss.item()  # waits for it
-            logger.warning("compiled; the first step took %.1f s", time.perf_counter() - started)
         progress.step += 1
         bar.update()
         is_last = progress.step == last_step
