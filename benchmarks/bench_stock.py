@@ -2,7 +2,7 @@
 
     python benchmarks/bench_stock.py [--only NAME ...] [--repeats 5] [--skip_memory]     (`make bench`)
 
-Prints a table and appends a record to `benchmarks/results.jsonl`. Models are of BERT-base size with random weights. A ratio is
+Prints a table and appends a line for each row to `benchmarks/results.jsonl`. Models are of BERT-base size with random weights. A ratio is
 the median over pairs of runs that follow one another, so that other work on the machine weighs on both sides alike. `share` is
 the part of the machine's matrix rate that was reached: products of all linear layers that were computed, divided by the time and
 by the rate of one large product in the faster library. Peak memory is that of a process of its own, beyond model and inputs.
@@ -402,18 +402,17 @@ def main() -> None:
     if args.memory_of:
         print_memory(args.only[0], args.memory_of)
         return
-    record: dict[str, Any] = {"date": datetime.date.today().isoformat(), **hardware(), "workloads": {}}
-    print(", ".join(f"{key} {value}" for key, value in record.items() if key != "workloads"))
+    machine = {"date": datetime.date.today().isoformat(), **hardware()}
+    print(", ".join(f"{key} {value}" for key, value in machine.items()))
     print("\n| workload | stock s | ours s | times as fast | goal | stock share | ours share | stock MiB | ours MiB |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name in args.only:
         found = measure(name, args.repeats)
         if not args.skip_memory and WORKLOADS[name].memory:
             found |= {f"{side}_mib": peak_memory(name, side) for side in ("stock", "ours")}
-        record["workloads"][name] = found
         print(row(name, found), flush=True)
-    with RESULTS.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+        with RESULTS.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({**machine, "workload": name, **found}) + "\n")
 
 
 if __name__ == "__main__":
