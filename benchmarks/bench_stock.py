@@ -4,9 +4,9 @@
 
 Prints a table and appends a line for each row to `benchmarks/results.jsonl`. Models are of BERT-base size with random weights. A
 ratio is the median over pairs of runs that follow one another, so that other work on the machine weighs on both sides alike.
-`share` is the part of the machine's matrix rate that was reached: products of all linear layers that were computed, divided by the
-time and by the rate of one large product in the faster library. Peak memory is that of a process of its own, beyond model and
-inputs.
+`share` is the part of the machine's matrix rate that was reached: products of all linear layers that were computed, divided by
+the time and by the rate of one large product in the faster library. Peak memory is that of a process of its own, beyond model
+and inputs.
 """
 
 from __future__ import annotations
