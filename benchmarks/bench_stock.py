@@ -372,6 +372,7 @@ def hardware() -> dict[str, Any]:
         "cpu": cpu[1] if cpu else platform.processor(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "clock": "processor" if torch.get_num_threads() == 1 else "wall",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

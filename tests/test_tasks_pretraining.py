@@ -410,7 +410,7 @@ def test_images_can_be_left_out_of_training_and_splits_joined(make, small, tmp_p
 def test_text_only_sees_no_picture(make):
     for stage in ("coco", "vcr"):
         task, _ = make(stage=stage, text_only=True)
-        names = ["attention_mask", "input_ids", "labels", "sentence_image_labels", "token_type_ids"]
+        names = ["attention_mask", "input_ids", "labels", "masked_positions", "sentence_image_labels", "token_type_ids"]
         assert sorted(task.collate([drawn(task, number) for number in range(4)])) == names
         assert task.draw is None
 
