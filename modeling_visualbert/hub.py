@@ -157,7 +157,7 @@ def build_repository(
         if region_encoder is not None:
             encoder, processor.image_processor = load_region_encoder(str(region_encoder))
             model.attach_region_encoder(encoder)
-        told = default_facts(type(model).__name__) if facts is None else load_facts(facts)
+        told = default_facts(type(model).__name__, measured) if facts is None else load_facts(facts)
         if told["head"] != type(model).__name__:
             raise ValueError(f"{source} is a {type(model).__name__} checkpoint; the facts are of {told['head']}")
         if told["region_encoder"] and model.config.region_encoder_config is not None:

@@ -95,8 +95,8 @@ def _read_facts(path: Path) -> dict[str, Any]:
     return {**shared, **content, "expects": {**shared.get("expects", {}), **content.get("expects", {})}}
 
 
-def default_facts(head: str) -> dict[str, Any]:
-    """What a card says of a checkpoint about which nothing was written down."""
+def default_facts(head: str, metrics: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What a card says of a checkpoint about which nothing was written down but the `metrics.json` of its run."""
     examples: dict[str, dict[str, Any]] = {
         "visual-question-answering": {"question": "What color is the star?", "top_k": 2},
         "visual-multiple-choice": {"question": "What is this?", "choices": ["A star.", "A cat."]},
@@ -111,6 +111,20 @@ def default_facts(head: str) -> dict[str, Any]:
         "summary": f"A VisualBERT checkpoint, `{head}`.",
         "example": {**_picture(head), **examples[_TASKS[head]]},
         "folder": cards_folder(),
+        **_last_split(metrics or {}),
+    }
+
+
+def _last_split(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers of the split that was scored last, under the names that they have in `metrics.json`."""
+    splits = metrics.get("splits")
+    if not splits:
+        return {}
+    name, measured = list(splits.items())[-1]
+    numbers = [key for key, value in measured.items() if isinstance(value, float)]
+    return {
+        "dataset": {"name": "The data of the run", "type": None, "split": name},
+        "scores": [{"key": key, "name": key.replace("_", " "), "type": key} for key in numbers],
     }
 
 
@@ -154,7 +168,7 @@ def build_card(
         metrics=facts["metrics"] or None,
         base_model=facts["source"] or facts["base_model"],
         model_name=facts["title"],
-        eval_results=[_eval_result(facts, row) for row in scores if row["value"] != NOT_MEASURED] or None,
+        eval_results=_eval_results(facts, scores) or None,
         widget=_widget(repo_id, facts) if region_dim is None else None,
     )
     card = ModelCard.from_template(
@@ -220,17 +234,24 @@ def _scores(
     return rows, measured.get("num_examples"), list(baselines)
 
 
-def _eval_result(facts: Mapping[str, Any], row: Mapping[str, Any]) -> EvalResult:
+def _eval_results(facts: Mapping[str, Any], rows: list[dict[str, Any]]) -> list[EvalResult]:
+    """The metadata of the scores; none when nobody said what data they are of."""
     dataset = facts["dataset"]
-    return EvalResult(
-        task_type=facts["pipeline_tag"],
-        dataset_type=dataset["type"],
-        dataset_name=dataset["name"],
-        dataset_split=dataset["split"],
-        metric_type=row["type"],
-        metric_name=row["name"],
-        metric_value=row["value"],
-    )
+    if not rows or dataset["type"] is None:
+        return []
+    return [
+        EvalResult(
+            task_type=facts["pipeline_tag"],
+            dataset_type=dataset["type"],
+            dataset_name=dataset["name"],
+            dataset_split=dataset["split"],
+            metric_type=row["type"],
+            metric_name=row["name"],
+            metric_value=row["value"],
+        )
+        for row in rows
+        if row["value"] != NOT_MEASURED
+    ]
 
 
 def _widget(repo_id: str, facts: Mapping[str, Any]) -> list[dict[str, str]] | None:
