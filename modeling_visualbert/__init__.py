@@ -1,6 +1,6 @@
 """VisualBERT done right on the Hugging Face stack: picture + question -> answer."""
 
-from . import quiet  # noqa: F401  isort: skip  (before the imports that it quietens)
+from . import quiet  # noqa: F401  (before the imports that it quietens)
 from .configuration_grid_encoder import GridRegionEncoderConfig
 from .configuration_region_detector import RegionDetectorConfig
 from .configuration_region_encoder import QueryRegionEncoderConfig

@@ -1,5 +1,5 @@
-"""`transformers` imports torchao wherever that is installed, and torchao then warns of GPU kernels that cannot be loaded and of its
-own use of torch: four lines before every command, about nothing that a user could change."""
+"""`transformers` imports torchao wherever that is installed, and torchao then warns of GPU kernels that cannot be loaded and of
+its own use of torch: four lines before every command, about nothing that a user could change."""
 
 import logging
 
