@@ -20,7 +20,7 @@ from stages import TASKS, corpus_args, run_once
 from modeling_visualbert.tasks.pretraining import PretrainingArgs, pretraining_task
 
 ROOT = Path(__file__).parents[1]
-BERT_STEPS, COCO_STEPS, FINE_TUNING_STEPS = 300, 1000, 800
+BERT_STEPS, COCO_STEPS, FINE_TUNING_STEPS = 300, 600, 500
 MASKED = {"mlm_probability": 0.3}  # as in examples/recipes/pretraining_corpus.yaml
 
 
