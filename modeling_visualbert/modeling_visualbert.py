@@ -620,7 +620,7 @@ class VisualBertModel(VisualBertPreTrainedModel):
 
         Returns:
             `last_hidden_state` of shape `(batch_size, text_length + regions, hidden_size)` or, with `read_positions`,
-            `(batch_size, positions, hidden_size)`, and `pooler_output`. States of padding mean nothing. With late fusion
+            `(batch_size, positions, hidden_size)`, and `pooler_output`. With late fusion
             (`config.bypass_transformer`) `hidden_states` and `attentions` hold the text-only layers followed by the
             additional layer over text and regions.
 
@@ -658,13 +658,15 @@ class VisualBertModel(VisualBertPreTrainedModel):
         if visual_embeds is None:
             visual_attention_mask = None
         mask_BS = _joint_mask(attention_mask, visual_attention_mask, states_BSD, text_length)
+        pads = read_positions is None  # whoever takes all states gets those of padding too, as the authors have them
         if self.config.bypass_transformer and visual_embeds is not None:
             text_mask_BT = None if mask_BS is None else mask_BS[:, :text_length]
-            text_BTD = self._encode(self.encoder, states_BSD[:, :text_length], text_mask_BT, None, **kwargs)
+            text_BTD = states_BSD[:, :text_length]
+            text_BTD = self._encode(self.encoder, text_BTD, text_mask_BT, None, pads, **kwargs)
             states_BSD = torch.cat((text_BTD, states_BSD[:, text_length:]), dim=1)
-            states_BSD = self._encode(self.additional_layer, states_BSD, mask_BS, read_positions, **kwargs)
+            states_BSD = self._encode(self.additional_layer, states_BSD, mask_BS, read_positions, pads, **kwargs)
         else:
-            states_BSD = self._encode(self.encoder, states_BSD, mask_BS, read_positions, **kwargs)
+            states_BSD = self._encode(self.encoder, states_BSD, mask_BS, read_positions, pads, **kwargs)
         return BaseModelOutputWithPooling(
             last_hidden_state=states_BSD,
             pooler_output=self.pooler(states_BSD) if self.pooler is not None else None,
@@ -676,17 +678,19 @@ class VisualBertModel(VisualBertPreTrainedModel):
         states_BSD: torch.Tensor,
         mask_BS: torch.Tensor | None,
         read_BP: torch.Tensor | None,
+        pads: bool,
         **kwargs,
     ) -> torch.Tensor:
-        """Last states [B, P, D] of the positions to read or, without them, [B, S, D]. Neither padding nor what the last layer
-        knows of other positions is computed, unless all states or attentions are asked for."""
+        """Last states [B, P, D] of the positions to read or, without them, [B, S, D], zeros at padding unless `pads`. With
+        positions to read, neither padding nor what the last layer knows of others is computed, unless all states or attentions
+        are asked for."""
         implementation = self.config._attn_implementation
         all_wanted = any(
             kwargs.get(name, getattr(self.config, name, False))
             for name in ("output_attentions", "output_hidden_states")
         )
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
-        kernel = None if all_wanted else packed_kernel(states_BSD, implementation, dropout)
+        kernel = None if all_wanted or pads else packed_kernel(states_BSD, implementation, dropout)
         if mask_BS is not None and kernel is not None:
             packing = Packing.from_mask(mask_BS, kernel)
             if read_BP is None:

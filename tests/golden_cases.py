@@ -76,17 +76,7 @@ class Golden:
             return (
                 self.inputs["visual_attention_mask"].bool()[:, None].expand_as(self.outputs["flickr_attention_scores"])
             )
-        visible = torch.ones_like(self.outputs["logits"], dtype=torch.bool)
-        if self.task == "pretraining":  # states of padding mean nothing
-            visible[:, : self.text_mask.shape[1]] &= self.text_mask[..., None]
-            if "visual_attention_mask" in self.inputs:
-                visible[:, self.text_mask.shape[1] :] &= self.inputs["visual_attention_mask"].bool()[..., None]
-        return visible
-
-    @property
-    def text_mask(self):
-        """Bool [B, T]."""
-        return self.inputs.get("attention_mask", torch.ones_like(self.inputs["input_ids"])).bool()
+        return torch.ones_like(self.outputs["logits"], dtype=torch.bool)
 
     def model(self, attention="sdpa"):
         """Our model with the recorded weights."""

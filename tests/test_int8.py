@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import transformers
 from helpers import MODELS, inputs_for, tiny_model
 from torch.nn import functional as F
 
@@ -75,17 +76,15 @@ def test_our_product_equals_that_of_torchao(folders, shape):
 @pytest.mark.parametrize("kind", [0, 1], ids=["single", "int8"])
 def test_the_flag_reaches_the_model(folders, kind, monkeypatch):
     """Also for a checkpoint that was saved with integers."""
-    from modeling_visualbert import cli
-
     seen = []
 
-    def stop(name):
+    def stop(name, *args, **kwargs):
         raise ValueError(f"no processor here: {name}")
 
     load = MODELS["vqa"].from_pretrained.__func__
     monkeypatch.setattr(
         MODELS["vqa"], "from_pretrained", classmethod(lambda c, *a, **k: (seen.append(load(c, *a, **k)), seen[-1])[1])
     )
-    monkeypatch.setattr(cli.AutoProcessor, "from_pretrained", stop)
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", stop)
     assert main(["ask", "--model", str(folders[kind]), "docs/scene.jpg", "What?", "--int8"]) == 2
     assert len(int8_layers(seen[0])) == 12

@@ -72,10 +72,18 @@ def test_positions_may_be_invisible_in_any_pattern():
     model, inputs = tiny_model("base"), inputs_for("base", batch=5, text=9, regions=5)
     inputs["visual_attention_mask"] = MASK.long()
     inputs["attention_mask"][1, 3] = 0
-    expected, found = all_positions(model, inputs).last_hidden_state, model(**inputs).last_hidden_state
+    expected = all_positions(model, inputs).last_hidden_state
+    found = model(**inputs, read_positions=torch.arange(14).expand(5, -1)).last_hidden_state
     visible = torch.cat((inputs["attention_mask"].bool(), MASK), dim=1)
     torch.testing.assert_close(found[visible], expected[visible], **close)
-    assert not found[~visible].any()
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
+def test_who_takes_all_states_gets_those_of_padding_too(late):
+    model, inputs = tiny_model("base", bypass_transformer=late), inputs_for("base", batch=5)
+    torch.testing.assert_close(
+        model(**inputs).last_hidden_state, all_positions(model, inputs).last_hidden_state, atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("all_wanted", [False, True])
@@ -224,15 +232,24 @@ def test_kernels_attend_within_rows(kernel, reads, monkeypatch):
     torch.testing.assert_close(found.flatten(0, 1), expected, **close)
 
 
+def what_is_read(head, model, inputs):
+    """Scores or states at some positions; the five heads but that of pre-training always read only some."""
+    if head == "base":
+        return model(**inputs, read_positions=torch.tensor([[0, 2]] * 5)).last_hidden_state
+    if head == "pretraining":
+        return model(**inputs, masked_positions=torch.tensor([[1, 2]] * 5)).prediction_logits
+    return meaningful(head, model(**inputs), inputs)
+
+
 @pytest.mark.parametrize("head", ALL)
 def test_the_gpu_kernel_of_torch_gives_the_same(head, monkeypatch):
     """The path of a GPU, with its kernel replaced by a loop over rows."""
     model, inputs = tiny_model(head), inputs_for(head, batch=5)
-    expected = meaningful(head, model(**inputs), inputs)
+    expected = what_is_read(head, model, inputs)
     calls = []
     monkeypatch.setattr(packing_visualbert, "varlen_attn", lambda *args: (calls.append(1), attend_rows(*args))[1])
     monkeypatch.setattr("modeling_visualbert.modeling_visualbert.packed_kernel", lambda *_: "varlen")
-    torch.testing.assert_close(meaningful(head, model(**inputs), inputs), expected, **close)
+    torch.testing.assert_close(what_is_read(head, model, inputs), expected, **close)
     assert len(calls) == 2
 
 
@@ -248,14 +265,14 @@ def test_flash_attention_is_told_the_lengths(head, monkeypatch):
         return attend_rows(*heads, *(kwargs[name] for name in names))[None], None
 
     model, inputs = tiny_model(head), inputs_for(head, batch=5)
-    expected = meaningful(head, model(**inputs), inputs)
+    expected = what_is_read(head, model, inputs)
     calls = []
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_attention_2", flash)
     monkeypatch.setattr(model.config, "_attn_implementation_internal", "flash_attention_2")
     for module in model.modules():
         if hasattr(module, "config"):
             monkeypatch.setattr(module.config, "_attn_implementation_internal", "flash_attention_2")
-    torch.testing.assert_close(meaningful(head, model(**inputs), inputs), expected, **close)
+    torch.testing.assert_close(what_is_read(head, model, inputs), expected, **close)
     assert len(calls) == 2
 
 
