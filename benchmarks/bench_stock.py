@@ -128,6 +128,12 @@ def pretraining_inputs(batch: int = 8) -> Inputs:
     return inputs
 
 
+def masked_positions(labels: torch.Tensor) -> Inputs:
+    """Where there are labels, as our collator says it."""
+    places = [row.nonzero()[:, 0] for row in labels != -100]
+    return {"masked_positions": nn.utils.rnn.pad_sequence(places, batch_first=True, padding_value=-1)}
+
+
 # ------------------------------------------------------------------------------------------------------------- sides
 
 
@@ -158,27 +164,30 @@ def answering(head: str, inputs: Inputs, **config: Any) -> dict[str, Callable[[]
     return sides
 
 
-def training(head: str, inputs: Inputs, **config: Any) -> dict[str, Callable[[], Any]]:
-    """One optimiser step of each: stock with AdamW as `transformers.Trainer` makes it, ours as the training loop does."""
+def training(head: str, inputs: Inputs, ours: Inputs | None = None, **config: Any) -> dict[str, Callable[[], Any]]:
+    """One optimiser step of each: stock with AdamW as `transformers.Trainer` makes it, ours as the training loop does, with what
+    the collator adds for `ours`."""
     models = both_models(head, **config)
     optimizers = {
         "stock": torch.optim.AdamW(models["stock"].parameters(), lr=1e-5, fused=True),
         "ours": make_optimizer(models["ours"], TrainArgs("unused", learning_rate=1e-5)),  # type: ignore[arg-type]
     }
 
-    def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[], float]:
+    batches = {"stock": inputs, "ours": {**inputs, **(ours or {})}}
+
+    def step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Inputs) -> Callable[[], float]:
         def run() -> float:
-            loss = model.train()(**inputs).loss
+            loss = model.train()(**batch).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            return float(loss)
+            return float(loss.detach())
 
         run.model = model  # type: ignore[attr-defined]
         return run
 
-    return {side: step(model, optimizers[side]) for side, model in models.items()}
+    return {side: step(model, optimizers[side], batches[side]) for side, model in models.items()}
 
 
 def many_questions() -> dict[str, Callable[[], Any]]:
@@ -259,7 +268,12 @@ WORKLOADS = {
     "pretraining": Workload(
         "pre-training step, 8 x (36 + 100)",
         1.5,
-        lambda: training("VisualBertForPreTraining", pretraining_inputs(), visual_embedding_dim=2048),
+        lambda: training(
+            "VisualBertForPreTraining",
+            pretraining_inputs(),
+            ours=masked_positions(pretraining_inputs()["labels"]),
+            visual_embedding_dim=2048,
+        ),
         memory=True,
     ),
     "finetuning": Workload(

@@ -727,9 +727,7 @@ class VisualBertForPreTrainingOutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*):
             Masked-LM loss plus sentence-image loss, of those whose labels were given.
         prediction_logits (`torch.FloatTensor` of shape `(batch_size, text_length + regions, vocab_size)`, *optional*):
-            Masked-LM scores before softmax; with `masked_positions`, `(batch_size, masked, vocab_size)` at those. None in
-            training mode when `labels` were given without `masked_positions`: scores of what is not predicted would
-            be most of the memory.
+            Masked-LM scores before softmax; with `masked_positions`, `(batch_size, masked, vocab_size)` at those.
         seq_relationship_logits (`torch.FloatTensor` of shape `(batch_size, 2)`):
             Sentence-image scores before softmax; index 1 is "the text belongs to the image".
         hidden_states, attentions:
@@ -793,8 +791,8 @@ class VisualBertForPreTraining(VisualBertPreTrainedModel):
                 regions is not read, since regions are never predicted.
             masked_positions (`torch.LongTensor` of shape `(batch_size, masked)`, *optional*):
                 Text positions whose word pieces are scored, -1 is padding: the last layer and the head compute no others.
-                Labels elsewhere are not read. When they are not given, in training mode, they are found in `labels`,
-                which on a GPU costs one wait for it.
+                Labels elsewhere are not read. Whoever makes the labels knows them; scores of all positions are most of the
+                memory of a training step.
             sentence_image_labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
                 1 when the text belongs to the image, 0 when it does not, as the authors trained it (the documentation
                 of `transformers` says the opposite); -100 is ignored.
@@ -806,9 +804,6 @@ class VisualBertForPreTraining(VisualBertPreTrainedModel):
         """
         if labels is not None:
             labels = labels[:, : _text_length(input_ids, inputs_embeds)]
-        only_loss = labels is not None and masked_positions is None and self.training
-        if labels is not None and only_loss and not torch.compiler.is_compiling():
-            masked_positions = _labelled_positions(labels)
         read = None
         if masked_positions is not None:  # and [CLS], for the match
             read = F.pad(masked_positions.clamp(min=0), (1, 0))
@@ -839,7 +834,7 @@ class VisualBertForPreTraining(VisualBertPreTrainedModel):
             losses.append(_cross_entropy(seq_relationship_logits, sentence_image_labels.view(-1), num_pairs_in_batch))
         return VisualBertForPreTrainingOutput(
             loss=torch.stack(losses).sum() if losses else None,
-            prediction_logits=None if only_loss else prediction_logits,
+            prediction_logits=prediction_logits,
             seq_relationship_logits=seq_relationship_logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
@@ -1225,14 +1220,6 @@ def _cross_entropy(
     total = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), reduction="sum")
     count = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
     return total / (count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1))
-
-
-def _labelled_positions(labels_BT: torch.Tensor) -> torch.Tensor:
-    """[B, P]: where labels are not -100, padded with -1."""
-    is_labelled_BT = labels_BT != -100
-    most = int(is_labelled_BT.sum(dim=1).max())
-    order_BP = is_labelled_BT.int().argsort(dim=1, descending=True, stable=True)[:, :most]
-    return order_BP.masked_fill(~is_labelled_BT.gather(1, order_BP), -1)
 
 
 def _flatten_choices(tensor: torch.Tensor | None, ndim: int | None = None) -> torch.Tensor | None:

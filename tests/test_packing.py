@@ -27,6 +27,12 @@ def all_positions(model, inputs, **labels):
     return model(**inputs, **labels, output_hidden_states=True)
 
 
+def positions_of(labels):
+    """Where a batch has labels, padded with -1."""
+    places = [row.nonzero()[:, 0] for row in labels != -100]
+    return nn.utils.rnn.pad_sequence(places, batch_first=True, padding_value=-1)
+
+
 def gradients(head, model, inputs, **options):
     model.zero_grad()
     loss_of(head, model, {**inputs, **options}).backward()
@@ -60,11 +66,14 @@ def test_neither_padding_nor_unread_positions_are_computed(head):
     rows = []
     for layer in base_of(model).encoder.layer:
         layer.intermediate.register_forward_hook(lambda _, args, output: rows.append(output[..., 0].numel()))
-    model(**inputs, **labels_for(head, inputs))
+    labels = labels_for(head, inputs)
+    if head == "pretraining":
+        labels["masked_positions"] = positions_of(labels["labels"])
+    model(**inputs, **labels)
     visible = int(inputs["attention_mask"].sum() + inputs["visual_attention_mask"].sum())
     texts = inputs["attention_mask"].flatten(0, -2).shape[0]
-    most_labels = int((labels_for(head, inputs)["labels"] != -100).sum(1).max()) if head == "pretraining" else 0
-    read = {"pretraining": 1 + most_labels, "flickr30k": 4 + inputs["visual_embeds"].shape[1]}.get(head, 1)
+    masked = labels["masked_positions"].shape[1] if head == "pretraining" else 0
+    read = {"pretraining": 1 + masked, "flickr30k": 4 + inputs["visual_embeds"].shape[1]}.get(head, 1)
     assert rows == [visible, texts * read]
 
 
@@ -118,15 +127,13 @@ def test_checkpointed_layers_take_packed_rows():
 # ------------------------------------------------------------------------------------------------- masked-LM positions
 
 
-def test_only_the_loss_is_returned_for_labels_in_training():
+def test_logits_do_not_depend_on_labels_or_training():
     model, inputs = tiny_model("pretraining"), inputs_for("pretraining")
     labels = labels_for("pretraining", inputs)
-    evaluated, trained = model(**inputs, **labels), model.train()(**inputs, **labels)
-    torch.testing.assert_close(trained.loss, evaluated.loss, **close)
-    torch.testing.assert_close(trained.seq_relationship_logits, evaluated.seq_relationship_logits, **close)
-    assert trained.prediction_logits is None
-    assert evaluated.prediction_logits.shape[1] == sum(inputs[name].shape[1] for name in ("input_ids", "visual_embeds"))
-    assert model(**inputs).prediction_logits is not None  # without labels there is no other use
+    expected = model(**inputs).prediction_logits
+    assert expected.shape[1] == sum(inputs[name].shape[1] for name in ("input_ids", "visual_embeds"))
+    for output in (model(**inputs, **labels), model.train()(**inputs, **labels)):
+        assert torch.equal(output.prediction_logits, expected)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -134,8 +141,8 @@ def test_masked_positions_choose_what_is_scored(training):
     model, inputs = tiny_model("pretraining"), inputs_for("pretraining")
     labels = labels_for("pretraining", inputs)
     everything = model(**inputs, **labels)
-    places = [row.nonzero()[:, 0] for row in labels["labels"] != -100]
-    positions = nn.utils.rnn.pad_sequence(places, batch_first=True, padding_value=-1)
+    positions = positions_of(labels["labels"])
+    places = [row[row >= 0] for row in positions]
     output = model.train(training)(**inputs, **labels, masked_positions=positions)
     torch.testing.assert_close(output.loss, everything.loss, **close)
     for found, expected, place in zip(output.prediction_logits, everything.prediction_logits, places, strict=True):
