@@ -1160,10 +1160,10 @@ class VisualBertForRegionToPhraseAlignment(VisualBertPreTrainedModel):
             visual_attention_mask=visual_attention_mask,
             visual_token_type_ids=visual_token_type_ids,
             image_text_alignment=image_text_alignment,
-            read_positions=torch.cat((phrases_BE, regions_R.expand(len(phrases_BE), -1)), dim=1),
+            read_positions=torch.cat((phrases_BE, regions_R.expand(phrases_BE.shape[0], -1)), dim=1),
             **kwargs,
         )
-        phrases_BED, regions_BRD = outputs.last_hidden_state.split((phrases_BE.shape[1], len(regions_R)), dim=1)
+        phrases_BED, regions_BRD = outputs.last_hidden_state.split((phrases_BE.shape[1], num_regions), dim=1)
         logits_BER = self.attention(phrases_BED, regions_BRD, visual_attention_mask)
         loss = None
         if labels is not None:
