@@ -15,10 +15,11 @@ from transformers import AutoModelForVisualQuestionAnswering, AutoProcessor
 from modeling_visualbert.cli import main
 from modeling_visualbert.corpus.scenes import render, sample_scene
 from modeling_visualbert.demo import limits
-from modeling_visualbert.demo.checkpoint import Checkpoint, Look, split_phrases
+from modeling_visualbert.demo.checkpoint import EXPLANATIONS, Checkpoint, Look, split_phrases
 from modeling_visualbert.demo.drawing import Bars, View, bars_html, views_html
 from modeling_visualbert.demo.examples import read_examples, scene_examples
 from modeling_visualbert.demo.limits import check_text, open_picture, split_choices
+from modeling_visualbert.explain_visualbert import explain_answers
 from modeling_visualbert.visualization import answer_attention
 
 TASKS = ("vqa", "nlvr2", "vcr", "flickr30k", "pretraining")
@@ -91,6 +92,21 @@ def test_layers_and_heads_differ_and_average(checkpoints, examples):
     mean = checkpoint.answer([picture], "Is there a star?", look=Look(0)).views[0].weights
     assert heads[0] != pytest.approx(heads[1], abs=1e-3)
     assert mean == pytest.approx(torch.tensor(heads).mean(dim=0).tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize("way", EXPLANATIONS)
+def test_answers_are_explained(way, checkpoints, examples):
+    checkpoint, picture = checkpoints["vqa"], examples.pictures["stars"]
+    answer = checkpoint.answer([picture], "Is there a star?", look=Look(1, explanation=way))
+    inputs = checkpoint.processor(images=[checkpoint.regions(picture)], text=["Is there a star?"])
+    (explained,) = explain_answers(checkpoint.model, checkpoint.processor, inputs)
+    expected = torch.tensor([max(0.0, region[way]) for region in explained["regions"]])
+    if way == "gradient":
+        expected /= expected.sum()
+    assert answer.views[0].weights == pytest.approx(expected.tolist(), abs=1e-5)
+    assert answer.views[0].measure in views_html(answer.views, answer.note)
+    assert answer.bars[0].rows[0][0] == explained["answer"]
+    assert checkpoints["nlvr2"].explanations == ()
 
 
 def test_regions_are_found_once_and_remembered_for_some_pictures_only(folders, monkeypatch):

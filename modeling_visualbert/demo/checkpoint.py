@@ -1,4 +1,5 @@
-"""What the demo asks of a model: pictures and text -> scores, and the regions that a layer and head look at."""
+"""What the demo asks of a model: pictures and text -> scores, and the regions that a layer and head look at, or that an answer
+rests on."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,19 +16,24 @@ from PIL import Image
 from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 
 from ..convert import HEADS
+from ..explain_visualbert import explain_answers
 from ..features.extract import region_names
 from .drawing import Bars, View
 
 _KEPT_PICTURES = 32  # whose regions are remembered: to ask again, or with another head, finds no regions anew
 _TOP_K = 5
+# What an answer to a question can be explained with beside single layers, see `explain_answers`.
+EXPLANATIONS = ("rollout", "gradient", "drop")
 
 
 @dataclass(frozen=True)
 class Look:
-    """Whose attention to show: a layer, counted from 0, and a head of it, or the mean of its heads."""
+    """Whose attention to show: a layer, counted from 0, and a head of it, or the mean of its heads; or, instead, one of the
+    model's `explanations`."""
 
     layer: int
     head: int | None = None
+    explanation: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ class Checkpoint:
         self.task: str = self.processor.task
         self.num_layers: int = config.num_hidden_layers + int(config.bypass_transformer)
         self.num_heads: int = config.num_attention_heads
+        self.explanations = EXPLANATIONS if self.task == "vqa" else ()
         self._class_names = region_names(self.model.visual_bert.region_encoder)["classes"]
         self._regions: OrderedDict[bytes, dict[str, torch.Tensor]] = OrderedDict()
         self._lock = threading.Lock()
@@ -137,10 +144,14 @@ class Checkpoint:
         inputs = self.processor(images=[self.regions(pictures[0])], text=[text])
         outputs = self.model(**inputs, output_attentions=True)
         (best,) = self.processor.post_process_question_answering(outputs, top_k=_TOP_K)
+        bars = [Bars("", [(answer["answer"], answer["score"]) for answer in best])]
+        if look.explanation is not None:
+            (explained,) = explain_answers(self.model, self.processor, inputs)
+            reasons, measure, note = _explanation(explained, look.explanation)
+            return Answer(bars, [replace(self.view(pictures[0], reasons), measure=measure)], note)
         reader = int(inputs["attention_mask"].sum()) - 2  # the [MASK] after the question
         weights = _attention(outputs, inputs, 0, [reader], look)
-        rows = [(answer["answer"], answer["score"]) for answer in best]
-        return Answer([Bars("", rows)], [self.view(pictures[0], weights)], _note("the answer's [MASK]", weights, look))
+        return Answer(bars, [self.view(pictures[0], weights)], _note("the answer's [MASK]", weights, look))
 
     def _judge_sentence(self, pictures: list, text: str, _: list, look: Look) -> Answer:
         found = [self.regions(picture) for picture in pictures]
@@ -235,6 +246,28 @@ def _attention(outputs: Any, inputs: Any, row: int, readers: list[int], look: Lo
         return None  # late fusion: all layers but the last read words only
     weights_SS = weights_HSS.mean(dim=0) if look.head is None else weights_HSS[look.head]
     return weights_SS[readers, text_length:].mean(dim=0).tolist()
+
+
+def _explanation(explained: dict[str, Any], name: str) -> tuple[list[float], str, str]:
+    """What speaks for the answer by region, in units of what, and a line that says it."""
+    regions, answer = explained["regions"], explained["answer"]
+    weights = [max(0.0, region[name]) for region in regions]
+    if name == "rollout":
+        note = f"Attention rollout: {sum(weights):.0%} of what reaches the answer's [MASK] comes from regions."
+        return weights, "of what reaches the answer", note
+    if name == "gradient":
+        total = sum(weights) or 1.0
+        note = f"Gradient x input: what each region adds to the log-probability of “{answer}”, to first order."
+        return [weight / total for weight in weights], "of what regions add", note
+    if not any(weights):
+        note = f"Asked again without each region, the answer stays as probable as it is: {explained['score']:.0%}."
+        return weights, "less probable without it", note
+    strongest = regions[weights.index(max(weights))]
+    fall = f"“{answer}” falls from {explained['score']:.0%} to {explained['score'] - strongest['drop']:.0%}"
+    other = strongest["answer_without"]
+    then = f", and the answer would be “{other}”" if other != answer else ""
+    note = f"Asked again without each region: without the one that matters most {fall}{then}."
+    return weights, "less probable without it", note
 
 
 def _note(reader: str, weights: list[float] | None, look: Look) -> str:

@@ -37,6 +37,7 @@ class View:
         boxes: x1, y1, x2, y2 in pixels of the picture.
         names: What each region is, if it is known.
         weights: Attention that each region gets, 0..1.
+        measure: What a weight says, for those who point at a region.
         marks: Regions that are the answer, with a label: the strongest colour goes to the first.
     """
 
@@ -45,6 +46,7 @@ class View:
     names: Sequence[str]
     weights: Sequence[float] | None = None
     marks: Sequence[tuple[int, str]] = ()
+    measure: str = "of the attention"
 
 
 def bars_html(groups: Sequence[Bars]) -> str:
@@ -83,7 +85,7 @@ def _svg(view: View, strongest: float, total: float, columns: int) -> str:
     for i in by_strength:
         told = view.names[i]
         if view.weights is not None:
-            told = f"{told}: {view.weights[i]:.1%} of the attention".removeprefix(": ")
+            told = f"{told}: {view.weights[i]:.1%} {view.measure}".removeprefix(": ")
         if i in marks:
             number, text = marks[i]
             color, stroke = _MARKS[number % len(_MARKS)], 2.5 + 2.5 * shares[i]

@@ -64,6 +64,13 @@ _WORDS = {
     "pretraining": _Words("Fill in", "Fill the gaps of a text about the picture; a gap is [MASK].", "Text", "Fill in"),
 }
 
+# Below the layers, where there are explanations of a whole answer.
+_EXPLAINED = {
+    "rollout": "all layers (rollout)",
+    "gradient": "or: gradient x input",
+    "drop": "or: without each region",
+}
+
 
 def serve(models: Sequence[str], examples: str | None = None, host: str | None = None, port: int | None = None) -> None:
     """
@@ -219,8 +226,10 @@ class _Tab:
                     self.seen = gr.HTML(shown[1], elem_classes="vb-seen")
                     with gr.Row(elem_classes="vb-look"):
                         layers = [(f"layer {i + 1}", i) for i in range(checkpoint.num_layers)]
+                        default = layers[-1][1]
+                        layers += [(_EXPLAINED[way], len(layers) + i) for i, way in enumerate(checkpoint.explanations)]
                         heads = [("all heads", -1)] + [(f"head {i + 1}", i) for i in range(checkpoint.num_heads)]
-                        self.layer = gr.Dropdown(layers, value=layers[-1][1], label="Attention in", min_width=120)
+                        self.layer = gr.Dropdown(layers, value=default, label="Attention in", min_width=120)
                         self.head = gr.Dropdown(heads, value=-1, label="by", min_width=120)
         self.form = [*self.inputs, self.text, self.choices, self.layer, self.head, self.example]
         self.everything = [*self.form, self.bars, self.seen]
@@ -262,14 +271,18 @@ class _Tab:
         return *self._shown(answer), self._link(example, text, choices, layer, head)
 
     def _answer(self, pictures: Sequence[Image.Image], text: Any, choices: Any, layer: Any, head: Any) -> Answer:
+        num_layers, explanations = self.checkpoint.num_layers, self.checkpoint.explanations
         if not (
-            _is_in(layer, range(self.checkpoint.num_layers)) and _is_in(head, range(-1, self.checkpoint.num_heads))
+            _is_in(layer, range(num_layers + len(explanations))) and _is_in(head, range(-1, self.checkpoint.num_heads))
         ):
             raise _refusal("There is no such layer or head.")
+        look = Look(layer, None if head < 0 else head)
+        if layer >= num_layers:
+            look = Look(num_layers - 1, explanation=explanations[layer - num_layers])
         try:
             text = check_text(text, f"a {_WORDS[self.checkpoint.task].label.lower()}")
             listed = split_choices(choices) if self.checkpoint.task == "vcr" else []
-            return self.checkpoint.answer(pictures, text, listed, Look(layer, None if head < 0 else head))
+            return self.checkpoint.answer(pictures, text, listed, look)
         except (ValueError, TypeError) as error:  # written for readers, such as "question 0 is too long"
             raise _refusal(str(error)) from None
 
@@ -315,7 +328,8 @@ class _Tab:
         example = self.examples.get(query.get("example", ""))
         text = query.get("text", example.text if example else "")[:MAX_CHARACTERS]
         choices = query.get("choices", "\n".join(example.choices) if example else "")[:MAX_CHARACTERS]
-        layer = _number(query.get("layer"), 1, self.checkpoint.num_layers, self.checkpoint.num_layers) - 1
+        num_layers = self.checkpoint.num_layers
+        layer = _number(query.get("layer"), 1, num_layers + len(self.checkpoint.explanations), num_layers) - 1
         head = _number(query.get("head"), 0, self.checkpoint.num_heads, 0) - 1
         if example is None:  # somebody's own picture is in no link
             return [*[None] * len(self.inputs), text, choices, layer, head, "", "", ""]
