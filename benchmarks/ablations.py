@@ -46,7 +46,12 @@ VARIANTS = [
 ]
 # The paper varies 9 to 144 regions of photos; a picture of the corpus has at most six objects.
 REGIONS = [
-    Variant(f"{ours} regions (paper: {theirs})", f"`--num_regions {ours}`", paper, task={"num_regions": ours})
+    Variant(
+        f"{ours} region{'s' * (ours > 1)} (paper: {theirs})",
+        f"`--num_regions {ours}`",
+        paper,
+        task={"num_regions": ours},
+    )
     for ours, theirs, paper in ((1, 9, 64.8), (2, 18, 65.5), (3, 36, 66.7), (4, 72, 67.1), (6, 144, 67.4))
 ]
 

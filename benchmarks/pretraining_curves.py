@@ -17,7 +17,7 @@ from modeling_visualbert.tasks.pretraining import PretrainingArgs, pretraining_t
 
 ROOT = Path(__file__).parents[1]
 SEEDS = (0, 1)
-COCO_STEPS, STAGE_STEPS, VQA_STEPS, FINE_TUNING_STEPS = 800, 200, 800, 300
+COCO_STEPS, STAGE_STEPS, VQA_STEPS, FINE_TUNING_STEPS = 300, 100, 400, 200
 MASKED = {"mlm_probability": 0.3}  # as in examples/recipes/pretraining_corpus.yaml
 STARTS = ("scratch", "COCO", "COCO + task", "VQA")
 COLORS = {"scratch": "tab:gray", "COCO": "tab:blue", "COCO + task": "tab:green", "VQA": "tab:orange"}
