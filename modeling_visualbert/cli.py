@@ -70,7 +70,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="visualbert", description="VisualBERT: text about pictures.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_task_commands(commands)
+    _add_region_commands(commands)
+    add_analysis_commands(commands)
+    _add_checkpoint_commands(commands)
+    command = commands.add_parser("corpus", help="build the embedded corpus and print where it is")
+    command.set_defaults(run=_corpus)
+    return parser
 
+
+def _add_task_commands(commands: Any) -> None:
     command = _model_command(commands, "ask", _ask, "answer questions about a picture (VQA)")
     command.add_argument("picture", help="image file")
     command.add_argument("question", nargs="+", help="one or more questions; the regions are found once")
@@ -114,6 +123,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")
     command.set_defaults(run=_demo)
 
+
+def _add_checkpoint_commands(commands: Any) -> None:
     command = commands.add_parser("convert", help="convert the authors' checkpoints and published region detectors")
     command.add_argument(
         "source",
@@ -125,9 +136,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--num_attention_heads", type=int, help=".th files do not tell (default: hidden size / 64)")
     command.add_argument("--tokenizer", help="BERT tokenizer to save beside it, so that a processor can be saved too")
     command.set_defaults(run=_convert)
-
-    _add_region_commands(commands)
-    add_analysis_commands(commands)
 
     command = commands.add_parser("push", help="publish a checkpoint on the Hugging Face Hub, with card and code")
     command.add_argument("source", help="folder of a checkpoint or of a training run")
@@ -147,10 +155,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("target", help="the .onnx file to write")
     command.add_argument("--int8", action="store_true", help="8-bit integers in the linear layers")
     command.set_defaults(run=_export)
-
-    command = commands.add_parser("corpus", help="build the embedded corpus and print where it is")
-    command.set_defaults(run=_corpus)
-    return parser
 
 
 def _add_region_commands(commands: Any) -> None:

@@ -29,8 +29,6 @@ def prefers_onednn() -> bool:
 
 
 _PREFERS_ONEDNN = prefers_onednn()
-
-
 _WORTHWHILE = 2**22  # multiplications from which on the faster library wins back what calling it costs
 
 

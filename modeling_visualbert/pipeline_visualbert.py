@@ -145,10 +145,12 @@ class VisualBertPipeline(Pipeline):
         found = iter(self._regions_of([picture for item in pictures for picture in item]))
         regions = [[next(found) for _ in item] for item in pictures]
         visual = pad_regions([self._joined(item) for item in regions])
-        # Each picture is looked at once, whatever is asked about it.
-        repeats = torch.tensor(model_inputs["counts"], device=self.device)
-        visual = {name: value.to(self.device).repeat_interleave(repeats, dim=0) for name, value in visual.items()}
+        visual = self._ensure_tensor_on_device(visual, self.device)
         visual["visual_embeds"] = visual["visual_embeds"].to(self.model.dtype)
+        # Each picture is looked at once, whatever is asked about it; the regions of a single one serve all texts as they are.
+        if len(pictures) > 1:
+            repeats = torch.tensor(model_inputs["counts"], device=self.device)
+            visual = {name: value.repeat_interleave(repeats, dim=0) for name, value in visual.items()}
         inputs = {**model_inputs["inputs"], **visual}
         return {
             "outputs": dict(self.model(**self._aligned(inputs))),
