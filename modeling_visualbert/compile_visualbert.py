@@ -13,7 +13,7 @@ from transformers.utils.output_capturing import maybe_install_capturing_hooks
 logger = logging.getLogger(__name__)
 
 
-def compile_model(model: nn.Module) -> bool:
+def compile_model(model: nn.Module, training: bool = False) -> bool:
     """
     Compile the forward pass of a model in place. The first call takes about a minute, which the log tells, later ones less
     than before.
@@ -21,11 +21,17 @@ def compile_model(model: nn.Module) -> bool:
     One graph serves all lengths and batch sizes (a batch of one gets its own), so it works on padded batches; on a CPU, where
     padding is not computed otherwise, ragged batches are faster without it (`benchmarks/NOTES.md`).
 
+    Args:
+        model: A model on the device that it will run on.
+        training: Whether it will be trained.
+
     Returns:
-        Whether it will be compiled. Without a C++ compiler it is not, one line of the log says so, and the model runs as it did.
+        Whether it will be compiled. Where it cannot be, one line of the log says why, and the model runs as it did: there is
+        no C++ compiler, or it would be trained on a CPU with dropout in the attention (torch 2.13 does not compile that for
+        lengths that change).
     """
-    if not _has_compiler():
-        logger.warning("no C++ compiler (g++, clang++ or $CXX) on this machine: the model runs without compilation")
+    if obstacle := _obstacle(model, training):
+        logger.warning("%s: the model runs without compilation", obstacle)
         return False
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
@@ -42,6 +48,15 @@ def compile_model(model: nn.Module) -> bool:
 
     model._compiled_call_impl = first_call
     return True
+
+
+def _obstacle(model: nn.Module, training: bool) -> str | None:
+    if not _has_compiler():
+        return "no C++ compiler (g++, clang++ or $CXX) on this machine"
+    device, config = next(model.parameters()).device.type, getattr(model, "config", None)
+    if training and device == "cpu" and getattr(config, "attention_probs_dropout_prob", 0.0) > 0:
+        return "torch cannot compile training on a CPU with dropout in the attention"
+    return None
 
 
 def _has_compiler() -> bool:

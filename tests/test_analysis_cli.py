@@ -1,76 +1,50 @@
 """`visualbert analyze`, `check-explanations` and `ask --explain` as users run them, and the figures they draw."""
 
 import json
-import os
 import re
 import shutil
-import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import randomise
 from PIL import Image
+from processes import environment, launcher
+from tiny_checkpoints import tiny_checkpoint
 
 from modeling_visualbert import (
-    QueryRegionEncoder,
-    VisualBertConfig,
-    VisualBertForPreTraining,
     VisualBertForQuestionAnswering,
-    VisualBertImageProcessor,
     VisualBertProcessor,
 )
 from modeling_visualbert.analysis.figures import Example, draw_example
 from modeling_visualbert.cli import main
-from modeling_visualbert.corpus.vocabulary import corpus_tokenizer
 from modeling_visualbert.data.flickr30k import load_flickr30k, read_split
 from modeling_visualbert.features.extract import extract_store, load_region_encoder
 from modeling_visualbert.features.pictures import list_pictures
 from modeling_visualbert.tasks.common import DETECTOR
 
 ROOT = Path(__file__).parents[1]
-ANSWERS = ["<unk>", "no", "yes", "red", "blue", "2"]
 
 
-def save(head, folder, task, **fields):
-    """A small model with random weights and the shipped region encoder, as training leaves it."""
-    encoder = QueryRegionEncoder.from_pretrained(DETECTOR)
-    config = VisualBertConfig(
-        vocab_size=len(corpus_tokenizer()),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=40,
-        region_encoder_config=encoder.config.to_dict(),
-        **fields,
-    )
-    model = randomise(head(config), std=0.3)
-    model.visual_bert.region_encoder.load_state_dict(encoder.state_dict())
+def save(task, folder):
+    """A small checkpoint whose regions count beside its words."""
+    model, processor = tiny_checkpoint(task, seed=1, std=0.3, num_hidden_layers=2)  # with seed 0 one answer fits all
     with torch.no_grad():
-        model.visual_bert.embeddings.visual_projection.weight.mul_(4)  # regions count beside words
+        model.visual_bert.embeddings.visual_projection.weight.mul_(4)
     model.save_pretrained(folder)
-    VisualBertProcessor(
-        VisualBertImageProcessor.from_pretrained(DETECTOR),
-        corpus_tokenizer(),
-        task=task,
-        answers=ANSWERS if task == "vqa" else None,
-        region_dim=config.visual_embedding_dim,
-    ).save_pretrained(folder)
+    processor.save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
-    return save(VisualBertForPreTraining, tmp_path_factory.mktemp("models") / "pretrained", "pretraining")
+    return save("pretraining", tmp_path_factory.mktemp("models") / "pretrained")
 
 
 @pytest.fixture(scope="module")
 def answering(tmp_path_factory):
-    labels = {"id2label": dict(enumerate(ANSWERS)), "label2id": {name: i for i, name in enumerate(ANSWERS)}}
-    return save(VisualBertForQuestionAnswering, tmp_path_factory.mktemp("models") / "vqa", "vqa", **labels)
+    return save("vqa", tmp_path_factory.mktemp("models") / "vqa")
 
 
 def arguments(pretrained, corpus, out, *flags):
@@ -193,15 +167,10 @@ def test_a_folder_with_files_is_left_alone(pretrained, corpus, tmp_path, capsys)
 
 @pytest.mark.slow
 def test_two_processes_say_what_one_says(pretrained, corpus, analysed, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no"]
-    launch += ["--dynamo_backend", "no", "--main_process_port", str(port), "-m", "modeling_visualbert.cli"]
+    command = [*launcher(processes=2), "-m", "modeling_visualbert.cli"]
     done = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", *launch]
-        + arguments(pretrained, corpus, tmp_path / "out", "--pictures", "0"),
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        [*command, *arguments(pretrained, corpus, tmp_path / "out", "--pictures", "0")],
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=500,

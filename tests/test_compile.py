@@ -24,6 +24,13 @@ def test_without_a_compiler_the_model_runs_as_it_did(monkeypatch, caplog):
     assert model._compiled_call_impl is None and model(**inputs).logits.isfinite().all()
 
 
+def test_training_with_dropout_in_the_attention_runs_on_a_cpu_as_it_did(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        train(toy_task(dropout=0.1), toy_args(tmp_path, max_steps=1, compile=True))
+    assert "dropout in the attention: the model runs without compilation" in caplog.text
+    assert "the first call took" not in caplog.text
+
+
 def test_a_compiler_named_by_the_environment_counts(monkeypatch):
     monkeypatch.setenv("CXX", "/nowhere/g++")
     assert not compile_visualbert._has_compiler()

@@ -4,10 +4,8 @@ import contextlib
 import io
 import itertools
 import json
-import os
 import pkgutil
 import random
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +18,7 @@ from datasets import Dataset, Features, Value
 from datasets import Image as ImageColumn
 from helpers import tiny_model
 from PIL import Image
+from processes import environment, launcher
 from test_store import assert_equal_regions, contents
 from tiny_detectors import tiny_detector
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PretrainedConfig
@@ -604,20 +603,9 @@ def test_regions_of_a_picture(folder, quarters, capsys):
 
 def command(folder, encoder_folder, store, *flags, processes=1):
     """The command line of an extraction as users start it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = ["-m", "accelerate.commands.launch", "--num_processes", str(processes), "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["--multi_gpu", "--main_process_port", str(port)] if processes > 1 else []  # on the CPU too
     script = [str(ROOT / "examples" / "extract_features.py"), str(folder), str(store), "--cpu"]
     options = ["--region_encoder", str(encoder_folder), "--images_per_shard", "2", "--batch_size", "2", *flags]
-    return [sys.executable, *(launch if processes > 1 else []), *script, *options]
-
-
-def environment():
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    return [*(launcher(processes) if processes > 1 else [sys.executable]), *script, *options]
 
 
 @pytest.fixture(scope="module")

@@ -5,15 +5,14 @@
 
 import json
 import os
-import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import FIXTURES
 from PIL import Image
+from processes import environment, launcher
 from transformers import AutoProcessor
 
 import modeling_visualbert
@@ -68,19 +67,10 @@ def workplace(in_cache, tmp_path_factory):
 
 def start(cache, workplace, name, *flags, processes=1):
     """Run a script to the end, in the working directory; returns the completed process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = ["-m", "accelerate.commands.launch", "--num_processes", str(processes), "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["--multi_gpu", "--main_process_port", str(port)] if processes > 1 else []  # on the CPU too
     model = SMALL_MODEL if name == "flickr30k" else ()
-    command = [sys.executable, *launch, str(ROOT / "examples" / f"run_{name}.py"), "--cpu", *CORPUS_SIZE, *model]
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": path, "MODELING_VISUALBERT_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*command, *flags], cwd=workplace, env=environment, capture_output=True, text=True, timeout=300
-    )
+    command = [*launcher(processes), str(ROOT / "examples" / f"run_{name}.py"), "--cpu", *CORPUS_SIZE, *model, *flags]
+    env = environment(MODELING_VISUALBERT_CACHE=str(cache))
+    return subprocess.run(command, cwd=workplace, env=env, capture_output=True, text=True, timeout=300)
 
 
 @pytest.fixture(scope="session")

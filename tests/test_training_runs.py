@@ -7,13 +7,13 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 from helpers import FIXTURES
 from PIL import Image
@@ -45,20 +45,13 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def environment(cache):
     """Environment of the processes."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path, "MODELING_VISUALBERT_CACHE": str(cache), "OMP_NUM_THREADS": "1"}
+    return processes.environment(MODELING_VISUALBERT_CACHE=str(cache))
 
 
-def command(output_dir, *flags, processes=1):
+def command(output_dir, *flags, num_processes=1):
     """The command line of a run on the small corpus."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = ["-m", "accelerate.commands.launch", "--num_processes", str(processes), "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    launch += ["--multi_gpu", "--main_process_port", str(port)] if processes > 1 else []  # on the CPU too
     script = [str(ROOT / "examples" / "run_vqa.py"), "--output_dir", str(output_dir), "--cpu"]
-    return [sys.executable, *launch, *script, *CORPUS_SIZE, *SMALL_MODEL, *flags]
+    return [*processes.launcher(num_processes), *script, *CORPUS_SIZE, *SMALL_MODEL, *flags]
 
 
 def run(environment, *args, **kwargs):
@@ -120,7 +113,7 @@ def one_and_two(environment, finished, cache, tmp_path_factory):
     data = ("--data_dir", str(corpus / "vqa"), "--images_dir", str(corpus / "images"), "--test_split", "test")
     flags = ("--recipe", str(CORPUS_RECIPE), *data, "--max_steps", "20", "--dropout", "0.0", "--log_steps", "1")
     folder = tmp_path_factory.mktemp("processes")
-    return {n: (folder / str(n), run(environment, folder / str(n), *flags, processes=n)) for n in (1, 2)}
+    return {n: (folder / str(n), run(environment, folder / str(n), *flags, num_processes=n)) for n in (1, 2)}
 
 
 def test_two_processes_take_the_steps_of_one(one_and_two):

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from golden_cases import GOLDEN
-from helpers import randomise
 from PIL import Image
+from tiny_checkpoints import ANSWERS, tiny_checkpoint
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -38,46 +38,29 @@ from modeling_visualbert import (
 )
 from modeling_visualbert.cli import main
 from modeling_visualbert.corpus.scenes import render, sample_scene
-from modeling_visualbert.corpus.vocabulary import corpus_tokenizer
 from modeling_visualbert.tasks.common import DETECTOR
 
 PACKAGE = Path(modeling_visualbert.__file__).parent
-ANSWERS = ["<unk>", "2", "no", "red", "yes"]
 QUESTIONS = ["Is there a red circle?", "How many things are there in the picture?", "What color is the big star?"]
 
 
-def build_model():
-    """A small question answering model with the shipped region encoder and unequal random weights elsewhere."""
-    encoder = QueryRegionEncoder.from_pretrained(DETECTOR)
-    config = VisualBertConfig(
-        vocab_size=len(corpus_tokenizer()),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=40,
-        region_encoder_config=encoder.config.to_dict(),
-        id2label=dict(enumerate(ANSWERS)),
-        label2id={answer: index for index, answer in enumerate(ANSWERS)},
-    )
-    model = randomise(VisualBertForQuestionAnswering(config))
-    model.visual_bert.region_encoder.load_state_dict(encoder.state_dict())
-    return model
+@pytest.fixture(scope="module")
+def checkpoint():
+    """Model and processor with the shipped region encoder."""
+    return tiny_checkpoint("vqa", num_hidden_layers=2)
 
 
 @pytest.fixture(scope="module")
-def model():
-    return build_model()
+def model(checkpoint):
+    return checkpoint[0]
 
 
 @pytest.fixture(scope="module")
-def saved(model, tmp_path_factory):
+def saved(checkpoint, tmp_path_factory):
     """Folder with model and processor, as training leaves it."""
     folder = tmp_path_factory.mktemp("saved") / "model"
-    image_processor = VisualBertImageProcessor.from_pretrained(DETECTOR)
-    model.save_pretrained(folder)
-    VisualBertProcessor(
-        image_processor, corpus_tokenizer(), answers=ANSWERS, region_dim=model.config.visual_embedding_dim
-    ).save_pretrained(folder)
+    for part in checkpoint:
+        part.save_pretrained(folder)
     return folder
 
 

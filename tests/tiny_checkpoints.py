@@ -21,14 +21,19 @@ _FIELDS = {
 }
 
 
-def tiny_checkpoint(task, seed=0):
+def tiny_checkpoint(task, seed=0, std=0.2, num_hidden_layers=1):
     """Model and processor of a task."""
     encoder, tokenizer = QueryRegionEncoder.from_pretrained(DETECTOR), corpus_tokenizer()
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 40}
     config = VisualBertConfig(
-        vocab_size=len(tokenizer), region_encoder_config=encoder.config.to_dict(), **sizes, **_FIELDS.get(task, {})
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=num_hidden_layers,
+        num_attention_heads=4,
+        intermediate_size=40,
+        region_encoder_config=encoder.config.to_dict(),
+        **_FIELDS.get(task, {}),
     )
-    model = randomise(MODELS[task](config), seed)
+    model = randomise(MODELS[task](config), seed, std)
     model.visual_bert.region_encoder.load_state_dict(encoder.state_dict())
     processor = VisualBertProcessor(
         VisualBertImageProcessor.from_pretrained(DETECTOR),

@@ -81,9 +81,9 @@ def train(task: Task, args: TrainArgs, accelerator: Accelerator | None = None) -
         # Recent versions of transformers renamed it and warn about the old name.
         name = "activation_checkpointing_enable"
         getattr(task.model, name, task.model.gradient_checkpointing_enable)()
-    if args.compile:
-        compile_model(task.model)
     model, optimizer = accelerator.prepare(task.model, make_optimizer(task.model, args))
+    if args.compile:
+        compile_model(task.model, training=True)
     progress = _resume(accelerator, output_dir, args) if args.resume else Progress()
     if accelerator.is_main_process:
         _list_skipped(task.skipped, output_dir)
