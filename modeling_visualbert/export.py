@@ -14,7 +14,11 @@ import torch
 from transformers import AutoConfig, PreTrainedModel, TorchAoConfig
 
 from . import modeling_visualbert
-from .modeling_visualbert import VisualBertForMultipleChoice, VisualBertForRegionToPhraseAlignment
+from .modeling_visualbert import (
+    VisualBertForMultipleChoice,
+    VisualBertForPreTraining,
+    VisualBertForRegionToPhraseAlignment,
+)
 
 _NEEDS = 'ONNX export needs more packages: pip install "modeling-visualbert[onnx]"'
 
@@ -43,8 +47,8 @@ def export_onnx(model: PreTrainedModel, path: str | Path, int8: bool = False) ->
     except ImportError as error:
         raise ImportError(_NEEDS) from error
     inputs, axes = _example_inputs(model)
-    names = ["prediction_logits", "seq_relationship_logits"] if hasattr(model.cls, "seq_relationship") else []
-    names = ["logits"] if isinstance(model, VisualBertForRegionToPhraseAlignment) or not names else names
+    is_pretraining = isinstance(model, VisualBertForPreTraining)
+    names = ["prediction_logits", "seq_relationship_logits"] if is_pretraining else ["logits"]
     path = Path(path)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         draft = Path(folder) / "model.onnx"

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from test_usage import model, saved  # noqa: F401  (fixtures)
+from tiny_checkpoints import save_tiny_checkpoint
 
 from modeling_visualbert.cli import _parser
 from modeling_visualbert.tasks.detection import DetectionArgs
@@ -43,13 +43,14 @@ def commands():
             yield from (line for line in block.replace("\\\n", " ").splitlines() if line.strip())
 
 
-def test_python_runs_in_order(saved, monkeypatch):  # noqa: F811
+def test_python_runs_in_order(tmp_path, monkeypatch):
+    save_tiny_checkpoint("vqa", tmp_path / "model")
     monkeypatch.chdir(ROOT)
     blocks = [python_of(block) for language, block in BLOCKS if language == "python" and "facebook/" not in block]
     assert sum(MODEL in block for block in blocks) == 3
     scope = {}
     for block in blocks:
-        exec(compile(block.replace(MODEL, str(saved)), "README.md", "exec"), scope)
+        exec(compile(block.replace(MODEL, str(tmp_path / "model")), "README.md", "exec"), scope)
     assert len(scope["answers"]) == 2
     assert scope["inputs"]["input_ids"].shape[0] == 1
 

@@ -258,11 +258,8 @@ class _Ids(_File):
         table = read_table(self.path, IDS_SCHEMA).combine_chunks()
         columns = [column.combine_chunks() for column in table.columns]
         ids, shards, rows = columns
-        if (
-            any(column.null_count for column in columns)
-            or not pc.all(pc.less(ids[:-1], ids[1:])).as_py()
-            and len(ids) > 1
-        ):
+        in_order = len(ids) < 2 or pc.all(pc.less(ids[:-1], ids[1:])).as_py()
+        if not in_order or any(column.null_count for column in columns):
             twice = pc.equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)
             problem = f"image {ids[int(twice.argmax())]} twice" if twice.any() else "the image ids are not sorted"
             raise ValueError(f"{self.path}: {problem}; expected each image once, sorted")
