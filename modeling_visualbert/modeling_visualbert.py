@@ -658,19 +658,36 @@ class VisualBertModel(VisualBertPreTrainedModel):
         if visual_embeds is None:
             visual_attention_mask = None
         mask_BS = _joint_mask(attention_mask, visual_attention_mask, states_BSD, text_length)
-        pads = read_positions is None  # whoever takes all states gets those of padding too, as the authors have them
+        kernel = self._packed_kernel(states_BSD, mask_BS, read_positions, **kwargs)
         if self.config.bypass_transformer and visual_embeds is not None:
             text_mask_BT = None if mask_BS is None else mask_BS[:, :text_length]
             text_BTD = states_BSD[:, :text_length]
-            text_BTD = self._encode(self.encoder, text_BTD, text_mask_BT, None, pads, **kwargs)
+            text_BTD = self._encode(self.encoder, text_BTD, text_mask_BT, None, kernel, **kwargs)
             states_BSD = torch.cat((text_BTD, states_BSD[:, text_length:]), dim=1)
-            states_BSD = self._encode(self.additional_layer, states_BSD, mask_BS, read_positions, pads, **kwargs)
+            states_BSD = self._encode(self.additional_layer, states_BSD, mask_BS, read_positions, kernel, **kwargs)
         else:
-            states_BSD = self._encode(self.encoder, states_BSD, mask_BS, read_positions, pads, **kwargs)
+            states_BSD = self._encode(self.encoder, states_BSD, mask_BS, read_positions, kernel, **kwargs)
         return BaseModelOutputWithPooling(
             last_hidden_state=states_BSD,
             pooler_output=self.pooler(states_BSD) if self.pooler is not None else None,
         )
+
+    def _records(self, **kwargs) -> bool:
+        """Whether all states or attentions are asked for."""
+        names = ("output_attentions", "output_hidden_states")
+        return any(kwargs.get(name, getattr(self.config, name, False)) for name in names)
+
+    def _packed_kernel(
+        self, states_BSD: torch.Tensor, mask_BS: torch.Tensor | None, read_BP: torch.Tensor | None, **kwargs
+    ) -> str | None:
+        """What attends to rows without padding; None where padding has to be computed. Whoever takes all states, or reads one of
+        padding, gets them as the authors have them."""
+        if mask_BS is None or read_BP is None or self._records(**kwargs):
+            return None
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        head_size = self.config.hidden_size // self.config.num_attention_heads
+        kernel = packed_kernel(states_BSD, head_size, self.config._attn_implementation, dropout)
+        return None if kernel is None or not mask_BS.gather(1, read_BP).all() else kernel
 
     def _encode(
         self,
@@ -678,28 +695,26 @@ class VisualBertModel(VisualBertPreTrainedModel):
         states_BSD: torch.Tensor,
         mask_BS: torch.Tensor | None,
         read_BP: torch.Tensor | None,
-        pads: bool,
+        kernel: str | None,
         **kwargs,
     ) -> torch.Tensor:
-        """Last states [B, P, D] of the positions to read or, without them, [B, S, D], zeros at padding unless `pads`. With
-        positions to read, neither padding nor what the last layer knows of others is computed, unless all states or attentions
-        are asked for."""
-        implementation = self.config._attn_implementation
-        all_wanted = any(
-            kwargs.get(name, getattr(self.config, name, False))
-            for name in ("output_attentions", "output_hidden_states")
-        )
-        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
-        kernel = None if all_wanted or pads else packed_kernel(states_BSD, implementation, dropout)
+        """Last states [B, P, D] of the positions to read or, without them, [B, S, D]. With a `kernel` for packed rows padding is
+        not computed, and is zero in [B, S, D]; with positions to read, neither is what the last layer knows of others, unless
+        all states or attentions are asked for."""
         if mask_BS is not None and kernel is not None:
             packing = Packing.from_mask(mask_BS, kernel)
             if read_BP is None:
                 return packing.unpack(layers(packing.pack(states_BSD), packing, **kwargs))
             return packing.restore_rows(layers(packing.pack(states_BSD), packing, packing.places_of(read_BP), **kwargs))
-        mask = create_bidirectional_mask(config=self.config, inputs_embeds=states_BSD, attention_mask=mask_BS)
+        mask = create_bidirectional_mask(
+            config=self.config,
+            inputs_embeds=states_BSD,
+            attention_mask=mask_BS,
+            allow_is_bidirectional_skip=states_BSD.device.type == "cpu",  # a GPU would be waited for
+        )
         if read_BP is None:
             return layers(states_BSD, mask, **kwargs)
-        if all_wanted or not (mask is None or implementation in ("eager", "sdpa")):
+        if self._records(**kwargs) or not (mask is None or self.config._attn_implementation in ("eager", "sdpa")):
             return _gather_states(layers(states_BSD, mask, **kwargs), read_BP)
         batch_size, length = states_BSD.shape[:2]
         places_BP = read_BP + length * torch.arange(batch_size, device=read_BP.device)[:, None]
@@ -1150,6 +1165,9 @@ class VisualBertForRegionToPhraseAlignment(VisualBertPreTrainedModel):
         num_regions = 0 if visual_embeds is None else visual_embeds.shape[1]
         phrases_BE = region_to_phrase_position.clamp(min=0)
         regions_R = _text_length(input_ids, inputs_embeds) + torch.arange(num_regions, device=phrases_BE.device)
+        regions_BR = regions_R.expand(phrases_BE.shape[0], -1)
+        if visual_attention_mask is not None:  # of a padded region, which gets -10000, any state will do
+            regions_BR = regions_BR * _for_each_text(visual_attention_mask.to(torch.bool), phrases_BE.shape[0])
         outputs = self.visual_bert(
             input_ids,
             attention_mask=attention_mask,
@@ -1160,7 +1178,7 @@ class VisualBertForRegionToPhraseAlignment(VisualBertPreTrainedModel):
             visual_attention_mask=visual_attention_mask,
             visual_token_type_ids=visual_token_type_ids,
             image_text_alignment=image_text_alignment,
-            read_positions=torch.cat((phrases_BE, regions_R.expand(phrases_BE.shape[0], -1)), dim=1),
+            read_positions=torch.cat((phrases_BE, regions_BR), dim=1),
             **kwargs,
         )
         phrases_BED, regions_BRD = outputs.last_hidden_state.split((phrases_BE.shape[1], num_regions), dim=1)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
+from transformers.utils.generic import is_flash_attention_requested
 
 varlen_attn: Any
 try:  # torch 2.10
@@ -47,13 +48,15 @@ class Packing:
 
         The lengths are needed outside of the tensors, so a mask on a GPU is waited for, once for all layers.
         """
-        first = torch.arange(mask_BS.shape[1], device=mask_BS.device) == 0
+        width = mask_BS.shape[1]
+        first = torch.arange(width, device=mask_BS.device) == 0
         mask_BS = mask_BS | (first & ~mask_BS.any(dim=1, keepdim=True))
         lengths_B, rows_B = mask_BS.sum(dim=1).sort(stable=True)
-        row_N, column_N = mask_BS[rows_B].nonzero(as_tuple=True)
-        places_N = rows_B[row_N] * mask_BS.shape[1] + column_N
-        groups = tuple(Counter(lengths_B.tolist()).items())
-        return cls((mask_BS.shape[0], mask_BS.shape[1]), rows_B, lengths_B, places_N, groups, kernel)
+        lengths = lengths_B.tolist()
+        # `nonzero` would wait once more for a GPU to say how many there are.
+        visible_N = mask_BS[rows_B].flatten().logical_not().to(torch.uint8).sort(stable=True).indices[: sum(lengths)]
+        places_N = rows_B[visible_N // width] * width + visible_N % width
+        return cls((mask_BS.shape[0], width), rows_B, lengths_B, places_N, tuple(Counter(lengths).items()), kernel)
 
     def pack(self, states_BSD: torch.Tensor) -> torch.Tensor:
         """[1, N, D] of [B, S, D]."""
@@ -65,7 +68,7 @@ class Packing:
         return padded.index_copy(0, self.places, states_1ND[0]).unflatten(0, self.shape)
 
     def places_of(self, read_BP: torch.Tensor) -> torch.Tensor:
-        """Packed places of positions in the padded rows, rows in packed order; 0 for a position that is not visible."""
+        """Packed places of positions in the padded rows, rows in packed order. The positions must be visible."""
         packed = read_BP.new_zeros(self.shape[0] * self.shape[1])
         packed[self.places] = torch.arange(len(self.places), device=packed.device, dtype=packed.dtype)
         return packed.view(self.shape).gather(1, read_BP)[self.row_order]
@@ -124,30 +127,33 @@ class Packing:
         }
 
 
-def packed_kernel(states: torch.Tensor, implementation: str, dropout: float) -> str | None:
+def packed_kernel(states: torch.Tensor, head_size: int, implementation: str, dropout: float) -> str | None:
     """What attends to packed rows.
 
     Args:
         states: What goes into the encoder.
+        head_size: Of one attention head.
         implementation: Name of the attention implementation.
         dropout: Of the attention weights, now.
 
     Returns:
         `"rows"`: the implementation itself, once for all rows of one length (CPU). `"varlen"`: torch's kernel for rows of any
-        length (GPU, half precision, no dropout). `"flash"`: the implementation itself, told the lengths. None: nothing
-        does; rows have to be padded.
+        length (GPU of compute capability 8.0, half precision, no dropout). `"flash"`: the implementation itself, told the
+        lengths. None: nothing does; rows have to be padded.
     """
     if torch.compiler.is_compiling():  # one graph for all lengths
         return None
-    if implementation.startswith("flash_attention"):
+    if is_flash_attention_requested(requested_attention_implementation=implementation):
         return "flash"
     if implementation not in ("eager", "sdpa"):
         return None
     if states.device.type == "cpu":
         return "rows"
-    half = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else states.dtype
-    fits = states.is_cuda and dropout == 0.0 and half in (torch.float16, torch.bfloat16)
-    return "varlen" if fits and varlen_attn is not None and implementation == "sdpa" else None
+    if not states.is_cuda or implementation != "sdpa" or varlen_attn is None or dropout > 0.0:
+        return None
+    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else states.dtype
+    fits = dtype in (torch.float16, torch.bfloat16) and head_size % 8 == 0 and head_size <= 256
+    return "varlen" if fits and torch.cuda.get_device_capability(states.device) >= (8, 0) else None
 
 
 __all__ = ["Packing", "packed_kernel"]

@@ -1,6 +1,7 @@
 """Padding is not computed, nor what no head reads, and nothing changes by it; linear layers in the faster library."""
 
 import importlib.util
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -284,28 +285,68 @@ def test_flash_attention_is_told_the_lengths(head, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype", "implementation", "dropout", "kernel"),
+    ("device", "dtype", "head_size", "implementation", "dropout", "kernel"),
     [
-        ("cpu", torch.float32, "sdpa", 0.1, "rows"),
-        ("cpu", torch.float32, "eager", 0.0, "rows"),
-        ("cpu", torch.float32, "flex_attention", 0.0, None),
-        ("cuda", torch.bfloat16, "sdpa", 0.0, "varlen"),
-        ("cuda", torch.bfloat16, "sdpa", 0.1, None),
-        ("cuda", torch.bfloat16, "eager", 0.0, None),
-        ("cuda", torch.float32, "sdpa", 0.0, None),
-        ("cuda", torch.bfloat16, "flash_attention_2", 0.1, "flash"),
-        ("meta", torch.float32, "sdpa", 0.0, None),
+        ("cpu", torch.float32, 64, "sdpa", 0.1, "rows"),
+        ("cpu", torch.float32, 64, "eager", 0.0, "rows"),
+        ("cpu", torch.float32, 64, "flex_attention", 0.0, None),
+        ("cuda 8.0", torch.bfloat16, 64, "sdpa", 0.0, "varlen"),
+        ("cuda 7.5", torch.float16, 64, "sdpa", 0.0, None),
+        ("cuda 9.0", torch.bfloat16, 12, "sdpa", 0.0, None),
+        ("cuda 9.0", torch.bfloat16, 64, "sdpa", 0.1, None),
+        ("cuda 9.0", torch.bfloat16, 64, "eager", 0.0, None),
+        ("cuda 9.0", torch.float32, 64, "sdpa", 0.0, None),
+        ("cuda 9.0", torch.bfloat16, 64, "flash_attention_2", 0.1, "flash"),
+        ("cuda 9.0", torch.bfloat16, 64, "kernels-community/flash-attn2", 0.1, "flash"),
+        ("meta", torch.float32, 64, "sdpa", 0.0, None),
     ],
 )
-def test_which_kernel(device, dtype, implementation, dropout, kernel):
+def test_which_kernel(device, dtype, head_size, implementation, dropout, kernel, monkeypatch):
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    if device == "cuda":
-        with FakeTensorMode():  # a tensor that says it lies on a GPU
-            states = torch.empty(1, device="cuda", dtype=dtype)
-            assert packed_kernel(states, implementation, dropout) == kernel
-    else:
-        assert packed_kernel(torch.empty(1, device=device, dtype=dtype), implementation, dropout) == kernel
+    device, _, capability = device.partition(" ")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: tuple(map(int, capability.split("."))))
+    with FakeTensorMode() if device == "cuda" else nullcontext():  # a tensor that says it lies on a GPU
+        states = torch.empty(1, device=device, dtype=dtype)
+        assert packed_kernel(states, head_size, implementation, dropout) == kernel
+
+
+# ---------------------------------------------------------------------------------------- positions that are not visible
+
+
+def hide_the_text(inputs, rows):
+    """Texts of the rows end where others' begin: padded on the left, or nothing but padding."""
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    for row, hidden in rows.items():
+        inputs["attention_mask"][row, :hidden] = 0
+    return inputs
+
+
+@pytest.mark.parametrize("bypass", [False, True])
+@pytest.mark.parametrize("hidden", [4, 9])
+@pytest.mark.parametrize("head", HEADS)
+def test_who_reads_padding_gets_what_the_full_computation_has(head, hidden, bypass, monkeypatch):
+    model = tiny_model(head, bypass_transformer=bypass)
+    inputs = hide_the_text(inputs_for(head, batch=4), {1: hidden, 2: 1})
+    found = what_is_read_in(head, model, inputs)
+    monkeypatch.setattr("modeling_visualbert.modeling_visualbert.packed_kernel", lambda *_: None)
+    torch.testing.assert_close(found, what_is_read_in(head, model, inputs), **close)
+
+
+def what_is_read_in(head, model, inputs):
+    if head == "pretraining":
+        return model(**inputs, masked_positions=torch.tensor([[0, 2]] * len(inputs["input_ids"]))).prediction_logits
+    return meaningful(head, model(**inputs), inputs)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_no_step_asks_a_device_for_numbers(head):
+    """On the meta device, where there are none: a padded training step of a GPU reads nothing back."""
+    model, inputs = tiny_model(head).train().to("meta"), inputs_for(head, batch=4)
+    if head == "pretraining":
+        inputs["masked_positions"] = torch.tensor([[1, 2]] * 4)
+    outputs = model(**{name: value.to("meta") for name, value in inputs.items()})
+    sum(value.sum() for value in outputs.values() if torch.is_tensor(value)).backward()
 
 
 # -------------------------------------------------------------------------------------------------------- linear layers
