@@ -137,10 +137,20 @@ def test_a_trained_model_is_a_starting_point(args, tmp_path):
     assert same.processor.answers == task.processor.answers
     for name, value in same.model.state_dict().items():
         assert torch.equal(value, task.model.state_dict()[name]), name
+    own = vqa_task(args(**start, answers="train", min_answer_count=1), Accelerator(cpu=True))
+    assert own.processor.answers != task.processor.answers and set(task.processor.answers) < set(own.processor.answers)
     other = vqa_task(args(**start, answers="pythia"), Accelerator(cpu=True))
     assert other.model.cls.weight.shape == (3129, 16)
     words = "visual_bert.embeddings.word_embeddings.weight"
     assert torch.equal(other.model.state_dict()[words], task.model.state_dict()[words])
+
+
+def test_answers_that_fit_other_data_are_noticed(args, tmp_path, caplog):
+    (tmp_path / "answers.txt").write_text("<unk>\nred\n")
+    task = vqa_task(args(answers=str(tmp_path / "answers.txt")), Accelerator(cpu=True))
+    share = 100 * sum("red" in row["answers"] for row in task.splits["train"]) / len(task.splits["train"])
+    assert 0 < share < 50
+    assert f"2 answers, which {share:.1f}% of the training questions have (see --answers)" in caplog.text
 
 
 def test_a_starting_point_of_another_detector_is_refused(args, tmp_path):

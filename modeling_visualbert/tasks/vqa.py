@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from ..data.files import index_images
 from ..data.vqa2 import find_vqa_files, load_vqa
 from ..image_processing_visualbert import load_picture
 from ..metrics.submissions import write_vqa_results
-from ..metrics.vqa import soft_targets, vqa_accuracy
+from ..metrics.vqa import normalise_answer, soft_targets, vqa_accuracy
 from ..modeling_visualbert import VisualBertForQuestionAnswering
 from ..processing_visualbert import VisualBertProcessor
 from ..training.task import Batch, Predictions, Rows, Task, count_examples, to_device
 from ..visualization import answer_attention, captioned, draw_regions
 from .common import TaskArgs, corpus_folder, load_tokenizer, make_model, prepare_pictures
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -40,7 +43,8 @@ class VqaArgs(TaskArgs):
     answers: str | None = field(
         default=None,
         metadata={
-            "help": "answer vocabulary: 'pythia', or a text file with one answer a line (default: from the answers)"
+            "help": "answer vocabulary: 'pythia', 'train' (the answers of the training data), or a text file with one answer "
+            "a line (default: that of init_from if it answers questions, else 'train')"
         },
     )
     min_answer_count: int = field(
@@ -65,6 +69,8 @@ def vqa_task(args: VqaArgs, accelerator: Accelerator) -> Task:
         data, images_dir, skipped = load_vqa_data(args)
         tokenizer = load_tokenizer(args)
         answers = _answers(args, data["train"])
+        if accelerator.is_main_process:
+            _say_what_is_covered(answers, data["train"])
         keys = {image_id for split in data.values() for image_id in split["image_id"]}
         pictures = prepare_pictures(args, keys, images_dir, index_images, accelerator.device)
         model = make_model(
@@ -195,12 +201,22 @@ def _load_split(data_dir: Path, split: str, skipped: list[str] | None) -> Datase
     return concatenate_datasets(parts)
 
 
+def _say_what_is_covered(answers: Sequence[str], train: Dataset) -> None:
+    """Questions without a known answer have no target; a vocabulary of other data leaves many."""
+    known = set(answers)
+    is_known = cache(lambda answer: normalise_answer(answer) in known)
+    covered = sum(any(map(is_known, given or ())) for given in train["answers"])
+    share = 100.0 * covered / max(1, len(train))
+    level = logging.INFO if share > 90 else logging.WARNING
+    logger.log(level, "%d answers, which %.1f%% of the training questions have (see --answers)", len(answers), share)
+
+
 def _answers(args: VqaArgs, train: Dataset) -> list[str]:
     if args.answers == "pythia":
         return list(pythia_answers())
-    if args.answers is not None:
+    if args.answers not in (None, "train"):
         return Path(args.answers).read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    if args.init_from is not None:
+    if args.init_from is not None and args.answers is None:
         names = AutoConfig.from_pretrained(args.init_from).id2label
         if len(names) > 2 and names[0] != "LABEL_0":
             return [names[index] for index in sorted(names)]
