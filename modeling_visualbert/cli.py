@@ -448,7 +448,10 @@ def _load_pipeline(pipeline_class: type[VisualBertPipeline], args: argparse.Name
     if architecture != pipeline_class.head:
         raise ValueError(f"{name} is a {architecture} checkpoint; expected {pipeline_class.head}")
     task = next(task for task, (found, _) in PIPELINES.items() if found is pipeline_class)
-    is_int8 = hasattr(config, "quantization_config")  # it was saved so
+    saved = getattr(config, "quantization_config", None) or {}
+    is_int8 = saved.get("quant_method") == "torchao"
+    if saved and args.int8 and not is_int8:
+        raise ValueError(f"{name} was quantised by {saved.get('quant_method')}; --int8 needs single precision")
     options = {"quantization_config": int8_config()} if args.int8 and not is_int8 else {}
     return pipeline(task, model=name, model_kwargs=options)
 

@@ -28,7 +28,7 @@ def export_onnx(model: PreTrainedModel, path: str | Path, int8: bool = False) ->
 
     Args:
         model: Any of the five heads.
-        path: The file to write.
+        path: The file to write; must not exist.
         int8: Store and multiply the weights of linear layers as 8-bit integers (activations are quantised as they come).
 
     Returns:
@@ -36,10 +36,22 @@ def export_onnx(model: PreTrainedModel, path: str | Path, int8: bool = False) ->
 
     Raises:
         ImportError: The packages of the extra `onnx` are missing.
-        ValueError: The model has no head.
+        FileExistsError: There is a file or folder of that name.
+        FileNotFoundError: There is no folder for it.
+        ValueError: The model has no head, or was saved with quantised weights, which ONNX does not know.
     """
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f"{path} exists; choose another file or remove it")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path.parent}: no such folder")
     if not hasattr(model, "visual_bert"):
         raise ValueError(f"{type(model).__name__} has no head to export; expected one of the five heads")
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise ValueError(
+            f"{model.config.name_or_path or type(model).__name__} has quantised weights; expected single precision (ONNX files "
+            "get 8-bit integers of their own, with int8)"
+        )
     try:
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
@@ -49,7 +61,6 @@ def export_onnx(model: PreTrainedModel, path: str | Path, int8: bool = False) ->
     inputs, axes = _example_inputs(model)
     is_pretraining = isinstance(model, VisualBertForPreTraining)
     names = ["prediction_logits", "seq_relationship_logits"] if is_pretraining else ["logits"]
-    path = Path(path)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         draft = Path(folder) / "model.onnx"
         with torch.no_grad():

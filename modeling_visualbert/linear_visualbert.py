@@ -67,15 +67,30 @@ def _onednn_takes(states: torch.Tensor, weight: torch.Tensor) -> bool:
 
 def _is_int8(states: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether the weight is one that torchao's `Int8DynamicActivationInt8WeightConfig` made, on a CPU and outside of a compiler:
-    torchao's own code is made for that."""
+    torchao's own code is made for that, and for its other configurations."""
     return (
         type(weight).__name__ == "Int8Tensor"
+        and _rounds_as_we_do(weight)
         and states.device.type == "cpu"
         and states.dtype is torch.float32
         and states.dim() > 1
         and states.numel() > 0
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
+    )
+
+
+def _rounds_as_we_do(weight: Any) -> bool:
+    """A scale for each row of the weight and for each position of the states, symmetric, all of the 8 bits, nothing else."""
+    how = getattr(weight, "act_quant_kwargs", None)
+    return (
+        how is not None
+        and type(how.granularity).__name__ == "PerRow"
+        and how.mapping_type.name == "SYMMETRIC"
+        and not how.reduce_range
+        and weight.scale.numel() == weight.shape[0]
+        and weight.act_pre_scale is None
+        and weight.act_quant_scale is None
     )
 
 

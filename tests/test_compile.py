@@ -7,6 +7,7 @@ import torch
 from helpers import inputs_for, meaningful, tiny_model
 from test_training import toy_args, toy_task
 from tiny_checkpoints import tiny_checkpoint
+from torch._dynamo.exc import BackendCompilerFailed
 from transformers import pipeline
 
 from modeling_visualbert import compile_visualbert
@@ -33,7 +34,22 @@ def test_training_with_dropout_in_the_attention_runs_on_a_cpu_as_it_did(tmp_path
 
 def test_a_compiler_named_by_the_environment_counts(monkeypatch):
     monkeypatch.setenv("CXX", "/nowhere/g++")
-    assert not compile_visualbert._has_compiler()
+    assert "/nowhere/g++" in compile_visualbert._obstacle(tiny_model("vqa"), training=False)
+
+
+def test_a_compiler_that_fails_is_done_without(monkeypatch, caplog):
+    def fails(*args, **kwargs):
+        raise BackendCompilerFailed(fails, RuntimeError("no headers"), None)
+
+    model, inputs = tiny_model("vqa"), inputs_for("vqa")
+    expected = model(**inputs).logits
+    monkeypatch.setattr(compile_visualbert, "_obstacle", lambda *_: None)
+    monkeypatch.setattr(torch, "compile", lambda function, **options: fails)
+    assert compile_model(model)
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(model(**inputs).logits, expected)
+    assert "no headers: the model runs without compilation" in caplog.text
+    assert torch.equal(model(**inputs).logits, expected) and len(caplog.records) == 1
 
 
 @pytest.mark.parametrize("compiles", [False, True])
@@ -47,7 +63,7 @@ def test_a_pipeline_compiles_when_asked(monkeypatch, compiles):
 
 def test_the_first_call_is_timed(monkeypatch, caplog):
     model, inputs = tiny_model("vqa"), inputs_for("vqa")
-    monkeypatch.setattr(compile_visualbert, "_has_compiler", lambda: True)
+    monkeypatch.setattr(compile_visualbert, "_obstacle", lambda *_: None)
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)  # what is called afterwards
     assert compile_model(model)
     with caplog.at_level(logging.WARNING):

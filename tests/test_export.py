@@ -6,7 +6,7 @@ from helpers import inputs_for, meaningful, tiny_model
 from transformers.utils import ModelOutput
 
 from modeling_visualbert.cli import main
-from modeling_visualbert.export import export_onnx
+from modeling_visualbert.export import export_onnx, int8_config
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -58,6 +58,28 @@ def test_int8_onnx_from_the_command_line(tmp_path, capsys):
         expected = model(**inputs).logits
     found = run(tmp_path / "int8.onnx", inputs).logits
     assert 1e-6 < (found - expected).norm() / expected.norm() < 0.1
+
+
+def test_what_cannot_be_written_is_refused_before_the_work(tmp_path, capsys):
+    tiny_model("vqa").save_pretrained(tmp_path / "model")
+    (tmp_path / "old.onnx").write_text("keep me")
+    for target in ("old.onnx", "model"):
+        assert main(["export", str(tmp_path / "model"), str(tmp_path / target)]) == 2
+        assert f"{target} exists" in capsys.readouterr().err
+    assert main(["export", str(tmp_path / "model"), str(tmp_path / "nowhere" / "new.onnx")]) == 2
+    assert "nowhere: no such folder" in capsys.readouterr().err
+    assert (tmp_path / "old.onnx").read_text() == "keep me"
+
+
+@pytest.mark.filterwarnings("ignore")  # what torchao says about its own deprecations
+def test_quantised_weights_are_refused(tmp_path, capsys):
+    pytest.importorskip("torchao")
+    model = tiny_model("vqa", hidden_size=64, intermediate_size=96)
+    model.save_pretrained(tmp_path / "single")
+    loaded = type(model).from_pretrained(tmp_path / "single", quantization_config=int8_config())
+    loaded.save_pretrained(tmp_path / "int8")
+    assert main(["export", str(tmp_path / "int8"), str(tmp_path / "new.onnx")]) == 2
+    assert "has quantised weights; expected single precision" in capsys.readouterr().err
 
 
 def test_a_model_without_a_head_is_refused(tmp_path, capsys):

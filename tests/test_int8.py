@@ -13,6 +13,13 @@ from modeling_visualbert.export import int8_config
 from modeling_visualbert.linear_visualbert import Linear, linear
 
 pytest.importorskip("torchao")
+from torchao.quantization import (
+    Int8DynamicActivationInt8WeightConfig,
+    Int8WeightOnlyConfig,
+    PerTensor,
+    quantize_,
+)
+
 pytestmark = pytest.mark.filterwarnings("ignore")  # what torchao says about its own deprecations
 SIZES = {"hidden_size": 64, "intermediate_size": 96}
 
@@ -71,6 +78,20 @@ def test_our_product_equals_that_of_torchao(folders, shape):
         expected = F.linear(states, layer.weight, layer.bias)
     assert (found - expected).norm() < 2e-3 * expected.norm()  # a value between two integers may go either way
     assert found.shape == expected.shape and not torch.equal(linear(torch.zeros(shape), layer.weight), found)
+
+
+@pytest.mark.parametrize("other", ["weights only", "one scale", "7 bits"])
+def test_other_integers_are_left_to_torchao(other):
+    config = {
+        "weights only": Int8WeightOnlyConfig(),
+        "one scale": Int8DynamicActivationInt8WeightConfig(granularity=PerTensor()),
+        "7 bits": Int8DynamicActivationInt8WeightConfig(reduce_range=True),
+    }[other]
+    layer, states = Linear(64, 48), torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
+    quantize_(layer, config)
+    with torch.no_grad():
+        assert type(layer.weight).__name__ == "Int8Tensor"
+        assert torch.equal(layer(states), F.linear(states, layer.weight, layer.bias))
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["single", "int8"])

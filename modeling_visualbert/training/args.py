@@ -41,6 +41,13 @@ class TrainArgs:
     compile: bool = field(
         default=False, metadata={"help": "let torch compile the model; the first steps take longer, later ones less"}
     )
+    attn_implementation: str | None = field(
+        default=None,
+        metadata={
+            "help": "attention of the model: eager, sdpa (default), flex_attention, flash_attention_2 (a GPU; no padding is "
+            "computed, whatever the dropout)"
+        },
+    )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "trade time for memory"})
     seed: int = field(default=0, metadata={"help": "decides initialisation, order and dropout"})
     num_workers: int = field(default=0, metadata={"help": "processes that prepare batches"})

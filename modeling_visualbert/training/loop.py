@@ -81,6 +81,8 @@ def train(task: Task, args: TrainArgs, accelerator: Accelerator | None = None) -
         # Recent versions of transformers renamed it and warn about the old name.
         name = "activation_checkpointing_enable"
         getattr(task.model, name, task.model.gradient_checkpointing_enable)()
+    if args.attn_implementation is not None:
+        task.model.set_attn_implementation(args.attn_implementation)
     model, optimizer = accelerator.prepare(task.model, make_optimizer(task.model, args))
     if args.compile:
         compile_model(task.model, training=True)
@@ -126,7 +128,7 @@ def _run_steps(
     )
     losses: list[torch.Tensor] = []  # of the steps since they were last read: reading one waits for the device
     while progress.step < last_step and not _out_of_patience(progress, args):
-        micro_batches = [to_device(next(batches), accelerator.device) for _ in range(plan.accumulation)]
+        micro_batches = [next(batches) for _ in range(plan.accumulation)]
         rate = args.learning_rate * rate_factor(progress.step, last_step, args.warmup_ratio, args.schedule)
         torch.manual_seed(_step_seed(args.seed, progress.step, accelerator.process_index))
         loss, grad_norm = train_step(task, model, optimizer, micro_batches, rate, args, accelerator)
@@ -189,15 +191,16 @@ def train_step(
     if task.count_items is not None:
         for batch in micro_batches:
             counts.update(task.count_items(batch))
+    # Counted before they are on the device, and filled in there: nothing waits for it.
     extra = {
-        name: accelerator.reduce(torch.tensor(count, device=accelerator.device), "sum")
+        name: accelerator.reduce(torch.full((), count, device=accelerator.device), "sum")
         for name, count in counts.items()
     }
     total = torch.zeros((), device=accelerator.device, dtype=torch.float64)
     for number, batch in enumerate(micro_batches):
         is_last = number == len(micro_batches) - 1
         with nullcontext() if is_last else accelerator.no_sync(model), accelerator.autocast():
-            loss = model(**batch, **extra).loss
+            loss = model(**to_device(batch, accelerator.device), **extra).loss
             if task.count_items is None:  # a mean: each micro-batch and process counts the same
                 loss = loss / (len(micro_batches) * world)
             # Data-parallel training averages gradients over processes; the sum is what is wanted.
@@ -312,6 +315,7 @@ def _batches(
         batch_sampler=MicroBatches(plan, accelerator.process_index, first_step, last_step),
         collate_fn=task.collate,
         num_workers=args.num_workers,
+        pin_memory=accelerator.device.type == "cuda",  # copied while the device computes
         generator=torch.Generator().manual_seed(args.seed),
     )
     return iter(loader)
