@@ -1,31 +1,29 @@
 """Our classes beside those of `transformers`: same weights, same inputs, one process, taking turns.
 
-    python benchmarks/bench_stock.py [--only NAME ...] [--repeats 5] [--skip_memory]     (`make bench`)
+    python benchmarks/bench_stock.py [--only NAME ...] [--repeats 5] [--device cuda --dtype bfloat16]     (`make bench`)
 
 Prints a table and appends a line for each row to `benchmarks/results.jsonl`. Models are of BERT-base size with random weights. A
 ratio is the median over pairs of runs that follow one another, so that other work on the machine weighs on both sides alike.
 `share` is the part of the machine's matrix rate that was reached: products of all linear layers that were computed, divided by
-the time and by the rate of one large product in the faster library. Peak memory is that of a process of its own, beyond model
-and inputs.
+the time and by the rate of one large product in the faster library. Peak memory is what torch allocates beyond model and inputs,
+from the first call on. With `--same_library` both sides multiply with the library that stock uses: what is left without the
+gain that depends on the processor.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import datetime
-import gc
+import itertools
 import json
 import platform
 import re
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +36,14 @@ from transformers.models.visual_bert import modeling_visual_bert as stock
 from transformers.models.visual_bert.configuration_visual_bert import VisualBertConfig as StockConfig
 
 import modeling_visualbert
-from modeling_visualbert import QueryRegionEncoder, VisualBertConfig
+from modeling_visualbert import QueryRegionEncoder, VisualBertConfig, linear_visualbert
 from modeling_visualbert.features.store import FeatureStore, write_store
 from modeling_visualbert.linear_visualbert import linear
 from modeling_visualbert.training.args import TrainArgs
 from modeling_visualbert.training.loop import make_optimizer
 
 RESULTS = Path(__file__).parent / "results.jsonl"
+PLACE: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}  # where both sides compute, and in what
 Inputs = dict[str, torch.Tensor]
 
 
@@ -56,14 +55,12 @@ class Workload:
         goal: The ratio to reach, or None.
         sides: Builds what takes turns: two functions without arguments, of stock and ours.
         products: Whether time is spent in linear layers (then their share of the machine's rate is shown).
-        memory: Whether to measure peak memory.
     """
 
     title: str
     goal: float | None
     sides: Callable[[], dict[str, Callable[[], Any]]]
     products: bool = True
-    memory: bool = False
 
 
 # ------------------------------------------------------------------------------------------------------------ inputs
@@ -151,12 +148,21 @@ def both_models(head: str, **config: Any) -> dict[str, nn.Module]:
     theirs = getattr(stock, head)(StockConfig(**config, pad_token_id=0))
     ours = getattr(modeling_visualbert, head)(VisualBertConfig(**config))
     ours.load_state_dict(theirs.state_dict())
-    return {"stock": theirs, "ours": ours}
+    return {"stock": theirs.to(**PLACE), "ours": ours.to(**PLACE)}
+
+
+def placed(inputs: Inputs) -> Inputs:
+    """On the device, features in the precision of the models."""
+    return {
+        name: value.to(**PLACE) if value.is_floating_point() else value.to(PLACE["device"])
+        for name, value in inputs.items()
+    }
 
 
 def answering(head: str, inputs: Inputs, **config: Any) -> dict[str, Callable[[], Any]]:
     """One forward pass of each; checks first that they agree."""
     models = {side: model.eval() for side, model in both_models(head, **config).items()}
+    inputs = placed(inputs)
 
     def forward(model: nn.Module) -> Callable[[], torch.Tensor]:
         def run() -> torch.Tensor:
@@ -168,7 +174,7 @@ def answering(head: str, inputs: Inputs, **config: Any) -> dict[str, Callable[[]
 
     sides = {side: forward(model) for side, model in models.items()}
     difference = (sides["stock"]() - sides["ours"]()).abs().max().item()
-    assert difference < 1e-5, f"{head}: logits differ by {difference}"
+    assert difference < (1e-5 if PLACE["dtype"] is torch.float32 else 5e-2), f"{head}: logits differ by {difference}"
     return sides
 
 
@@ -185,7 +191,7 @@ def training(
         "ours": make_optimizer(models["ours"], TrainArgs("unused", learning_rate=1e-5)),  # type: ignore[arg-type]
     }
 
-    batches = {"stock": inputs, "ours": {**inputs, **(ours or {})}}
+    batches = {"stock": placed(inputs), "ours": placed({**inputs, **(ours or {})})}
 
     def step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Inputs) -> Callable[[], float]:
         def run() -> float:
@@ -218,8 +224,9 @@ def many_questions() -> dict[str, Callable[[], Any]]:
         DetrConfig(use_timm_backbone=False, backbone_config=ResNetConfig(out_features=["stage4"]), num_queries=36)
     ).eval()
     encoder = QueryRegionEncoder.from_detector(detector, max_regions=36, score_threshold=0.0).eval()
-    pixels = torch.randn(1, 3, 480, 640)
-    text = texts(torch.Generator().manual_seed(0), integers(torch.Generator().manual_seed(0), 8, 20, 20))
+    detector, encoder = detector.to(**PLACE), encoder.to(**PLACE)
+    pixels = torch.randn(1, 3, 480, 640).to(**PLACE)
+    text = placed(texts(torch.Generator().manual_seed(0), integers(torch.Generator().manual_seed(0), 8, 20, 20)))
 
     @torch.inference_mode()
     def one_by_one() -> list[torch.Tensor]:
@@ -228,7 +235,7 @@ def many_questions() -> dict[str, Callable[[], Any]]:
             states = detector(pixels).last_hidden_state
             length = int(text["attention_mask"][i].sum())
             asked = {name: value[i : i + 1, :length] for name, value in text.items()}
-            mask = torch.ones(states.shape[:2], dtype=torch.long)
+            mask = torch.ones(states.shape[:2], dtype=torch.long, device=states.device)
             answers.append(models["stock"](**asked, visual_embeds=states, visual_attention_mask=mask).logits)
         return answers
 
@@ -277,18 +284,15 @@ WORKLOADS = {
         "VCR, 4 x 4 choices, 20 to 128 + 5 to 30",
         1.8,
         lambda: answering("VisualBertForMultipleChoice", vcr_inputs(), visual_embedding_dim=512),
-        memory=True,
     ),
     "nlvr2": Workload(
         "NLVR2, 2 x (15 to 30 + 288)",
         None,
         lambda: answering("VisualBertForVisualReasoning", nlvr2_inputs(), visual_embedding_dim=1024),
     ),
-    "pretraining": Workload(
-        "pre-training step, 8 x (36 + 100)", 1.5, lambda: pretraining(checkpointing=False), memory=True
-    ),
+    "pretraining": Workload("pre-training step, 8 x (36 + 100)", 1.5, lambda: pretraining(checkpointing=False)),
     "pretraining_checkpointed": Workload(
-        "the same, with gradient checkpointing here", 1.5, lambda: pretraining(checkpointing=True), memory=True
+        "the same, with gradient checkpointing here", 1.5, lambda: pretraining(checkpointing=True)
     ),
     "finetuning": Workload(
         "fine-tuning step VQA, 16 x (8 to 20 + 36)",
@@ -304,8 +308,9 @@ WORKLOADS = {
 
 
 def machine_rate(repeats: int = 8) -> float:
-    """GFLOP/s of one large single-precision product in the faster library: the median of several."""
-    states, weight = torch.randn(1024, 768), torch.randn(3072, 768)
+    """GFLOP/s of one large product, on a CPU in the faster library: the median of several."""
+    rows = 1024 if PLACE["device"].type == "cpu" else 16384
+    states, weight = torch.randn(rows, 768).to(**PLACE), torch.randn(3072, 768).to(**PLACE)
     with torch.inference_mode():
         typical = statistics.median(seconds(lambda: linear(states, weight)) for _ in range(repeats))
     return 2 * states.shape[0] * weight.numel() / typical / 1e9
@@ -313,9 +318,12 @@ def machine_rate(repeats: int = 8) -> float:
 
 def seconds(call: Callable[[], Any]) -> float:
     """Time of one call: that of the processor with one thread, so that other work on the machine does not count."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    clock = time.process_time if hardware()["clock"] == "processor" else time.perf_counter
+    wait = torch.cuda.synchronize if PLACE["device"].type == "cuda" else lambda: None
+    wait()
     start = clock()
     call()
+    wait()
     return clock() - start
 
 
@@ -323,10 +331,13 @@ def product_gflop(call: Callable[[], Any]) -> float:
     """10^9 operations of all linear layers in a call, forward and, for a training step, backward."""
     total = 0.0
     model: nn.Module = call.model  # type: ignore[attr-defined]
+    seen: set[nn.Module] = set()
 
     def count(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
         nonlocal total
-        total += 2.0 * output.numel() * module.in_features * (3 if model.training else 1)  # type: ignore[operator]
+        backward = model.training and module not in seen  # not again where a forward pass is repeated on the way back
+        total += 2.0 * output.numel() * module.in_features * (3 if backward else 1)  # type: ignore[operator]
+        seen.add(module)
 
     hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, nn.Linear)]
     call()
@@ -353,60 +364,44 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
         "ratio_range": [min(ratios), max(ratios)],
         **{f"{side}_s": statistics.median(values) for side, values in times.items()},
     }
+    for side in sides:
+        found[f"{side}_mib"] = peak_memory(workload.sides()[side])
     if workload.products:
         found |= {f"{side}_gflop": product_gflop(call) for side, call in sides.items()}
         found["rate"] = statistics.median(rates)
     return found
 
 
-def peak_memory(name: str, side: str) -> float:
-    """MiB that one side takes beyond an idle model, in a process of its own."""
-    command = [sys.executable, __file__, "--only", name, "--memory_of", side]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(done.stdout.splitlines()[-1])
+def peak_memory(call: Callable[[], Any]) -> float:
+    """MiB that torch allocates beyond model and inputs: the most at any time of two calls, the first of which makes the moments
+    of an optimiser."""
+    if PLACE["device"].type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        call()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+        call()
+    assert profile.profiler is not None and profile.profiler.kineto_results is not None
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(itertools.accumulate(sizes, initial=0)) / 2**20
 
 
-def print_memory(name: str, side: str) -> None:
-    """For a process of its own: two runs of one side, then the growth of the peak in MiB."""
-    sides = WORKLOADS[name].sides()
-    call = sides.pop(side)
-    sides.clear()
-    _return_freed_memory()
-    before = _resident_mib()
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    call()
-    call()
-    print(_peak_mib() - before)
-
-
-def _return_freed_memory() -> None:
-    """What building the models left would otherwise be used again, and not be counted."""
-    gc.collect()
-    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-        libc.malloc_trim(0)
-
-
-def _resident_mib() -> float:
-    return _status_mib("VmRSS")
-
-
-def _peak_mib() -> float:
-    return _status_mib("VmHWM")
-
-
-def _status_mib(field: str) -> float:
-    found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), flags=re.MULTILINE)
-    return int(found[1]) / 1024 if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
+@cache
 def hardware() -> dict[str, Any]:
     """What the figures were measured on."""
+    gpu = PLACE["device"].type == "cuda"
     cpu = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE)
     return {
         "cpu": cpu[1] if cpu else platform.processor(),
         "capability": torch.backends.cpu.get_cpu_capability(),
+        **({"gpu": torch.cuda.get_device_name()} if gpu else {}),
+        "dtype": str(PLACE["dtype"]).removeprefix("torch."),
         "threads": torch.get_num_threads(),
-        "clock": "processor" if torch.get_num_threads() == 1 else "wall",
+        "clock": "processor" if torch.get_num_threads() == 1 and not gpu else "wall",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -421,9 +416,7 @@ def row(name: str, found: dict[str, Any]) -> str:
     shares = ["", ""]
     if workload.products:
         shares = [f"{found[f'{side}_gflop'] / found[f'{side}_s'] / found['rate']:.0%}" for side in ("stock", "ours")]
-    memory = ["", ""]
-    if "stock_mib" in found:
-        memory = [f"{found[f'{side}_mib']:.0f}" for side in ("stock", "ours")]
+    memory = [f"{found[f'{side}_mib']:.0f}" for side in ("stock", "ours")]
     cells = [workload.title, f"{found['stock_s']:.3f}", f"{found['ours_s']:.3f}", f"**{found['ratio']:.2f}**", goal]
     return f"| {' | '.join([*cells, *shares, *memory])} |"
 
@@ -432,20 +425,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--skip_memory", action="store_true")
-    parser.add_argument("--memory_of", choices=["stock", "ours"], help=argparse.SUPPRESS)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument(
+        "--same_library", action="store_true", help="as on a processor for which torch's library is best"
+    )
     args = parser.parse_args()
-    if args.memory_of:
-        print_memory(args.only[0], args.memory_of)
-        return
-    machine = {"date": datetime.date.today().isoformat(), **hardware()}
+    linear_visualbert._PREFERS_ONEDNN &= not args.same_library
+    PLACE.update(device=torch.device(args.device), dtype=getattr(torch, args.dtype))
+    machine = {"date": datetime.date.today().isoformat(), **hardware(), "same_library": args.same_library}
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     print("\n| workload | stock s | ours s | times as fast | goal | stock share | ours share | stock MiB | ours MiB |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name in args.only:
         found = measure(name, args.repeats)
-        if not args.skip_memory and WORKLOADS[name].memory:
-            found |= {f"{side}_mib": peak_memory(name, side) for side in ("stock", "ours")}
         print(row(name, found), flush=True)
         with RESULTS.open("a", encoding="utf-8") as file:
             file.write(json.dumps({**machine, "workload": name, **found}) + "\n")
