@@ -835,6 +835,7 @@ class VisualBertForPreTraining(VisualBertPreTrainedModel):
             pixel_values=pixel_values,
             pixel_mask=pixel_mask,
             read_positions=read,
+            return_dict=True,
             **kwargs,
         )
         states_BSD = outputs.last_hidden_state if read is None else outputs.last_hidden_state[:, 1:]
@@ -911,6 +912,7 @@ class VisualBertForQuestionAnswering(VisualBertPreTrainedModel):
             pixel_mask=pixel_mask,
             # `... ? [MASK] [SEP]`: the answer is read one before the last token.
             read_positions=(_text_lengths(input_ids, inputs_embeds, attention_mask) - 2).clamp(min=0)[:, None],
+            return_dict=True,
             **kwargs,
         )
         logits_BL = self.cls(self.dropout(outputs.last_hidden_state[:, 0]))
@@ -993,6 +995,7 @@ class VisualBertForMultipleChoice(VisualBertPreTrainedModel):
             visual_token_type_ids=_flatten_choices(visual_token_type_ids, ndim=2),
             image_text_alignment=_flatten_choices(image_text_alignment, ndim=3),
             read_positions=_cls_position(_flatten_choices(input_ids), _flatten_choices(inputs_embeds)),
+            return_dict=True,
             **kwargs,
         )
         logits_BC = self.cls(self.dropout(outputs.pooler_output)).view(-1, num_choices)
@@ -1062,6 +1065,7 @@ class VisualBertForVisualReasoning(VisualBertPreTrainedModel):
             pixel_values=pixel_values,
             pixel_mask=pixel_mask,
             read_positions=_cls_position(input_ids, inputs_embeds),
+            return_dict=True,
             **kwargs,
         )
         logits_BL = self.cls(self.dropout(outputs.pooler_output))
@@ -1179,6 +1183,7 @@ class VisualBertForRegionToPhraseAlignment(VisualBertPreTrainedModel):
             visual_token_type_ids=visual_token_type_ids,
             image_text_alignment=image_text_alignment,
             read_positions=torch.cat((phrases_BE, regions_BR), dim=1),
+            return_dict=True,
             **kwargs,
         )
         phrases_BED, regions_BRD = outputs.last_hidden_state.split((phrases_BE.shape[1], num_regions), dim=1)

@@ -313,6 +313,8 @@ def test_tuple_output(head):
     plain = model(**inputs, **labels, output_hidden_states=True, return_dict=False)
     assert type(plain) is tuple and len(plain) == len(named.to_tuple())
     torch.testing.assert_close(plain, named.to_tuple(), atol=0, rtol=0)
+    model.config.return_dict = False  # as some people's configurations say
+    torch.testing.assert_close(model(**inputs, **labels, output_hidden_states=True), plain, atol=0, rtol=0)
 
 
 @fusion
