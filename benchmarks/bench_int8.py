@@ -1,9 +1,9 @@
 """8-bit integers and ONNX files against single precision: the same answers, and how fast.
 
-    python benchmarks/bench_int8.py --model runs/vqa/best [--repeats 5] [--skip_accuracy]
+    python benchmarks/bench_int8.py --model runs/vqa/best runs/nlvr2/best runs/vcr/answer/best [--repeats 5]
 
-Agreement is measured on all test questions of the embedded corpus with a trained model, speed on a model of BERT-base size with
-random weights, the ways taking turns. Needs the extras `train`, `int8` and `onnx`.
+Agreement is measured on the test split of the embedded corpus with trained models of any task but pre-training; without `--model`
+speed is, on a model of BERT-base size with random weights, the ways taking turns. Needs the extras `train`, `int8` and `onnx`.
 """
 
 from __future__ import annotations
@@ -18,13 +18,12 @@ from typing import Any
 import onnxruntime
 import torch
 from bench_stock import QA, VQA, both_models, seconds, vqa_inputs
-from stages import corpus_args
+from stages import TASKS, corpus_args
 from torch import nn
+from transformers import AutoProcessor
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from modeling_visualbert import VisualBertForQuestionAnswering
-from modeling_visualbert.export import export_onnx, int8_config
-from modeling_visualbert.tasks.vqa import VqaArgs, vqa_task
+from modeling_visualbert.export import export_onnx, int8_config, load_head
 from modeling_visualbert.training.loop import evaluate, make_accelerator
 
 
@@ -46,32 +45,40 @@ class OnnxModel(nn.Module):
 
 def ways(folder: Path) -> dict[str, nn.Module]:
     """The model of a folder in every form."""
-    model = VisualBertForQuestionAnswering.from_pretrained(folder).eval()
+    model = load_head(folder)
     with tempfile.TemporaryDirectory() as drafts:
         for name, int8 in (("onnx", False), ("onnx_int8", True)):
             export_onnx(model, Path(drafts) / f"{name}.onnx", int8)
         return {
             "single precision": model,
-            "--int8": VisualBertForQuestionAnswering.from_pretrained(folder, quantization_config=int8_config()).eval(),
+            "--int8": type(model).from_pretrained(folder, quantization_config=int8_config()).eval(),
             "onnxruntime": OnnxModel(Path(drafts) / "onnx.onnx"),
             "onnxruntime, int8": OnnxModel(Path(drafts) / "onnx_int8.onnx"),
         }
 
 
-def agreement(models: dict[str, nn.Module]) -> dict[str, tuple[float, float]]:
-    """Official accuracy, and the share of the test questions with the same answer as in single precision, in percent."""
-    args = corpus_args(VqaArgs, Path(tempfile.mkdtemp()), cpu=True)
+def agreement(folder: Path) -> dict[str, tuple[float, float]]:
+    """The task's metric, and the share of the test examples with the same prediction as in single precision, in percent."""
+    build, args_class, changes = TASKS[AutoProcessor.from_pretrained(folder).task]
+    args = corpus_args(args_class, Path(tempfile.mkdtemp()), cpu=True, init_from=str(folder), **changes)
     accelerator = make_accelerator(args)
-    task = vqa_task(args, accelerator)
+    task = build(args, accelerator)
     found: dict[str, tuple[float, float]] = {}
     expected: list[Any] = []
-    for name, model in models.items():
+    for name, model in ways(folder).items():
         metrics, predictions = evaluate(task, model, "test", args, accelerator)
-        answers = [record["answer"] for record in predictions]
-        expected = expected or answers
-        same = statistics.mean(answer == truth for answer, truth in zip(answers, expected, strict=True))
+        chosen = [choice(record) for record in predictions]
+        expected = expected or chosen
+        same = statistics.mean(one == other for one, other in zip(chosen, expected, strict=True))
         found[name] = metrics[task.best_metric], 100.0 * same
     return found
+
+
+def choice(record: dict[str, Any]) -> Any:
+    """What a prediction says, without how sure it is; of ranked regions the first of each phrase."""
+    if "phrases" in record:
+        return [ranked[0]["region"] for ranked in record["phrases"] if ranked]
+    return next(record[name] for name in ("answer", "label", "choice") if name in record)
 
 
 def speed(repeats: int) -> dict[str, float]:
@@ -102,14 +109,15 @@ def speed(repeats: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--model", nargs="*", default=[])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--skip_accuracy", action="store_true")
     args = parser.parse_args()
-    if not args.skip_accuracy:
-        print("| | accuracy | same answer |\n|---|---|---|")
-        for name, (accuracy, same) in agreement(ways(Path(args.model))).items():
-            print(f"| {name} | {accuracy:.2f} | {same:.2f} |", flush=True)
+    if args.model:
+        print("| | | metric | same prediction |\n|---|---|---|---|")
+        for folder in args.model:
+            for name, (metric, same) in agreement(Path(folder)).items():
+                print(f"| {folder} | {name} | {metric:.2f} | {same:.2f} |", flush=True)
+        return
     print("\n| 8 x (14 + 36), base size | times as fast as stock |\n|---|---|")
     for name, ratio in speed(args.repeats).items():
         print(f"| {name} | {ratio:.2f} |", flush=True)
