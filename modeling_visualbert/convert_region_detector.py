@@ -7,15 +7,12 @@
 
 One function tells the original name of each of our tensors (`original_names`); sizes of the network come from the shapes,
 the rest from the yaml beside the weights, or else from the published values. Torch files are read with
-`weights_only=True`; pickles of arrays by a reader that can build arrays and plain containers and nothing else.
+`weights_only=True`; pickles of arrays by a reader of our own (`array_pickles.py`).
 """
 
 from __future__ import annotations
 
-import io
-import pickle  # only `_ArrayUnpickler` below, which cannot import
 import re
-from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,8 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from numpy._core import multiarray
 
+from .array_pickles import load_arrays
 from .checkpoint_files import KeyReport, load_weights
 from .configuration_region_detector import RegionDetectorConfig
 from .detection_ops import cell_anchors, legacy_cell_anchors
@@ -34,50 +31,6 @@ from .modeling_region_detector import RegionDetector
 FAMILIES = ("frcnn", "maskrcnn", "detectron", "vcr")
 
 # --------------------------------------------------------------------------------------------------------- reading
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Builds numpy arrays of numbers and plain containers. Whatever else a pickle asks for is refused by name."""
-
-    _ALLOWED = {
-        ("collections", "OrderedDict"): OrderedDict,
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        **{
-            (f"numpy.{package}.multiarray", name): getattr(multiarray, name)
-            for package in ("core", "_core")
-            for name in ("_reconstruct", "scalar")
-        },
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("_codecs", "encode"):  # how Python 3 writes bytes for Python 2
-            return _latin1_bytes
-        if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}; expected arrays and plain containers only")
-        return self._ALLOWED[module, name]
-
-
-def _latin1_bytes(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"bytes in encoding {encoding!r}; expected 'latin1'")
-    return text.encode("latin1")
-
-
-def load_arrays(path: str | Path) -> Any:
-    """Read a pickle of numpy arrays and plain containers, as Python 2 or 3 wrote it, without running code from it.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, or asks for anything but arrays, numbers, strings and containers of them.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint file")
-    try:
-        return _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="latin1").load()
-    except Exception as error:  # a damaged pickle can fail anywhere
-        raise ValueError(f"{path}: not a pickle that can be read safely: {error}") from error
 
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
