@@ -12,6 +12,7 @@ the rest from the yaml beside the weights, or else from the published values. To
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,27 +20,30 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 
 from .array_pickles import load_arrays
 from .checkpoint_files import KeyReport, load_weights
-from .configuration_region_detector import RegionDetectorConfig
+from .configuration_region_detector import COCO_CLASSES, RegionDetectorConfig
 from .detection_ops import cell_anchors, legacy_cell_anchors
 from .image_processing_region_detector import RegionDetectorImageProcessor
 from .modeling_region_detector import RegionDetector
+from .plain_yaml import parse_yaml
+
+logger = logging.getLogger(__name__)
 
 FAMILIES = ("frcnn", "maskrcnn", "detectron", "vcr")
+_DETECTRON_SECTIONS = ("FPN", "TEST", "FAST_RCNN", "RESNETS")  # of a `cfg`, as far as it is read
 
 # --------------------------------------------------------------------------------------------------------- reading
 
 
-def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
-    """Tensors by their names in the file, and the configuration that some files hold."""
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], Any]:
+    """Tensors by their names in the file, and the `cfg` that Detectron's files hold."""
     if path.suffix == ".pkl":
         content = load_arrays(path)
-        settings: Any = {}
+        settings: Any = None
         if isinstance(content, Mapping) and "blobs" in content:
-            content, settings = content["blobs"], _parse_yaml(content.get("cfg"))
+            content, settings = content["blobs"], content.get("cfg")
         elif isinstance(content, Mapping) and "model" in content:
             content = content["model"]
         if not isinstance(content, Mapping):
@@ -48,19 +52,19 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
         bad = [name for name, value in arrays.items() if value.dtype.kind not in "fiu"]
         if bad or not arrays:
             raise ValueError(f"{path}: {bad[0] if bad else 'no name'!r} holds no numbers; expected arrays by name")
-        return {str(name): torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}, settings
-    return load_weights(path, inside="model"), {}
+        return {str(name): torch.from_numpy(array) for name, array in arrays.items()}, settings
+    return load_weights(path, inside="model"), None
 
 
-def _parse_yaml(text: Any) -> dict:
-    """What a yaml text says, if it is plain data."""
-    if not isinstance(text, (str, bytes)):
-        return {}
-    try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError:  # Detectron's may hold Python objects; the published values apply
-        return {}
-    return found if isinstance(found, dict) else {}
+def _settings_inside(path: Path, cfg: Any) -> Mapping | None:
+    """What the `cfg` in a Detectron file says; None if nothing that is known here.
+
+    Raises:
+        ValueError: It is a text, but not yaml.
+    """
+    found = parse_yaml(cfg, f"{path}: 'cfg'") if isinstance(cfg, (str, bytes)) else cfg
+    known = isinstance(found, Mapping) and any(isinstance(found.get(name), Mapping) for name in _DETECTRON_SECTIONS)
+    return found if known else None
 
 
 # ----------------------------------------------------------------------------------------------------------- names
@@ -205,7 +209,8 @@ def convert_region_detector(
 
     Args:
         path: The file, or a folder with `pytorch_model.bin` and `config.yaml`.
-        settings: The yaml that was published with the weights (looked for beside them when not given), or its content.
+        settings: The yaml that was published with the weights, or its content. When not given, it is what a Detectron file
+            holds as `cfg`, or else looked for beside the weights.
         config_kwargs: Fields of [`RegionDetectorConfig`] that should differ.
 
     Returns:
@@ -213,15 +218,21 @@ def convert_region_detector(
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is unsafe, damaged or of no known detector, tensors are missing, or shapes differ.
+        ValueError: The file or its yaml is unsafe or damaged, it is of no known detector, tensors are missing, or shapes
+            differ.
     """
     path = Path(path)
     path = path / "pytorch_model.bin" if path.is_dir() else path
-    weights, inner = _read(path)
+    weights, cfg = _read(path)
+    skipped = list[KeyReport]()
     if not isinstance(settings, Mapping):
-        settings = inner or _settings_beside(path, settings)
+        inside = _settings_inside(path, cfg) if settings is None else None  # a file that is given comes first
+        if settings is None and inside is None and cfg is not None:
+            logger.warning("%s: its 'cfg' is not understood; the yaml beside it or the published values apply", path)
+            skipped.append(KeyReport("cfg", None, (), "skipped"))
+        settings = _settings_beside(path, settings) if inside is None else inside
     detector, report = detector_from_weights(weights, settings, path, **config_kwargs)
-    return detector, _image_processor(detector.config, settings), report
+    return detector, _image_processor(detector.config, settings), report + skipped
 
 
 def detector_from_weights(
@@ -297,7 +308,10 @@ def _settings_beside(path: Path, given: str | Path | None) -> dict:
     candidates = [Path(given)] if given is not None else [path.with_suffix(".yaml"), path.parent / "config.yaml"]
     for candidate in candidates:
         if candidate.is_file():
-            return _parse_yaml(candidate.read_text(encoding="utf-8"))
+            found = parse_yaml(candidate.read_bytes(), str(candidate))
+            if found is not None and not isinstance(found, dict):
+                raise ValueError(f"{candidate}: expected a mapping of settings, found {type(found).__name__}")
+            return found or {}
     if given is not None:
         raise FileNotFoundError(f"{given}: no such settings file")
     return {}
@@ -311,6 +325,11 @@ def _get(settings: Mapping, *names: str) -> Any:
     return value
 
 
+def _first(settings: Mapping, *paths: str) -> Any:
+    """The first of some nested values that is set, or None."""
+    return next((value for path in paths if (value := _get(settings, *path.split(".")))), None)
+
+
 def _config(
     family: str,
     weights: Mapping[str, torch.Tensor],
@@ -319,19 +338,35 @@ def _config(
     path: str | Path,
     overrides: dict,
 ) -> RegionDetectorConfig:
-    presets = {
-        "frcnn": RegionDetectorConfig.bottom_up_attention_vg,
-        "maskrcnn": RegionDetectorConfig.pythia_x101,
-        "detectron": RegionDetectorConfig.detectron_r101_coco,
-        "vcr": RegionDetectorConfig.vcr_resnet50,
-    }
     depths = _depths(family, keys)
-    shaped = presets[family](depths=depths) if family != "detectron" else presets[family](depths=depths, norm_eps=0.0)
-    sizes = _sizes_from_shapes(shaped, family, weights, keys, path)
+    sizes = _sizes_from_shapes(_PRESETS[family](depths=depths), family, weights, keys, path)
+    preset = _PRESETS[family]
+    if family == "detectron" and _is_pythias(sizes):
+        preset = RegionDetectorConfig.pythia_x101
     said = {name: value for name, value in _said(family, settings).items() if value is not None}
-    if family == "maskrcnn" and sizes["groups"] == 1 and "stride_in_1x1" not in said:
-        said["stride_in_1x1"] = True  # plain ResNets come from MSRA's weights
-    return presets[family](**{"depths": depths, **sizes, **said, **overrides})
+    if family in ("maskrcnn", "detectron"):  # plain ResNets come from MSRA's weights
+        said.setdefault("stride_in_1x1", sizes["groups"] == 1)
+    if sizes["num_classes"] == preset().num_classes:
+        del sizes["num_classes"]  # with the names of the published classes
+    elif family == "detectron" and sizes["num_classes"] == len(COCO_CLASSES):  # a ResNeXt on COCO
+        names = {"id2label": dict(enumerate(COCO_CLASSES)), "label2id": {n: i for i, n in enumerate(COCO_CLASSES)}}
+        sizes = {**sizes, **names}
+    return preset(**{"depths": depths, **sizes, **said, **overrides})
+
+
+_PRESETS = {
+    "frcnn": RegionDetectorConfig.bottom_up_attention_vg,
+    "maskrcnn": RegionDetectorConfig.pythia_x101,
+    "detectron": RegionDetectorConfig.detectron_r101_coco,
+    "vcr": RegionDetectorConfig.vcr_resnet50,
+}
+
+
+def _is_pythias(sizes: Mapping[str, Any]) -> bool:
+    """Whether a Detectron file is of the ResNeXts that Pythia trained on Visual Genome (NLVR2's are a ResNet on COCO)."""
+    published = RegionDetectorConfig.pythia_x101()
+    same = any(sizes[name] == getattr(published, name) for name in ("num_classes", "hidden_dim"))
+    return same or sizes["groups"] > 1
 
 
 def _depths(family: str, keys: dict[str, str]) -> list[int]:
@@ -376,8 +411,6 @@ def _sizes_from_shapes(
     }
     background = 0 if family == "vcr" else 1
     fields["num_classes"] = shape("head.classes.weight")[0] - background
-    if fields["num_classes"] == config.num_classes:
-        del fields["num_classes"]  # with the names of the published classes
     if family != "vcr":
         fields["rpn_channels"] = shape("rpn.conv.weight")[0]
     if family == "frcnn":
@@ -435,6 +468,7 @@ def _said(family: str, settings: Mapping) -> dict[str, Any]:
             "rpn_total": _get(settings, "TEST", "RPN_POST_NMS_TOP_N"),
             "rpn_nms_threshold": _get(settings, "TEST", "RPN_NMS_THRESH"),
             "canonical_scale": _get(settings, "FPN", "ROI_CANONICAL_SCALE"),
+            "canonical_level": _get(settings, "FPN", "ROI_CANONICAL_LEVEL"),
             "sampling_ratio": _get(settings, "FAST_RCNN", "ROI_XFORM_SAMPLING_RATIO"),
             "stride_in_1x1": _get(settings, "RESNETS", "STRIDE_1X1"),
         }
@@ -442,9 +476,14 @@ def _said(family: str, settings: Mapping) -> dict[str, Any]:
 
 
 def _image_processor(config: RegionDetectorConfig, settings: Mapping) -> RegionDetectorImageProcessor:
-    short = _get(settings, "input", "min_size_test") or _get(settings, "INPUT", "MIN_SIZE_TEST")
-    long = _get(settings, "input", "max_size_test") or _get(settings, "INPUT", "MAX_SIZE_TEST")
-    mean = _get(settings, "model", "pixel_mean") or _get(settings, "INPUT", "PIXEL_MEAN")
+    scales = _get(settings, "TEST", "SCALES") or [None]  # Detectron's first name for it
+    short = _first(settings, "input.min_size_test", "INPUT.MIN_SIZE_TEST", "TEST.SCALE") or scales[0]
+    long = _first(settings, "input.max_size_test", "INPUT.MAX_SIZE_TEST", "TEST.MAX_SIZE")
+    mean = _first(settings, "model.pixel_mean", "INPUT.PIXEL_MEAN", "PIXEL_MEANS")
+    if isinstance(mean, Mapping):  # a numpy array, whose bytes are not read; they are Detectron's own means
+        mean = None
+    while isinstance(mean, list) and len(mean) == 1:  # Detectron's is an image of one pixel
+        mean = mean[0]
     fields: dict[str, Any] = {}
     if short and long and config.head != "given":
         fields["size"] = {"shortest_edge": int(short), "longest_edge": int(long)}

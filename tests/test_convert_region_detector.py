@@ -16,7 +16,7 @@ from modeling_visualbert import RegionDetector, RegionDetectorConfig, RegionDete
 from modeling_visualbert.checkpoint_files import summarise
 from modeling_visualbert.cli import main
 from modeling_visualbert.convert import convert_original_checkpoint
-from modeling_visualbert.convert_region_detector import convert_region_detector, load_arrays, original_names
+from modeling_visualbert.convert_region_detector import _config, convert_region_detector, load_arrays, original_names
 
 TOLERANT = {"canonical_scale": 44}  # of the recorded pyramids; no yaml tells it
 
@@ -151,6 +151,135 @@ def _original(name):
     return (
         name.replace("visual_projection", "projection").replace("visual_bert.", "bert.").replace("cls.", "classifier.")
     )
+
+
+# ------------------------------------------------------------------------------- Detectron files of Pythia's detectors
+
+ATTR_DICT = "!!python/object/new:detectron.utils.collections.AttrDict"
+SMALL_RESNEXT = {
+    "depths": [1, 2, 1, 1],
+    "stem_channels": 8,
+    "res2_channels": 16,
+    "groups": 4,
+    "group_width": 4,
+    "fpn_channels": 16,
+    "rpn_channels": 16,
+    "hidden_dim": 32,
+    "num_classes": 20,
+}
+
+
+def write_pythia(folder, cfg=None):
+    """A ResNeXt under Detectron's names, as `FAST_RCNN_MLP_DIM2048_FPN_DIM512.pkl` is."""
+    network = RegionDetector(RegionDetectorConfig.pythia_x101(**SMALL_RESNEXT)).eval()
+    ours = network.state_dict()
+    names = original_names(network.config, "detectron", list(ours))
+    content = {"blobs": {name: ours[key].numpy() for key, name in names.items() if name is not None}, "cfg": cfg}
+    (folder / "fast_rcnn.pkl").write_bytes(pickle.dumps(content, protocol=2))
+    return folder / "fast_rcnn.pkl", network
+
+
+CFG = f"""
+{ATTR_DICT}
+dictitems:
+  FPN: {ATTR_DICT}
+    dictitems: {{RPN_ANCHOR_START_SIZE: 16, RPN_ASPECT_RATIOS: !!python/tuple [0.5, 1, 2]}}
+    state: {{__immutable__: true}}
+  MODEL: !!python/object:detectron.utils.collections.AttrDict {{TYPE: !!python/unicode 'generalized_rcnn'}}
+  PIXEL_MEANS: !!python/object/apply:numpy.core.multiarray._reconstruct
+    args: [!!python/name:numpy.ndarray '', !!python/tuple [0], b]
+    state: !!python/tuple
+    - 1
+    - !!python/tuple [1, 1, 3]
+    - !!python/object/apply:numpy.dtype
+      args: [f8, 0, 1]
+      state: !!python/tuple [3, <, null, null, null, -1, -1, 0]
+    - false
+    - !!binary AAAAAAAAAAA=
+  RESNETS: {ATTR_DICT}
+    dictitems: {{STRIDE_1X1: true, NUM_GROUPS: !!python/long '4'}}
+  TEST: {ATTR_DICT}
+    dictitems: {{RPN_PRE_NMS_TOP_N: 1000, RPN_POST_NMS_TOP_N: 900, SCALES: !!python/tuple [600], MAX_SIZE: 1000}}
+state: {{__immutable__: true}}
+"""
+
+
+def test_pythias_detectron_file_gets_pythias_settings(tmp_path):
+    path, network = write_pythia(tmp_path)
+    found, _, report = convert_region_detector(path)
+    assert found.config.to_dict() == network.config.to_dict()
+    assert (found.config.max_regions, found.config.score_threshold, found.config.stride_in_1x1) == (100, None, False)
+    pixels = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(found.feature_maps(pixels)[0], network.feature_maps(pixels)[0])
+    assert "skipped" not in {item.status for item in report}
+
+
+def test_cfg_with_python_objects_is_read_as_plain_data(tmp_path):
+    config, processor, report = _config_and_rest(write_pythia(tmp_path, CFG)[0])
+    assert config.stride_in_1x1 and config.anchor_sizes == [[16], [32], [64], [128], [256]]
+    assert (config.rpn_pre_nms, config.rpn_post_nms, config.rpn_total) == (1000, 900, 900)
+    assert dict(processor.size) == {"shortest_edge": 600, "longest_edge": 1000}
+    assert config.max_regions == 100 and "cfg" not in {item.original for item in report}
+
+
+def _config_and_rest(path, *settings):
+    found, processor, report = convert_region_detector(path, *settings)
+    return found.config, processor, report
+
+
+@pytest.mark.parametrize("cfg", ["other: 1", "just text", f"{ATTR_DICT} {{}}", ["a list"], 5])
+def test_cfg_that_says_nothing_known_is_told(tmp_path, cfg, caplog):
+    config, _, report = _config_and_rest(write_pythia(tmp_path, cfg)[0])
+    assert not config.stride_in_1x1 and config.max_regions == 100
+    assert [str(item) for item in report if item.original == "cfg"] == ["skipped  cfg -> - []"]
+    assert "fast_rcnn.pkl: its 'cfg' is not understood" in caplog.text
+
+
+def test_given_settings_come_before_the_cfg(tmp_path):
+    path, _ = write_pythia(tmp_path, CFG)
+    assert _config_and_rest(path, {"RESNETS": {"STRIDE_1X1": False}})[0].stride_in_1x1 is False
+    (tmp_path / "mine.yaml").write_text("TEST: {RPN_PRE_NMS_TOP_N: 7}")
+    assert _config_and_rest(path, tmp_path / "mine.yaml")[0].rpn_pre_nms == 7
+
+
+@pytest.mark.parametrize(
+    "text", ["FPN: [", "FPN: !mine {a: 1}", "a: &a {b: 1}\nc: {<<: *a}", "? [1]\n: 2", "a: " + "[" * 5000, "a: \0"]
+)
+def test_broken_yaml_is_an_error_that_names_the_file(tmp_path, text):
+    with pytest.raises(ValueError, match=r"fast_rcnn\.pkl: 'cfg': not yaml that can be read"):
+        convert_region_detector(write_pythia(tmp_path, text)[0])
+    with pytest.raises(ValueError, match=r"^(?!.*\n).*detectron_model\.yaml: not yaml that can be read"):
+        path = write_maskrcnn(tmp_path)
+        path.with_suffix(".yaml").write_text(text)
+        convert_region_detector(path)
+    write_frcnn(tmp_path)
+    (tmp_path / "config.yaml").write_bytes(b"a: \xff\xff")
+    with pytest.raises(ValueError, match=r"config\.yaml: not yaml that can be read"):
+        convert_region_detector(tmp_path)
+    (tmp_path / "config.yaml").write_text("[a, b]")
+    with pytest.raises(ValueError, match=r"config\.yaml: expected a mapping of settings, found list"):
+        convert_region_detector(tmp_path)
+
+
+def _detectron_config(preset, **fields):
+    """What the shapes of a Detectron file of this network are converted to."""
+    published = preset(**fields)
+    with torch.device("meta"):
+        ours = RegionDetector(published).state_dict()
+    names = original_names(published, "detectron", list(ours))
+    weights = {name: ours[key] for key, name in names.items() if name is not None}
+    return _config("detectron", weights, {name: name for name in weights}, {}, "x.pkl", {}), published
+
+
+@pytest.mark.parametrize("preset", ["pythia_x101", "pythia_x152", "detectron_r101_coco"])
+def test_published_sizes_choose_the_settings(preset):
+    found, published = _detectron_config(getattr(RegionDetectorConfig, preset))
+    assert found.to_dict() == published.to_dict()
+
+
+def test_resnext_on_coco_keeps_the_names_of_its_classes():
+    found, _ = _detectron_config(RegionDetectorConfig.pythia_x101, num_classes=80, hidden_dim=1024)
+    assert found.id2label[0] == "person" and len(found.id2label) == 80 and found.groups == 64
 
 
 # ------------------------------------------------------------------------------------------------------ published sizes

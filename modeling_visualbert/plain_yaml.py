@@ -1,0 +1,59 @@
+"""Yaml as plain data, also where Python objects were written to it (Detectron's `AttrDict`, tuples, numpy arrays)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+
+_PYTHON = "tag:yaml.org,2002:python/"
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Reads `!!python/...` as the mapping, sequence or text that it is written as; no object is ever made of it."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Merge keys (`<<`) are left as they are, and so refused: a few lines of them can take all memory."""
+
+    def plain(self, suffix: str, node: yaml.Node) -> Any:
+        kind = suffix.partition(":")[0]
+        if isinstance(node, yaml.SequenceNode):  # python/tuple and the arguments of a call
+            return self.construct_sequence(node, deep=True)
+        if isinstance(node, yaml.MappingNode):
+            found = self.construct_mapping(node, deep=True)
+            return _content(found) if kind == "object/new" else found
+        readers: dict[str, Callable[[Any], Any]] = {
+            "bool": self.construct_yaml_bool,
+            "int": self.construct_yaml_int,
+            "long": self.construct_yaml_int,
+            "float": self.construct_yaml_float,
+            "none": self.construct_yaml_null,
+        }
+        return readers.get(kind, self.construct_scalar)(node)
+
+
+_PlainLoader.add_multi_constructor(_PYTHON, _PlainLoader.plain)
+
+
+def _content(found: dict) -> Any:
+    """What an object that is written in parts holds: a mapping's items, over its attributes, or a list's."""
+    if "listitems" in found:
+        return found["listitems"]
+    parts = [found.get("state"), found.get("dictitems")]
+    return {key: value for part in parts if isinstance(part, dict) for key, value in part.items()}
+
+
+def parse_yaml(text: str | bytes, where: str) -> Any:
+    """What a yaml text says, as mappings, lists, texts and numbers.
+
+    Raises:
+        ValueError: It is not yaml, or is not plain data apart from `!!python` tags.
+    """
+    try:
+        return yaml.load(text, Loader=_PlainLoader)  # noqa: S506  # a SafeLoader
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not yaml that can be read: {' '.join(str(error).split())}") from error
+
+
+__all__ = ["parse_yaml"]
