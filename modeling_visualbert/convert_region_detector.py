@@ -171,10 +171,22 @@ def _detectron_name(name: str, depths: list[int]) -> str | None:
     return _replaced(name, pairs)
 
 
+# Parts of maskrcnn-benchmark's names that say where a module lies, not which of several it is. Converted files leave them out.
+_PLACES = frozenset({"backbone", "body", "stem", "fpn", "roi_heads", "box", "feature_extractor", "predictor"})
+
+
 def _longest_suffix(name: str, keys: dict[str, str]) -> str | None:
-    """The key that is `name` or the longest end of it (whole parts), as the original loader looks for it."""
+    """The key that is `name` or the longest end of it, as the original loader looks for it, without some of `_PLACES`.
+
+    The original would go on to shorter ends: in a file without `layer1.0.bn1.bias` it takes the stem's `bn1.bias`.
+    """
     parts = name.split(".")
-    return next((keys[end] for i in range(len(parts)) if (end := ".".join(parts[i:])) in keys), None)
+    for start, part in enumerate(parts):
+        if (end := ".".join(parts[start:])) in keys:
+            return keys[end]
+        if part not in _PLACES:
+            return None
+    return None
 
 
 # ------------------------------------------------------------------------------------------------------ converting
@@ -242,18 +254,30 @@ def detector_from_weights(
     family = guess_family(weights)
     if family is None:
         raise ValueError(f"{path}: no known detector among its {len(weights)} tensors; expected {', '.join(FAMILIES)}")
-    keys = {name.removeprefix("module."): name for name in weights}
+    keys = _without_module(weights, path)
     config = _config(family, weights, keys, settings, path, config_kwargs)
     detector = RegionDetector(config)
     report = _fill(detector, family, weights, keys, path)
     return detector.eval(), report
 
 
+def _without_module(weights: Mapping[str, torch.Tensor], path: str | Path) -> dict[str, str]:
+    """The names in a file by what they are without the prefix of a parallel wrapper."""
+    keys: dict[str, str] = {}
+    for name in weights:
+        short = name.removeprefix("module.")
+        if short in keys:
+            raise ValueError(f"{path}: {keys[short]!r} and {name!r} are two tensors of one name; expected one")
+        keys[short] = name
+    return keys
+
+
 def _fill(
     detector: RegionDetector, family: str, weights: Mapping[str, torch.Tensor], keys: dict[str, str], path: str | Path
 ) -> list[KeyReport]:
-    ours, used, report = detector.state_dict(), {}, []
+    ours, report = detector.state_dict(), list[KeyReport]()
     found: dict[str, torch.Tensor] = {}
+    used: dict[str, str] = {}
     for name, original in original_names(detector.config, family, list(ours)).items():
         key = None if original is None else _find(original, keys, family)
         shape = tuple(ours[name].shape)
@@ -265,6 +289,8 @@ def _fill(
         value = weights[key].reshape(shape) if weights[key].numel() == 1 and not shape else weights[key]
         if tuple(value.shape) != shape:
             raise ValueError(f"{path}: {key!r} has shape {tuple(value.shape)}, expected {shape}")
+        if key in used:
+            raise ValueError(f"{path}: {key!r} would be both {used[key]!r} and {name!r}; expected a tensor for each")
         found[name], used[key] = value, name
     detector.load_state_dict(found, strict=False)
     _check_anchors(detector.config, weights, keys, path)

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 from collections import OrderedDict
 
@@ -16,7 +17,14 @@ from modeling_visualbert import RegionDetector, RegionDetectorConfig, RegionDete
 from modeling_visualbert.checkpoint_files import summarise
 from modeling_visualbert.cli import main
 from modeling_visualbert.convert import convert_original_checkpoint
-from modeling_visualbert.convert_region_detector import _config, convert_region_detector, load_arrays, original_names
+from modeling_visualbert.convert_region_detector import (
+    _config,
+    _longest_suffix,
+    convert_region_detector,
+    detector_from_weights,
+    load_arrays,
+    original_names,
+)
 
 TOLERANT = {"canonical_scale": 44}  # of the recorded pyramids; no yaml tells it
 
@@ -327,8 +335,6 @@ def test_published_maskrcnn_with_converted_names():
     tables = published_shapes(VG)
     full = tables["X-101-64x4d full name to converted name"]
     shapes = tables["X-101-64x4d names after the Caffe2 conversion script"]
-    from modeling_visualbert.convert_region_detector import _longest_suffix
-
     keys = {name: name for name in shapes}
     for name, converted in full.items():
         if "cell_anchors" not in name:
@@ -447,6 +453,43 @@ def test_wrong_tensors_are_named(tmp_path, change, message):
     (tmp_path / "model_final.pkl").write_bytes(pickle.dumps(content))
     with pytest.raises(ValueError, match=message):
         convert_region_detector(tmp_path / "model_final.pkl")
+
+
+def write_maskrcnn_without(folder, spelling, dropped):
+    path = write_maskrcnn(folder, spelling)
+    content = torch.load(path)
+    kept = {name: value for name, value in content["model"].items() if not name.endswith(dropped)}
+    assert len(kept) < len(content["model"])
+    torch.save({"model": kept}, path)
+    return path
+
+
+def test_every_converted_tensor_is_missed():
+    """No other tensor is taken for it: the stem's `bn1.bias` is not that of `layer1.0`."""
+    complete = golden(VG).group("state_dict_converted/")
+    for name in complete:
+        weights = {key: value for key, value in complete.items() if key != name}
+        with pytest.raises(ValueError, match=rf"x\.pth: '(\w+\.)*{re.escape(name)}' is missing|no known detector"):
+            detector_from_weights(weights, golden(VG).config["source_config"], "x.pth")
+
+
+def test_a_shorter_end_is_another_tensor(tmp_path):
+    path = write_maskrcnn_without(tmp_path, "state_dict_converted/", "layer1.0.bn1.bias")
+    with pytest.raises(
+        ValueError, match=r"pth: 'backbone\.body\.layer1\.0\.bn1\.bias' is missing; expected a tensor of shape"
+    ):
+        convert_region_detector(path)
+    assert _longest_suffix("rpn.head.bbox_pred.bias", {"bbox_pred.bias": "x"}) is None
+    assert _longest_suffix("backbone.body.layer1.0.conv1.weight", {"yer1.0.conv1.weight": "x", "1": "y"}) is None
+
+
+def test_a_tensor_under_two_names(tmp_path):
+    weights = golden(VG).group("state_dict/")
+    weights["module.rpn.head.conv.bias"] = weights["rpn.head.conv.bias"]
+    with pytest.raises(
+        ValueError, match=r"'rpn\.head\.conv\.bias' and 'module\.rpn\.head\.conv\.bias' are two tensors"
+    ):
+        detector_from_weights(weights, golden(VG).config["source_config"], "x.pth")
 
 
 def test_missing_files(tmp_path):
