@@ -282,7 +282,7 @@ def _fill(
         key = None if original is None else _find(original, keys, family)
         shape = tuple(ours[name].shape)
         if key is None:
-            if not re.search(r"norm\.(running_mean|running_var|num_batches_tracked)$", name):
+            if original is not None and not _may_lack(name, family, keys):
                 raise ValueError(f"{path}: {original!r} is missing; expected a tensor of shape {shape}")
             report.append(KeyReport(None, name, shape, "new"))  # a frozen scale and shift: mean 0, variance 1
             continue
@@ -299,6 +299,17 @@ def _fill(
         for key, value in weights.items()
     ]
     return read + report
+
+
+def _may_lack(name: str, family: str, keys: Mapping[str, str]) -> bool:
+    """Whether genuine files of the family are without this tensor of ours."""
+    if name.endswith("num_batches_tracked"):  # older torch did not count, and nothing reads it
+        return True
+    if family != "maskrcnn" or not name.endswith(("norm.running_mean", "norm.running_var")):
+        return False
+    # Files converted from Detectron's, which have scale and shift only; they are without the names of places, too.
+    has_places = any(key.startswith("backbone.") for key in keys)
+    return not has_places and not any(key.endswith(("running_mean", "running_var")) for key in keys)
 
 
 def _find(original: str, keys: dict[str, str], family: str) -> str | None:

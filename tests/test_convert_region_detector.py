@@ -483,6 +483,39 @@ def test_a_shorter_end_is_another_tensor(tmp_path):
     assert _longest_suffix("backbone.body.layer1.0.conv1.weight", {"yer1.0.conv1.weight": "x", "1": "y"}) is None
 
 
+@pytest.mark.parametrize(
+    ("name", "prefix", "dropped"),
+    [
+        (C4, "", "res2.0.conv1.norm.running_mean"),
+        (C4, "", "running_var"),
+        (VG, "", "layer1.0.bn1.running_var"),
+        (VG, "", "running_mean"),
+        (VG, "", ("running_mean", "running_var")),
+        (VCR, "detector.", "running_var"),
+        (VCR, "detector.", "backbone.1.running_mean"),
+    ],
+)
+def test_missing_statistics_are_missing(name, prefix, dropped):
+    """Only files that come from Detectron are without means and variances, and then without any."""
+    weights = {f"{prefix}{key}": value for key, value in golden(name).group("state_dict/").items()}
+    weights = {key: value for key, value in weights.items() if not key.endswith(dropped)}
+    with pytest.raises(ValueError, match=r"x\.pth: '\S+\.running_(mean|var)' is missing; expected a tensor of shape"):
+        detector_from_weights(weights, golden(name).config["source_config"], "x.pth")
+
+
+def test_some_statistics_in_a_converted_file_are_too_few():
+    weights = golden(VG).group("state_dict_converted/")
+    weights["bn1.running_mean"] = torch.zeros_like(weights["bn1.bias"])
+    with pytest.raises(ValueError, match=r"'\S+running_(mean|var)' is missing"):
+        detector_from_weights(weights, golden(VG).config["source_config"], "x.pth")
+
+
+def test_counters_of_batches_may_be_missing():
+    weights = {key: value for key, value in vcr_weights().items() if "num_batches" not in key}
+    found, _ = detector_from_weights(weights, {}, "vcr.th")
+    assert_same_network(found, VCR)
+
+
 def test_a_tensor_under_two_names(tmp_path):
     weights = golden(VG).group("state_dict/")
     weights["module.rpn.head.conv.bias"] = weights["rpn.head.conv.bias"]
