@@ -13,6 +13,8 @@ Files are read with `weights_only=True`: a checkpoint that wants to run code is 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,11 +98,11 @@ def convert_original_checkpoint(
     if task not in HEADS:
         raise ValueError(f"unknown task {task!r}; expected one of {', '.join(HEADS)}")
     model = HEADS[task](_config_from_shapes(renamed, task, path, config_kwargs))
-    report = _fill(model, renamed, origin, path)
+    prefix = "visual_bert.region_encoder."
+    report = [item for item in _fill(model, renamed, origin, path) if not (item.name or "").startswith(prefix)]
+    _check_matches(report, type(model).__name__, path)
     if detector is not None:
         model.visual_bert.region_encoder.load_state_dict(detector.state_dict())
-        prefix = "visual_bert.region_encoder."
-        report = [item for item in report if not (item.name or "").startswith(prefix)]
         report += [replace(item, name=item.name and prefix + item.name) for item in detector_report]
     return model.eval(), report
 
@@ -110,8 +112,15 @@ def convert_published_checkpoint(path: str | Path, **config_kwargs) -> tuple[Pre
 
     The published VQA config calls its 3129 answers `LABEL_0` ... `LABEL_3128`; they are Pythia's, in Pythia's order, and
     get their names here.
+
+    Raises:
+        OSError: There is no such folder or Hub name.
+        ValueError: A file of it is missing, unsafe, damaged or of another model, or shapes differ.
     """
-    config = VisualBertConfig.from_pretrained(path, **config_kwargs)
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        raise ValueError(f"{path}: no config.json; expected one beside the weights of a VisualBERT checkpoint")
+    with _naming(path, "config.json"):
+        config = VisualBertConfig.from_pretrained(path, **config_kwargs)
     architecture = (config.architectures or ["VisualBertForPreTraining"])[0]
     classes = {cls.__name__: cls for cls in HEADS.values()}
     if architecture not in classes:
@@ -121,11 +130,37 @@ def convert_published_checkpoint(path: str | Path, **config_kwargs) -> tuple[Pre
     if architecture == "VisualBertForQuestionAnswering" and config.num_labels == len(answers):
         config.id2label = dict(enumerate(answers))
         config.label2id = {answer: index for index, answer in enumerate(answers)}
-    model, info = classes[architecture].from_pretrained(path, config=config, output_loading_info=True)
+    with _naming(path, "model.safetensors", "pytorch_model.bin"):
+        model, info = classes[architecture].from_pretrained(path, config=config, output_loading_info=True)
     report = [KeyReport(name, name, tuple(value.shape), "loaded") for name, value in model.state_dict().items()]
     report = [KeyReport(None, r.name, r.shape, "new") if r.name in info["missing_keys"] else r for r in report]
     report += [KeyReport(name, None, (), "skipped") for name in sorted(info["unexpected_keys"])]
+    _check_matches(report, type(model).__name__, path)
     return model.eval(), report
+
+
+@contextmanager
+def _naming(path: str | Path, *names: str) -> Iterator[None]:
+    """Whatever is wrong with a file is told in one line with its name: `path`, or the first of `names` in that folder."""
+    try:
+        yield
+    except OSError:  # not there, or not to be had: it says so itself
+        raise
+    except Exception as error:  # damaged files and wrong fields fail anywhere below `from_pretrained`
+        file = next((Path(path) / name for name in names if (Path(path) / name).is_file()), path)
+        raise ValueError(f"{file}: cannot be used: {' '.join(str(error).split())[:500]}") from error
+
+
+def _check_matches(report: list[KeyReport], model: str, path: str | Path) -> None:
+    """A few tensors may be new, such as those of another head; a file that has hardly any is of something else."""
+    ours = [item for item in report if item.name is not None]
+    found = sum(item.status != "new" for item in ours)
+    if 2 * found < len(ours):
+        others = [item.original for item in report if item.status == "skipped"][:3]
+        raise ValueError(
+            f"{path}: {found} of the {len(ours)} tensors of {model} are in it; expected a VisualBERT checkpoint"
+            + (f", found {', '.join(map(repr, others))}" if others else "")
+        )
 
 
 def _guess_task(weights: dict[str, torch.Tensor], path: str | Path) -> str:

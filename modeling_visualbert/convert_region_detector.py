@@ -209,7 +209,8 @@ def is_region_detector(path: str | Path) -> bool:
     """Whether a file or folder looks, by its name, like a published detector rather than a VisualBERT checkpoint."""
     path = Path(path)
     if path.is_dir():
-        return (path / "pytorch_model.bin").is_file() and (path / "config.yaml").is_file()
+        is_theirs = (path / "config.yaml").is_file() or not (path / "config.json").is_file()
+        return (path / "pytorch_model.bin").is_file() and is_theirs
     return path.suffix in (".pkl", ".pth", ".bin")
 
 
@@ -220,7 +221,7 @@ def convert_region_detector(
     Load a published detector.
 
     Args:
-        path: The file, or a folder with `pytorch_model.bin` and `config.yaml`.
+        path: The file, or a folder with `pytorch_model.bin` and perhaps `config.yaml`.
         settings: The yaml that was published with the weights, or its content. When not given, it is what a Detectron file
             holds as `cfg`, or else looked for beside the weights.
         config_kwargs: Fields of [`RegionDetectorConfig`] that should differ.

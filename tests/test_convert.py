@@ -1,15 +1,18 @@
 """Checkpoints of others: the authors' `.th` files, folders as `uclanlp` published them, and files to refuse."""
 
 import json
+import re
 
 import pytest
 import torch
 from golden_cases import CHECKPOINTS, GOLDEN, compare, golden
 from helpers import SIZES, inputs_for, randomise, scores_of
+from safetensors.torch import save_file
 from transformers.models.visual_bert import modeling_visual_bert as stock
 from transformers.models.visual_bert.configuration_visual_bert import VisualBertConfig as StockConfig
 
 from modeling_visualbert.answers import pythia_answers
+from modeling_visualbert.cli import main
 from modeling_visualbert.convert import (
     convert_original_checkpoint,
     convert_published_checkpoint,
@@ -142,6 +145,54 @@ def test_published_folder_without_a_tensor_reports_it_as_new(tmp_path):
     torch.save(weights, tmp_path / "pytorch_model.bin")
     _, report = convert_published_checkpoint(tmp_path)
     assert [(item.original, item.name) for item in report if item.status == "new"] == [(None, "cls.bias")]
+
+
+def test_weights_of_something_else_are_refused(tmp_path):
+    """Not a random model, whatever the folder holds."""
+    save_as_published(tmp_path, "nlvr2")
+    others = {f"backbone.{i}.weight": torch.ones(2, 3) for i in range(5)}
+    save_file(others, tmp_path / "model.safetensors")
+    with pytest.raises(
+        ValueError, match=r"0 of the \d+ tensors of VisualBertForVisualReasoning .*'backbone\.0\.weight'"
+    ):
+        convert_published_checkpoint(tmp_path)
+    assert main(["convert", str(tmp_path), str(tmp_path / "out")]) == 2
+    (tmp_path / "config.json").write_text("{}")
+    assert main(["convert", str(tmp_path), str(tmp_path / "out")]) == 2
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"no config\.json; expected one beside the weights"):
+        convert_published_checkpoint(tmp_path)
+    assert main(["convert", str(tmp_path), str(tmp_path / "out")]) == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_hardly_any_tensor_of_an_original_file(tmp_path):
+    weights = load_weights(GOLDEN / "nlvr.th")
+    few = {key: value for key, value in weights.items() if re.search(r"classifier|embeddings\.|0\.intermediate", key)}
+    torch.save({**few, "bert.bert.encoder.layer.3.output.dense.bias": torch.zeros(48)}, tmp_path / "few.th")
+    with pytest.raises(ValueError, match=r"few\.th: \d+ of the \d+ tensors of VisualBertForVisualReasoning are in it"):
+        convert_original_checkpoint(tmp_path / "few.th", num_attention_heads=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.safetensors", b"nonsense", r"model\.safetensors: cannot be used"),
+        ("pytorch_model.bin", b"nonsense", r"pytorch_model\.bin: cannot be used"),
+        ("config.json", b'{"hidden_size": "large"}', r"config\.json: cannot be used: .*hidden_size"),
+        ("config.json", b'{"hidden_size": 52, "num_attention_heads": 4}', r"pytorch_model\.bin: cannot be used"),
+    ],
+)
+def test_bad_files_of_a_published_folder_are_one_line(tmp_path, capsys, name, content, message):
+    save_as_published(tmp_path, "nlvr2")
+    if name == "config.json":
+        fields = json.loads((tmp_path / name).read_text())
+        content = json.dumps({**fields, **json.loads(content)}).encode()
+    (tmp_path / name).write_bytes(content)
+    assert main(["convert", str(tmp_path), str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert re.search(message, error) and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_unknown_architecture_is_refused(tmp_path):

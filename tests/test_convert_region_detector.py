@@ -558,3 +558,16 @@ def test_command_converts_a_detector(tmp_path, capsys):
     assert json.loads((tmp_path / "target" / "config.json").read_text("utf-8"))["model_type"] == "region_detector"
     shutil.rmtree(source)
     assert main(["convert", str(source), str(tmp_path / "other")]) == 2
+
+
+def test_command_converts_a_folder_with_nothing_but_weights(tmp_path, capsys):
+    """Not as a VisualBERT checkpoint without a configuration; weights of no detector are refused."""
+    source = write_frcnn(tmp_path)
+    weights = {name: value for name, value in golden(C4).group("state_dict/").items() if "cell_anchors" not in name}
+    torch.save(weights, source / "pytorch_model.bin")
+    (source / "config.yaml").unlink()
+    assert main(["convert", str(source), str(tmp_path / "target")]) == 0
+    assert "RegionDetector: " in capsys.readouterr().out
+    torch.save({"cls.weight": torch.ones(2, 3)}, source / "pytorch_model.bin")
+    assert main(["convert", str(source), str(tmp_path / "other")]) == 2
+    assert "pytorch_model.bin: no known detector among its 1 tensors" in capsys.readouterr().err
