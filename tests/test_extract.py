@@ -6,6 +6,7 @@ import itertools
 import json
 import pkgutil
 import random
+import re
 import subprocess
 import sys
 import time
@@ -19,11 +20,18 @@ from datasets import Image as ImageColumn
 from helpers import tiny_model
 from PIL import Image
 from processes import environment, launcher
+from safetensors.torch import load_file, save_file
 from test_store import assert_equal_regions, contents
-from tiny_detectors import tiny_detector
+from tiny_detectors import CONFIGS, tiny_detector
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PretrainedConfig
 
-from modeling_visualbert import QueryRegionEncoder, VisualBertImageProcessor
+from modeling_visualbert import (
+    QueryRegionEncoder,
+    RegionDetector,
+    RegionDetectorConfig,
+    RegionDetectorImageProcessor,
+    VisualBertImageProcessor,
+)
 from modeling_visualbert.cli import main
 from modeling_visualbert.features.extract import (
     ExtractionOptions,
@@ -78,6 +86,40 @@ def extract(folder, finder, name="store", options=OPTIONS, **arguments):
 
 
 # Region encoders
+
+
+def without(folder, count):
+    """Take the last tensors out of the weights of a saved encoder; their names."""
+    weights = load_file(folder / "model.safetensors")
+    dropped = sorted(weights)[-count:]
+    save_file({k: v for k, v in weights.items() if k not in dropped}, folder / "model.safetensors", {"format": "pt"})
+    return dropped
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_an_encoder_of_every_family_is_complete(tmp_path, family):
+    QueryRegionEncoder.from_detector(tiny_detector(family)).save_pretrained(tmp_path)
+    VisualBertImageProcessor().save_pretrained(tmp_path)
+    load_region_encoder(tmp_path)
+    (dropped,) = without(tmp_path, 1)
+    with pytest.raises(
+        ValueError, match=f"without .*{re.escape(dropped)}.*; expected every tensor of QueryRegionEncoder"
+    ):
+        load_region_encoder(tmp_path)
+
+
+@pytest.mark.parametrize("preset", ["bottom_up_attention_vg", "pythia_x101", "vcr_resnet50"])
+def test_a_detector_without_some_tensors_is_refused(tmp_path, preset):
+    small = {"depths": [1, 1, 1, 1], "stem_channels": 8, "res2_channels": 16, "groups": 1, "group_width": 4}
+    config = getattr(RegionDetectorConfig, preset)(**small, fpn_channels=8, rpn_channels=8, mask_channels=4)
+    RegionDetector(config).save_pretrained(tmp_path)
+    RegionDetectorImageProcessor.for_config(config).save_pretrained(tmp_path)
+    load_region_encoder(tmp_path)
+    dropped = without(tmp_path, 7)
+    with pytest.raises(
+        ValueError, match=rf"without {', '.join(map(re.escape, dropped[:5]))} and 2 more; expected every"
+    ):
+        load_region_encoder(tmp_path)
 
 
 def test_the_encoder_of_the_package_loads_by_its_type():

@@ -49,16 +49,21 @@ def load_region_encoder(name: str | Path) -> tuple[RegionEncoder, Any]:
 
     Raises:
         FileNotFoundError: It looks like a folder of this machine and is not there.
-        ValueError: It is something else than a region encoder.
+        ValueError: It is something else than a region encoder, or tensors are missing in its weights.
     """
     name = str(name)
     if not Path(name).exists() and (Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1):
         raise FileNotFoundError(f"{name}: no such region encoder folder")
     config = AutoConfig.from_pretrained(name)
-    encoder = AutoModel.from_pretrained(name).eval() if getattr(config, "region_dim", None) is not None else None
+    encoder, info = None, {}
+    if getattr(config, "region_dim", None) is not None:
+        encoder, info = AutoModel.from_pretrained(name, output_loading_info=True)
     if not isinstance(encoder, RegionEncoder):
         raise ValueError(f"{name} is a {config.model_type!r} checkpoint; expected a region encoder")
-    return encoder, AutoImageProcessor.from_pretrained(name)
+    if missing := sorted(info["missing_keys"]):  # they would be random numbers
+        told = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise ValueError(f"{name}: the weights are without {told}; expected every tensor of {type(encoder).__name__}")
+    return encoder.eval(), AutoImageProcessor.from_pretrained(name)
 
 
 def describe_detector(encoder: Any, image_processor: Any) -> dict[str, Any]:
