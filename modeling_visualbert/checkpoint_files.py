@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,9 +69,30 @@ def load_weights(path: str | Path, inside: str | None = None) -> dict[str, torch
     return dict(weights)
 
 
+@contextmanager
+def naming(file: str | Path, *told: str | Path) -> Iterator[None]:
+    """Make whatever fails inside one line that names `file`, unless it names that or one of the files `told` already.
+
+    For what is below code of others, where damaged files and wrong fields fail with any error, and on many lines.
+
+    Raises:
+        ValueError: Something failed.
+        OSError: The file is not there, or cannot be had; it says so itself.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith(tuple(f"{name}" for name in (file, *told))):
+            raise
+        reason = " ".join(str(error).split())[:500] or type(error).__name__
+        raise ValueError(f"{file}: cannot be used: {reason}") from error
+
+
 def summarise(report: list[KeyReport]) -> str:
     """One line such as `61 loaded, 1 tied, 2 new`."""
     return ", ".join(f"{count} {status}" for status, count in Counter(item.status for item in report).items())
 
 
-__all__ = ["KeyReport", "load_weights", "summarise"]
+__all__ = ["KeyReport", "load_weights", "naming", "summarise"]

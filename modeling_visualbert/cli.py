@@ -18,7 +18,7 @@ from . import __version__
 from .analysis.commands import add_analysis_commands, explanation_lines
 from .checkpoint_files import check_checkpoint
 from .convert import HEADS, convert_original_checkpoint, convert_published_checkpoint, summarise
-from .convert_region_detector import convert_region_detector, is_region_detector
+from .convert_region_detector import convert_region_detector, is_region_detector, name_outputs
 from .corpus.build import CorpusConfig, ensure_corpus
 from .data.vcr import read_metadata
 from .explain_visualbert import explain_answers
@@ -135,6 +135,8 @@ def _add_checkpoint_commands(commands: Any) -> None:
     command.add_argument("--task", choices=sorted(HEADS), help="head of a .th file (default: guessed from its tensors)")
     command.add_argument("--num_attention_heads", type=int, help=".th files do not tell (default: hidden size / 64)")
     command.add_argument("--tokenizer", help="BERT tokenizer to save beside it, so that a processor can be saved too")
+    command.add_argument("--classes", help="file with a detector's classes, one a line, in the order of their ids")
+    command.add_argument("--attributes", help="the same for its attributes")
     command.set_defaults(run=_convert)
 
     command = commands.add_parser("push", help="publish a checkpoint on the Hugging Face Hub, with card and code")
@@ -477,6 +479,9 @@ def _convert(args: argparse.Namespace) -> None:
         raise FileExistsError(f"{target} exists; choose another folder or remove it")
     if is_region_detector(args.source):
         model, processor, report = convert_region_detector(args.source)
+        name_outputs(model.config, args.classes, args.attributes)
+    elif args.classes or args.attributes:
+        raise ValueError(f"{args.source} is not a region detector's file; expected one with --classes and --attributes")
     elif Path(args.source).is_file():
         heads = {} if args.num_attention_heads is None else {"num_attention_heads": args.num_attention_heads}
         model, report = convert_original_checkpoint(args.source, args.task, **heads)

@@ -13,8 +13,6 @@ Files are read with `weights_only=True`: a checkpoint that wants to run code is 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .answers import pythia_answers
-from .checkpoint_files import KeyReport, load_weights, summarise
+from .checkpoint_files import KeyReport, load_weights, naming, summarise
 from .configuration_visualbert import VisualBertConfig
 from .convert_region_detector import detector_from_weights
 from .modeling_visualbert import (
@@ -94,12 +92,14 @@ def convert_original_checkpoint(
         if name in renamed:
             raise ValueError(f"{path}: {key!r} and {origin[name]!r} both become {name!r}")
         renamed[name], origin[name] = value, key
-    task = task or _guess_task(renamed, path)
+    with naming(path):
+        task = task or _guess_task(renamed, path)
     if task not in HEADS:
         raise ValueError(f"unknown task {task!r}; expected one of {', '.join(HEADS)}")
-    model = HEADS[task](_config_from_shapes(renamed, task, path, config_kwargs))
     prefix = "visual_bert.region_encoder."
-    report = [item for item in _fill(model, renamed, origin, path) if not (item.name or "").startswith(prefix)]
+    with naming(path):
+        model = HEADS[task](_config_from_shapes(renamed, task, path, config_kwargs))
+        report = [item for item in _fill(model, renamed, origin, path) if not (item.name or "").startswith(prefix)]
     _check_matches(report, type(model).__name__, path)
     if detector is not None:
         model.visual_bert.region_encoder.load_state_dict(detector.state_dict())
@@ -119,7 +119,7 @@ def convert_published_checkpoint(path: str | Path, **config_kwargs) -> tuple[Pre
     """
     if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
         raise ValueError(f"{path}: no config.json; expected one beside the weights of a VisualBERT checkpoint")
-    with _naming(path, "config.json"):
+    with naming(_file(path, "config.json")):
         config = VisualBertConfig.from_pretrained(path, **config_kwargs)
     architecture = (config.architectures or ["VisualBertForPreTraining"])[0]
     classes = {cls.__name__: cls for cls in HEADS.values()}
@@ -130,7 +130,7 @@ def convert_published_checkpoint(path: str | Path, **config_kwargs) -> tuple[Pre
     if architecture == "VisualBertForQuestionAnswering" and config.num_labels == len(answers):
         config.id2label = dict(enumerate(answers))
         config.label2id = {answer: index for index, answer in enumerate(answers)}
-    with _naming(path, "model.safetensors", "pytorch_model.bin"):
+    with naming(_file(path, "model.safetensors", "pytorch_model.bin")):
         model, info = classes[architecture].from_pretrained(path, config=config, output_loading_info=True)
     report = [KeyReport(name, name, tuple(value.shape), "loaded") for name, value in model.state_dict().items()]
     report = [KeyReport(None, r.name, r.shape, "new") if r.name in info["missing_keys"] else r for r in report]
@@ -139,16 +139,9 @@ def convert_published_checkpoint(path: str | Path, **config_kwargs) -> tuple[Pre
     return model.eval(), report
 
 
-@contextmanager
-def _naming(path: str | Path, *names: str) -> Iterator[None]:
-    """Whatever is wrong with a file is told in one line with its name: `path`, or the first of `names` in that folder."""
-    try:
-        yield
-    except OSError:  # not there, or not to be had: it says so itself
-        raise
-    except Exception as error:  # damaged files and wrong fields fail anywhere below `from_pretrained`
-        file = next((Path(path) / name for name in names if (Path(path) / name).is_file()), path)
-        raise ValueError(f"{file}: cannot be used: {' '.join(str(error).split())[:500]}") from error
+def _file(path: str | Path, *names: str) -> Path | str:
+    """The first of `names` that is in this folder, or else the folder (or Hub name), for errors."""
+    return next((Path(path) / name for name in names if (Path(path) / name).is_file()), path)
 
 
 def _check_matches(report: list[KeyReport], model: str, path: str | Path) -> None:

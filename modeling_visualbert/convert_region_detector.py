@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from .array_pickles import load_arrays
-from .checkpoint_files import KeyReport, load_weights
+from .checkpoint_files import KeyReport, load_weights, naming
 from .configuration_region_detector import COCO_CLASSES, RegionDetectorConfig
 from .detection_ops import cell_anchors, legacy_cell_anchors
 from .image_processing_region_detector import RegionDetectorImageProcessor
@@ -237,29 +237,73 @@ def convert_region_detector(
     path = Path(path)
     path = path / "pytorch_model.bin" if path.is_dir() else path
     weights, cfg = _read(path)
-    skipped = list[KeyReport]()
+    skipped, where = list[KeyReport](), path
     if not isinstance(settings, Mapping):
         inside = _settings_inside(path, cfg) if settings is None else None  # a file that is given comes first
         if settings is None and inside is None and cfg is not None:
             logger.warning("%s: its 'cfg' is not understood; the yaml beside it or the published values apply", path)
             skipped.append(KeyReport("cfg", None, (), "skipped"))
-        settings = _settings_beside(path, settings) if inside is None else inside
-    detector, report = detector_from_weights(weights, settings, path, **config_kwargs)
-    return detector, _image_processor(detector.config, settings), report + skipped
+        if inside is None:
+            where = _settings_file(path, settings) or path
+            inside = {} if where is path else _read_settings(where)
+        settings = inside
+    detector, report = detector_from_weights(weights, settings, path, where, **config_kwargs)
+    with naming(where):
+        processor = _image_processor(detector.config, settings)
+    return detector, processor, report + skipped
 
 
 def detector_from_weights(
-    weights: Mapping[str, torch.Tensor], settings: Mapping, path: str | Path, **config_kwargs
+    weights: Mapping[str, torch.Tensor],
+    settings: Mapping,
+    path: str | Path,
+    settings_path: str | Path | None = None,
+    **config_kwargs,
 ) -> tuple[RegionDetector, list[KeyReport]]:
-    """The detector that tensors with original names make, and the report; see [`convert_region_detector`]."""
+    """The detector that tensors with original names make, and the report; see [`convert_region_detector`].
+
+    Errors name `path`, or `settings_path` where the settings do not make a detector.
+    """
     family = guess_family(weights)
     if family is None:
         raise ValueError(f"{path}: no known detector among its {len(weights)} tensors; expected {', '.join(FAMILIES)}")
     keys = _without_module(weights, path)
-    config = _config(family, weights, keys, settings, path, config_kwargs)
-    detector = RegionDetector(config)
-    report = _fill(detector, family, weights, keys, path)
+    with naming(path):
+        depths = _depths(family, keys, path)
+        sizes = _sizes_from_shapes(_PRESETS[family](depths=depths), family, weights, keys, path)
+    with naming(settings_path or path, path):
+        config = _config(family, {"depths": depths, **sizes}, settings, config_kwargs)
+        detector = RegionDetector(config)
+        report = _fill(detector, family, weights, keys, path)
     return detector.eval(), report
+
+
+def name_outputs(config: RegionDetectorConfig, classes: str | Path | None, attributes: str | Path | None) -> None:
+    """Give a detector the names of its classes and attributes, from files with one a line in the order of their ids.
+
+    Raises:
+        OSError: A file cannot be read.
+        ValueError: There are more or fewer names than classes or attributes, or the detector has no attributes.
+    """
+    if classes is not None:
+        names = _read_names(classes, config.num_classes, "classes")
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: number for number, name in enumerate(names)}
+    if attributes is not None:
+        if config.head != "c4":
+            raise ValueError(f"{attributes}: a detector with head {config.head!r} has no attributes; expected 'c4'")
+        config.attribute_names = _read_names(attributes, config.num_attributes, "attributes")
+
+
+def _read_names(path: str | Path, count: int, kind: str) -> list[str]:
+    with naming(path):
+        names = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    while names and not names[-1]:
+        names.pop()
+    if len(names) != count or not all(names):
+        empty = "" if all(names) else f", {names.count('')} of them empty"
+        raise ValueError(f"{path}: {len(names)} names{empty}; expected {count}, one a line for each of the {kind}")
+    return names
 
 
 def _without_module(weights: Mapping[str, torch.Tensor], path: str | Path) -> dict[str, str]:
@@ -342,17 +386,23 @@ def _check_anchors(
 # --------------------------------------------------------------------------------------------------- configuration
 
 
-def _settings_beside(path: Path, given: str | Path | None) -> dict:
-    candidates = [Path(given)] if given is not None else [path.with_suffix(".yaml"), path.parent / "config.yaml"]
-    for candidate in candidates:
-        if candidate.is_file():
-            found = parse_yaml(candidate.read_bytes(), str(candidate))
-            if found is not None and not isinstance(found, dict):
-                raise ValueError(f"{candidate}: expected a mapping of settings, found {type(found).__name__}")
-            return found or {}
+def _settings_file(path: Path, given: str | Path | None) -> Path | None:
+    """The yaml that is given, or else the one beside the weights if there is one: all names it was published under."""
     if given is not None:
-        raise FileNotFoundError(f"{given}: no such settings file")
-    return {}
+        if not Path(given).is_file():
+            raise FileNotFoundError(f"{given}: no such settings file")
+        return Path(given)
+    names = [path.with_suffix(".yaml").name, "config.yaml"]
+    if path.suffix == ".pth":
+        names.insert(1, "detectron_config.yaml")  # ViLBERT's
+    return next((path.with_name(name) for name in names if path.with_name(name).is_file()), None)
+
+
+def _read_settings(path: Path) -> dict:
+    found = parse_yaml(path.read_bytes(), str(path))
+    if found is not None and not isinstance(found, dict):
+        raise ValueError(f"{path}: expected a mapping of settings, found {type(found).__name__}")
+    return found or {}
 
 
 def _get(settings: Mapping, *names: str) -> Any:
@@ -368,16 +418,8 @@ def _first(settings: Mapping, *paths: str) -> Any:
     return next((value for path in paths if (value := _get(settings, *path.split(".")))), None)
 
 
-def _config(
-    family: str,
-    weights: Mapping[str, torch.Tensor],
-    keys: dict[str, str],
-    settings: Mapping,
-    path: str | Path,
-    overrides: dict,
-) -> RegionDetectorConfig:
-    depths = _depths(family, keys)
-    sizes = _sizes_from_shapes(_PRESETS[family](depths=depths), family, weights, keys, path)
+def _config(family: str, sizes: dict[str, Any], settings: Mapping, overrides: dict) -> RegionDetectorConfig:
+    """From sizes of the network, what the settings say, and what the caller wants otherwise."""
     preset = _PRESETS[family]
     if family == "detectron" and _is_pythias(sizes):
         preset = RegionDetectorConfig.pythia_x101
@@ -385,11 +427,13 @@ def _config(
     if family in ("maskrcnn", "detectron"):  # plain ResNets come from MSRA's weights
         said.setdefault("stride_in_1x1", sizes["groups"] == 1)
     if sizes["num_classes"] == preset().num_classes:
-        del sizes["num_classes"]  # with the names of the published classes
+        sizes = {
+            name: value for name, value in sizes.items() if name != "num_classes"
+        }  # with the names of the published classes
     elif family == "detectron" and sizes["num_classes"] == len(COCO_CLASSES):  # a ResNeXt on COCO
         names = {"id2label": dict(enumerate(COCO_CLASSES)), "label2id": {n: i for i, n in enumerate(COCO_CLASSES)}}
         sizes = {**sizes, **names}
-    return preset(**{"depths": depths, **sizes, **said, **overrides})
+    return preset(**{**sizes, **said, **overrides})
 
 
 _PRESETS = {
@@ -407,7 +451,7 @@ def _is_pythias(sizes: Mapping[str, Any]) -> bool:
     return same or sizes["groups"] > 1
 
 
-def _depths(family: str, keys: dict[str, str]) -> list[int]:
+def _depths(family: str, keys: dict[str, str], path: str | Path) -> list[int]:
     """Blocks of each stage, counted in the names."""
     patterns = {
         "frcnn": r"(?:backbone|roi_heads)\.res(\d)\.(\d+)\.",
@@ -415,12 +459,15 @@ def _depths(family: str, keys: dict[str, str]) -> list[int]:
         "detectron": r"^res(\d)_(\d+)_branch2a_w$",
         "vcr": r"^detector\.(?:backbone\.(\d)|after_roi_align\.0)\.(\d+)\.conv1\.weight$",
     }
-    counts: dict[int, int] = {}
+    blocks: dict[int, set[int]] = {}
     for name in keys:
         if match := re.search(patterns[family], name):
             stage = int(match[1] or 7)
-            counts[stage] = max(counts.get(stage, 0), int(match[2]) + 1)
-    return [counts[stage] for stage in sorted(counts)]
+            blocks.setdefault(stage, set()).add(int(match[2]))
+    for stage, found in blocks.items():
+        if max(found) >= len(found):  # a number alone must not make a network of that depth
+            raise ValueError(f"{path}: of stage {stage} there is block {max(found)}, but not every one before it")
+    return [len(blocks[stage]) for stage in sorted(blocks)]
 
 
 def _sizes_from_shapes(
@@ -536,5 +583,6 @@ __all__ = [
     "guess_family",
     "is_region_detector",
     "load_arrays",
+    "name_outputs",
     "original_names",
 ]

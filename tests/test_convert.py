@@ -267,6 +267,22 @@ def test_wrong_shape_names_the_tensor(tmp_path, key, shape):
         convert_original_checkpoint(tmp_path / "shapes.th", num_attention_heads=4)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("bert.bert.embeddings.word_embeddings.weight", torch.zeros(3)),
+        ("bert.bert.embeddings.position_embeddings.weight", torch.zeros(())),
+        ("bert.classifier.weight", torch.zeros(())),
+        ("bert.bert.embeddings.projection.weight", torch.zeros(0, 0)),
+    ],
+)
+def test_odd_shapes_are_one_line(tmp_path, capsys, key, value):
+    torch.save({**load_weights(GOLDEN / "nlvr.th"), key: value}, tmp_path / "odd.th")
+    assert main(["convert", str(tmp_path / "odd.th"), str(tmp_path / "out"), "--num_attention_heads", "4"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"visualbert convert: {tmp_path / 'odd.th'}: ") and error.count("\n") == 1
+
+
 def test_things_that_are_not_checkpoints(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing\.th"):
         load_weights(tmp_path / "nothing.th")

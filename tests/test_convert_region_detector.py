@@ -19,10 +19,13 @@ from modeling_visualbert.cli import main
 from modeling_visualbert.convert import convert_original_checkpoint
 from modeling_visualbert.convert_region_detector import (
     _config,
+    _depths,
     _longest_suffix,
+    _sizes_from_shapes,
     convert_region_detector,
     detector_from_weights,
     load_arrays,
+    name_outputs,
     original_names,
 )
 
@@ -276,7 +279,9 @@ def _detectron_config(preset, **fields):
         ours = RegionDetector(published).state_dict()
     names = original_names(published, "detectron", list(ours))
     weights = {name: ours[key] for key, name in names.items() if name is not None}
-    return _config("detectron", weights, {name: name for name in weights}, {}, "x.pkl", {}), published
+    keys = {name: name for name in weights}
+    sizes = _sizes_from_shapes(published, "detectron", weights, keys, "x.pkl")
+    return _config("detectron", {"depths": _depths("detectron", keys, "x.pkl"), **sizes}, {}, {}), published
 
 
 @pytest.mark.parametrize("preset", ["pythia_x101", "pythia_x152", "detectron_r101_coco"])
@@ -571,3 +576,106 @@ def test_command_converts_a_folder_with_nothing_but_weights(tmp_path, capsys):
     torch.save({"cls.weight": torch.ones(2, 3)}, source / "pytorch_model.bin")
     assert main(["convert", str(source), str(tmp_path / "other")]) == 2
     assert "pytorch_model.bin: no known detector among its 1 tensors" in capsys.readouterr().err
+
+
+def assert_one_line(capsys, source, target, *parts):
+    """The command fails with one line that names the file, and leaves nothing."""
+    assert main(["convert", str(source), str(target)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("visualbert convert: ") and not target.exists()
+    for part in parts:
+        assert part in error
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "message"),
+    [
+        ("min_detections", "many", "min_regions"),
+        ("min_detections", 99, "min_regions 99, max_regions 24"),
+        ("roi_heads.nms_thresh_test", 0.5, "nms_thresholds"),
+        ("anchor_generator.sizes", 5, "anchor_sizes"),
+        ("anchor_generator.sizes", [["a", "b", "c", "d"]], "config.yaml: cannot be used"),
+        ("anchor_generator.aspect_ratios", 5, "not subscriptable"),
+        ("anchor_generator.aspect_ratios", [0.5, 1, 2], "anchor_ratios"),
+        ("input.min_size_test", "x", "'x'"),
+        ("input.min_size_test", [800], "list"),
+        ("model.pixel_mean", "x", "'x'"),
+    ],
+)
+def test_wrong_values_of_a_yaml_are_one_line(tmp_path, capsys, section, value, message):
+    settings = yaml.safe_load((write_frcnn(tmp_path) / "config.yaml").read_text())
+    *parents, name = section.split(".")
+    place = settings
+    for parent in parents:
+        place = place[parent]
+    place[name] = value
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(settings))
+    assert_one_line(capsys, tmp_path, tmp_path / "out", f"{tmp_path / 'config.yaml'}: cannot be used: ", message)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("conv1_w", np.zeros((), np.float32)),
+        ("res2_0_branch2b_w", np.zeros(3, np.float32)),
+        ("res2_0_branch2b_w", np.zeros((4, 0, 3, 3), np.float32)),
+        ("fc6_w", np.zeros((2, 2, 2), np.float32)),
+        ("res4_99999999_branch2a_w", np.zeros((2, 2), np.float32)),
+        ("res3_0_branch2a_w", None),
+    ],
+)
+def test_odd_shapes_and_names_are_one_line(tmp_path, capsys, name, value):
+    path = write_detectron(tmp_path, **{name: value})
+    assert_one_line(capsys, path, tmp_path / "out", f"{path}: ")
+
+
+def test_vilberts_yaml_is_found(tmp_path, capsys):
+    path = write_maskrcnn(tmp_path)
+    path.with_suffix(".yaml").rename(tmp_path / "detectron_config.yaml")
+    found, _, _ = convert_region_detector(path, **TOLERANT)
+    assert found.config.to_dict() == detector(VG).config.to_dict() | {
+        name: found.config.to_dict()[name] for name in ("nms_thresholds", "min_regions", "max_regions")
+    }
+    (tmp_path / "detectron_config.yaml").write_text("MODEL: [")
+    assert_one_line(capsys, path, tmp_path / "out", f"{tmp_path / 'detectron_config.yaml'}: not yaml")
+
+
+def write_names(folder, kind, count):
+    path = folder / f"{kind}.txt"
+    path.write_text("".join(f"{kind} {number}\n" for number in range(count)), encoding="utf-8")
+    return str(path)
+
+
+def test_command_names_classes_and_attributes(tmp_path, capsys):
+    config, target = detector(C4).config, tmp_path / "target"
+    source = str(write_frcnn(tmp_path))
+    for classes, attributes, message in (
+        (config.num_classes - 1, config.num_attributes, f"classes.txt: {config.num_classes - 1} names; expected"),
+        (config.num_classes + 1, config.num_attributes, f"names; expected {config.num_classes}, one a line"),
+        (config.num_classes, 1, f"attributes.txt: 1 names; expected {config.num_attributes}, one a line"),
+    ):
+        files = [write_names(tmp_path, "classes", classes), write_names(tmp_path, "attributes", attributes)]
+        arguments = ["convert", source, str(target), "--classes", files[0], "--attributes", files[1]]
+        assert main(arguments) == 2 and message in capsys.readouterr().err and not target.exists()
+    write_names(tmp_path, "attributes", config.num_attributes)
+    assert main(arguments) == 0
+    found = RegionDetector.from_pretrained(target).config
+    assert found.id2label == {number: f"classes {number}" for number in range(config.num_classes)}
+    assert found.label2id["classes 3"] == 3
+    assert found.attribute_names == [f"attributes {number}" for number in range(config.num_attributes)]
+
+
+def test_names_where_there_are_none(tmp_path, capsys):
+    names = write_names(tmp_path, "classes", 3)
+    source = write_maskrcnn(tmp_path)
+    with pytest.raises(ValueError, match=r"classes\.txt: a detector with head 'fpn' has no attributes"):
+        name_outputs(convert_region_detector(source)[0].config, None, names)
+    (tmp_path / "classes.txt").write_text("a\n\nb\n")
+    with pytest.raises(ValueError, match=r"classes\.txt: 3 names, 1 of them empty; expected 3, one a line"):
+        name_outputs(RegionDetectorConfig(num_classes=3), names, None)
+    (tmp_path / "classes.txt").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"classes\.txt: cannot be used: 'utf-8'"):
+        name_outputs(RegionDetectorConfig(num_classes=3), names, None)
+    torch.save({"cls.weight": torch.ones(2, 3)}, tmp_path / "model.th")
+    assert main(["convert", str(tmp_path / "model.th"), str(tmp_path / "out"), "--classes", names]) == 2
+    assert "model.th is not a region detector's file" in capsys.readouterr().err
