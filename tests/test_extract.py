@@ -21,6 +21,8 @@ from helpers import tiny_model
 from PIL import Image
 from processes import environment, launcher
 from safetensors.torch import load_file, save_file
+from test_region_detector import processor_for as detector_processor
+from test_region_detector import tiny_detector as region_detector
 from test_store import assert_equal_regions, contents
 from tiny_detectors import CONFIGS, tiny_detector
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PretrainedConfig
@@ -174,7 +176,7 @@ def quarters(tmp_path_factory):
     AutoModel.register(QuarterConfig, QuarterEncoder, exist_ok=True)
     AutoImageProcessor.register(QuarterConfig, image_processor_classes={"pil": VisualBertImageProcessor}, exist_ok=True)
     folder = tmp_path_factory.mktemp("quarters")
-    config = QuarterConfig(id2label=dict(enumerate("abcd")), id2attribute={str(i): f"very {i}" for i in range(4)})
+    config = QuarterConfig(id2label=dict(enumerate("abcd")), attribute_names=[f"very {i}" for i in range(4)])
     QuarterEncoder(config).save_pretrained(folder)
     VisualBertImageProcessor().save_pretrained(folder)
     return folder
@@ -193,6 +195,23 @@ def test_another_kind_of_region_encoder_with_attributes(folder, quarters):
 
 
 # Stores
+
+
+def test_names_of_classes_and_attributes_of_a_region_detector(folder, capsys):
+    names = {"id2label": {i: f"thing {i}" for i in range(5)}, "attribute_names": ["red", "tall", "wet"]}
+    region_detector("c4", **names).save_pretrained(folder / "detector")
+    detector_processor("c4").save_pretrained(folder / "detector")
+    finder = load_region_encoder(folder / "detector")
+    assert region_names(finder[0]) == {
+        "classes": list(names["id2label"].values()),
+        "attributes": ["red", "tall", "wet"],
+    }
+    extract(folder, finder)
+    assert FeatureStore(folder / "store").info["attributes"] == ["red", "tall", "wet"]
+    assert main(["regions", str(folder / "p-3.png"), "--region_encoder", str(folder / "detector"), "--json"]) == 0
+    for record in json.loads(capsys.readouterr().out):
+        attribute = ["red", "tall", "wet"][record["attribute_ids"]]
+        assert record["label"].startswith(f"{attribute} thing {record['class_ids']} ")
 
 
 def test_the_store_holds_what_the_encoder_finds(folder, finder):

@@ -93,8 +93,11 @@ def region_names(encoder: Any) -> dict[str, list[str] | None]:
     classes = [str(labels[number]) for number in sorted(labels)]
     if all(name == f"LABEL_{number}" for number, name in enumerate(classes)):
         classes = []
-    attributes = getattr(config, "id2attribute", None) or {}
-    return {"classes": classes or None, "attributes": [str(attributes[i]) for i in sorted(attributes)] or None}
+    attributes = getattr(config, "attribute_names", None)
+    return {
+        "classes": classes or None,
+        "attributes": None if attributes is None else [str(name) for name in attributes],
+    }
 
 
 @torch.inference_mode()
