@@ -7,9 +7,11 @@ import json
 import pkgutil
 import random
 import re
+import struct
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -319,6 +321,54 @@ def test_bad_pictures_are_listed_and_tried_again(folder, finder, caplog):
         (folder / f"p-{number}.png").write_bytes(good[number])
     assert extract(folder, finder)["failed"] == 0
     assert contents(folder / "store") == contents(folder / "good")
+
+
+def raising(error):
+    def source():
+        raise error
+
+    return source
+
+
+def test_whatever_goes_wrong_with_a_picture_of_a_dataset_is_listed(folder, finder):
+    bomb = io.BytesIO()
+    Image.new("1", (14000, 14000)).save(bomb, "png")  # beyond twice Pillow's limit: its error is of no built-in type
+    sources = {
+        "bomb": (lambda: Image.open(bomb), "exceeds limit"),
+        "webp": (raising(SyntaxError("not a TIFF file")), "SyntaxError: not a TIFF file"),
+        "jpeg": (raising(struct.error("unpack requires a buffer")), "error: unpack requires"),
+        "text": (lambda: Image.open(io.BytesIO(b"text")), "cannot identify image"),
+        "lost": (raising(KeyError("bytes")), "KeyError: 'bytes'"),
+    }
+    images = [*list_pictures(folder), *((name, source) for name, (source, _) in sources.items())]
+    for workers in (0, 2):
+        store = folder / f"store{workers}"
+        options = replace(OPTIONS, num_workers=workers)
+        assert extract_store(store, images, *finder, options, progress=False)["failed"] == 5
+        reasons = {record["image_id"]: record["reason"] for record in failures(store)}
+        for name, (_, reason) in sources.items():
+            assert reason in reasons[name]
+
+
+def test_a_picture_whose_regions_cannot_be_stored_stops_with_its_name(folder, quarters):
+    encoder, image_processor = load_region_encoder(quarters)
+    torch.nn.init.constant_(encoder.scale, 1e6)
+    with pytest.raises(ValueError, match=r"image p-\d: 'visual_embeds' does not fit into float16"):
+        extract(folder, (encoder, image_processor), options=ExtractionOptions("float16", 4, None, 3))
+
+
+def test_a_picture_that_the_encoder_fails_on_is_named(folder, quarters):
+    encoder, image_processor = load_region_encoder(quarters)
+    sources = list_pictures(folder)
+
+    def fail(pixel_values, **_):
+        raise IndexError("index 7 is out of range")
+
+    encoder.forward = fail
+    for batch_size, names in ((1, "image p-0"), (3, r"one of 3 images \(p-0, p-1, p-2\)")):
+        options = replace(OPTIONS, batch_size=batch_size)
+        with pytest.raises(ValueError, match=f"^{names}: no regions can be found .index 7 is out of range"):
+            extract_store(folder / "store", sources, encoder, image_processor, options, progress=False)
 
 
 def test_a_shard_of_bad_pictures_only(folder, finder):

@@ -112,6 +112,7 @@ def extract_regions(
     on_error: OnError | None = None,
     num_workers: int = 0,
     group: Callable[[Key], Hashable] | None = None,
+    name_of: Callable[[Key], str] = str,
 ) -> Iterator[tuple[Key, dict[str, torch.Tensor]]]:
     """Yield (image key, regions with boxes in pixels) for each (image key, picture), in order.
 
@@ -125,22 +126,48 @@ def extract_regions(
         on_error: Told of pictures that cannot be used, which are then left out; without it they are raised.
         num_workers: Threads that read the next batches while this one is looked at.
         group: Of an image key; only neighbours with an equal group share a batch.
+        name_of: What to call the picture of a key in an error.
 
     Raises:
         ValueError, FileNotFoundError, TypeError: A picture cannot be used; see [`load_picture`].
+        ValueError: Image processor or region encoder fail; names the pictures. `on_error` is not told: what they can read
+            but not use says something about them, and maybe about all pictures.
     """
     region_encoder.eval()
     with tqdm(total=total, desc="finding regions", unit="picture", disable=not progress) as bar:
         for batch in _loaded_batches(_batches(images, batch_size, group), num_workers, on_error):
             bar.update(len(batch))
             keys, pictures = zip(*batch, strict=True)
-            inputs = image_processor(list(pictures), return_tensors="pt").to(region_encoder.device)
-            sizes = inputs["image_sizes"].tolist()
-            given = {} if boxes is None else _given_boxes([boxes[key] for key in keys], sizes)
-            given = {name: tensor.to(region_encoder.device) for name, tensor in given.items()}
-            read = {n: inputs[n] for n in ("pixel_values", "pixel_mask", *region_encoder.region_inputs) if n in inputs}
-            found = region_encoder(**read, **given)
-            yield from zip(keys, split_regions(found, sizes), strict=True)
+            try:
+                found = _look(
+                    region_encoder, image_processor, pictures, None if boxes is None else [boxes[k] for k in keys]
+                )
+            except torch.OutOfMemoryError:
+                raise  # of the machine, not of these pictures
+            except Exception as error:
+                raise ValueError(f"{_named(keys, name_of)}: no regions can be found ({error})") from error
+            yield from zip(keys, found, strict=True)
+
+
+def _look(
+    region_encoder: RegionEncoder,
+    image_processor: Any,
+    pictures: Sequence[Image.Image],
+    boxes: Sequence[Sequence[Sequence[float]]] | None,
+) -> list[dict[str, torch.Tensor]]:
+    """The regions of a batch of pictures."""
+    inputs = image_processor(list(pictures), return_tensors="pt").to(region_encoder.device)
+    sizes = inputs["image_sizes"].tolist()
+    given = {} if boxes is None else _given_boxes(boxes, sizes)
+    given = {name: tensor.to(region_encoder.device) for name, tensor in given.items()}
+    read = {n: inputs[n] for n in ("pixel_values", "pixel_mask", *region_encoder.region_inputs) if n in inputs}
+    return split_regions(region_encoder(**read, **given), sizes)
+
+
+def _named(keys: Sequence[Key], name_of: Callable[[Key], str]) -> str:
+    if len(keys) == 1:
+        return f"image {name_of(keys[0])}"
+    return f"one of {len(keys)} images ({', '.join(name_of(key) for key in keys)})"
 
 
 def _batches(
@@ -180,12 +207,18 @@ def _loaded_batches(
 
 
 def _load(source: PictureSource) -> Image.Image:
-    if not callable(source):
-        return load_picture(source)
+    """
+    Raises:
+        ValueError, FileNotFoundError, TypeError: It cannot be used, for whatever reason.
+    """
     try:
-        return load_picture(source())
+        return load_picture(source() if callable(source) else source)
+    except (ValueError, FileNotFoundError, TypeError):
+        raise
     except OSError as error:  # Pillow's, of bytes that are no picture
         raise ValueError(str(error)) from error
+    except Exception as error:  # readers of formats fail in their own ways when a file is damaged
+        raise ValueError(f"damaged image file ({type(error).__name__}: {error})") from error
 
 
 def _given_boxes(boxes: Sequence[Sequence[Sequence[float]]], sizes: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
@@ -253,7 +286,9 @@ def extract_store(
     """Find the regions of many pictures and store them. Interrupted at any point, it goes on where it was.
 
     Each process makes whole shards. Pictures that cannot be read are listed in `failed.jsonl` of the store and are tried
-    again when it is called again, also when the store is complete otherwise.
+    again when it is called again, also when the store is complete otherwise. A picture that can be read but whose regions
+    cannot be found or stored (the encoder fails on it, a feature is not finite or too large for the dtype) stops everything:
+    the encoder or the options are wrong, and other pictures may be concerned. The shards that are complete are kept.
 
     Args:
         folder: The store; until it is complete, it is in `<folder>.partial`.
@@ -269,6 +304,7 @@ def extract_store(
 
     Raises:
         ValueError: An id comes twice, or the folder holds a store (or the start of one) with other pictures or options.
+            Or the regions of a picture cannot be found or stored; names it.
         OSError: The disk is full.
     """
     folder, started = Path(folder), time.time()
@@ -401,6 +437,7 @@ def _extract_shard(
         on_error=note,
         num_workers=options.num_workers,
         group=size_of.get,
+        name_of=lambda position: images[position][0],
     )
     for position, regions in found:
         kept = {k: v if k == "image_size" else v[: options.max_regions] for k, v in regions.items()}
