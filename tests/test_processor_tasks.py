@@ -561,6 +561,7 @@ def test_pairs_of_one_kind():
     ("boxes", "message"),
     [
         ([BOXES[0], [[0, 0, 170, 10], [0, 0, 5, 5]]], r"boxes 1: 'boxes': row 0 .* is outside the image of 160 x 128"),
+        ([BOXES[0], [[0, 0, 163, 5]]], r"boxes 1: 'boxes': row 0 .* is outside the image of 160 x 128"),
         ([BOXES[0], [[0, 0, 5, 5], [0, -9, 5, 5]]], r"boxes 1: 'boxes': row 1 .* is outside the image of 160 x 128"),
         ([[[50, 0, 5, 5], *BOXES[0][1:]], BOXES[1]], r"boxes 0: 'boxes': row 0 is inverted"),
         ([BOXES[0], [[0, 0, 5, 5], [0, 0, 5, np.nan]]], "boxes 1: 'boxes': row 1 holds NaN or infinity"),

@@ -116,6 +116,8 @@ def extract_regions(
 ) -> Iterator[tuple[Key, dict[str, torch.Tensor]]]:
     """Yield (image key, regions with boxes in pixels) for each (image key, picture), in order.
 
+    Boxes are as the detector has them; those of pyramid detectors may reach a little beyond the picture.
+
     Args:
         region_encoder, image_processor: What finds the regions.
         images: Pictures or their files; keys are what the caller likes.
@@ -161,7 +163,7 @@ def _look(
     given = {} if boxes is None else _given_boxes(boxes, sizes)
     given = {name: tensor.to(region_encoder.device) for name, tensor in given.items()}
     read = {n: inputs[n] for n in ("pixel_values", "pixel_mask", *region_encoder.region_inputs) if n in inputs}
-    return split_regions(region_encoder(**read, **given), sizes)
+    return split_regions(region_encoder(**read, **given), sizes, clip=False)
 
 
 def _named(keys: Sequence[Key], name_of: Callable[[Key], str]) -> str:

@@ -34,6 +34,7 @@ from ..modeling_grid_encoder import GridRegionEncoder
 from ..modeling_region_detector import RegionDetector
 from ..modeling_region_encoder import RegionEncoder
 from ..modeling_visualbert import VisualBertModel
+from ..regions_visualbert import boxes_inside
 from ..training.args import TrainArgs
 
 SMALL_BACKBONE = "small"
@@ -193,6 +194,8 @@ def prepare_pictures(
 
     def regions(key: Hashable) -> dict[str, torch.Tensor]:
         found = store[key]
+        if "boxes" in found:
+            found["boxes"] = boxes_inside(found)
         # They are stored by falling confidence.
         return {name: found[name][: args.num_regions] for name in ("visual_embeds", "boxes") if name in found}
 
