@@ -27,9 +27,11 @@ from test_region_detector import processor_for as detector_processor
 from test_region_detector import tiny_detector as region_detector
 from test_store import assert_equal_regions, contents
 from tiny_detectors import CONFIGS, tiny_detector
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, PretrainedConfig
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, PretrainedConfig, ResNetConfig
 
 from modeling_visualbert import (
+    GridRegionEncoder,
+    GridRegionEncoderConfig,
     QueryRegionEncoder,
     RegionDetector,
     RegionDetectorConfig,
@@ -214,6 +216,30 @@ def test_names_of_classes_and_attributes_of_a_region_detector(folder, capsys):
     for record in json.loads(capsys.readouterr().out):
         attribute = ["red", "tall", "wet"][record["attribute_ids"]]
         assert record["label"].startswith(f"{attribute} thing {record['class_ids']} ")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["c4", "fpn", "query", "grid"])
+def test_an_encoder_of_half_precision(folder, kind, dtype, capsys):
+    if kind in ("c4", "fpn"):
+        encoder, image_processor = region_detector(kind), detector_processor(kind)
+    elif kind == "query":
+        encoder = QueryRegionEncoder.from_detector(tiny_detector("detr"), max_regions=8, score_threshold=0.1)
+        image_processor = VisualBertImageProcessor(size={"height": 64, "width": 96})
+    else:
+        backbone = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+        encoder = GridRegionEncoder(GridRegionEncoderConfig(backbone_config=backbone)).eval()
+        image_processor = VisualBertImageProcessor(size={"height": 64, "width": 96})
+    encoder.to(dtype).save_pretrained(folder / "half")
+    image_processor.save_pretrained(folder / "half")
+    loaded, image_processor = load_region_encoder(folder / "half")
+    assert loaded.dtype == dtype and loaded.fingerprint() == encoder.fingerprint()
+    result = extract(folder, (loaded, image_processor), options=ExtractionOptions("float16", 4, None, 3))
+    assert result["num_images"] == 10
+    regions = FeatureStore(folder / "store", expect_detector=encoder.fingerprint())["p-3"]
+    assert len(regions["boxes"]) and regions["visual_embeds"].isfinite().all()
+    assert main(["regions", str(folder / "p-3.png"), "--region_encoder", str(folder / "half")]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == f"{len(regions['boxes'])} regions"
 
 
 def test_the_store_holds_what_the_encoder_finds(folder, finder):

@@ -157,13 +157,16 @@ def _look(
     pictures: Sequence[Image.Image],
     boxes: Sequence[Sequence[Sequence[float]]] | None,
 ) -> list[dict[str, torch.Tensor]]:
-    """The regions of a batch of pictures."""
+    """The regions of a batch of pictures, in float32 whatever the encoder computes in."""
     inputs = image_processor(list(pictures), return_tensors="pt").to(region_encoder.device)
     sizes = inputs["image_sizes"].tolist()
     given = {} if boxes is None else _given_boxes(boxes, sizes)
     given = {name: tensor.to(region_encoder.device) for name, tensor in given.items()}
     read = {n: inputs[n] for n in ("pixel_values", "pixel_mask", *region_encoder.region_inputs) if n in inputs}
-    return split_regions(region_encoder(**read, **given), sizes, clip=False)
+    read["pixel_values"] = read["pixel_values"].to(region_encoder.dtype)
+    found = region_encoder(**read, **given)
+    found = {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
+    return split_regions(found, sizes, clip=False)
 
 
 def _named(keys: Sequence[Key], name_of: Callable[[Key], str]) -> str:
