@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -238,6 +239,10 @@ def test_npz_of_mcan_is_turned_and_cut(tmp_path):
 OBJECTS = r"it holds Python objects \(pickle\)"
 
 
+HEADER = b"{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999, 2048), }"
+HUGE = b"\x93NUMPY\x01\x00\x76\x00" + HEADER.ljust(117) + b"\n"
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
@@ -246,6 +251,7 @@ OBJECTS = r"it holds Python objects \(pickle\)"
         (lambda path: path.write_bytes(b"no array"), "cannot be read"),
         (lambda path: path.write_bytes(b""), "cannot be read"),
         (lambda path: np.save(path, {"image_feat": 1}), f"cannot be read: {OBJECTS}"),
+        (lambda path: path.write_bytes(HUGE), "cannot be read: Unable to allocate"),
     ],
 )
 def test_a_broken_npy_is_named(tmp_path, write, message):
@@ -253,6 +259,11 @@ def test_a_broken_npy_is_named(tmp_path, write, message):
     write(tmp_path / "b.npy")
     with pytest.raises(ValueError, match=f"b.npy: {message}"):
         convert_features(tmp_path, tmp_path / "store", progress=False)
+
+
+def huge_npz(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("features.npy", HUGE)
 
 
 @pytest.mark.parametrize(
@@ -263,6 +274,16 @@ def test_a_broken_npy_is_named(tmp_path, write, message):
         (lambda path: path.write_bytes(b"PK\3\4 no archive"), "cannot be read"),
         (lambda path: path.write_bytes(b""), "cannot be read"),
         (lambda path: np.savez(path, features=np.zeros((2, DIM)), num_boxes=3), "3 boxes, but features of 2"),
+        (
+            lambda path: np.savez(path, features=np.zeros((2, DIM)), objects=["a", "b"]),
+            "'objects' holds <U1; expected numb",
+        ),
+        (
+            lambda path: np.savez(path, features=np.zeros((2, DIM)), num_boxes=[1, 2]),
+            r"'num_boxes' has shape \(2,\); expec",
+        ),
+        (lambda path: np.savez(path, features=np.zeros((2, DIM)), img_h=np.nan, img_w=1), "cannot be read .ValueError"),
+        (lambda path: huge_npz(path), "'features' cannot be read: Unable to allocate"),
     ],
 )
 def test_a_broken_npz_is_named(tmp_path, write, message):
@@ -401,6 +422,44 @@ def test_hdf5_without_names(tmp_path, h5py, names, message):
         file["features"] = np.zeros((3, 2, DIM))
     if names:
         (tmp_path / "a.txt").write_text(names)
+    with pytest.raises(ValueError, match=f"a.h5: {message}"):
+        convert_features(tmp_path / "a.h5", tmp_path / "store", progress=False)
+
+
+def damaged_gzip(path, h5py):
+    with h5py.File(path, "w") as file:
+        features = np.random.default_rng(0).random((2, 50, 60))
+        file.create_dataset("features", data=features, compression="gzip", chunks=(1, 50, 60))
+        file["image_ids"] = [b"a", b"b"]
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 5000] = bytes(5000)
+    path.write_bytes(content)
+
+
+def hdf5_of(**arrays):
+    def write(path, h5py):
+        with h5py.File(path, "w") as file:
+            for name, values in arrays.items():
+                file[name] = values
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (damaged_gzip, r"row \d: cannot be read \(OSError: "),
+        (hdf5_of(features=np.zeros((2, 3, DIM)), image_ids=[b"\xff", b"b"]), r"cannot be read \(UnicodeDecodeError"),
+        (hdf5_of(features=1.0, image_ids=[b"a"]), r"cannot be read \(TypeError: .*scalar dataset"),
+        (
+            hdf5_of(image_features=np.zeros((5, DIM)), pos_boxes=[0, 2], image_ids=[b"a", b"b"]),
+            r"'pos_boxes' has shape \(2,\); expected \(images, 2\)",
+        ),
+    ],
+)
+def test_a_damaged_hdf5_is_named(tmp_path, h5py, write, message):
+    write(tmp_path / "a.h5", h5py)
     with pytest.raises(ValueError, match=f"a.h5: {message}"):
         convert_features(tmp_path / "a.h5", tmp_path / "store", progress=False)
 

@@ -7,6 +7,7 @@ import json
 import pkgutil
 import random
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -692,6 +693,31 @@ def test_a_damaged_store_is_found_from_the_command_line(folder, finder, capsys):
     path.write_bytes(content[:-1])
     assert main(["store", str(folder / "store")]) == 2
     assert "shard-00001.arrow: damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["classes", "attributes"])
+def test_an_index_without_names_is_refused(folder, finder, capsys, key):
+    extract(folder, finder)
+    index = folder / "store" / "index.json"
+    info = json.loads(index.read_text())
+    del info[key]
+    index.write_text(json.dumps(info))
+    assert main(["store", str(folder / "store")]) == 2
+    assert f"{index}: key '{key}' is missing" in capsys.readouterr().err
+    index.write_text(json.dumps({**info, key: "red"}))
+    assert main(["store", str(folder / "store")]) == 2
+    assert f"{index}: '{key}' is 'red'; expected list" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["regions", "extract"])
+def test_an_encoder_that_is_cut_off_is_named(folder, encoder_folder, tmp_path, capsys, command):
+    damaged = shutil.copytree(encoder_folder, tmp_path / "damaged")
+    weights = damaged / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    sources = {"regions": [str(folder / "p-3.png")], "extract": [str(folder), str(tmp_path / "out")]}
+    assert main([command, *sources[command], "--region_encoder", str(damaged)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"visualbert {command}: {damaged}: ")
 
 
 def test_the_current_folder_is_a_store_or_not(folder, finder, monkeypatch):

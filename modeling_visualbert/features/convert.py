@@ -22,6 +22,7 @@ import logging
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -220,7 +221,7 @@ def _npz_regions(path: Path) -> Regions:
         for name in archive.files:
             try:
                 arrays[name] = archive[name]
-            except (ValueError, OSError, zipfile.BadZipFile) as error:
+            except Exception as error:  # also those of zipfile and zlib, and MemoryError
                 if name in itertools.chain(*_SYNONYMS.values()):
                     raise ValueError(f"{path}: '{name}' cannot be read: {_numpy_problem(error)}") from error
     if "x" in arrays and arrays["x"].ndim == 2:
@@ -231,7 +232,7 @@ def _npz_regions(path: Path) -> Regions:
 def _numpy_load(path: Path) -> Any:
     try:
         return np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # also MemoryError, of a header that promises more than there can be
         raise ValueError(f"{path}: cannot be read: {_numpy_problem(error)}") from error
 
 
@@ -284,6 +285,8 @@ def read_hdf5(path: Path) -> Records:
             for name, group in file.items():
                 yield name, partial(_regions, group, f"{path}: group {name!r}"), f"{path}: group {name!r}"
             return
+        if "pos_boxes" in arrays and arrays["pos_boxes"].shape[1:] != (2,):
+            raise ValueError(f"{path}: 'pos_boxes' has shape {arrays['pos_boxes'].shape}; expected (images, 2)")
         by_image = "pos_boxes" if "pos_boxes" in arrays else _called(arrays, "visual_embeds", str(path))
         count = len(arrays[by_image])
         names, sizes = _hdf5_names(path, arrays, count)
@@ -344,7 +347,12 @@ def _regions(found: Mapping[str, Any], where: str) -> Regions:
     features = values["visual_embeds"]
     if features.ndim != 2 or features.dtype.kind not in "fiu":
         raise ValueError(f"{where}: features are {features.dtype} {features.shape}; expected numbers (regions, dim)")
-    count = int(values.pop("count", len(features)))
+    for key, value in values.items():
+        if value.dtype.kind not in "fiub":
+            raise ValueError(f"{where}: '{_called(found, key, where)}' holds {value.dtype}; expected numbers")
+        if key in ("count", "height", "width") and value.size != 1:
+            raise ValueError(f"{where}: '{_called(found, key, where)}' has shape {value.shape}; expected one number")
+    count = int(values.pop("count", np.asarray(len(features))).item())
     if not 0 <= count <= len(features):
         raise ValueError(f"{where}: {count} boxes, but features of {len(features)}")
     height, width = values.pop("height", None), values.pop("width", None)
@@ -352,7 +360,7 @@ def _regions(found: Mapping[str, Any], where: str) -> Regions:
         key: value[:count] if len(value) == len(features) else value for key, value in values.items() if value.ndim
     }
     if height is not None and width is not None:
-        regions["image_size"] = (int(height), int(width))
+        regions["image_size"] = (int(height.item()), int(width.item()))
     return regions
 
 
@@ -371,10 +379,12 @@ class _Reading:
     """
 
     def __init__(self, records: Records, source: Path):
-        looked_at = []
+        looked_at, self.source = [], source
+        records = self._each(records)
         for record in records:
             looked_at.append(record)
-            features = record[1]()["visual_embeds"]
+            with self._naming(record[2]):
+                features = record[1]()["visual_embeds"]
             if len(features):
                 self.dim = int(features.shape[1])
                 break
@@ -389,11 +399,30 @@ class _Reading:
             self.where = where
             key = image_id(name)
             check_new(key, seen, "image id", where)
-            yield key, partial(self._read, read)
+            yield key, partial(self._read, read, where)
             bar.update()
 
-    def _read(self, read: Callable[[], Regions]) -> Regions:
-        regions = dict(read())
+    def _each(self, records: Records) -> Records:
+        while True:
+            with self._naming(str(self.source)):
+                record = next(records, None)
+            if record is None:
+                return
+            yield record
+
+    @contextmanager
+    def _naming(self, where: str) -> Iterator[None]:
+        """What goes wrong while the source is read names it: readers fail in their own ways when a file is damaged."""
+        try:
+            yield
+        except Exception as error:
+            if str(error).startswith(str(self.source)):
+                raise
+            raise ValueError(f"{where}: cannot be read ({type(error).__name__}: {error})") from error
+
+    def _read(self, read: Callable[[], Regions], where: str) -> Regions:
+        with self._naming(where):
+            regions = dict(read())
         if not len(regions["visual_embeds"]):
             regions["visual_embeds"] = np.zeros((0, self.dim), np.float32)  # a file need not know how long none are
         return regions

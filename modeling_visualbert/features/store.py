@@ -69,6 +69,9 @@ class FeatureStore:
             raise ValueError(
                 f"{where}: {self.info['num_images']} images, but {self._ids.path.name} has {len(self._ids)}"
             )
+        for key in ("classes", "attributes"):
+            if require(self.info, key, where) is not None:  # names by id, if the detector has any
+                require(self.info, key, where, list)
 
     def check(self, dim: int | None = None, detector: str | None = None) -> None:
         """
