@@ -309,6 +309,89 @@ def test_chunks_of_the_authors(tmp_path, new_format):
         assert_holds(store, f"dev-{number}-img1", {key: image(number)[key] for key in ("features", "boxes", "scores")})
 
 
+@pytest.mark.parametrize("new_format", [True, False])
+@pytest.mark.parametrize("module", ["numpy.core", "numpy._core"])
+def test_chunks_of_arrays(tmp_path, new_format, module):
+    """Of any precision, byte order and layout; as NumPy 1 and 2 name them."""
+    one, two = image(0), image(1)
+    chunk = {
+        "a": (one["features"], one["boxes"].astype(">f8"), one["scores"]),
+        "b": {"features": np.asfortranarray(two["features"]), "boxes": torch.from_numpy(two["boxes"])},
+    }
+    path = tmp_path / "chunk.th"
+    torch.save(chunk, path, _use_new_zipfile_serialization=new_format)
+    if module == "numpy.core":
+        rename_in_pickle(path, b"numpy._core.multiarray", b"numpy.core.multiarray")
+    store = convert_features(path, tmp_path / "store", dtype="float32", progress=False)
+    assert_holds(store, "a", {key: one[key] for key in ("features", "boxes", "scores")})
+    assert_holds(store, "b", {key: two[key] for key in ("features", "boxes")})
+
+
+def rename_in_pickle(path, old, new):
+    if not zipfile.is_zipfile(path):
+        path.write_bytes(path.read_bytes().replace(old, new))
+        return
+    with zipfile.ZipFile(path) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content.replace(old, new) if name.endswith("data.pkl") else content)
+
+
+RECONSTRUCT = b"cnumpy._core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR"
+RAW = b"c_codecs\nencode\n(X\x08\x00\x00\x00AAAAAAAAX\x06\x00\x00\x00latin1tR"
+DTYPE = b"cnumpy\ndtype\n(X\x02\x00\x00\x00%s\x89\x88tR"
+
+
+def built(dtype, order=b"<", shape=b"K\x01", data=RAW):
+    """A pickled array of raw bytes, in the opcodes that torch reads."""
+    order = b"(K\x03X\x01\x00\x00\x00" + order + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    return RECONSTRUCT + b"(K\x01(" + shape + b"t" + DTYPE % dtype + order + b"\x89" + data + b"tb"
+
+
+@pytest.mark.parametrize(
+    ("pickled", "message"),
+    [
+        (built(b"O8"), "an array of 'O8'; expected numbers"),
+        (built(b"V8"), "an array of 'V8'; expected numbers"),
+        (built(b"f8", order=b"x"), "an array of byte order 'x'"),
+        (built(b"f8", data=b"]"), "an array of Python objects; expected numbers"),
+        (built(b"f8", shape=b"J\xff\xff\xff\x7f"), "cannot reshape array of size 1"),
+        (RECONSTRUCT, "an array without numbers"),
+        (DTYPE % b"f8", "a type or a function"),
+        (b"cnumpy\nndarray\n(K\x09tR", "takes no arguments"),
+        (b"cnumpy\nndarray\n", "a type or a function"),
+        (
+            b"cos\nsystem\n(X\x02\x00\x00\x00lstR",
+            "it asks for os.system, which could run code|whose module os is blocked",
+        ),
+        (b"cpathlib\nPath\n(X\x01\x00\x00\x00.tR", "it asks for pathlib.Path, which could run code"),
+    ],
+)
+def test_hostile_arrays_of_a_chunk_are_refused(tmp_path, pickled, message):
+    path = tmp_path / "evil.th"
+    torch.save({"a": (np.zeros((2, DIM)),)}, path)
+    with zipfile.ZipFile(path) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in contents.items():
+            evil = b"\x80\x02}X\x01\x00\x00\x00a" + pickled + b"s."
+            archive.writestr(name, evil if name.endswith("data.pkl") else content)
+    with pytest.raises(
+        ValueError, match=f"evil.th: not a chunk of tensors and arrays of numbers .*({message})"
+    ) as caught:
+        convert_features(path, tmp_path / "store", progress=False)
+    assert "\x1b" not in str(caught.value) and "trust" not in str(caught.value)
+    assert np.dtype("f8").byteorder == "=" and np.array([1.0]).tobytes() == b"\0\0\0\0\0\0\xf0?"
+
+
+def test_a_hostile_byte_order_changes_nothing_for_others(tmp_path):
+    path = tmp_path / "a.th"
+    torch.save({"a": (image(0)["features"].astype(">f8"),)}, path)
+    convert_features(path, tmp_path / "store", progress=False)
+    assert np.dtype("f8").isnative and np.array([1.0]).tobytes() == b"\0\0\0\0\0\0\xf0?"
+
+
 class Hostile:
     """Would write a file when it is unpickled."""
 

@@ -4,7 +4,8 @@
 ``tsv``      bottom-up attention and LXMERT: a line for each image, arrays in base64 of float32 (ids: int64)
 ``npy``      Pythia / MMF: a folder, [R, V] for each image; their `*_info.npy` are pickles and are not read
 ``npz``      a folder, the arrays of one image in each file (VisualBERT's NLVR2 script; `x` of MCAN is [V, R])
-``th``       VisualBERT's chunks: `torch.save({image name: (features [R, V], boxes [R, 4], confidence [R])})`
+``th``       VisualBERT's chunks: `torch.save({image name: (features [R, V], boxes [R, 4], confidence [R])})`,
+             tensors or NumPy arrays
 ``hdf5``     a group for each image, or datasets over all images: [N, R, V] (LXMERT), or [sum of R, V] with `pos_boxes`
              [N, 2] (BAN); needs `h5py`
 ===========  ==========================================================================================================
@@ -20,7 +21,6 @@ import binascii
 import itertools
 import logging
 import re
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -32,6 +32,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..data.files import check_new, read_json, read_lines
+from .chunks import load_chunk
 from .pictures import IMAGE_IDS
 from .store import FeatureStore, partial_folder, write_store
 
@@ -241,13 +242,9 @@ def _numpy_problem(error: Exception) -> str:
 
 
 def read_th(path: Path) -> Records:
-    """`{"dev-1-0-img0.png": (features [R, V], boxes [R, 4], confidence [R]), ...}`, read with `weights_only=True`."""
+    """`{"dev-1-0-img0.png": (features [R, V], boxes [R, 4], confidence [R]), ...}`, tensors or arrays."""
     for file in _files(path, ".th", ".pth") if path.is_dir() else [path]:
-        try:
-            # New files are archives, of which only the tensors looked at are read.
-            chunk = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file) or None)
-        except Exception as error:  # torch raises pickle's, zipfile's and its own errors
-            raise ValueError(f"{file}: not a chunk of tensors ({str(error).splitlines()[0]})") from error
+        chunk = load_chunk(file)
         if not isinstance(chunk, dict):
             raise ValueError(f"{file}: holds a {type(chunk).__name__}; expected features by image name")
         for name, record in chunk.items():
