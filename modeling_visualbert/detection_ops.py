@@ -18,6 +18,10 @@ from torch.nn import functional as F
 
 MAX_LOG_SCALE = math.log(1000.0 / 16)  # a box grows at most by this factor in one step
 _CLASSES_AT_ONCE = 128
+# Of suppression:
+_PAIRS_OF_A_BOX = 12  # with more of them on average, boxes are looked at in blocks
+_BLOCK, _ROWS = 256, 64  # boxes of a block, and how many are compared with all others at once
+_ROUNDS = 16
 
 try:
     from torchvision import ops as _torchvision_ops
@@ -150,9 +154,14 @@ def _nms(
     labels_N: torch.Tensor | None = None,
 ) -> torch.Tensor:
     order_N = scores_N.argsort(descending=True, stable=True)
-    first_E, second_E = overlapping_pairs(boxes_N4[order_N], threshold, legacy, inclusive)
-    if labels_N is not None:
-        same_E = labels_N[order_N[first_E]] == labels_N[order_N[second_E]]
+    sorted_N4, sorted_N = boxes_N4[order_N], None if labels_N is None else labels_N[order_N]
+    # Pairs are found fastest where there are few; crowds have millions, of which the first box decides most.
+    pairs = _pairs_up_to(_PAIRS_OF_A_BOX * len(order_N), sorted_N4, threshold, legacy, inclusive)
+    if pairs is None:
+        return order_N[_greedy_in_blocks(sorted_N4, threshold, legacy, inclusive, sorted_N)]
+    first_E, second_E = pairs
+    if sorted_N is not None:
+        same_E = sorted_N[first_E] == sorted_N[second_E]
         first_E, second_E = first_E[same_E], second_E[same_E]
     return order_N[_greedy(first_E, second_E, len(order_N))]
 
@@ -162,15 +171,62 @@ def _greedy(first_E: torch.Tensor, second_E: torch.Tensor, count: int) -> torch.
 
     Repeats "who is beaten by those that stay" until nothing changes. A box whose longest chain of better neighbours has
     length d is right after d rounds and stays so: the result is that of the loop over boxes, in as many rounds as the
-    longest chain.
+    longest chain. Where chains are long, the loop is run instead.
     """
     keep_N = torch.ones(count, dtype=torch.bool, device=first_E.device)
-    while True:
+    for _ in range(_ROUNDS):
         now_N = torch.ones_like(keep_N)
         now_N[second_E[keep_N[first_E]]] = False
         if torch.equal(now_N, keep_N):
             return keep_N
         keep_N = now_N
+    keep, in_order_E = [True] * count, first_E.argsort()
+    for first, second in zip(first_E[in_order_E].tolist(), second_E[in_order_E].tolist(), strict=True):
+        if keep[first]:  # all that could beat it have been looked at
+            keep[second] = False
+    return torch.tensor(keep, dtype=torch.bool, device=first_E.device)
+
+
+def _greedy_in_blocks(
+    boxes_N4: torch.Tensor, threshold: float, legacy: bool, inclusive: bool, labels_N: torch.Tensor | None
+) -> torch.Tensor:
+    """[N] bool: which boxes, sorted by score, stay; some at a time, all later boxes that they beat being dropped at once.
+
+    What is left after a block is compared with the few boxes that stayed, never with those that went.
+    """
+    boxes_N4 = boxes_N4.float()
+    keep_N = torch.zeros(len(boxes_N4), dtype=torch.bool, device=boxes_N4.device)
+    left_M = torch.arange(len(boxes_N4), device=boxes_N4.device)
+    while len(left_M):
+        block_R, left_M = left_M[:_BLOCK], left_M[_BLOCK:]
+        some_R4, labels_R = boxes_N4[block_R], None if labels_N is None else labels_N[block_R]
+        beats_RR = _above(_pair_iou(some_R4[:, None], some_R4[None], legacy), threshold, legacy, inclusive)
+        if labels_R is not None:
+            beats_RR &= labels_R[:, None] == labels_R
+        won_S = block_R[_greedy_of_matrix(beats_RR)]
+        keep_N[won_S] = True
+        beaten_M = torch.zeros(len(left_M), dtype=torch.bool, device=boxes_N4.device)
+        left_5M = _columns(boxes_N4[left_M], legacy)
+        for some_S in won_S.split(_ROWS):
+            close_SM = _close(_columns(boxes_N4[some_S], legacy), left_5M, threshold)
+            if labels_N is not None:
+                close_SM &= labels_N[some_S, None] == labels_N[left_M]
+            first_E, second_E = close_SM.nonzero().T
+            overlaps_E = _pair_iou(boxes_N4[some_S[first_E]], boxes_N4[left_M[second_E]], legacy)
+            beaten_M[second_E[_above(overlaps_E, threshold, legacy, inclusive)]] = True
+        left_M = left_M[~beaten_M]
+    return keep_N
+
+
+def _greedy_of_matrix(beats_RR: torch.Tensor) -> torch.Tensor:
+    """[R] bool: which boxes, sorted by score, stay when [i, j] says that i beats j. The loop over boxes, a bit for each."""
+    packed = np.packbits(beats_RR.cpu().numpy(), axis=1, bitorder="little")
+    gone, stays = 0, []
+    for number, row in enumerate(packed):
+        stays.append(not gone >> number & 1)
+        if stays[-1]:
+            gone |= int.from_bytes(row.tobytes(), "little")
+    return torch.tensor(stays, dtype=torch.bool, device=beats_RR.device)
 
 
 def best_surviving_scores(
@@ -211,41 +267,68 @@ def overlapping_pairs(
     IoU above t needs areas that differ by less than the factor t, so boxes are sorted by area and each block of them is
     compared with the stretch that can matter.
     """
+    pairs = _pairs_up_to(None, boxes_N4, threshold, legacy, inclusive)
+    assert pairs is not None
+    return pairs
+
+
+def _pairs_up_to(
+    limit: int | None, boxes_N4: torch.Tensor, threshold: float, legacy: bool, inclusive: bool
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """[`overlapping_pairs`], or None when there are more than about so many."""
     boxes_N4 = boxes_N4.float()
     areas_N = box_areas(boxes_N4, legacy)
     by_area = areas_N.argsort()
     sorted_N4, sorted_N = boxes_N4[by_area], areas_N[by_area]
     # A hair below the threshold here: the exact comparison follows for the few pairs that are left.
     ends = torch.searchsorted(sorted_N, sorted_N / max(0.999 * threshold, 1e-6), right=True).tolist()
-    found = []
-    block = 64 if boxes_N4.device.type == "cpu" else 1024
-    x1, y1, x2, y2 = sorted_N4.T.contiguous()
-    x2, y2 = x2 + int(legacy), y2 + int(legacy)
-    share = 0.999 * threshold / (1 + threshold)
+    found, count = [], 0
+    block = _ROWS if boxes_N4.device.type == "cpu" else 1024
+    columns_5N = _columns(sorted_N4, legacy)
     for start in range(0, len(sorted_N), block):
         stop = min(start + block, len(sorted_N))
-        rows, columns = slice(start, stop), slice(start, ends[stop - 1])
-        width = torch.minimum(x2[rows, None], x2[columns]).sub_(torch.maximum(x1[rows, None], x1[columns])).clamp_(0)
-        height = torch.minimum(y2[rows, None], y2[columns]).sub_(torch.maximum(y1[rows, None], y1[columns]))
-        # intersection / union > t  <=>  intersection > t / (1 + t) * (sum of areas)
-        close = (width.mul_(height) > (sorted_N[rows, None] * share).add(sorted_N[columns] * share)).nonzero()
+        close = _close(columns_5N[:, start:stop], columns_5N[:, start : ends[stop - 1]], threshold).nonzero()
         found.append(close + start)
+        count += len(close)
+        if limit is not None and count > limit + 2 * stop:  # boxes are close to themselves, some pairs come twice
+            return None
     pairs_E2 = torch.cat(found) if found else torch.zeros(0, 2, dtype=torch.long, device=boxes_N4.device)
     pairs_E2 = by_area[pairs_E2[pairs_E2[:, 0] < pairs_E2[:, 1]]]
     first_E, second_E = pairs_E2.min(dim=1).values, pairs_E2.max(dim=1).values
     overlaps_E = _pair_iou(boxes_N4[first_E], boxes_N4[second_E], legacy)
-    if not legacy:
-        overlaps_E = overlaps_E.double()  # torchvision's threshold is a double, that of the legacy code a float
-    above_E = overlaps_E >= threshold if inclusive else overlaps_E > threshold
+    above_E = _above(overlaps_E, threshold, legacy, inclusive)
     return first_E[above_E], second_E[above_E]
 
 
+def _columns(boxes_N4: torch.Tensor, legacy: bool) -> torch.Tensor:
+    """[5, N]: x1, y1, and x2, y2 behind the last pixel, and areas."""
+    x1, y1, x2, y2 = boxes_N4.T
+    return torch.stack((x1, y1, x2 + int(legacy), y2 + int(legacy), box_areas(boxes_N4, legacy)))
+
+
+def _close(first_5S: torch.Tensor, second_5R: torch.Tensor, threshold: float) -> torch.Tensor:
+    """[S, R] bool: which boxes overlap by more than a hair below the threshold."""
+    (x1, y1, x2, y2, area), (u1, v1, u2, v2, other) = first_5S[:, :, None], second_5R
+    width = torch.minimum(x2, u2).sub_(torch.maximum(x1, u1)).clamp_(0)
+    height = torch.minimum(y2, v2).sub_(torch.maximum(y1, v1))
+    # intersection / union > t  <=>  intersection > t / (1 + t) * (sum of areas)
+    share = 0.999 * threshold / (1 + threshold)
+    return width.mul_(height) > (area * share).add(other * share)
+
+
 def _pair_iou(first_E4: torch.Tensor, second_E4: torch.Tensor, legacy: bool) -> torch.Tensor:
-    low = torch.maximum(first_E4[:, :2], second_E4[:, :2])
-    high = torch.minimum(first_E4[:, 2:], second_E4[:, 2:])
+    """IoU of boxes [..., 4] that lie at the same place of both, or are broadcast."""
+    low = torch.maximum(first_E4[..., :2], second_E4[..., :2])
+    high = torch.minimum(first_E4[..., 2:], second_E4[..., 2:])
     sides_E2 = (high - low + int(legacy)).clamp(min=0)
-    intersection_E = sides_E2[:, 0] * sides_E2[:, 1]
+    intersection_E = sides_E2[..., 0] * sides_E2[..., 1]
     return intersection_E / (box_areas(first_E4, legacy) + box_areas(second_E4, legacy) - intersection_E)
+
+
+def _above(overlaps: torch.Tensor, threshold: float, legacy: bool, inclusive: bool) -> torch.Tensor:
+    """[...] bool: torchvision's threshold is a double, that of the legacy code a float."""
+    overlaps = overlaps if legacy else overlaps.double()
+    return overlaps >= threshold if inclusive else overlaps > threshold
 
 
 # ------------------------------------------------------------------------------------------- pooling of regions

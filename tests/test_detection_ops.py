@@ -175,6 +175,48 @@ def test_suppression_equals_a_plain_loop(threshold, legacy):
         assert found.tolist() == suppress_by_loop(boxes, scores, threshold, legacy, labels=labels)
 
 
+LAYOUTS = {
+    "scattered": lambda generator: random_boxes(90, 1),
+    "crowded": lambda generator: random_boxes(90, 2, extent=20.0, side=60.0),
+    "clusters": lambda generator: random_boxes(3, 3).repeat(30, 1) + torch.rand(90, 4, generator=generator) * 2,
+    "identical": lambda generator: torch.tensor([[1.0, 2, 9, 8]]).repeat(90, 1),
+    "chain": lambda generator: torch.arange(90.0)[:, None] + torch.tensor([0.0, 0, 8, 8]),
+    "without area": lambda generator: random_boxes(90, 4).round()[:, [0, 1, 0, 1]],
+    "whole pixels": lambda generator: random_boxes(90, 5, extent=6.0, side=5.0).round(),  # IoUs at the threshold
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("pairs", [0, 12])
+def test_suppression_of_any_layout_equals_a_plain_loop(layout, legacy, pairs, monkeypatch):
+    """By pairs and in blocks, with equal scores and with labels."""
+    monkeypatch.setattr(ops, "_PAIRS_OF_A_BOX", pairs)
+    monkeypatch.setattr(ops, "_BLOCK", 16)
+    monkeypatch.setattr(ops, "_ROWS", 8)
+    generator = torch.Generator().manual_seed(7)
+    boxes = LAYOUTS[layout](generator)
+    scores = (torch.rand(90, generator=generator) * 20).round() / 20
+    labels = torch.randint(3, (90,), generator=generator)
+    for threshold, inclusive, of_class in (
+        (0.3, False, None),
+        (0.5, True, None),
+        (0.5, False, labels),
+        (0.7, False, None),
+    ):
+        found = ops._nms(boxes, scores, threshold, legacy, inclusive, of_class)
+        assert found.tolist() == suppress_by_loop(boxes, scores, threshold, legacy, inclusive, of_class)
+
+
+def test_crowds_are_suppressed_in_little_memory():
+    """Millions of pairs overlap; they are never all there at once."""
+    boxes = random_boxes(6000, extent=10.0, side=10.0) + torch.tensor([0.0, 0, 600, 600])
+    order = torch.rand(6000, generator=torch.Generator().manual_seed(0))
+    with torch.profiler.profile(profile_memory=True) as profile:
+        assert ops._nms(boxes, order, 0.7).tolist() == [int(order.argmax())]
+    assert max(event.self_cpu_memory_usage for event in profile.events()) < 2**24
+
+
 def test_suppression_of_none_one_and_boxes_without_area():
     assert ops.nms(torch.zeros(0, 4), torch.zeros(0), 0.5).tolist() == []
     assert ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([0.3]), 0.5).tolist() == [0]
