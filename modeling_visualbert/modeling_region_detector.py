@@ -32,6 +32,7 @@ from .detection_ops import (
     roi_align,
     roi_pool,
 )
+from .image_processing_region_detector import RegionDetectorImageProcessor
 from .modeling_region_encoder import RegionEncoder, RegionEncoderOutput
 
 PROPOSAL_CODE_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
@@ -362,8 +363,7 @@ class RegionDetector(RegionEncoder):
 
     Example:
         detector = RegionDetector.from_pretrained(folder).eval()
-        image_processor = RegionDetectorImageProcessor.from_pretrained(folder)
-        detector.detect("picture.jpg", image_processor)["classes"]
+        detector.detect("picture.jpg")["classes"]
     """
 
     config_class = RegionDetectorConfig
@@ -398,10 +398,6 @@ class RegionDetector(RegionEncoder):
                 init.constant_(module.norm.weight, 0.2)
         elif isinstance(module, nn.Conv2d):
             init.normal_(module.weight, std=0.01)
-        elif isinstance(
-            module, Bottleneck
-        ):  # small steps: fixed normalisation would not hold a hundred layers in check
-            init.constant_(module.conv3.norm.weight, 0.2)
 
     @staticmethod
     def _normed_convs(module: nn.Module) -> Iterator[NormedConv]:
@@ -650,12 +646,10 @@ class RegionDetector(RegionEncoder):
         if described.attribute_logits is not None:
             best = described.attribute_logits[:, :-1].softmax(dim=1).max(dim=1)
             rows["attribute_scores"], rows["attribute_ids"] = best.values, best.indices
-        counts = mask_BR.bool().sum(dim=1).tolist()
         spread = {}
         for name, value in rows.items():
             out = value.new_zeros(*mask_BR.shape, *value.shape[1:])
             spread[name] = out.masked_scatter(mask_BR.bool().view(*mask_BR.shape, *[1] * (value.dim() - 1)), value)
-        assert sum(counts) == len(scores_N)
         return RegionEncoderOutput(
             **spread, visual_attention_mask=mask_BR.long(), boxes_unit=boxes_unit, cnn_regularization_loss=loss
         )
@@ -663,20 +657,25 @@ class RegionDetector(RegionEncoder):
     # ----------------------------------------------------------------------------------------------- convenience
 
     @torch.no_grad()
-    def detect(self, image: Any, image_processor: Any, **objects: Any) -> dict[str, Any] | list[dict[str, Any]]:
+    def detect(self, image: Any, image_processor: Any = None, **objects: Any) -> dict[str, Any] | list[dict[str, Any]]:
         """
         Find the regions of a picture, with names.
 
         Args:
             image: What the image processor takes; a list of pictures gives a list.
-            image_processor: The detector's [`RegionDetectorImageProcessor`].
+            image_processor: The detector's [`RegionDetectorImageProcessor`]; by default the one beside the checkpoint that
+                was loaded, or, for a detector that was made of a configuration, that of the published detector of its kind.
             objects: What the VCR detector is given: `boxes`, `classes`, `polygons`.
 
         Returns:
             `boxes` [R, 4] in pixels of the original picture (pyramid detectors: maybe a little beyond its border),
             `scores` [R], `class_ids` [R], `classes` (names), `visual_embeds` [R, V], `image_size`; for detectors with
             attributes `attribute_ids`, `attribute_scores` and `attributes` (names).
+
+        Raises:
+            ValueError: There is no image processor beside the checkpoint; or the picture cannot be used.
         """
+        image_processor = self._own_image_processor() if image_processor is None else image_processor
         training = self.training
         inputs = image_processor(image, return_tensors="pt", **objects).to(self.device)
         found = self.eval()(**inputs)
@@ -697,6 +696,18 @@ class RegionDetector(RegionEncoder):
                 ]
             pictures.append(picture)
         return pictures if isinstance(image, (list, tuple)) else pictures[0]
+
+    def _own_image_processor(self) -> RegionDetectorImageProcessor:
+        checkpoint = self.name_or_path
+        if not checkpoint:
+            return RegionDetectorImageProcessor.for_config(self.config)
+        try:
+            return RegionDetectorImageProcessor.from_pretrained(checkpoint)
+        except OSError as error:
+            raise ValueError(
+                f"{checkpoint}: no preprocessor_config.json beside this detector, which says how it wants pictures; expected "
+                "one, or `image_processor`, such as RegionDetectorImageProcessor.for_config(detector.config)"
+            ) from error
 
 
 def _rois(boxes: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -155,6 +155,23 @@ def test_detect_names_what_it_finds():
     assert isinstance(two, list) and two[1]["image_size"].tolist() == [70, 50]
 
 
+def test_detect_takes_the_image_processor_beside_the_checkpoint(tmp_path):
+    detector, image_processor = tiny_detector("c4"), processor_for("c4")
+    expected = detector.detect(picture(), image_processor)
+    detector.save_pretrained(tmp_path)
+    loaded = RegionDetector.from_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=f"{tmp_path}: no preprocessor_config.json .* expected one, or `image_processor`"
+    ):
+        loaded.detect(picture())
+    image_processor.save_pretrained(tmp_path)
+    torch.testing.assert_close(loaded.detect(picture())["boxes"], expected["boxes"])
+    # Made of a configuration: as the published detector of this kind.
+    published = RegionDetectorImageProcessor.for_config(detector.config)
+    small = picture(40, 30)
+    torch.testing.assert_close(detector.detect(small)["boxes"], detector.detect(small, published)["boxes"])
+
+
 @pytest.mark.parametrize("kind", ["c4", "fpn"])
 def test_given_boxes_are_described_instead_of_found_ones(kind):
     detector, processor = tiny_detector(kind), processor_for(kind)
