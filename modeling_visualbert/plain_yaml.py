@@ -40,8 +40,8 @@ def _content(found: dict) -> Any:
     """What an object that is written in parts holds: a mapping's items, over its attributes, or a list's."""
     if "listitems" in found:
         return found["listitems"]
-    parts = [found.get("state"), found.get("dictitems")]
-    return {key: value for part in parts if isinstance(part, dict) for key, value in part.items()}
+    parts = [part for part in (found.get("state"), found.get("dictitems")) if isinstance(part, dict)]
+    return {key: value for part in parts for key, value in part.items()} if parts else found
 
 
 def parse_yaml(text: str | bytes, where: str) -> Any:
@@ -51,7 +51,7 @@ def parse_yaml(text: str | bytes, where: str) -> Any:
         ValueError: It is not yaml, or is not plain data apart from `!!python` tags.
     """
     try:
-        return yaml.load(text, Loader=_PlainLoader)  # noqa: S506  # a SafeLoader
+        return _PlainLoader(text).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not yaml that can be read: {' '.join(str(error).split())}") from error
 

@@ -28,6 +28,7 @@ from modeling_visualbert.convert_region_detector import (
     name_outputs,
     original_names,
 )
+from modeling_visualbert.plain_yaml import parse_yaml
 
 TOLERANT = {"canonical_scale": 44}  # of the recorded pyramids; no yaml tells it
 
@@ -231,6 +232,25 @@ def test_cfg_with_python_objects_is_read_as_plain_data(tmp_path):
     assert (config.rpn_pre_nms, config.rpn_post_nms, config.rpn_total) == (1000, 900, 900)
     assert dict(processor.size) == {"shortest_edge": 600, "longest_edge": 1000}
     assert config.max_regions == 100 and "cfg" not in {item.original for item in report}
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("!!python/object/apply:os.mkdir [written]", ["written"]),
+        ("!!python/object/new:os.mkdir [written]", ["written"]),
+        ("!!python/object/apply:os.mkdir {args: [written]}", {"args": ["written"]}),
+        ("!!python/object/new:subprocess.Popen {args: [[mkdir, written]], state: {a: 1}}", {"a": 1}),
+        ("!!python/object:pathlib.Path {a: !!python/tuple [1, 2]}", {"a": [1, 2]}),
+        ("!!python/name:os.mkdir ''", ""),
+        ("!!python/module:os ''", ""),
+        ("[!!python/long '4', !!python/bool 'yes', !!python/none '', !!python/unicode a]", [4, True, None, "a"]),
+    ],
+)
+def test_tags_of_python_make_no_objects(tmp_path, monkeypatch, text, plain):
+    monkeypatch.chdir(tmp_path)
+    assert parse_yaml(text, "x.yaml") == plain
+    assert not list(tmp_path.iterdir())
 
 
 def _config_and_rest(path, *settings):
