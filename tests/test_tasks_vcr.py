@@ -9,6 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from helpers import randomise, shared
+from safetensors.torch import load_file
 from test_region_detector import processor_for, tiny_detector
 from transformers import BertConfig, BertModel
 
@@ -23,6 +24,7 @@ from modeling_visualbert.metrics.vcr import leaderboard_accuracy, vcr_accuracy
 from modeling_visualbert.tasks.common import DETECTOR
 from modeling_visualbert.tasks.vcr import VcrArgs, context_of, joint_scores, rationales_of_every_answer, vcr_task
 from modeling_visualbert.tasks.vqa import VqaArgs, vqa_task
+from modeling_visualbert.training.args import parse_args
 from modeling_visualbert.training.loop import evaluate, save_model, train, write_predictions
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -351,6 +353,31 @@ def test_the_detector_of_vcr_is_told_the_objects_and_trains_along(make, vcr_dete
     changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
     assert any("class" in name for name in changed) == trained  # the class loss reaches its classifier
     assert bool(changed) == trained
+
+
+@pytest.mark.parametrize("statistics", ["running", "batch"])
+def test_the_backbone_of_the_detector_is_frozen_on_request(make, vcr_detector, statistics):
+    task, _ = make(
+        **{"region_encoder": str(vcr_detector), "from_pixels": True, "train_region_encoder": True},
+        freeze_detector=statistics,
+    )
+    detector = task.model.visual_bert.region_encoder.train()
+    assert (detector.config.freeze_backbone, detector.config.norm_statistics) == (True, statistics)
+    assert not any(parameter.requires_grad for parameter in detector.backbone.parameters())
+    assert all(parameter.requires_grad for parameter in detector.head.parameters())
+    assert detector.backbone.stem.conv.statistics == statistics and not detector.backbone.training
+    saved = load_file(vcr_detector / "model.safetensors")
+    assert all(torch.equal(detector.state_dict()[name], value) for name, value in saved.items())
+
+
+def test_a_frozen_backbone_needs_the_detector_of_vcr_and_its_training(make, capsys):
+    with pytest.raises(ValueError, match="--freeze_detector needs --train_region_encoder"):
+        VcrArgs(output_dir="runs", freeze_detector="batch")
+    with pytest.raises(ValueError, match="this run has QueryRegionEncoder; expected the detector of VCR"):
+        make(from_pixels=True, train_region_encoder=True, freeze_detector="running")
+    with pytest.raises(SystemExit):
+        parse_args(VcrArgs, "VCR", ["--output_dir", "runs", "--freeze_detector", "none"])
+    assert "invalid choice: 'none'" in capsys.readouterr().err
 
 
 def test_the_detector_of_vcr_describes_nothing_that_is_stored(make, vcr_detector):

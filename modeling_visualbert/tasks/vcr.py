@@ -22,6 +22,7 @@ from ..data.vcr import NUM_CHOICES, load_vcr, read_metadata
 from ..image_processing_visualbert import load_picture
 from ..metrics.submissions import write_vcr_leaderboard
 from ..metrics.vcr import choice_accuracy, leaderboard_accuracy
+from ..modeling_region_encoder import RegionEncoder
 from ..modeling_visualbert import VisualBertForMultipleChoice
 from ..processing_visualbert import VisualBertProcessor
 from ..training.loop import evaluate, read_predictions, write_predictions
@@ -64,10 +65,23 @@ class VcrArgs(TaskArgs):
             "choices": ["subword", "original"],
         },
     )
+    freeze_detector: str | None = field(
+        default=None,
+        metadata={
+            "help": "with --train_region_encoder: train the head of VCR's detector and keep its backbone as it is, with the "
+            "batch norm statistics it has (running) or those of each batch (batch: the authors' code in the torch of its "
+            "time); by default all of it is trained",
+            "choices": ["running", "batch"],
+        },
+    )
     max_length: int = field(default=128, metadata={"help": "longest text in word pieces; longer ones lose their front"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.freeze_detector is not None and not self.train_region_encoder:
+            raise ValueError(
+                "--freeze_detector needs --train_region_encoder: without it all of the detector stays as it is"
+            )
         if self.num_regions is not None:
             raise ValueError("--num_regions: the regions of VCR are the objects of its metadata")
 
@@ -83,6 +97,7 @@ def vcr_task(args: VcrArgs, accelerator: Accelerator) -> Task:
         tokenizer = load_tokenizer(args)
         boxes = {} if args.text_only else object_boxes(data, images_dir)
         pictures = prepare_pictures(args, boxes, images_dir, picture_paths(boxes), accelerator.device, boxes)
+        _freeze_backbone(pictures.encoder, args)
         model = make_model(VisualBertForMultipleChoice, args, tokenizer, pictures, num_labels=1)
     processor = VisualBertProcessor(
         pictures.image_processor,
@@ -99,6 +114,17 @@ def vcr_task(args: VcrArgs, accelerator: Accelerator) -> Task:
     if pictures.paths:
         task.draw = partial(_draw, task)
     return task
+
+
+def _freeze_backbone(encoder: RegionEncoder | None, args: VcrArgs) -> None:
+    """What --freeze_detector asks for, in the configuration that the model is made with."""
+    if args.freeze_detector is None:
+        return
+    if encoder is None or not reads_outlines(encoder):
+        kind = "no region encoder" if encoder is None else type(encoder).__name__
+        raise ValueError(f"--freeze_detector {args.freeze_detector}: this run has {kind}; expected the detector of VCR")
+    encoder.config.freeze_backbone = True
+    encoder.config.norm_statistics = args.freeze_detector
 
 
 def load_vcr_data(args: Any) -> tuple[dict[str, Dataset], Path, list[str]]:
