@@ -1,6 +1,7 @@
 """Pictures (and, for VCR, boxes, polygons and classes) -> inputs of a region detector, by the recipe it was trained with."""
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -218,6 +219,7 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
             if corners.shape[1] not in (4, 5):  # VCR's have a confidence behind
                 raise ValueError(f"boxes {i} of shape {corners.shape}; expected (objects, 4), x1, y1, x2, y2 in pixels")
             corners = corners[:, :4]
+            _check_corners(corners, f"boxes {i}")
             unit = corners / np.array([width, height] * 2)
             units.append(
                 torch.from_numpy(np.concatenate((np.array([[0.0, 0.0, 1.0, 1.0]] * vcr).reshape(-1, 4), unit)))
@@ -242,7 +244,7 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
         for value in classes[i]:
             if isinstance(value, str) and _plain(value) not in names:
                 raise ValueError(f"classes {i}: unknown class {value!r}; expected one of {len(names)}, or a number")
-            numbers.append(names[_plain(value)] if isinstance(value, str) else int(value))
+            numbers.append(names[_plain(value)] if isinstance(value, str) else _class_number(value, class_names, i))
         return numbers
 
     def _object_masks(self, corners: np.ndarray, polygons: Sequence | None, i: int) -> torch.Tensor:
@@ -254,6 +256,29 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
         for j, box in enumerate(corners if polygons is not None else ()):
             masks[j + 1] = polygon_mask(box, polygons[j], size)  # type: ignore[index]
         return torch.from_numpy(masks)
+
+
+def _check_corners(corners: np.ndarray, what: str) -> None:
+    """
+    Raises:
+        ValueError: A box is not finite or inverted.
+    """
+    for row, box in enumerate(corners.tolist()):
+        if not all(map(math.isfinite, box)):
+            raise ValueError(f"{what}: row {row} is {box}; expected finite numbers")
+        if box[2] < box[0] or box[3] < box[1]:
+            raise ValueError(f"{what}: row {row} is inverted, {box}; expected x1 <= x2 and y1 <= y2")
+
+
+def _class_number(value: Any, class_names: Sequence[str], i: int) -> int:
+    try:
+        number = operator.index(value.item() if isinstance(value, torch.Tensor) else value)
+    except TypeError as error:
+        raise ValueError(f"classes {i}: {value!r}; expected a number or a name of a class") from error
+    if number < 0 or (class_names and number >= len(class_names)):
+        known = f"0 to {len(class_names) - 1}" if class_names else "at least 0"
+        raise ValueError(f"classes {i}: class {number}; expected {known}, or a name")
+    return number
 
 
 def _plain(name: str) -> str:

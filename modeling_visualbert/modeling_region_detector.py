@@ -621,6 +621,9 @@ class RegionDetector(RegionEncoder):
             raise ValueError(f"object_masks of shape {tuple(object_masks.shape)}; expected {(*shape, size, size)}")
         given_BR = mask_BR.bool()
         classes_N = object_classes[given_BR]
+        unknown_N = classes_N[(classes_N < 0) | (classes_N >= self.config.num_classes)]
+        if len(unknown_N):
+            raise ValueError(f"object_classes hold {int(unknown_N[0])}; expected 0 to {self.config.num_classes - 1}")
         described = self.head(maps, rois_N5, object_masks[given_BR].to(maps[-1].dtype), classes_N)
         loss = F.cross_entropy(described.class_logits.float(), classes_N, reduction="sum") / max(len(classes_N), 1)
         return described, loss

@@ -347,6 +347,8 @@ def test_found_regions_train_along_too(kind):
         ({"object_classes": None}, r"object_classes are missing; expected the class of each given box, \(2, 3\)"),
         ({"object_classes": torch.zeros(2, 4).long()}, r"object_classes of shape \(2, 4\); expected \(2, 3\)"),
         ({"object_masks": torch.zeros(2, 3, 7, 7)}, r"object_masks of shape \(2, 3, 7, 7\); expected \(2, 3, 6, 6\)"),
+        ({"object_classes": torch.full((2, 3), 5)}, "object_classes hold 5; expected 0 to 4"),
+        ({"object_classes": torch.full((2, 3), -1)}, "object_classes hold -1; expected 0 to 4"),
         ({"boxes_mask": torch.ones(2, 5)}, r"boxes_mask of shape \(2, 5\)"),
         ({"pixel_values": torch.zeros(2, 4, 64, 96)}, r"pixel_values of shape \(2, 4, 64, 96\); expected \(batch, 3"),
     ],
@@ -399,6 +401,18 @@ def test_wrong_recipes_are_named(fields, message):
         ({"boxes": [[1, 2, 3, 4]], "classes": ["yeti"]}, "classes 0: unknown class 'yeti'"),
         ({"boxes": [[1, 2, 3]], "classes": [1]}, r"boxes 0 of shape \(1, 3\)"),
         ({"boxes": [[1, 2, 3, 4]], "classes": [1], "polygons": []}, "polygons 0: of 0 objects for 1 boxes"),
+        ({"boxes": [[1, 2, 3, 4]], "classes": [5]}, "classes 0: class 5; expected 0 to 4, or a name"),
+        ({"boxes": [[1, 2, 3, 4]], "classes": [-1]}, "classes 0: class -1; expected 0 to 4, or a name"),
+        ({"boxes": [[1, 2, 3, 4]], "classes": [1.5]}, "classes 0: 1.5; expected a number or a name of a class"),
+        (
+            {"boxes": [[1, 2, 3, 4], [1, float("nan"), 3, 4]], "classes": [1, 1]},
+            "boxes 0: row 1 is .*nan.*finite numbers",
+        ),
+        ({"boxes": [[1, 2, float("inf"), 4]], "classes": [1]}, "boxes 0: row 0 is .*inf.*expected finite numbers"),
+        (
+            {"boxes": [[9, 2, 3, 4]], "classes": [1]},
+            r"boxes 0: row 0 is inverted, \[9.0, .*expected x1 <= x2 and y1 <= y2",
+        ),
     ],
 )
 def test_wrong_objects_are_named(given, message):
