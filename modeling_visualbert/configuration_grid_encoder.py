@@ -7,6 +7,11 @@ from transformers import AutoConfig, PretrainedConfig
 
 from .configuration_region_encoder import NUM_GEOMETRY_FEATURES
 
+SUPPORTED_BACKBONES = (
+    "a backbone of transformers that has one (ResNet, ConvNeXt, Swin, DINOv2, ...) or a vision model with patch states "
+    "(ViT, DeiT, BEiT, ...)"
+)
+
 
 @strict
 class GridRegionEncoderConfig(PretrainedConfig):
@@ -52,10 +57,19 @@ class GridRegionEncoderConfig(PretrainedConfig):
 
     @property
     def region_dim(self) -> int:
-        """Length of one region feature."""
+        """Length of one region feature.
+
+        Raises:
+            ValueError: The backbone's configuration does not tell the width of its last stage.
+        """
         sizes = getattr(self.backbone_config, "hidden_sizes", None)
-        width = sizes[-1] if sizes else self.backbone_config.hidden_size
+        width = sizes[-1] if sizes else getattr(self.backbone_config, "hidden_size", None)
+        if not isinstance(width, int):
+            raise ValueError(
+                f"backbone {getattr(self.backbone_config, 'model_type', None)!r} has neither hidden_size nor hidden_sizes, "
+                f"which tell how long its features are; expected {SUPPORTED_BACKBONES}"
+            )
         return width + (NUM_GEOMETRY_FEATURES if self.geometry_features else 0)
 
 
-__all__ = ["GridRegionEncoderConfig"]
+__all__ = ["SUPPORTED_BACKBONES", "GridRegionEncoderConfig"]

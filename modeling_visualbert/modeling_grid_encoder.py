@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoBackbone, AutoModel, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
-from .configuration_grid_encoder import GridRegionEncoderConfig
+from .configuration_grid_encoder import SUPPORTED_BACKBONES, GridRegionEncoderConfig
 from .configuration_region_encoder import NUM_GEOMETRY_FEATURES
 from .modeling_region_encoder import RegionEncoderOutput, StandardisedRegionEncoder
 from .regions_visualbert import box_geometry
@@ -105,6 +105,11 @@ class GridRegionEncoder(StandardisedRegionEncoder):
         patch = self.config.backbone_config.patch_size
         patch_rows, patch_columns = patch if isinstance(patch, (tuple, list)) else (patch, patch)
         rows, columns = pixel_values.shape[-2] // patch_rows, pixel_values.shape[-1] // patch_columns
+        if states_BPC.dim() != 3 or states_BPC.shape[1] < rows * columns:
+            raise ValueError(
+                f"backbone {self.config.backbone_config.model_type!r} gives states of shape {tuple(states_BPC.shape)}, not one "
+                f"for each of {rows} x {columns} patches; expected {SUPPORTED_BACKBONES}"
+            )
         patches_BPC = states_BPC[:, states_BPC.shape[1] - rows * columns :]  # class and register tokens come first
         return patches_BPC.transpose(1, 2).unflatten(2, (rows, columns))
 
@@ -150,6 +155,8 @@ def _filled_part(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) ->
 def _backbone(config) -> nn.Module:
     if type(config) in MODEL_FOR_BACKBONE_MAPPING:
         return AutoBackbone.from_config(config)
+    if not hasattr(config, "patch_size"):
+        raise ValueError(f"backbone {config.model_type!r} has no patches; expected {SUPPORTED_BACKBONES}")
     model = AutoModel.from_config(config)
     if hasattr(model, "pooler"):
         model.pooler = None  # nobody reads it
