@@ -11,6 +11,7 @@ from .explain_visualbert import answer_positions, attention_weights
 from .modeling_visualbert import VisualBertForQuestionAnswering
 
 _MIN_WIDTH = 480  # small pictures are enlarged to this, so that boxes and labels can be read
+_MAX_HEIGHT = 4096  # but narrow ones are not made higher than this
 _QUIET, _LOUD = (90, 140, 190), (230, 85, 13)
 
 
@@ -44,7 +45,8 @@ def draw_regions(
     weights: Sequence[float] | None = None,
     labels: Sequence[str] | None = None,
 ) -> Image.Image:
-    """Draw boxes on a copy of the picture, enlarged to a width of at least 480 pixels.
+    """Draw boxes on a copy of the picture, enlarged to a width of 480 pixels if it is smaller (narrow ones: as far as they stay
+    below 4096 pixels of height).
 
     Args:
         image: The picture.
@@ -111,7 +113,7 @@ def captioned(image: Image.Image, lines: Sequence[str]) -> Image.Image:
 
 
 def _enlarged(image: Image.Image) -> Image.Image:
-    scale = max(1.0, _MIN_WIDTH / image.width)
+    scale = max(1.0, min(_MIN_WIDTH / image.width, _MAX_HEIGHT / image.height))
     size = round(image.width * scale), round(image.height * scale)
     return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
 

@@ -44,6 +44,11 @@ def test_small_pictures_are_enlarged_with_their_boxes():
     assert dark.max(axis=0).tolist() == pytest.approx([192, 240], abs=3)
 
 
+def test_narrow_pictures_are_not_blown_up():
+    assert draw_regions(Image.new("RGB", (10, 12000)), [[1, 1, 9, 11000]]).size == (10, 12000)
+    assert draw_regions(Image.new("RGB", (10, 1024)), [[1, 1, 9, 1000]]).size == (40, 4096)
+
+
 @pytest.mark.parametrize("weights", [None, [], [0.0]])
 def test_no_regions_and_no_weight_are_drawn_too(weights):
     boxes = [[1, 1, 9, 9]] if weights == [0.0] else []

@@ -53,7 +53,10 @@ class StoreDraft:
 
     @classmethod
     def reopen(cls, final: Path, folder: Path, shards_to_redo: Iterable[int]) -> StoreDraft:
-        """Make a draft of a complete store again, in which some shards are missing."""
+        """Make a draft of a complete store again, in which some shards are missing.
+
+        Until it is finished there is no store under the final name; what is interrupted goes on when it is called again.
+        """
         info = read_json(final / _INDEX)
         per_shard = info["images_per_shard"]
         failures = read_failures(final)

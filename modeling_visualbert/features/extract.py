@@ -291,7 +291,8 @@ def extract_store(
     """Find the regions of many pictures and store them. Interrupted at any point, it goes on where it was.
 
     Each process makes whole shards. Pictures that cannot be read are listed in `failed.jsonl` of the store and are tried
-    again when it is called again, also when the store is complete otherwise. A picture that can be read but whose regions
+    again when it is called again, also when the store is complete otherwise: it is in `<folder>.partial` meanwhile, and if that
+    is interrupted, until the next call. A picture that can be read but whose regions
     cannot be found or stored (the encoder fails on it, a feature is not finite or too large for the dtype) stops everything:
     the encoder or the options are wrong, and other pictures may be concerned. The shards that are complete are kept.
 
