@@ -271,8 +271,9 @@ def _check_corners(corners: np.ndarray, what: str) -> None:
 
 
 def _class_number(value: Any, class_names: Sequence[str], i: int) -> int:
+    plain: Any = value.item() if isinstance(value, torch.Tensor) else value
     try:
-        number = operator.index(value.item() if isinstance(value, torch.Tensor) else value)
+        number = operator.index(plain)
     except TypeError as error:
         raise ValueError(f"classes {i}: {value!r}; expected a number or a name of a class") from error
     if number < 0 or (class_names and number >= len(class_names)):
