@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -60,13 +61,26 @@ def load_weights(path: str | Path, inside: str | None = None) -> dict[str, torch
     except SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file ({error}); expected safetensors, never a pickle") from error
     except Exception as error:  # a damaged file can fail anywhere inside the unpickler
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path}: not a checkpoint that can be read safely: {reason}") from error
+        raise ValueError(f"{path}: not a checkpoint that can be read safely: {why_refused(error)}") from error
     if inside is not None and isinstance(weights, Mapping) and isinstance(weights.get(inside), Mapping):
         weights = weights[inside]
     if not isinstance(weights, Mapping) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise ValueError(f"{path}: expected a dict of tensors by name, found {type(weights).__name__}")
     return dict(weights)
+
+
+def why_refused(error: Exception) -> str:
+    """What is wrong with a file of `torch.save`, without torch's advice to read the file in a way that runs its code."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    asked = re.search(r"GLOBAL (\S+) (was not an allowed global|whose module)", text)
+    if asked:
+        return f"it asks for {asked[1]}, which could run code"
+    unpickling = re.search(r"WeightsUnpickler error: *(.+)", text)
+    if unpickling:
+        return unpickling[1].strip()
+    if "Weights only load failed" in text:
+        return "it is damaged, or asks for what could run code"
+    return (text.splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager
@@ -95,4 +109,4 @@ def summarise(report: list[KeyReport]) -> str:
     return ", ".join(f"{count} {status}" for status, count in Counter(item.status for item in report).items())
 
 
-__all__ = ["KeyReport", "load_weights", "naming", "summarise"]
+__all__ = ["KeyReport", "load_weights", "naming", "summarise", "why_refused"]

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..checkpoint_files import why_refused
+
 _NUMBERS = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
 
 
@@ -69,7 +71,7 @@ def load_chunk(path: Path) -> Any:
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
         return _with_arrays(found)
     except Exception as error:  # torch raises pickle's, zipfile's and its own errors
-        raise ValueError(f"{path}: not a chunk of tensors and arrays of numbers ({_reason(error)})") from error
+        raise ValueError(f"{path}: not a chunk of tensors and arrays of numbers ({why_refused(error)})") from error
 
 
 def _with_arrays(found: Any) -> Any:
@@ -85,17 +87,3 @@ def _with_arrays(found: Any) -> Any:
     if isinstance(found, (_PickledDtype, type)) or callable(found):
         raise ValueError("a type or a function")
     return found
-
-
-def _reason(error: Exception) -> str:
-    """What is wrong, without torch's advice to read the file in a way that runs its code."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-    asked = re.search(r"GLOBAL (\S+) (was not an allowed global|whose module)", text)
-    if asked:
-        return f"it asks for {asked[1]}, which could run code"
-    unpickling = re.search(r"WeightsUnpickler error: *(.+)", text)
-    if unpickling:
-        return unpickling[1].strip()
-    if "Weights only load failed" in text:
-        return "it is damaged, or asks for what could run code"
-    return (text.splitlines() or [type(error).__name__])[0]
