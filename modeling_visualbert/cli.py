@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, pipeline
 from transformers.utils import logging as transformers_logging
 
@@ -41,7 +40,6 @@ from .hub import push_checkpoint
 from .image_processing_region_detector import RegionDetectorImageProcessor
 from .image_processing_visualbert import load_picture
 from .modeling_region_detector import RegionDetector
-from .modeling_region_encoder import RegionEncoder
 from .pipeline_visualbert import (
     PIPELINES,
     VisualBertGroundingPipeline,
@@ -352,7 +350,7 @@ def _regions(args: argparse.Namespace) -> None:
     if args.max_regions is not None and args.max_regions < 1:
         raise ValueError(f"--max_regions {args.max_regions}; expected at least 1")
     picture = load_picture(args.picture)
-    encoder, image_processor = _region_encoder(args.region_encoder)
+    encoder, image_processor = load_region_encoder(args.region_encoder)
     ((_, found),) = extract_regions(encoder, image_processor, [(args.picture, picture)], progress=False)
     found = {name: value if name == "image_size" else value[: args.max_regions] for name, value in found.items()}
     names = region_names(encoder)
@@ -370,13 +368,6 @@ def _regions(args: argparse.Namespace) -> None:
         _save(draw_regions(picture, boxes, weights, labels), args)
 
 
-def _region_encoder(name: str) -> tuple[RegionEncoder, Any]:
-    try:
-        return load_region_encoder(name)
-    except SafetensorError as error:  # it names no file
-        raise ValueError(f"{name}: its model.safetensors is damaged or cut off ({error})") from error
-
-
 _TOLD = ("scores", "class_ids", "attribute_ids", "attribute_scores")
 
 
@@ -388,7 +379,7 @@ def _extract(args: argparse.Namespace) -> None:
         images = list_dataset_pictures(args.source, args.image_column, args.id_column, args.split)
     else:
         images = list_pictures(args.source, args.ids)
-    encoder, image_processor = _region_encoder(args.region_encoder)
+    encoder, image_processor = load_region_encoder(args.region_encoder)
     processes = launched_processes(args.cpu)
     options = ExtractionOptions(args.dtype, args.images_per_shard, args.max_regions, args.batch_size, args.num_workers)
     result = extract_store(args.target, images, encoder, image_processor, options, processes)

@@ -316,7 +316,6 @@ class VisualBertProcessor(ProcessorMixin):
                 {"visual_embeds": torch.zeros(len(given), 1), "boxes": corners, "image_size": size},
                 None,
                 f"boxes {i}",
-                padded_part=0.0,  # of the data, not of a detector
             )["boxes"]
             whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]] * self.whole_image).reshape(-1, 4)
             unit = scale_boxes(checked, (1 / size[0], 1 / size[1])).clamp(0.0, 1.0)

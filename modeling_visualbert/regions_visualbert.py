@@ -22,9 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 
-# Pyramid detectors pad pictures to multiples of 32 pixels on the right and below, and let boxes reach into that. The longer
-# side has at least 800 pixels in their inputs, so that this is at most so large a part of it; of a batch's padding, more.
-_PADDED_PART = 31 / 800
 _PER_REGION = ("scores", "class_ids", "attribute_ids", "attribute_scores")  # what may be known of a region
 _KNOWN = ("visual_embeds", "boxes", "scores", "class_ids", "image_size", "attribute_ids", "attribute_scores")
 
@@ -75,34 +72,19 @@ def suppress_overlaps(boxes: torch.Tensor, keep: torch.Tensor, threshold: float)
     return torch.stack(survivors, dim=1)
 
 
-def boxes_inside(regions: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The boxes [R, 4] of a picture's regions, cut at its border if its size is known: to compare them with others.
-
-    Pyramid detectors let theirs reach into the padding, and stores keep them as they are.
-    """
-    if "image_size" not in regions:
-        return regions["boxes"]
-    height, width = regions["image_size"].tolist()
-    return torch.minimum(regions["boxes"].clamp(min=0.0), regions["boxes"].new_tensor([width, height, width, height]))
-
-
 def box_geometry(boxes_unit: torch.Tensor) -> torch.Tensor:
     """[..., 4] corner boxes in units of the image -> [..., 9]: corners, centre, width, height, area."""
     center = corners_to_center(boxes_unit)
     return torch.cat((boxes_unit, center, center[..., 2:3] * center[..., 3:4]), dim=-1)
 
 
-def check_regions(
-    regions: Mapping[str, Any], region_dim: int | None, name: str = "regions", padded_part: float = _PADDED_PART
-) -> dict[str, torch.Tensor]:
+def check_regions(regions: Mapping[str, Any], region_dim: int | None, name: str = "regions") -> dict[str, torch.Tensor]:
     """Check one picture's regions and return them as tensors (see the module's docstring for the keys).
 
     Args:
         regions: Mapping with at least `visual_embeds`; arrays, tensors or lists.
         region_dim: Expected length of a feature, or `None` to accept any.
         name: What to call these regions in an error.
-        padded_part: How far boxes may reach beyond the right and lower border, as a part of the picture's longer side: by
-            default as far as those of a published detector.
 
     Raises:
         ValueError: A key is unknown or missing, a shape is wrong, a number is not finite, or a box is inverted or
@@ -133,7 +115,7 @@ def check_regions(
             _check_rows_finite(checked[key][:, None], f"{name}: '{key}'")
     if "boxes" in checked:
         checked["boxes"] = checked["boxes"].float()
-        _check_boxes(checked["boxes"], checked.get("image_size"), padded_part, f"{name}: 'boxes'")
+        _check_boxes(checked["boxes"], checked.get("image_size"), f"{name}: 'boxes'")
     return checked
 
 
@@ -171,16 +153,16 @@ def join_regions(pictures: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, to
 
 
 def split_regions(
-    batch: Mapping[str, torch.Tensor], image_sizes: Sequence[Sequence[int]], clip: bool = True
+    batch: Mapping[str, torch.Tensor], image_sizes: Sequence[Sequence[int]]
 ) -> list[dict[str, torch.Tensor]]:
     """What a region encoder returned for B pictures -> one mapping per picture, padding removed, boxes in pixels.
+
+    Boxes are cut at the border of the picture: pyramid detectors let theirs reach into the padding.
 
     Args:
         batch: `visual_embeds` [B, R, V], `visual_attention_mask` [B, R], `boxes_unit` [B, R, 4] and optionally `scores`,
             `class_ids`, `attribute_ids` and `attribute_scores` [B, R].
         image_sizes: Original (height, width) of each picture.
-        clip: Cut boxes at the border of the picture: pyramid detectors let theirs reach into the padding. Feature stores
-            keep what the detector said.
 
     Raises:
         ValueError: The number of sizes is not B.
@@ -191,8 +173,7 @@ def split_regions(
     for row, image_size in enumerate(image_sizes):
         keep = batch["visual_attention_mask"][row].bool()
         picture = {"visual_embeds": batch["visual_embeds"][row][keep]}
-        boxes_unit = batch["boxes_unit"][row][keep]
-        picture["boxes"] = scale_boxes(boxes_unit.clamp(0.0, 1.0) if clip else boxes_unit, image_size)
+        picture["boxes"] = scale_boxes(batch["boxes_unit"][row][keep].clamp(0.0, 1.0), image_size)
         for key in _PER_REGION:
             if batch.get(key) is not None:
                 picture[key] = batch[key][row][keep]
@@ -219,7 +200,7 @@ def _check_rows_finite(rows: torch.Tensor, what: str) -> None:
         raise ValueError(f"{what}: row {int(bad.nonzero()[0])} holds NaN or infinity; expected finite numbers")
 
 
-def _check_boxes(boxes: torch.Tensor, image_size: torch.Tensor | None, padded_part: float, what: str) -> None:
+def _check_boxes(boxes: torch.Tensor, image_size: torch.Tensor | None, what: str) -> None:
     _check_rows_finite(boxes, what)
     inverted = (boxes[:, 2] < boxes[:, 0]) | (boxes[:, 3] < boxes[:, 1])
     if inverted.any():
@@ -229,7 +210,7 @@ def _check_boxes(boxes: torch.Tensor, image_size: torch.Tensor | None, padded_pa
         return
     height, width = image_size.tolist()
     slack = 1.0 + 1e-3 * max(height, width)  # detectors overshoot the border by a pixel or by rounding
-    limit = boxes.new_tensor([width, height, width, height]) + padded_part * max(height, width)
+    limit = boxes.new_tensor([width, height, width, height])
     outside = ((boxes < -slack) | (boxes > limit + slack)).any(dim=-1)
     if outside.any():
         row = int(outside.nonzero()[0])
@@ -242,7 +223,6 @@ def _check_boxes(boxes: torch.Tensor, image_size: torch.Tensor | None, padded_pa
 __all__ = [
     "box_geometry",
     "box_iou",
-    "boxes_inside",
     "center_to_corners",
     "check_regions",
     "corners_to_center",

@@ -50,7 +50,7 @@ def draw_regions(
 
     Args:
         image: The picture.
-        boxes: x1, y1, x2, y2 in pixels of the picture; what reaches beyond its border is drawn at the border.
+        boxes: x1, y1, x2, y2 in pixels of the picture.
         weights: Strength of each region; the strongest is thick and orange, the others thin and blue.
         labels: Text of each box.
 
@@ -61,14 +61,13 @@ def draw_regions(
         if values is not None and len(values) != len(boxes):
             raise ValueError(f"{len(values)} {name} for {len(boxes)} boxes; expected as many")
     canvas = _enlarged(image)
-    scale, limits = canvas.width / image.width, (canvas.width - 1.0, canvas.height - 1.0) * 2
+    scale = canvas.width / image.width
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)
     strongest = max(weights, default=0.0) if weights is not None else 0.0
     for i in sorted(range(len(boxes)), key=lambda i: weights[i] if weights is not None else 0.0):
         share = weights[i] / strongest if weights is not None and strongest > 0 else 1.0
         color = attention_color(share)
-        x1, y1, x2, y2 = (min(max(side * scale, 0.0), end) for side, end in zip(boxes[i], limits, strict=True))
-        box = [x1, y1, x2, y2]
+        box = [side * scale for side in boxes[i]]
         draw.rectangle(box, outline=color, width=round(1 + 4 * share))
         if labels is not None:
             # Inside the picture, whatever its end.

@@ -13,7 +13,7 @@ from ..explain_visualbert import attention_weights
 from ..features.extract import region_names
 from ..image_processing_visualbert import load_picture
 from ..metrics.grounding import matching_proposals
-from ..regions_visualbert import boxes_inside, pad_regions
+from ..regions_visualbert import pad_regions
 from ..text_visualbert import encode_words, pad_texts
 from ..visualization import region_labels
 from .figures import MAX_PICTURE_LAYERS, Example
@@ -58,7 +58,7 @@ def _example(
     inputs = {**pad_texts([text], material.tokenizer), **pad_regions([regions])}
     attentions = attention_weights(material.model, **{k: v.to(material.model.device) for k, v in inputs.items()})
     first_region = inputs["input_ids"].shape[1]
-    boxes = boxes_inside(regions).tolist()
+    boxes = regions["boxes"].tolist()
     encoder = material.model.region_encoder if material.model.config.region_encoder_config is not None else None
     names = {} if encoder is None else region_names(encoder)
     return Example(

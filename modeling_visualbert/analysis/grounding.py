@@ -23,7 +23,7 @@ from ..data.files import skipping
 from ..data.flickr30k import load_flickr30k
 from ..explain_visualbert import attention_weights
 from ..features.extract import Processes
-from ..regions_visualbert import boxes_inside, pad_regions
+from ..regions_visualbert import pad_regions
 from ..text_visualbert import EncodedText, encode_words, pad_texts
 from .counts import HeadCounts
 from .probes import Group, Probe, entity_probes, syntax_probes
@@ -164,7 +164,7 @@ def _boxes(regions: Regions, image_id: int) -> list[list[float]]:
         raise ValueError(
             f"image {image_id}: its regions have no boxes; expected some, to compare with the phrases' boxes"
         )
-    return boxes_inside(regions).tolist()
+    return regions["boxes"].tolist()
 
 
 def _count_batch(

@@ -24,6 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
+from ..checkpoint_files import naming
 from ..data.files import read_json
 from ..image_processing_visualbert import load_picture
 from ..modeling_region_encoder import RegionEncoder
@@ -49,7 +50,7 @@ def load_region_encoder(name: str | Path) -> tuple[RegionEncoder, Any]:
 
     Raises:
         FileNotFoundError: It looks like a folder of this machine and is not there.
-        ValueError: It is something else than a region encoder, or tensors are missing in its weights.
+        ValueError: It is something else than a region encoder, or its weights are damaged or lack tensors.
     """
     name = str(name)
     if not Path(name).exists() and (Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1):
@@ -57,7 +58,8 @@ def load_region_encoder(name: str | Path) -> tuple[RegionEncoder, Any]:
     config = AutoConfig.from_pretrained(name)
     encoder, info = None, {}
     if getattr(config, "region_dim", None) is not None:
-        encoder, info = AutoModel.from_pretrained(name, output_loading_info=True)
+        with naming(name):  # safetensors' errors name no file
+            encoder, info = AutoModel.from_pretrained(name, output_loading_info=True)
     if not isinstance(encoder, RegionEncoder):
         raise ValueError(f"{name} is a {config.model_type!r} checkpoint; expected a region encoder")
     if missing := sorted(info["missing_keys"]):  # they would be random numbers
@@ -116,8 +118,6 @@ def extract_regions(
 ) -> Iterator[tuple[Key, dict[str, torch.Tensor]]]:
     """Yield (image key, regions with boxes in pixels) for each (image key, picture), in order.
 
-    Boxes are as the detector has them; those of pyramid detectors may reach a little beyond the picture.
-
     Args:
         region_encoder, image_processor: What finds the regions.
         images: Pictures or their files; keys are what the caller likes.
@@ -166,7 +166,7 @@ def _look(
     read["pixel_values"] = read["pixel_values"].to(region_encoder.dtype)
     found = region_encoder(**read, **given)
     found = {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
-    return split_regions(found, sizes, clip=False)
+    return split_regions(found, sizes)
 
 
 def _named(keys: Sequence[Key], name_of: Callable[[Key], str]) -> str:

@@ -34,7 +34,6 @@ from ..modeling_grid_encoder import GridRegionEncoder
 from ..modeling_region_detector import RegionDetector
 from ..modeling_region_encoder import RegionEncoder
 from ..modeling_visualbert import VisualBertModel
-from ..regions_visualbert import boxes_inside
 from ..training.args import TrainArgs
 
 SMALL_BACKBONE = "small"
@@ -194,8 +193,6 @@ def prepare_pictures(
 
     def regions(key: Hashable) -> dict[str, torch.Tensor]:
         found = store[key]
-        if "boxes" in found:
-            found["boxes"] = boxes_inside(found)
         # They are stored by falling confidence.
         return {name: found[name][: args.num_regions] for name in ("visual_embeds", "boxes") if name in found}
 
