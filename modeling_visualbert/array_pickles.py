@@ -23,7 +23,7 @@ import numpy as np
 MAX_INSTRUCTIONS = 2_000_000  # of a file: a detector's have some ten thousand
 
 _OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
-_DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
+NUMBERS = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")  # codes of the dtypes that are plain numbers
 
 
 class _RefusedError(Exception):
@@ -221,7 +221,7 @@ class _Reader:
         return _Array([])
 
     def new_dtype(self, code: Any, align: Any = False, copy: Any = True) -> _Dtype:
-        if not isinstance(code, str) or not _DTYPE.fullmatch(code):
+        if not isinstance(code, str) or not NUMBERS.fullmatch(code):
             told = repr(code[:40]) if isinstance(code, str) else type(code).__name__
             raise _RefusedError(f"dtype {told}; expected numbers")
         return _Dtype(code.lstrip("<>|="), code[0] if code[0] in "<>|=" else "=")
@@ -354,4 +354,4 @@ _INSTRUCTIONS: dict[str, Callable[[_Reader, Any], Any]] = {
 }
 
 
-__all__ = ["load_arrays"]
+__all__ = ["NUMBERS", "load_arrays"]

@@ -7,7 +7,6 @@ their place, which know numbers and nothing else.
 
 from __future__ import annotations
 
-import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..array_pickles import NUMBERS
 from ..checkpoint_files import why_refused
-
-_NUMBERS = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")
 
 
 class _PickledDtype:
     """Stands for `numpy.dtype` while a pickle is read."""
 
     def __init__(self, code: Any, align: Any = False, copy: Any = False):
-        if not isinstance(code, str) or not _NUMBERS.fullmatch(code):
+        if not isinstance(code, str) or not NUMBERS.fullmatch(code):
             raise ValueError(f"an array of {code!r}; expected numbers")
         self.dtype = np.dtype(code)
 
