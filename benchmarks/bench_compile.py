@@ -18,7 +18,7 @@ import torch
 from bench_stock import QA, VQA, Inputs, answering, finetuning_inputs, regions, seconds, texts, training, vqa_inputs
 from torch._dynamo.utils import counters
 
-from modeling_visualbert.compile_visualbert import compile_model
+from modeling_visualbert.hub_code.compile_visualbert import compile_model
 
 CASES: dict[str, Callable[[], dict[str, Callable[[], Any]]]] = {
     "forward, 8 x (14 + 36)": lambda: answering(QA, vqa_inputs(8, 36), **VQA),

@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from modeling_visualbert import RegionDetector, RegionDetectorConfig
-from modeling_visualbert.detection_ops import nms, roi_align, roi_pool
-from modeling_visualbert.modeling_region_detector import NormedConv
+from modeling_visualbert.hub_code.detection_ops import nms, roi_align, roi_pool
+from modeling_visualbert.hub_code.modeling_region_detector import NormedConv
 
 CASES = {
     "R-101-C4, 600 x 800": ("bottom_up_attention_vg", (600, 800)),

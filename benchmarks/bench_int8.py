@@ -23,7 +23,7 @@ from torch import nn
 from transformers import AutoProcessor
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from modeling_visualbert.export import export_onnx, int8_config, load_head
+from modeling_visualbert.publish.export import export_onnx, int8_config, load_head
 from modeling_visualbert.training.loop import evaluate, make_accelerator
 
 

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from modeling_visualbert import VisualBertConfig, VisualBertForQuestionAnswering
 from modeling_visualbert.features.store import FeatureStore, write_store
-from modeling_visualbert.regions_visualbert import pad_regions
+from modeling_visualbert.hub_code.regions_visualbert import pad_regions
 
 REGIONS, DIM, WORDS, ANSWERS = 100, 2048, 14, 3129
 

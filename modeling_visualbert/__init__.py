@@ -1,16 +1,16 @@
 """VisualBERT done right on the Hugging Face stack: picture + question -> answer."""
 
 from . import quiet  # noqa: F401  (before the imports that it quietens)
-from .configuration_grid_encoder import GridRegionEncoderConfig
-from .configuration_region_detector import RegionDetectorConfig
-from .configuration_region_encoder import QueryRegionEncoderConfig
-from .configuration_visualbert import VisualBertConfig
-from .image_processing_region_detector import RegionDetectorImageProcessor
-from .image_processing_visualbert import VisualBertImageProcessor, load_picture
-from .modeling_grid_encoder import GridRegionEncoder
-from .modeling_region_detector import RegionDetector
-from .modeling_region_encoder import QueryRegionEncoder, RegionEncoder, RegionEncoderOutput
-from .modeling_visualbert import (
+from .hub_code.configuration_grid_encoder import GridRegionEncoderConfig
+from .hub_code.configuration_region_detector import RegionDetectorConfig
+from .hub_code.configuration_region_encoder import QueryRegionEncoderConfig
+from .hub_code.configuration_visualbert import VisualBertConfig
+from .hub_code.image_processing_region_detector import RegionDetectorImageProcessor
+from .hub_code.image_processing_visualbert import VisualBertImageProcessor, load_picture
+from .hub_code.modeling_grid_encoder import GridRegionEncoder
+from .hub_code.modeling_region_detector import RegionDetector
+from .hub_code.modeling_region_encoder import QueryRegionEncoder, RegionEncoder, RegionEncoderOutput
+from .hub_code.modeling_visualbert import (
     VisualBertForMultipleChoice,
     VisualBertForPreTraining,
     VisualBertForPreTrainingOutput,
@@ -20,7 +20,7 @@ from .modeling_visualbert import (
     VisualBertModel,
     VisualBertPreTrainedModel,
 )
-from .pipeline_visualbert import (
+from .hub_code.pipeline_visualbert import (
     VisualBertGroundingPipeline,
     VisualBertMaskedCaptionPipeline,
     VisualBertMultipleChoicePipeline,
@@ -28,7 +28,7 @@ from .pipeline_visualbert import (
     VisualBertVQAPipeline,
     ask,
 )
-from .processing_visualbert import VisualBertProcessor
+from .hub_code.processing_visualbert import VisualBertProcessor
 from .registration import register_auto_classes
 from .version import __version__
 

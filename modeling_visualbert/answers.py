@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 from importlib.resources import files
 
+from .hub_code.processing_visualbert import UNKNOWN_ANSWER
 from .metrics.vqa import normalise_answer
-from .processing_visualbert import UNKNOWN_ANSWER
 
 
 @lru_cache

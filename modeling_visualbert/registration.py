@@ -14,16 +14,16 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY, REMOVED_TASKS
 
-from .configuration_grid_encoder import GridRegionEncoderConfig
-from .configuration_region_detector import RegionDetectorConfig
-from .configuration_region_encoder import QueryRegionEncoderConfig
-from .configuration_visualbert import VisualBertConfig
-from .image_processing_region_detector import RegionDetectorImageProcessor
-from .image_processing_visualbert import VisualBertImageProcessor
-from .modeling_grid_encoder import GridRegionEncoder
-from .modeling_region_detector import RegionDetector
-from .modeling_region_encoder import QueryRegionEncoder
-from .modeling_visualbert import (
+from .hub_code.configuration_grid_encoder import GridRegionEncoderConfig
+from .hub_code.configuration_region_detector import RegionDetectorConfig
+from .hub_code.configuration_region_encoder import QueryRegionEncoderConfig
+from .hub_code.configuration_visualbert import VisualBertConfig
+from .hub_code.image_processing_region_detector import RegionDetectorImageProcessor
+from .hub_code.image_processing_visualbert import VisualBertImageProcessor
+from .hub_code.modeling_grid_encoder import GridRegionEncoder
+from .hub_code.modeling_region_detector import RegionDetector
+from .hub_code.modeling_region_encoder import QueryRegionEncoder
+from .hub_code.modeling_visualbert import (
     VisualBertForMultipleChoice,
     VisualBertForPreTraining,
     VisualBertForQuestionAnswering,
@@ -31,8 +31,8 @@ from .modeling_visualbert import (
     VisualBertForVisualReasoning,
     VisualBertModel,
 )
-from .pipeline_visualbert import PIPELINES
-from .processing_visualbert import VisualBertProcessor
+from .hub_code.pipeline_visualbert import PIPELINES
+from .hub_code.processing_visualbert import VisualBertProcessor
 
 
 def register_auto_classes() -> None:

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .explain_visualbert import answer_positions, attention_weights
-from .modeling_visualbert import VisualBertForQuestionAnswering
+from .hub_code.explain_visualbert import answer_positions, attention_weights
+from .hub_code.modeling_visualbert import VisualBertForQuestionAnswering
 
 _MIN_WIDTH = 480  # small pictures are enlarged to this, so that boxes and labels can be read
 _MAX_HEIGHT = 4096  # but narrow ones are not made higher than this

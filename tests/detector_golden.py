@@ -8,9 +8,9 @@ import torch
 from helpers import shared
 from safetensors import safe_open
 
-from modeling_visualbert.convert_region_detector import detector_from_weights
-from modeling_visualbert.image_processing_region_detector import RegionDetectorImageProcessor
-from modeling_visualbert.modeling_region_detector import RegionDetector
+from modeling_visualbert.convert.visualbert.region_detector import detector_from_weights
+from modeling_visualbert.hub_code.image_processing_region_detector import RegionDetectorImageProcessor
+from modeling_visualbert.hub_code.modeling_region_detector import RegionDetector
 
 C4, VG, COCO, VCR = "frcnn_vg_c4", "vg_x101_fpn", "coco_r101_fpn_detectron", "vcr_simple_detector"
 

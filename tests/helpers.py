@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from modeling_visualbert.configuration_visualbert import VisualBertConfig
-from modeling_visualbert.modeling_visualbert import (
+from modeling_visualbert.hub_code.configuration_visualbert import VisualBertConfig
+from modeling_visualbert.hub_code.modeling_visualbert import (
     VisualBertForMultipleChoice,
     VisualBertForPreTraining,
     VisualBertForQuestionAnswering,

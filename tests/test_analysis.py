@@ -15,7 +15,7 @@ from modeling_visualbert.analysis.report import grounding_report
 from modeling_visualbert.analysis.trees import trees_in
 from modeling_visualbert.corpus.vocabulary import corpus_tokenizer
 from modeling_visualbert.data.flickr30k import load_flickr30k, read_boxes, read_split
-from modeling_visualbert.explain_visualbert import attention_weights
+from modeling_visualbert.hub_code.explain_visualbert import attention_weights
 
 DIM = 10
 

@@ -10,9 +10,9 @@ from tiny_checkpoints import tiny_checkpoint
 from torch._dynamo.exc import BackendCompilerFailed
 from transformers import pipeline
 
-from modeling_visualbert import compile_visualbert
-from modeling_visualbert.compile_visualbert import compile_model
 from modeling_visualbert.data.files import read_json_lines
+from modeling_visualbert.hub_code import compile_visualbert
+from modeling_visualbert.hub_code.compile_visualbert import compile_model
 from modeling_visualbert.training.loop import train
 
 
@@ -56,7 +56,7 @@ def test_a_compiler_that_fails_is_done_without(monkeypatch, caplog):
 def test_a_pipeline_compiles_when_asked(monkeypatch, compiles):
     model, processor = tiny_checkpoint("vqa")
     compiled = []
-    monkeypatch.setattr("modeling_visualbert.pipeline_visualbert.compile_model", compiled.append)
+    monkeypatch.setattr("modeling_visualbert.hub_code.pipeline_visualbert.compile_model", compiled.append)
     pipe = pipeline("visual-question-answering", model=model, processor=processor, compile=compiles)
     assert compiled == [pipe.model] * compiles
 

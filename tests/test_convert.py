@@ -13,7 +13,7 @@ from transformers.models.visual_bert.configuration_visual_bert import VisualBert
 
 from modeling_visualbert.answers import pythia_answers
 from modeling_visualbert.cli import main
-from modeling_visualbert.convert import (
+from modeling_visualbert.convert.visualbert import (
     convert_original_checkpoint,
     convert_published_checkpoint,
     load_weights,

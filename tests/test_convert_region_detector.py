@@ -14,10 +14,11 @@ from detector_golden import C4, COCO, VCR, VG, detector, golden, published_shape
 from helpers import inputs_for, tiny_model
 
 from modeling_visualbert import RegionDetector, RegionDetectorConfig, RegionDetectorImageProcessor
-from modeling_visualbert.checkpoint_files import summarise
 from modeling_visualbert.cli import main
-from modeling_visualbert.convert import convert_original_checkpoint
-from modeling_visualbert.convert_region_detector import (
+from modeling_visualbert.convert.visualbert import convert_original_checkpoint
+from modeling_visualbert.convert.visualbert.checkpoint_files import summarise
+from modeling_visualbert.convert.visualbert.plain_yaml import parse_yaml
+from modeling_visualbert.convert.visualbert.region_detector import (
     _config,
     _depths,
     _longest_suffix,
@@ -28,7 +29,6 @@ from modeling_visualbert.convert_region_detector import (
     name_outputs,
     original_names,
 )
-from modeling_visualbert.plain_yaml import parse_yaml
 
 TOLERANT = {"canonical_scale": 44}  # of the recorded pyramids; no yaml tells it
 

@@ -19,7 +19,7 @@ from modeling_visualbert.demo.checkpoint import EXPLANATIONS, Checkpoint, Look, 
 from modeling_visualbert.demo.drawing import Bars, View, bars_html, views_html
 from modeling_visualbert.demo.examples import read_examples, scene_examples
 from modeling_visualbert.demo.limits import check_text, open_picture, split_choices
-from modeling_visualbert.explain_visualbert import explain_answers
+from modeling_visualbert.hub_code.explain_visualbert import explain_answers
 from modeling_visualbert.visualization import answer_attention
 
 TASKS = ("vqa", "nlvr2", "vcr", "flickr30k", "pretraining")

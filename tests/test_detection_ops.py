@@ -9,7 +9,7 @@ import torch
 from detector_golden import golden
 from torch.nn import functional as F
 
-from modeling_visualbert import detection_ops as ops
+from modeling_visualbert.hub_code import detection_ops as ops
 
 THRESHOLDS = (0.3, 0.5, 0.7)
 SCALES = {"out7": (7, 7, 1 / 16, 1.0), "out14": (14, 14, 1 / 16, 1.0), "out3x5_scale0.25": (3, 5, 0.25, 0.25)}

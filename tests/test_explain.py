@@ -5,13 +5,13 @@ import torch
 from helpers import NUM_LABELS, inputs_for, pad, tiny_model
 
 from modeling_visualbert.corpus.vocabulary import corpus_tokenizer
-from modeling_visualbert.explain_visualbert import (
+from modeling_visualbert.hub_code.explain_visualbert import (
     attention_rollout,
     explain_answers,
     gradient_x_input,
     logits_without_each_region,
 )
-from modeling_visualbert.processing_visualbert import VisualBertProcessor
+from modeling_visualbert.hub_code.processing_visualbert import VisualBertProcessor
 
 ANSWERS = ["<unk>", *(f"answer {i}" for i in range(1, NUM_LABELS["vqa"]))]
 

@@ -6,7 +6,7 @@ from helpers import inputs_for, meaningful, tiny_model
 from transformers.utils import ModelOutput
 
 from modeling_visualbert.cli import main
-from modeling_visualbert.export import export_onnx, int8_config
+from modeling_visualbert.publish.export import export_onnx, int8_config
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

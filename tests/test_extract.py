@@ -50,7 +50,7 @@ from modeling_visualbert.features.extract import (
 )
 from modeling_visualbert.features.pictures import IMAGE_IDS, list_dataset_pictures, list_pictures
 from modeling_visualbert.features.store import FeatureStore, partial_folder
-from modeling_visualbert.modeling_region_encoder import RegionEncoder, RegionEncoderOutput
+from modeling_visualbert.hub_code.modeling_region_encoder import RegionEncoder, RegionEncoderOutput
 from modeling_visualbert.tasks.common import DETECTOR, TaskArgs, prepare_pictures
 
 ROOT = Path(__file__).parents[1]

@@ -5,9 +5,9 @@ import torch
 from golden_cases import CASES, compare, embedding_module, golden, run, worst_differences
 from helpers import scores_of
 
-from modeling_visualbert.configuration_visualbert import VisualBertConfig
-from modeling_visualbert.convert import HEADS
-from modeling_visualbert.modeling_visualbert import VisualBertModel
+from modeling_visualbert.convert.visualbert import HEADS
+from modeling_visualbert.hub_code.configuration_visualbert import VisualBertConfig
+from modeling_visualbert.hub_code.modeling_visualbert import VisualBertModel
 
 ATTENTION = ("eager", "sdpa")
 LOSS_CASES = [name for name in CASES if name not in ("attention_weights", "embeddings")]

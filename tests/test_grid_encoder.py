@@ -26,8 +26,8 @@ from modeling_visualbert import (
     VisualBertImageProcessor,
 )
 from modeling_visualbert.features.extract import load_region_encoder
-from modeling_visualbert.modeling_grid_encoder import mean_in_boxes
-from modeling_visualbert.regions_visualbert import box_geometry
+from modeling_visualbert.hub_code.modeling_grid_encoder import mean_in_boxes
+from modeling_visualbert.hub_code.regions_visualbert import box_geometry
 from modeling_visualbert.tasks.vqa import VqaArgs
 
 BACKBONES = {

@@ -5,8 +5,8 @@ import re
 import pytest
 from huggingface_hub import ModelCard
 
-from modeling_visualbert.hub_card import NOT_MEASURED, build_card, cards_folder, default_facts, load_facts
-from modeling_visualbert.pipeline_visualbert import PIPELINES
+from modeling_visualbert.hub_code.pipeline_visualbert import PIPELINES
+from modeling_visualbert.publish.card import NOT_MEASURED, build_card, cards_folder, default_facts, load_facts
 
 NAMES = sorted(path.stem for path in cards_folder().glob("*-*.yaml"))
 PUBLISHED = [name for name in NAMES if name.startswith("visualbert-")]

@@ -25,8 +25,8 @@ from modeling_visualbert import (
 )
 from modeling_visualbert.corpus.vocabulary import corpus_tokenizer
 from modeling_visualbert.features.extract import describe_detector
-from modeling_visualbert.hub_card import cards_folder
-from modeling_visualbert.modeling_visualbert import AUTO_MAP
+from modeling_visualbert.hub_code.modeling_visualbert import AUTO_MAP
+from modeling_visualbert.publish.card import cards_folder
 from modeling_visualbert.tasks.common import DETECTOR
 
 PACKAGE = Path(modeling_visualbert.__file__).parent
@@ -173,7 +173,7 @@ def test_files_of_a_checkpoint_import_nothing_else(saved):
     files = sorted((saved / "vqa").glob("*.py"))
     assert len(files) == 19
     for path in files:
-        assert path.read_bytes() == (PACKAGE / path.name).read_bytes()
+        assert path.read_bytes() == (PACKAGE / "hub_code" / path.name).read_bytes()
         tree = ast.parse(path.read_text())
         optional = {part for node in tree.body if isinstance(node, ast.Try) for part in node.body}  # not demanded
         for node in (node for node in ast.walk(tree) if node not in optional):
@@ -198,7 +198,7 @@ def test_where_the_package_is_imported_nobody_has_to_trust_the_copy(saved):
     assert type(config) is VisualBertConfig
     assert not hasattr(config, "auto_map") and not hasattr(config, "custom_pipelines")
     pipe = pipeline("visual-question-answering", model=str(saved / "vqa"))
-    assert type(pipe.model).__module__ == "modeling_visualbert.modeling_visualbert"
+    assert type(pipe.model).__module__ == "modeling_visualbert.hub_code.modeling_visualbert"
 
 
 def test_saving_changes_neither_the_model_nor_what_its_detector_is(tmp_path):

@@ -18,9 +18,9 @@ from transformers import pipeline
 
 from modeling_visualbert.cli import main
 from modeling_visualbert.features.extract import load_region_encoder
-from modeling_visualbert.hub import Pushed, push_folder
-from modeling_visualbert.hub_card import cards_folder
-from modeling_visualbert.pipeline_visualbert import PIPELINES
+from modeling_visualbert.hub_code.pipeline_visualbert import PIPELINES
+from modeling_visualbert.publish.card import cards_folder
+from modeling_visualbert.publish.push import Pushed, push_folder
 from modeling_visualbert.tasks.common import DETECTOR
 
 TASKS = list(PIPELINE_TASKS)
@@ -270,7 +270,7 @@ def test_a_file_that_is_too_large_is_named(hub, small, monkeypatch):
     hub.max_bytes = 1000
     with pytest.raises(ValueError, match=r"the largest is model.safetensors, 4,080 bytes .*too large"):
         push_folder(small, "tester/model")
-    monkeypatch.setattr("modeling_visualbert.hub.MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr("modeling_visualbert.publish.push.MAX_FILE_BYTES", 1000)
     with pytest.raises(ValueError, match="model.safetensors: 4,080 bytes; the Hub takes at most 1,000"):
         push_folder(small, "tester/model")
     assert hub.repositories == {}

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from transformers import AutoImageProcessor
 
 from modeling_visualbert import VisualBertImageProcessor, load_picture
-from modeling_visualbert.image_processing_visualbert import MAX_PIXELS
+from modeling_visualbert.hub_code.image_processing_visualbert import MAX_PIXELS
 
 RED, WHITE = (200, 10, 10), (255, 255, 255)
 

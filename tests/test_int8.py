@@ -9,8 +9,8 @@ from helpers import MODELS, inputs_for, tiny_model
 from torch.nn import functional as F
 
 from modeling_visualbert.cli import main
-from modeling_visualbert.export import int8_config
-from modeling_visualbert.linear_visualbert import Linear, linear
+from modeling_visualbert.hub_code.linear_visualbert import Linear, linear
+from modeling_visualbert.publish.export import int8_config
 
 pytest.importorskip("torchao")
 from torchao.quantization import (

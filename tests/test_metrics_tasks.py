@@ -7,10 +7,10 @@ import pytest
 import torch
 from helpers import shared
 
+from modeling_visualbert.hub_code.regions_visualbert import box_iou
 from modeling_visualbert.metrics.grounding import grounding_recall, matching_proposals
 from modeling_visualbert.metrics.nlvr2 import nlvr2_accuracy
 from modeling_visualbert.metrics.vcr import leaderboard_accuracy, vcr_accuracy
-from modeling_visualbert.regions_visualbert import box_iou
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden" / "metrics"
 NLVR2, VCR, FLICKR = (json.loads((GOLDEN / f"{name}.json").read_text()) for name in ("nlvr2", "vcr", "flickr30k"))

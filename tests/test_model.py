@@ -30,8 +30,8 @@ from transformers import Trainer, TrainingArguments
 from transformers.models.visual_bert import modeling_visual_bert as stock
 from transformers.models.visual_bert.configuration_visual_bert import VisualBertConfig as StockConfig
 
-from modeling_visualbert.configuration_region_encoder import QueryRegionEncoderConfig
-from modeling_visualbert.modeling_visualbert import VisualBertModel
+from modeling_visualbert.hub_code.configuration_region_encoder import QueryRegionEncoderConfig
+from modeling_visualbert.hub_code.modeling_visualbert import VisualBertModel
 
 close = {"atol": 2e-5, "rtol": 1e-5}
 ALL = list(MODELS)

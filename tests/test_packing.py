@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from modeling_visualbert import linear_visualbert, packing_visualbert
-from modeling_visualbert.linear_visualbert import Linear, linear
-from modeling_visualbert.packing_visualbert import Packing, packed_kernel
+from modeling_visualbert.hub_code import linear_visualbert, packing_visualbert
+from modeling_visualbert.hub_code.linear_visualbert import Linear, linear
+from modeling_visualbert.hub_code.packing_visualbert import Packing, packed_kernel
 
 close = {"atol": 2e-5, "rtol": 1e-5}
 ALL = list(MODELS)
@@ -256,7 +256,7 @@ def test_the_gpu_kernel_of_torch_gives_the_same(head, monkeypatch):
     expected = what_is_read(head, model, inputs)
     calls = []
     monkeypatch.setattr(packing_visualbert, "varlen_attn", lambda *args: (calls.append(1), attend_rows(*args))[1])
-    monkeypatch.setattr("modeling_visualbert.modeling_visualbert.packed_kernel", lambda *_: "varlen")
+    monkeypatch.setattr("modeling_visualbert.hub_code.modeling_visualbert.packed_kernel", lambda *_: "varlen")
     torch.testing.assert_close(what_is_read(head, model, inputs), expected, **close)
     assert len(calls) == 2
 
@@ -329,7 +329,7 @@ def test_who_reads_padding_gets_what_the_full_computation_has(head, hidden, bypa
     model = tiny_model(head, bypass_transformer=bypass)
     inputs = hide_the_text(inputs_for(head, batch=4), {1: hidden, 2: 1})
     found = what_is_read_in(head, model, inputs)
-    monkeypatch.setattr("modeling_visualbert.modeling_visualbert.packed_kernel", lambda *_: None)
+    monkeypatch.setattr("modeling_visualbert.hub_code.modeling_visualbert.packed_kernel", lambda *_: None)
     torch.testing.assert_close(found, what_is_read_in(head, model, inputs), **close)
 
 

@@ -11,8 +11,8 @@ from transformers import pipeline
 
 from modeling_visualbert.corpus.scenes import render, sample_scene
 from modeling_visualbert.corpus.vcr import metadata_record
-from modeling_visualbert.explain_visualbert import explain_answers
-from modeling_visualbert.pipeline_visualbert import PIPELINES
+from modeling_visualbert.hub_code.explain_visualbert import explain_answers
+from modeling_visualbert.hub_code.pipeline_visualbert import PIPELINES
 
 TASKS = list(PIPELINE_TASKS)
 

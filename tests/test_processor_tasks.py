@@ -16,7 +16,7 @@ import modeling_visualbert
 from modeling_visualbert import VisualBertImageProcessor, VisualBertProcessor
 from modeling_visualbert.corpus.scenes import render, sample_scene
 from modeling_visualbert.corpus.vocabulary import corpus_tokenizer
-from modeling_visualbert.modeling_region_encoder import QueryRegionEncoder
+from modeling_visualbert.hub_code.modeling_region_encoder import QueryRegionEncoder
 
 TOKENIZER = corpus_tokenizer()
 DETECTOR = Path(modeling_visualbert.__file__).parent / "assets" / "shapes_detector"

@@ -17,9 +17,9 @@ from modeling_visualbert import (
     VisualBertModel,
     VisualBertProcessor,
 )
-from modeling_visualbert.configuration_visualbert import VisualBertConfig
 from modeling_visualbert.corpus.vocabulary import corpus_tokenizer
-from modeling_visualbert.regions_visualbert import check_regions, split_regions
+from modeling_visualbert.hub_code.configuration_visualbert import VisualBertConfig
+from modeling_visualbert.hub_code.regions_visualbert import check_regions, split_regions
 
 TINY = {"depths": [1, 1, 1, 1], "stem_channels": 8, "res2_channels": 8, "group_width": 4, "num_classes": 5}
 TINY_C4 = {

@@ -7,10 +7,10 @@ from detector_golden import C4, COCO, VCR, VG, detector, golden, image_processor
 from PIL import Image
 from torch.nn import functional as F
 
-from modeling_visualbert.detection_ops import clip_boxes, decode_boxes
 from modeling_visualbert.features.extract import ExtractionOptions, extract_store
 from modeling_visualbert.features.store import FeatureStore
-from modeling_visualbert.modeling_region_detector import BOX_CODE_WEIGHTS, Described
+from modeling_visualbert.hub_code.detection_ops import clip_boxes, decode_boxes
+from modeling_visualbert.hub_code.modeling_region_detector import BOX_CODE_WEIGHTS, Described
 
 LIMITS = {
     "pixels": 1e-3,

@@ -16,9 +16,9 @@ from transformers import (
     YolosImageProcessorPil,
 )
 
-from modeling_visualbert.configuration_region_encoder import QueryRegionEncoderConfig
-from modeling_visualbert.modeling_region_encoder import QueryRegionEncoder
-from modeling_visualbert.regions_visualbert import (
+from modeling_visualbert.hub_code.configuration_region_encoder import QueryRegionEncoderConfig
+from modeling_visualbert.hub_code.modeling_region_encoder import QueryRegionEncoder
+from modeling_visualbert.hub_code.regions_visualbert import (
     box_geometry,
     box_iou,
     center_to_corners,

@@ -29,7 +29,7 @@ from transformers.models.visual_bert import modeling_visual_bert as stock
 from transformers.models.visual_bert.configuration_visual_bert import VisualBertConfig as StockConfig
 
 import modeling_visualbert
-from modeling_visualbert.configuration_region_encoder import QueryRegionEncoderConfig
+from modeling_visualbert.hub_code.configuration_region_encoder import QueryRegionEncoderConfig
 
 close = {"atol": 2e-5, "rtol": 1e-5}
 TABLES = ("token_type_embeddings", "position_embeddings")

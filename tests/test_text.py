@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from modeling_visualbert.corpus.vocabulary import corpus_tokenizer
-from modeling_visualbert.text_visualbert import (
+from modeling_visualbert.hub_code.text_visualbert import (
     NAMES,
     EncodedText,
     encode_choice,

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from ..data.flickr30k import load_flickr30k
-from ..explain_visualbert import attention_weights
 from ..features.extract import region_names
-from ..image_processing_visualbert import load_picture
+from ..hub_code.explain_visualbert import attention_weights
+from ..hub_code.image_processing_visualbert import load_picture
+from ..hub_code.regions_visualbert import pad_regions
+from ..hub_code.text_visualbert import encode_words, pad_texts
 from ..metrics.grounding import matching_proposals
-from ..regions_visualbert import pad_regions
-from ..text_visualbert import encode_words, pad_texts
 from ..visualization import region_labels
 from .figures import MAX_PICTURE_LAYERS, Example
 from .run import Material

@@ -13,7 +13,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..explain_visualbert import explain_answers
+from ..hub_code.explain_visualbert import explain_answers
 from ..training.report import table
 from ..visualization import answer_attention
 from .counts import HeadCounts

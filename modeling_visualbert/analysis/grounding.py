@@ -21,10 +21,10 @@ from transformers import PreTrainedModel
 
 from ..data.files import skipping
 from ..data.flickr30k import load_flickr30k
-from ..explain_visualbert import attention_weights
 from ..features.extract import Processes
-from ..regions_visualbert import pad_regions
-from ..text_visualbert import EncodedText, encode_words, pad_texts
+from ..hub_code.explain_visualbert import attention_weights
+from ..hub_code.regions_visualbert import pad_regions
+from ..hub_code.text_visualbert import EncodedText, encode_words, pad_texts
 from .counts import HeadCounts
 from .probes import Group, Probe, entity_probes, syntax_probes
 from .trees import Trees, edges_of

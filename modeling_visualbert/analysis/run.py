@@ -10,13 +10,13 @@ from typing import Any
 
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel
 
-from ..checkpoint_files import check_checkpoint
+from ..convert.checkpoint_files import check_checkpoint
 from ..corpus.build import CorpusConfig, ensure_corpus
 from ..data.files import index_images
 from ..data.flickr30k import read_split
 from ..features.extract import Processes, extract_regions, resizes_to_one_size
 from ..features.store import FeatureStore
-from ..modeling_visualbert import VisualBertModel
+from ..hub_code.modeling_visualbert import VisualBertModel
 from ..training.report import table
 from .grounding import ALONE, Grounding, Regions, RegionsOf, count_grounding
 from .report import MIN_PROBES, best_direction, grounding_report

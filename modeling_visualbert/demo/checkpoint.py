@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 
-from ..convert import HEADS
-from ..explain_visualbert import explain_answers
+from ..convert.visualbert import HEADS
 from ..features.extract import region_names
+from ..hub_code.explain_visualbert import explain_answers
 from .drawing import Bars, View
 
 _KEPT_PICTURES = 32  # whose regions are remembered: to ask again, or with another head, finds no regions anew

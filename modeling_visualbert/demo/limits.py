@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from ..image_processing_visualbert import load_picture
+from ..hub_code.image_processing_visualbert import load_picture
 
 MAX_UPLOAD_BYTES = 10_000_000
 MAX_PIXELS = 25_000_000  # what phones take; decoded it is 75 MB

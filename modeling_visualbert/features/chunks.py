@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..array_pickles import NUMBERS
-from ..checkpoint_files import why_refused
+from ..convert.array_pickles import NUMBERS
+from ..convert.checkpoint_files import why_refused
 
 
 class _PickledDtype:

@@ -24,11 +24,11 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
-from ..checkpoint_files import naming
+from ..convert.checkpoint_files import naming
 from ..data.files import read_json
-from ..image_processing_visualbert import load_picture
-from ..modeling_region_encoder import RegionEncoder
-from ..regions_visualbert import scale_boxes, split_regions
+from ..hub_code.image_processing_visualbert import load_picture
+from ..hub_code.modeling_region_encoder import RegionEncoder
+from ..hub_code.regions_visualbert import scale_boxes, split_regions
 from .draft import StoreDraft, check_plan, make_plan, plan_keys, read_failures
 from .format import Row, encode_row
 from .store import partial_folder

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from PIL import Image
 
-from ..image_processing_visualbert import load_picture
+from ..hub_code.image_processing_visualbert import load_picture
 from ..visualization import captioned, draw_regions, grid, region_labels
 from .extract import PictureSource
 from .store import FeatureStore

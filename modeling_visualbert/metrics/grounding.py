@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from ..regions_visualbert import box_iou
+from ..hub_code.regions_visualbert import box_iou
 
 IOU_THRESHOLD = 0.5
 RECALLS = (1, 5, 10)

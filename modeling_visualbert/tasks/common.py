@@ -21,19 +21,19 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
-from .. import modeling_visualbert
-from ..configuration_grid_encoder import GridRegionEncoderConfig
-from ..configuration_visualbert import VisualBertConfig
 from ..corpus.build import CorpusConfig, default_cache_dir, ensure_corpus
 from ..corpus.vocabulary import ASSETS
 from ..features.extract import describe_detector, extract_regions, image_processor_fields, load_region_encoder
 from ..features.format import FORMAT
 from ..features.store import FeatureStore, write_store
-from ..image_processing_visualbert import VisualBertImageProcessor
-from ..modeling_grid_encoder import GridRegionEncoder
-from ..modeling_region_detector import RegionDetector
-from ..modeling_region_encoder import RegionEncoder
-from ..modeling_visualbert import VisualBertModel
+from ..hub_code import modeling_visualbert
+from ..hub_code.configuration_grid_encoder import GridRegionEncoderConfig
+from ..hub_code.configuration_visualbert import VisualBertConfig
+from ..hub_code.image_processing_visualbert import VisualBertImageProcessor
+from ..hub_code.modeling_grid_encoder import GridRegionEncoder
+from ..hub_code.modeling_region_detector import RegionDetector
+from ..hub_code.modeling_region_encoder import RegionEncoder
+from ..hub_code.modeling_visualbert import VisualBertModel
 from ..training.args import TrainArgs
 
 SMALL_BACKBONE = "small"

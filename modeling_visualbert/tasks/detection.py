@@ -24,9 +24,9 @@ from transformers import AutoConfig, AutoModelForObjectDetection, DFineConfig, P
 
 from ..corpus.build import CorpusConfig, ensure_corpus
 from ..data.files import read_json, require
-from ..image_processing_visualbert import VisualBertImageProcessor, load_picture
-from ..modeling_region_encoder import QueryRegionEncoder, best_classes
-from ..regions_visualbert import box_iou, center_to_corners
+from ..hub_code.image_processing_visualbert import VisualBertImageProcessor, load_picture
+from ..hub_code.modeling_region_encoder import QueryRegionEncoder, best_classes
+from ..hub_code.regions_visualbert import box_iou, center_to_corners
 from ..training.args import TrainArgs
 from ..training.task import Batch, Predictions, Rows, Task
 

@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 
 from ..data.files import index_images
 from ..data.flickr30k import load_flickr30k, read_split
-from ..image_processing_visualbert import load_picture
+from ..hub_code.image_processing_visualbert import load_picture
+from ..hub_code.modeling_visualbert import VisualBertForRegionToPhraseAlignment
+from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..metrics.grounding import grounding_recall, matching_proposals
-from ..modeling_visualbert import VisualBertForRegionToPhraseAlignment
-from ..processing_visualbert import VisualBertProcessor
 from ..training.task import Batch, Predictions, Rows, Task, count_examples
 from ..visualization import captioned, draw_regions
 from .common import TaskArgs, corpus_folder, load_tokenizer, make_model, prepare_pictures

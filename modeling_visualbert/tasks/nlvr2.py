@@ -16,11 +16,11 @@ from transformers import PreTrainedModel
 
 from ..data.files import index_images_by_name
 from ..data.nlvr2 import find_nlvr2_file, load_nlvr2
-from ..image_processing_visualbert import load_picture
+from ..hub_code.image_processing_visualbert import load_picture
+from ..hub_code.modeling_visualbert import VisualBertForVisualReasoning
+from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..metrics.nlvr2 import nlvr2_accuracy
 from ..metrics.submissions import write_nlvr2_predictions
-from ..modeling_visualbert import VisualBertForVisualReasoning
-from ..processing_visualbert import VisualBertProcessor
 from ..training.task import Batch, Predictions, Rows, Task, count_examples
 from ..visualization import captioned, grid
 from .common import TaskArgs, corpus_folder, load_tokenizer, make_model, prepare_pictures

@@ -28,11 +28,11 @@ from transformers import PreTrainedModel
 from ..corpus.scenes import COLORS, SHAPES
 from ..data.coco import load_coco_captions
 from ..data.files import find_one, index_images, index_images_by_name, read_lines
-from ..image_processing_visualbert import load_picture
-from ..modeling_visualbert import VisualBertForPreTraining
-from ..processing_visualbert import VisualBertProcessor
-from ..regions_visualbert import join_regions, pad_regions
-from ..text_visualbert import EncodedText, encode_choice, encode_pair, mask_pieces, pad_alignment, pad_texts
+from ..hub_code.image_processing_visualbert import load_picture
+from ..hub_code.modeling_visualbert import VisualBertForPreTraining
+from ..hub_code.processing_visualbert import VisualBertProcessor
+from ..hub_code.regions_visualbert import join_regions, pad_regions
+from ..hub_code.text_visualbert import EncodedText, encode_choice, encode_pair, mask_pieces, pad_alignment, pad_texts
 from ..training.task import Batch, Predictions, Rows, Task
 from ..visualization import captioned, grid
 from .common import Boxes, Pictures, TaskArgs, corpus_folder, load_tokenizer, make_model, prepare_pictures

@@ -19,12 +19,12 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from ..data.vcr import NUM_CHOICES, load_vcr, read_metadata
-from ..image_processing_visualbert import load_picture
+from ..hub_code.image_processing_visualbert import load_picture
+from ..hub_code.modeling_region_encoder import RegionEncoder
+from ..hub_code.modeling_visualbert import VisualBertForMultipleChoice
+from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..metrics.submissions import write_vcr_leaderboard
 from ..metrics.vcr import choice_accuracy, leaderboard_accuracy
-from ..modeling_region_encoder import RegionEncoder
-from ..modeling_visualbert import VisualBertForMultipleChoice
-from ..processing_visualbert import VisualBertProcessor
 from ..training.loop import evaluate, read_predictions, write_predictions
 from ..training.task import Batch, Predictions, Rows, Task, count_examples
 from ..visualization import captioned, draw_regions

@@ -19,11 +19,11 @@ from transformers import AutoConfig
 from ..answers import build_answer_vocabulary, pythia_answers
 from ..data.files import index_images
 from ..data.vqa2 import find_vqa_files, load_vqa
-from ..image_processing_visualbert import load_picture
+from ..hub_code.image_processing_visualbert import load_picture
+from ..hub_code.modeling_visualbert import VisualBertForQuestionAnswering
+from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..metrics.submissions import write_vqa_results
 from ..metrics.vqa import normalise_answer, soft_targets, vqa_accuracy
-from ..modeling_visualbert import VisualBertForQuestionAnswering
-from ..processing_visualbert import VisualBertProcessor
 from ..training.task import Batch, Predictions, Rows, Task, count_examples, to_device
 from ..visualization import answer_attention, captioned, draw_regions
 from .common import TaskArgs, corpus_folder, load_tokenizer, make_model, prepare_pictures

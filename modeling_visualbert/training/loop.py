@@ -26,8 +26,8 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..compile_visualbert import compile_model
 from ..data.files import read_json_lines
+from ..hub_code.compile_visualbert import compile_model
 from .args import TrainArgs
 from .batches import AugmentedRows, MicroBatches, StepPlan
 from .checkpoint import list_checkpoints, load_checkpoint, save_checkpoint

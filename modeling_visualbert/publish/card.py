@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from .pipeline_visualbert import PIPELINES
+from ..hub_code.pipeline_visualbert import PIPELINES
 
 NOT_MEASURED = "not measured"
 # Settings of the run that a card lists, under the names that they have in `metrics.json`.
@@ -48,8 +48,8 @@ _REQUIRED = ("title", "head", "example")
 
 def cards_folder() -> Path:
     """`hub_cards`: inside an installed package, beside the package in a checkout."""
-    installed = Path(__file__).parent / "hub_cards"
-    return installed if installed.is_dir() else Path(__file__).parents[1] / "hub_cards"
+    installed = Path(__file__).parents[1] / "hub_cards"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "hub_cards"
 
 
 def load_facts(name: str | Path) -> dict[str, Any]:

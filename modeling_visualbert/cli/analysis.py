@@ -11,16 +11,23 @@ from typing import Any
 
 from transformers import AutoConfig, AutoProcessor
 
-from ..checkpoint_files import check_checkpoint
+from ..analysis.examples import make_examples
+from ..analysis.faithfulness import count_faithfulness, faithfulness_report, faithfulness_table
+from ..analysis.figures import draw_entities, draw_example, draw_relations
+from ..analysis.run import (
+    AnalysisOptions,
+    analyse_grounding,
+    grounding_tables,
+    load_material,
+    regions_from,
+    write_report,
+)
+from ..convert.checkpoint_files import check_checkpoint
 from ..corpus.build import CorpusConfig, ensure_corpus
 from ..data.vqa2 import find_vqa_files, load_vqa
 from ..features.extract import launched_processes
-from ..modeling_visualbert import VisualBertForQuestionAnswering
+from ..hub_code.modeling_visualbert import VisualBertForQuestionAnswering
 from ..training.report import table
-from .examples import make_examples
-from .faithfulness import count_faithfulness, faithfulness_report, faithfulness_table
-from .figures import draw_entities, draw_example, draw_relations
-from .run import AnalysisOptions, analyse_grounding, grounding_tables, load_material, regions_from, write_report
 
 
 def add_analysis_commands(commands: Any) -> None:

@@ -23,10 +23,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 
-from .convert import HEADS
-from .features.extract import load_region_encoder
-from .hub_card import build_card, cards_folder, default_facts, load_facts
-from .processing_visualbert import VisualBertProcessor
+from ..convert.visualbert import HEADS
+from ..features.extract import load_region_encoder
+from ..hub_code.processing_visualbert import VisualBertProcessor
+from .card import build_card, cards_folder, default_facts, load_facts
 
 MAX_FILE_BYTES = 50 * 10**9  # what the Hub takes
 _HEADS = {head.__name__: head for head in HEADS.values()}

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..hub_code.configuration_region_detector import COCO_CLASSES, RegionDetectorConfig
+from ..hub_code.detection_ops import cell_anchors, legacy_cell_anchors
+from ..hub_code.image_processing_region_detector import RegionDetectorImageProcessor
+from ..hub_code.modeling_region_detector import RegionDetector
 from .array_pickles import load_arrays
 from .checkpoint_files import KeyReport, load_weights, naming
-from .configuration_region_detector import COCO_CLASSES, RegionDetectorConfig
-from .detection_ops import cell_anchors, legacy_cell_anchors
-from .image_processing_region_detector import RegionDetectorImageProcessor
-from .modeling_region_detector import RegionDetector
 from .plain_yaml import parse_yaml
 
 logger = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedModel, TorchAoConfig
 
-from . import modeling_visualbert
-from .modeling_visualbert import (
+from ..hub_code import modeling_visualbert
+from ..hub_code.modeling_visualbert import (
     VisualBertForMultipleChoice,
     VisualBertForPreTraining,
     VisualBertForRegionToPhraseAlignment,

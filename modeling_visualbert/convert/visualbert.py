@@ -20,17 +20,17 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from .answers import pythia_answers
-from .checkpoint_files import KeyReport, load_weights, naming, summarise
-from .configuration_visualbert import VisualBertConfig
-from .convert_region_detector import detector_from_weights
-from .modeling_visualbert import (
+from ..answers import pythia_answers
+from ..hub_code.configuration_visualbert import VisualBertConfig
+from ..hub_code.modeling_visualbert import (
     VisualBertForMultipleChoice,
     VisualBertForPreTraining,
     VisualBertForQuestionAnswering,
     VisualBertForRegionToPhraseAlignment,
     VisualBertForVisualReasoning,
 )
+from .checkpoint_files import KeyReport, load_weights, naming, summarise
+from .region_detector import detector_from_weights
 
 HEADS: dict[str, type[PreTrainedModel]] = {
     "pretraining": VisualBertForPreTraining,

@@ -14,17 +14,14 @@ from PIL import Image
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, pipeline
 from transformers.utils import logging as transformers_logging
 
-from . import __version__
-from .analysis.commands import add_analysis_commands, explanation_lines
-from .checkpoint_files import check_checkpoint
-from .convert import HEADS, convert_original_checkpoint, convert_published_checkpoint, summarise
-from .convert_region_detector import convert_region_detector, is_region_detector, name_outputs
-from .corpus.build import CorpusConfig, ensure_corpus
-from .data.vcr import read_metadata
-from .explain_visualbert import explain_answers
-from .export import export_onnx, int8_config, load_head
-from .features.convert import READERS, convert_features
-from .features.extract import (
+from .. import __version__
+from ..convert.checkpoint_files import check_checkpoint
+from ..convert.region_detector import convert_region_detector, is_region_detector, name_outputs
+from ..convert.visualbert import HEADS, convert_original_checkpoint, convert_published_checkpoint, summarise
+from ..corpus.build import CorpusConfig, ensure_corpus
+from ..data.vcr import read_metadata
+from ..features.convert import READERS, convert_features
+from ..features.extract import (
     ExtractionOptions,
     extract_regions,
     extract_store,
@@ -32,15 +29,15 @@ from .features.extract import (
     load_region_encoder,
     region_names,
 )
-from .features.format import DTYPES
-from .features.pictures import IMAGE_IDS, list_dataset_pictures, list_pictures
-from .features.sheet import store_sheet
-from .features.store import FeatureStore
-from .hub import push_checkpoint
-from .image_processing_region_detector import RegionDetectorImageProcessor
-from .image_processing_visualbert import load_picture
-from .modeling_region_detector import RegionDetector
-from .pipeline_visualbert import (
+from ..features.format import DTYPES
+from ..features.pictures import IMAGE_IDS, list_dataset_pictures, list_pictures
+from ..features.sheet import store_sheet
+from ..features.store import FeatureStore
+from ..hub_code.explain_visualbert import explain_answers
+from ..hub_code.image_processing_region_detector import RegionDetectorImageProcessor
+from ..hub_code.image_processing_visualbert import load_picture
+from ..hub_code.modeling_region_detector import RegionDetector
+from ..hub_code.pipeline_visualbert import (
     PIPELINES,
     VisualBertGroundingPipeline,
     VisualBertMaskedCaptionPipeline,
@@ -49,8 +46,11 @@ from .pipeline_visualbert import (
     VisualBertReasoningPipeline,
     VisualBertVQAPipeline,
 )
-from .processing_visualbert import VisualBertProcessor
-from .visualization import answer_attention, captioned, draw_regions, grid, region_labels
+from ..hub_code.processing_visualbert import VisualBertProcessor
+from ..publish.export import export_onnx, int8_config, load_head
+from ..publish.push import push_checkpoint
+from ..visualization import answer_attention, captioned, draw_regions, grid, region_labels
+from .analysis import add_analysis_commands, explanation_lines
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -432,7 +432,7 @@ def _store(args: argparse.Namespace) -> None:
 
 def _demo(args: argparse.Namespace) -> None:
     try:
-        from .demo.page import serve
+        from ..demo.page import serve
     except ModuleNotFoundError as error:
         if error.name not in ("gradio", "starlette"):
             raise
@@ -523,7 +523,3 @@ def _export(args: argparse.Namespace) -> None:
 
 def _corpus(args: argparse.Namespace) -> None:
     print(ensure_corpus(CorpusConfig()))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,7 @@
+"""`python -m modeling_visualbert.cli`, the same as `visualbert`."""
+
+import sys
+
+from . import main
+
+sys.exit(main())
