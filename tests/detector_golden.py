@@ -8,7 +8,7 @@ import torch
 from helpers import shared
 from safetensors import safe_open
 
-from modeling_visualbert.convert.visualbert.region_detector import detector_from_weights
+from modeling_visualbert.convert.region_detector import detector_from_weights
 from modeling_visualbert.hub_code.image_processing_region_detector import RegionDetectorImageProcessor
 from modeling_visualbert.hub_code.modeling_region_detector import RegionDetector
 

@@ -8,7 +8,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
-from modeling_visualbert.convert.visualbert.array_pickles import load_arrays
+from modeling_visualbert.convert.array_pickles import load_arrays
 
 P2, P4 = b"\x80\x02", b"\x80\x04"
 MULTIARRAY = b"cnumpy.core.multiarray\n"

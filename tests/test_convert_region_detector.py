@@ -16,9 +16,9 @@ from helpers import inputs_for, tiny_model
 from modeling_visualbert import RegionDetector, RegionDetectorConfig, RegionDetectorImageProcessor
 from modeling_visualbert.cli import main
 from modeling_visualbert.convert.visualbert import convert_original_checkpoint
-from modeling_visualbert.convert.visualbert.checkpoint_files import summarise
-from modeling_visualbert.convert.visualbert.plain_yaml import parse_yaml
-from modeling_visualbert.convert.visualbert.region_detector import (
+from modeling_visualbert.convert.checkpoint_files import summarise
+from modeling_visualbert.convert.plain_yaml import parse_yaml
+from modeling_visualbert.convert.region_detector import (
     _config,
     _depths,
     _longest_suffix,
