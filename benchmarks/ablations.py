@@ -3,7 +3,7 @@
     python benchmarks/ablations.py --output_dir runs/ablations        # about half an hour on one CPU core
 
 Every line is the full pipeline with one field or flag changed. The paper starts from BERT; the stand-in here is a model that has
-read the corpus' questions without pictures. The paper's task is NLVR2 (`--task nlvr2`), which needs thousands of steps on the
+read the corpus' questions without images. The paper's task is NLVR2 (`--task nlvr2`), which needs thousands of steps on the
 corpus before it leaves chance; VQA shows differences after hundreds. Writes benchmarks/ablations.md with our numbers beside the
 paper's.
 """
@@ -91,7 +91,7 @@ def run_variant(variant: Variant, args: argparse.Namespace) -> float:
 
 
 def bert(args: argparse.Namespace) -> Path:
-    """Folder of the stand-in for BERT: masked words of the corpus' questions, no pictures."""
+    """Folder of the stand-in for BERT: masked words of the corpus' questions, no images."""
     folder = args.output_dir / "bert"
     steps = args.max_steps or BERT_STEPS
     changes = {"stage": "vqa", "text_only": True, "max_steps": steps, **MASKED}

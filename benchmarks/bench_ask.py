@@ -1,6 +1,6 @@
-"""Time from a picture and a question to an answer, warm, with a trained model.
+"""Time from an image and a question to an answer, warm, with a trained model.
 
-python benchmarks/bench_ask.py --model runs/vqa/best --picture picture.jpg
+python benchmarks/bench_ask.py --model runs/vqa/best --image image.jpg
 """
 
 import argparse
@@ -30,15 +30,15 @@ def milliseconds(call: Callable[[], object], repeats: int) -> tuple[float, float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True)
-    parser.add_argument("--picture", required=True)
+    parser.add_argument("--image", required=True)
     parser.add_argument("--repeats", type=int, default=50)
     args = parser.parse_args()
     model = AutoModelForVisualQuestionAnswering.from_pretrained(args.model).eval()
     processor = AutoProcessor.from_pretrained(args.model)
     cases = {
-        "one picture, one question": lambda: ask(model, processor, args.picture, QUESTIONS[:1]),
-        "one picture, 20 questions": lambda: ask(model, processor, args.picture, QUESTIONS),
-        "20 times one question": lambda: [ask(model, processor, args.picture, [question]) for question in QUESTIONS],
+        "one image, one question": lambda: ask(model, processor, args.image, QUESTIONS[:1]),
+        "one image, 20 questions": lambda: ask(model, processor, args.image, QUESTIONS),
+        "20 times one question": lambda: [ask(model, processor, args.image, [question]) for question in QUESTIONS],
     }
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, from the image file, milliseconds")
     print("| case | median | 90th percentile |\n|---|---|---|")

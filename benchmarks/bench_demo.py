@@ -107,7 +107,7 @@ def processor_seconds(process_id: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def picture_bytes(number: int) -> bytes:
+def image_bytes(number: int) -> bytes:
     """A rendered scene as PNG."""
     buffer = io.BytesIO()
     render(sample_scene(number, f"bench/{number}")).save(buffer, "PNG")
@@ -115,7 +115,7 @@ def picture_bytes(number: int) -> bytes:
 
 
 class Visitor:
-    """One browser: opens the page, uploads a picture, asks."""
+    """One browser: opens the page, uploads an image, asks."""
 
     def __init__(self, client: httpx.AsyncClient, number: int):
         self.client, self.number = client, number
@@ -125,7 +125,7 @@ class Visitor:
     async def arrive(self) -> None:
         page = await self.client.get("/")
         page.raise_for_status()
-        files = {"files": (f"{self.number}.png", picture_bytes(self.number))}
+        files = {"files": (f"{self.number}.png", image_bytes(self.number))}
         uploaded = await self.client.post("/gradio_api/upload", files=files)
         uploaded.raise_for_status()
         self.file = {"path": uploaded.json()[0], "meta": {"_type": "gradio.FileData"}}

@@ -1,4 +1,4 @@
-"""Region detectors of published size with random weights: seconds and peak memory for a picture, and where the time goes.
+"""Region detectors of published size with random weights: seconds and peak memory for an image, and where the time goes.
 
     python benchmarks/bench_detectors.py --threads 2
 
@@ -76,7 +76,7 @@ def milliseconds(call: Callable[[], object], repeats: int = 9) -> float:
 
 
 def boxes(count: int, clusters: int, generator: torch.Generator) -> torch.Tensor:
-    """Boxes of a 600 x 800 picture that crowd around a few objects, as proposals do; each alone if there are as many."""
+    """Boxes of a 600 x 800 image that crowd around a few objects, as proposals do; each alone if there are as many."""
     centers = torch.rand(clusters, 2, generator=generator) * torch.tensor([800.0, 600.0])
     sizes = torch.exp(torch.rand(clusters, 2, generator=generator) * 2.5 + 3)
     own = torch.randint(clusters, (count,), generator=generator)

@@ -103,13 +103,13 @@ def vcr_inputs(batch: int = 4, choices: int = 4) -> Inputs:
     seen = regions(generator, integers(generator, 5, 30, batch), dim=512)
     return {
         **{name: value.unflatten(0, (batch, choices)) for name, value in text.items()},
-        # Stock wants the picture once for each choice.
+        # Stock wants the image once for each choice.
         **{name: value[:, None].expand(-1, choices, *value.shape[1:]).contiguous() for name, value in seen.items()},
     }
 
 
 def nlvr2_inputs(batch: int = 2) -> Inputs:
-    """A sentence, two pictures of 144 regions each."""
+    """A sentence, two images of 144 regions each."""
     generator = torch.Generator().manual_seed(0)
     inputs = {**texts(generator, integers(generator, 15, 30, batch)), **regions(generator, [288] * batch, dim=1024)}
     inputs["visual_token_type_ids"] = (torch.arange(288) >= 144).long().expand(batch, -1)
@@ -216,7 +216,7 @@ def pretraining(checkpointing: bool) -> dict[str, Callable[[], Any]]:
 
 
 def many_questions() -> dict[str, Callable[[], Any]]:
-    """20 questions about one picture from pixels: stock detector and stock model one by one; regions once and one batch."""
+    """20 questions about one image from pixels: stock detector and stock model one by one; regions once and one batch."""
     torch.manual_seed(0)
     config = {"visual_embedding_dim": 256, "num_labels": 3129}
     models = {side: model.eval() for side, model in both_models("VisualBertForQuestionAnswering", **config).items()}
@@ -252,7 +252,7 @@ _REGION_INPUTS = ("visual_embeds", "visual_attention_mask")
 
 
 def feature_loading() -> dict[str, Callable[[], Any]]:
-    """Regions of 64 pictures, 100 x 2048 half-precision numbers each: a `.npy` file for each, or the store."""
+    """Regions of 64 images, 100 x 2048 half-precision numbers each: a `.npy` file for each, or the store."""
     folder = Path(tempfile.mkdtemp(prefix="bench_features_"))
     generator = torch.Generator().manual_seed(0)
     features = {i: torch.randn(100, 2048, generator=generator) for i in range(64)}
@@ -299,8 +299,8 @@ WORKLOADS = {
         None,
         lambda: training(QA, finetuning_inputs(), **VQA),
     ),
-    "many_questions": Workload("20 questions about one picture, from pixels", 5.0, many_questions, products=False),
-    "feature_loading": Workload("features of 64 pictures, 100 x 2048", None, feature_loading, products=False),
+    "many_questions": Workload("20 questions about one image, from pixels", 5.0, many_questions, products=False),
+    "feature_loading": Workload("features of 64 images, 100 x 2048", None, feature_loading, products=False),
 }
 
 

@@ -2,7 +2,7 @@
 
 python benchmarks/bench_store.py [--device cuda --num_workers 4 --batch_size 64]
 
-All files are read once before they are timed, so what is measured is reading from the page cache. Reads are of pictures in random
+All files are read once before they are timed, so what is measured is reading from the page cache. Reads are of images in random
 order, best of five rounds. The TSV is given what it lacks, an index of its lines.
 """
 
@@ -30,17 +30,17 @@ REGIONS, DIM, WORDS, ANSWERS = 100, 2048, 14, 3129
 
 
 def features(number: int) -> np.ndarray:
-    """Features of a picture, float16 [REGIONS, DIM]."""
+    """Features of an image, float16 [REGIONS, DIM]."""
     return np.random.default_rng(number).random((REGIONS, DIM), dtype=np.float32).astype(np.float16)
 
 
-def pictures(count: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """Regions of pictures with ids as COCO has them."""
+def images(count: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Regions of images with ids as COCO has them."""
     return ((f"{number:012d}", {"visual_embeds": features(number)}) for number in range(count))
 
 
 def microseconds(ways: dict[str, Callable[[int], object]], order: Sequence[int]) -> dict[str, float]:
-    """Time of one read in each way: the best of five rounds over all pictures, the ways taking turns."""
+    """Time of one read in each way: the best of five rounds over all images, the ways taking turns."""
     best = dict.fromkeys(ways, float("inf"))
     for _ in range(5):
         for name, read in ways.items():
@@ -52,8 +52,8 @@ def microseconds(ways: dict[str, Callable[[int], object]], order: Sequence[int])
 
 
 def compare_reads(folder: Path, count: int) -> None:
-    """Random reads from the store, from one .npy for each picture, and from the TSV."""
-    write_store(folder / "store", pictures(count), DIM, "benchmark", "float16")
+    """Random reads from the store, from one .npy for each image, and from the TSV."""
+    write_store(folder / "store", images(count), DIM, "benchmark", "float16")
     offsets = []
     with (folder / "a.tsv").open("wb") as tsv:
         for number in range(count):
@@ -85,7 +85,7 @@ def compare_reads(folder: Path, count: int) -> None:
     order = np.random.default_rng(0).permutation(count).tolist()
     for number in order:
         assert torch.equal(from_tsv(number), store[ids[number]]["visual_embeds"])
-    print(f"\n{count} pictures of {REGIONS} x {DIM}\n")
+    print(f"\n{count} images of {REGIONS} x {DIM}\n")
     print("| read | way | microseconds | reads/s | times the store's |\n|---|---|---|---|---|")
     for kind, ways in (("float16 array", arrays), ("float32 tensor", tensors)):
         times = microseconds(ways, order)
@@ -109,7 +109,7 @@ print(json.dumps([len(store), 1e3 * opened, after - before, 1e3 * first, memory(
 
 
 def open_large_store(folder: Path, count: int = 120_000) -> None:
-    """Opening a store of as many pictures as COCO has, in a process of its own."""
+    """Opening a store of as many images as COCO has, in a process of its own."""
     row = np.zeros((2, 8), np.float32)
     write_store(
         folder / "large", ((f"{n:012d}", {"visual_embeds": row}) for n in range(count)), 8, "benchmark", "float16"
@@ -117,7 +117,7 @@ def open_large_store(folder: Path, count: int = 120_000) -> None:
     done = subprocess.run([sys.executable, "-c", OPEN, folder / "large"], check=True, capture_output=True, text=True)
     images, opened, memory, first, later = json.loads(done.stdout)
     print(
-        f"\n| pictures | opening, ms | memory added, MiB | first read, ms | memory after 1200 reads all over it, MiB |\n"
+        f"\n| images | opening, ms | memory added, MiB | first read, ms | memory after 1200 reads all over it, MiB |\n"
         f"|---|---|---|---|---|\n| {images:,} | {opened:.1f} | {memory:.1f} | {first:.1f} | {later:.1f} |"
     )
 

@@ -3,7 +3,7 @@
     python benchmarks/pretraining_curves.py --output_dir runs/curves        # about an hour on one CPU core
 
 Starting points of each task: nothing; the COCO stage; the COCO stage and the stage on the task's own text; and a VQA model, which
-has seen other answers to the same pictures. Writes docs/pretraining_curves.png and benchmarks/pretraining_curves.md.
+has seen other answers to the same images. Writes docs/pretraining_curves.png and benchmarks/pretraining_curves.md.
 """
 
 from __future__ import annotations

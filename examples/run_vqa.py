@@ -30,7 +30,7 @@ def main() -> None:
         else None,
     )
     if accelerator.is_main_process and corpus:
-        print(f"try: visualbert ask --model {args.output_dir}/best PICTURE QUESTION")
+        print(f"try: visualbert ask --model {args.output_dir}/best IMAGE QUESTION")
     accelerator.end_training()
 
 

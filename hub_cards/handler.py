@@ -3,7 +3,7 @@
 {"inputs": {"image": "<base64>", "question": "What color is the star?"}, "parameters": {"top_k": 3}}
     -> [{"answer": "red", "score": 0.98}, ...]
 
-Other tasks take the keys of their pipeline in `inputs`: `images`, two pictures, and `statement`; `question`, `choices`, `objects`
+Other tasks take the keys of their pipeline in `inputs`: `images`, two images, and `statement`; `question`, `choices`, `objects`
 and `boxes`; `sentence` and `phrases`; `text`. What is too large is refused before it costs memory, and the message says so.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 from transformers import pipeline
 
-MAX_PICTURE_BYTES = 10_000_000
+MAX_IMAGE_BYTES = 10_000_000
 MAX_PIXELS = 25_000_000  # decoded it is 75 MB
 MAX_CHARACTERS = 2_000  # of one text
 MAX_ITEMS = 100  # of one list: questions, choices, objects, phrases, corners of an outline
@@ -30,14 +30,14 @@ class EndpointHandler:
     def __call__(self, data: dict[str, Any]) -> Any:
         """
         Args:
-            data: `inputs`, a dict with the keys that the pipeline takes, pictures as base64 (a `data:` address is taken too),
+            data: `inputs`, a dict with the keys that the pipeline takes, images as base64 (a `data:` address is taken too),
                 and optionally `parameters`: `top_k`.
 
         Returns:
             What the pipeline returns, which is plain JSON data.
 
         Raises:
-            ValueError, TypeError: Something is missing, unknown, too large or no picture; the message says what.
+            ValueError, TypeError: Something is missing, unknown, too large or no image; the message says what.
         """
         inputs = data.get("inputs") if isinstance(data, dict) else None
         if not isinstance(inputs, dict):
@@ -49,35 +49,35 @@ class EndpointHandler:
 
 
 def _checked(key: str, value: Any) -> Any:
-    """Pictures decoded; of everything else only the size is looked at, as the pipeline checks what it is."""
+    """Images decoded; of everything else only the size is looked at, as the pipeline checks what it is."""
     if key == "image":
-        return _picture(value)
+        return _image(value)
     if key == "images":
         if not isinstance(value, list) or len(value) != 2:
-            raise ValueError("images: expected a list of two pictures")
-        return [_picture(picture) for picture in value]
+            raise ValueError("images: expected a list of two images")
+        return [_image(image) for image in value]
     _check_size(key, value)
     return value
 
 
-def _picture(encoded: Any) -> Image.Image:
+def _image(encoded: Any) -> Image.Image:
     if not isinstance(encoded, str):
-        raise ValueError(f"a picture is {type(encoded).__name__}; expected base64")
+        raise ValueError(f"an image is {type(encoded).__name__}; expected base64")
     if encoded.startswith("data:"):
         encoded = encoded.partition(",")[2]
-    if len(encoded) > MAX_PICTURE_BYTES * 4 // 3 + 4:
-        raise ValueError(f"a picture has more than {MAX_PICTURE_BYTES // 1_000_000} MB; expected at most as many")
+    if len(encoded) > MAX_IMAGE_BYTES * 4 // 3 + 4:
+        raise ValueError(f"an image has more than {MAX_IMAGE_BYTES // 1_000_000} MB; expected at most as many")
     try:
         image = Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)), formats=FORMATS)
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ValueError(f"a picture cannot be read; expected {', '.join(FORMATS)}") from error
+        raise ValueError(f"an image cannot be read; expected {', '.join(FORMATS)}") from error
     except (ValueError, OSError) as error:
         raise ValueError(
-            f"a picture is no base64, such as {encoded[:20]!r}; paths and addresses are not opened"
+            f"an image is no base64, such as {encoded[:20]!r}; paths and addresses are not opened"
         ) from error
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(
-            f"a picture has {image.width * image.height / 1e6:.0f} megapixels; expected at most {MAX_PIXELS // 1_000_000}"
+            f"an image has {image.width * image.height / 1e6:.0f} megapixels; expected at most {MAX_PIXELS // 1_000_000}"
         )
     return image
 

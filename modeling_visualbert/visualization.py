@@ -1,4 +1,4 @@
-"""Pictures of regions: where they are, and how much the answer looked at each of them."""
+"""Images of regions: where they are, and how much the answer looked at each of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from .hub_code.explain_visualbert import answer_positions, attention_weights
 from .hub_code.modeling_visualbert import VisualBertForQuestionAnswering
 
-_MIN_WIDTH = 480  # small pictures are enlarged to this, so that boxes and labels can be read
+_MIN_WIDTH = 480  # small images are enlarged to this, so that boxes and labels can be read
 _MAX_HEIGHT = 4096  # but narrow ones are not made higher than this
 _QUIET, _LOUD = (90, 140, 190), (230, 85, 13)
 
@@ -45,12 +45,12 @@ def draw_regions(
     weights: Sequence[float] | None = None,
     labels: Sequence[str] | None = None,
 ) -> Image.Image:
-    """Draw boxes on a copy of the picture, enlarged to a width of 480 pixels if it is smaller (narrow ones: as far as they stay
+    """Draw boxes on a copy of the image, enlarged to a width of 480 pixels if it is smaller (narrow ones: as far as they stay
     below 4096 pixels of height).
 
     Args:
-        image: The picture.
-        boxes: x1, y1, x2, y2 in pixels of the picture.
+        image: The image.
+        boxes: x1, y1, x2, y2 in pixels of the image.
         weights: Strength of each region; the strongest is thick and orange, the others thin and blue.
         labels: Text of each box.
 
@@ -70,7 +70,7 @@ def draw_regions(
         box = [side * scale for side in boxes[i]]
         draw.rectangle(box, outline=color, width=round(1 + 4 * share))
         if labels is not None:
-            # Inside the picture, whatever its end.
+            # Inside the image, whatever its end.
             left = max(0.0, min(box[0], canvas.width - font.getlength(labels[i])))
             anchor = (left, max(0.0, box[1] - 17))
             draw.rectangle(draw.textbbox(anchor, labels[i], font=font), fill="white")
@@ -84,7 +84,7 @@ def region_labels(
     """What is known of each region, as "red car 93%": attribute, class, confidence.
 
     Args:
-        regions: Regions of a picture; `class_ids`, `attribute_ids` and `scores` may be missing.
+        regions: Regions of an image; `class_ids`, `attribute_ids` and `scores` may be missing.
         classes, attributes: Their names by id; without them, "class 5".
     """
     parts = []
@@ -99,7 +99,7 @@ def region_labels(
 
 
 def captioned(image: Image.Image, lines: Sequence[str]) -> Image.Image:
-    """The picture, enlarged as by [`draw_regions`], with lines of text below; what is too long goes on in the next, indented."""
+    """The image, enlarged as by [`draw_regions`], with lines of text below; what is too long goes on in the next, indented."""
     image = _enlarged(image)
     font, height, margin = ImageFont.load_default(size=15), 20, 4
     wrapped = [part for line in lines for part in _wrap(line, font, image.width - 2 * margin)]
@@ -129,13 +129,13 @@ def _wrap(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: 
 
 
 def grid(images: Sequence[Image.Image], columns: int = 3, gap: int = 8) -> Image.Image:
-    """Pictures side by side, in cells as large as the largest.
+    """Images side by side, in cells as large as the largest.
 
     Raises:
-        ValueError: There are no pictures.
+        ValueError: There are no images.
     """
     if not images:
-        raise ValueError("no pictures to lay out")
+        raise ValueError("no images to lay out")
     columns = min(columns, len(images))
     width, height = max(i.width for i in images) + gap, max(i.height for i in images) + gap
     sheet = Image.new("RGB", (columns * width + gap, -(-len(images) // columns) * height + gap), "white")

@@ -38,7 +38,7 @@ def image_ids(data):
 
 @pytest.fixture(scope="module")
 def regions(data, image_ids):
-    """Made up regions of each picture: most gold boxes, some twice, moved a little, and boxes of nothing."""
+    """Made up regions of each image: most gold boxes, some twice, moved a little, and boxes of nothing."""
     rng = random.Random(0)
     generator = torch.Generator().manual_seed(0)
     found = {}
@@ -177,12 +177,12 @@ def test_intervals_are_those_of_plain_loops(model, data, image_ids, regions_of, 
             assert counts.gain(layer, head) == pytest.approx((gain, gain - reach, gain + reach), abs=1e-6)
 
 
-def test_intervals_agree_with_resampled_pictures():
-    """The bootstrap over pictures, which needs all of them in memory, gives the same intervals."""
+def test_intervals_agree_with_resampled_images():
+    """The bootstrap over images, which needs all of them in memory, gives the same intervals."""
     rng = np.random.default_rng(0)
     counts, images = HeadCounts(), []
     for _ in range(400):
-        easy = rng.random()  # probes of one picture are alike
+        easy = rng.random()  # probes of one image are alike
         size = int(rng.integers(1, 12))
         hits, base = rng.random(size) < easy, rng.random(size) < 0.3
         images.append((hits.sum(), base.sum(), size))
@@ -197,7 +197,7 @@ def test_intervals_agree_with_resampled_pictures():
     assert counts.gain(0, 0)[1:] == pytest.approx(np.quantile(gain, (0.025, 0.975)), abs=0.004)
     low, high = counts.interval(0, 0)
     naive = wilson(counts.accuracy(0, 0), counts.probes)
-    assert high - low > 1.4 * (naive[1] - naive[0]), "words of one picture are no independent tries"
+    assert high - low > 1.4 * (naive[1] - naive[0]), "words of one image are no independent tries"
 
 
 def test_wilson_at_the_ends():
@@ -207,7 +207,7 @@ def test_wilson_at_the_ends():
     assert wilson(0.5, 100, 0.99)[0] < wilson(0.5, 100)[0]
 
 
-def test_one_picture_says_next_to_nothing():
+def test_one_image_says_next_to_nothing():
     counts, yes = HeadCounts(), torch.ones(50, dtype=torch.bool)
     counts.add_image(yes[:, None, None], torch.ones(50, 1, 1), ~yes, torch.zeros(50), yes)
     assert counts.accuracy(0, 0) == 1.0
@@ -217,7 +217,7 @@ def test_one_picture_says_next_to_nothing():
 
 
 def test_parts_add_up_to_the_whole(model, data, image_ids, regions_of):
-    """As processes do that share the pictures."""
+    """As processes do that share the images."""
     whole, merged = count(model, data, image_ids, regions_of, images_per_batch=1), None
     for rank in range(3):
         part = count(model, data, image_ids[rank::3], regions_of, images_per_batch=1)
@@ -252,7 +252,7 @@ def test_layers_that_read_only_text_are_left_out(data, image_ids, regions_of):
     assert found.counts["entities", "all"].h.shape == (1, 4)
 
 
-def test_pictures_without_regions_are_missed(model, data, image_ids, regions):
+def test_images_without_regions_are_missed(model, data, image_ids, regions):
     empty = {"visual_embeds": torch.zeros(0, DIM), "boxes": torch.zeros(0, 4)}
     found = count(model, data, image_ids[:4], lambda ids: ((i, empty) for i in ids), images_per_batch=2)
     counts = found.counts["entities", "all"]
@@ -281,7 +281,7 @@ def copied(data, tmp_path):
 def test_data_without_grounded_words_is_refused(model, copied, image_ids, regions_of):
     for image_id in image_ids[:3]:
         (copied / "Sentences" / f"{image_id}.txt").write_text("There is nothing to see .\n")
-    with pytest.raises(ValueError, match="none of the sentences of 3 pictures has a phrase with a box"):
+    with pytest.raises(ValueError, match="none of the sentences of 3 images has a phrase with a box"):
         count(model, copied, image_ids[:3], regions_of)
     found = count(model, copied, image_ids[:4], regions_of)
     assert found.seen["images"] == 4 and found.counts["entities", "all"].images == 1

@@ -21,7 +21,7 @@ from modeling_visualbert.analysis.figures import Example, draw_example
 from modeling_visualbert.cli import main
 from modeling_visualbert.data.flickr30k import load_flickr30k, read_split
 from modeling_visualbert.features.extract import extract_store, load_region_encoder
-from modeling_visualbert.features.pictures import list_pictures
+from modeling_visualbert.features.images import list_images
 from modeling_visualbert.tasks.common import DETECTOR
 
 ROOT = Path(__file__).parents[1]
@@ -77,12 +77,12 @@ def test_numbers_figures_and_tables_are_written(analysed, corpus):
     for relation, directions in report["syntax"].items():
         assert f"\n{relation} " in text
         assert set(directions) <= {"at dependent", "at head"}
-    stems = {"entities", "relations"} | {path.stem for path in analysed.glob("picture_*.png")}
+    stems = {"entities", "relations"} | {path.stem for path in analysed.glob("image_*.png")}
     assert len(stems) == 4
     for stem in stems:
-        with Image.open(analysed / f"{stem}.png") as picture:
-            assert min(picture.size) > 300
-            assert np.asarray(picture.convert("L")).std() > 10
+        with Image.open(analysed / f"{stem}.png") as image:
+            assert min(image.size) > 300
+            assert np.asarray(image.convert("L")).std() > 10
 
 
 def svg_text(path):
@@ -101,8 +101,8 @@ def test_captions_state_the_numbers(analysed):
     relations = svg_text(analysed / "relations.svg")
     for name in ("nmod", "amod", "nsubj", "obj"):
         assert re.search(rf"{name} \(\d+ words\): head \d-\d at (dependent|head) \d", relations), name
-    picture = svg_text(next(analysed.glob("picture_*.svg")))
-    assert re.search(r"Strongest region right: layer 1, head \d: \d of \d; layer 2, head \d: \d of \d", picture)
+    image = svg_text(next(analysed.glob("image_*.svg")))
+    assert re.search(r"Strongest region right: layer 1, head \d: \d of \d; layer 2, head \d: \d of \d", image)
 
 
 def test_the_command_says_the_same_every_time(pretrained, corpus, analysed, tmp_path):
@@ -113,12 +113,12 @@ def test_the_command_says_the_same_every_time(pretrained, corpus, analysed, tmp_
 
 def test_stored_regions_give_the_same_numbers(pretrained, corpus, analysed, tmp_path, capsys):
     encoder, image_processor = load_region_encoder(DETECTOR)
-    pictures = [p for split in ("val", "test") for p in list_pictures(corpus / "images" / split, "number")]
-    extract_store(tmp_path / "store", pictures, encoder, image_processor, progress=False)
+    images = [p for split in ("val", "test") for p in list_images(corpus / "images" / split, "number")]
+    extract_store(tmp_path / "store", images, encoder, image_processor, progress=False)
     data = ["--data", str(corpus / "flickr30k"), "--split", "shapes_test", "--dev_split", "shapes_val"]
     flags = ["--features", str(tmp_path / "store"), "--cpu"]
     assert main(["analyze", "--model", str(pretrained), "--out", str(tmp_path / "out"), *data, *flags]) == 0
-    assert "no pictures are drawn" in capsys.readouterr().err
+    assert "no images are drawn" in capsys.readouterr().err
     mine, theirs = (json.loads((out / "analysis.json").read_text()) for out in (tmp_path / "out", analysed))
     accuracies = [[head["accuracy"] for head in report["entities"]["all"]["heads"]] for report in (mine, theirs)]
     np.testing.assert_allclose(*accuracies, atol=1.0)  # features are stored in half precision
@@ -143,10 +143,10 @@ def test_without_trees_and_dev_split(pretrained, corpus, tmp_path, capsys):
         (["--trees", "nowhere"], "nowhere: no such folder of dependency trees"),
         (["--trees", "here", "--parser", "stanza:en"], "both --trees and --parser"),
         (["--parser", "corenlp"], "expected spacy:MODEL or stanza:LANGUAGE"),
-        (["--batch_size", "0"], "0 pictures at a time; expected at least 1"),
+        (["--batch_size", "0"], "0 images at a time; expected at least 1"),
         (["--pictures", "-1"], "--pictures -1; expected at least 0"),
         (["--features", "nowhere"], "nowhere"),
-        (["--images", "tests"], "no picture of image 20000"),
+        (["--images", "tests"], "no image of image 20000"),
         (["--model", "./nowhere"], "nowhere: no such checkpoint folder"),
         (["--model", str(DETECTOR)], "expected VisualBERT"),
     ],
@@ -183,7 +183,7 @@ def test_two_processes_say_what_one_says(pretrained, corpus, analysed, tmp_path)
 def example(num_regions, right):
     generator = np.random.default_rng(0)
     return Example(
-        picture=Image.new("RGB", (200, 100), "white"),
+        image=Image.new("RGB", (200, 100), "white"),
         boxes=[[4.0 * i, 10.0, 4.0 * i + 20.0, 40.0] for i in range(num_regions)],
         labels=["thing"] * num_regions,
         words=["the", "red", "thing"],
@@ -202,8 +202,8 @@ def test_more_regions_than_fit_are_counted_in_the_caption(tmp_path):
     assert len(set(re.findall(r"\d+ thing", text))) == 12
     draw_example(example(12, {2: [3]}), tmp_path / "few")
     assert "regions are shown" not in svg_text(tmp_path / "few.svg")
-    with Image.open(tmp_path / "many.png") as picture:
-        assert max(picture.size) < 2500
+    with Image.open(tmp_path / "many.png") as image:
+        assert max(image.size) < 2500
 
 
 def test_examples_that_cannot_be_drawn(tmp_path):
@@ -212,8 +212,8 @@ def test_examples_that_cannot_be_drawn(tmp_path):
 
 
 def test_ask_explains(answering, corpus, tmp_path, capsys):
-    picture = next((corpus / "images" / "test").iterdir())
-    asked = ["ask", "--model", str(answering), str(picture), "Is there a red star?", "How many things are there?"]
+    image = next((corpus / "images" / "test").iterdir())
+    asked = ["ask", "--model", str(answering), str(image), "Is there a red star?", "How many things are there?"]
     assert main([*asked, "--explain", "--json", "--picture_out", str(tmp_path / "out.png")]) == 0
     records = json.loads(capsys.readouterr().out)
     for record in records:
@@ -241,9 +241,9 @@ def test_explanations_are_checked_against_the_answer_without_a_region(answering,
     questions = json.loads((corpus / "vqa" / "v2_OpenEnded_shapes_test_questions.json").read_text())["questions"]
     changes, randoms = [], []
     for image_id in sorted({question["image_id"] for question in questions})[:3]:
-        picture = corpus / "images" / "test" / f"shapes_test_{image_id:012d}.jpg"
+        image = corpus / "images" / "test" / f"shapes_test_{image_id:012d}.jpg"
         for question in (q["question"] for q in questions if q["image_id"] == image_id):
-            ((whole,),), regions = ask(model, processor, picture, [question], top_k=1)
+            ((whole,),), regions = ask(model, processor, image, [question], top_k=1)
             embeds, answers = regions["visual_embeds"], []
             for left_out in range(len(embeds)):
                 kept = {"visual_embeds": embeds[[i for i in range(len(embeds)) if i != left_out]]}

@@ -78,16 +78,16 @@ def test_trees_are_of_the_sentences(flickr30k):
             "punct(5, .)",
         ),
         (
-            r"You can see the \w+ , the \w+ and the \w+ in the picture \.",
+            r"You can see the \w+ , the \w+ and the \w+ in the image \.",
             "nsubj(2, You) aux(2, can) root(-, 2) det(4, the) obj(2, 4) punct(7, ,) det(7, the) conj(4, 7) cc(10, and) "
             "det(10, the) conj(4, 10) case(13, in) det(13, the) obl(2, 13) punct(2, .)",
         ),
         (
-            r"The two \w+ things are in the picture \.",
+            r"The two \w+ things are in the image \.",
             "det(3, The) nummod(3, two) amod(3, 2) nsubj(7, 3) cop(7, are) case(7, in) det(7, the) root(-, 7) punct(7, .)",
         ),
         (
-            r"The two \w+s are in one picture with the \w+ \.",
+            r"The two \w+s are in one image with the \w+ \.",
             "det(2, The) nummod(2, two) nsubj(6, 2) cop(6, are) case(6, in) nummod(6, one) root(-, 6) case(9, with) "
             "det(9, the) nmod(6, 9) punct(6, .)",
         ),

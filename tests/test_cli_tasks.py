@@ -33,14 +33,14 @@ def scene():
 
 @pytest.fixture(scope="module")
 def files(scene, tmp_path_factory):
-    """Two pictures, the metadata of the first, and one of another size."""
+    """Two images, the metadata of the first, and one of another size."""
     folder = tmp_path_factory.mktemp("files")
     render(scene).save(folder / "left.png")
     render(sample_scene(1, "cli/1")).save(folder / "right.png")
     (folder / "left.json").write_text(json.dumps(metadata_record(scene)))
     (folder / "other.json").write_text(json.dumps({**metadata_record(scene), "width": 161}))
     (folder / "broken.json").write_text("{")
-    (folder / "text.png").write_text("no picture")
+    (folder / "text.png").write_text("no image")
     return folder
 
 
@@ -132,11 +132,11 @@ def test_text_says_the_same_as_json(capsys, saved, files, scene, command):
         (record,) = records
         assert len(record["words"]) == 3
         words = [", ".join(f"{w['word']} ({w['score']:.0%})" for w in best) for best in record["words"]]
-        assert lines == [*words, f"texts and picture belong together: {record['match']:.0%}"]
+        assert lines == [*words, f"texts and image belong together: {record['match']:.0%}"]
 
 
 @pytest.mark.parametrize("command", HEADS)
-def test_a_picture_is_drawn(capsys, saved, files, tmp_path, command):
+def test_a_image_is_drawn(capsys, saved, files, tmp_path, command):
     out = tmp_path / "drawn.png"
     done = run(capsys, saved, command, arguments(command, files), "--picture_out", str(out))
     assert done.err.splitlines() == [f"drawn: {out}"]
@@ -188,12 +188,12 @@ def test_a_checkpoint_of_another_task_is_refused(capsys, saved, files, command):
 
 
 @pytest.mark.parametrize("command", HEADS)
-@pytest.mark.parametrize("missing", ["model", "picture", "no-picture"])
+@pytest.mark.parametrize("missing", ["model", "image", "no-image"])
 def test_missing_and_broken_files_are_named(capsys, saved, files, command, missing):
     folder = str(files / "nowhere") if missing == "model" else str(saved[command][2])
     argv = arguments(command, files)
     if missing != "model":
-        argv = [str(files / ("nowhere.png" if missing == "picture" else "text.png")), *argv[1:]]
+        argv = [str(files / ("nowhere.png" if missing == "image" else "text.png")), *argv[1:]]
     line = failed(capsys, [command, "--model", folder, *argv])
     assert (folder if missing == "model" else argv[0]) in line
 
@@ -230,7 +230,7 @@ def test_what_users_get_wrong_ends_with_status_2_and_one_line(capsys, saved, fil
 
 
 @pytest.mark.parametrize("command", HEADS)
-def test_a_picture_without_anything_in_it_is_no_accident(capsys, saved, files, tmp_path, command):
+def test_a_image_without_anything_in_it_is_no_accident(capsys, saved, files, tmp_path, command):
     empty = tmp_path / "empty.png"
     Image.new("RGB", (160, 128), "white").save(empty)
     argv = [str(empty), *arguments(command, files)[1:]]
@@ -241,7 +241,7 @@ def test_a_picture_without_anything_in_it_is_no_accident(capsys, saved, files, t
 
 @pytest.mark.parametrize("command", HEADS)
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA"])
-def test_pictures_of_any_mode_are_read_and_drawn(capsys, saved, files, tmp_path, command, mode):
+def test_images_of_any_mode_are_read_and_drawn(capsys, saved, files, tmp_path, command, mode):
     with Image.open(files / "left.png") as image:
         image.convert(mode).save(tmp_path / "left.png")
     argv = [str(tmp_path / "left.png"), *arguments(command, files)[1:]]

@@ -578,7 +578,7 @@ def test_the_command(tmp_path, capsys):
     write_tsv(tmp_path / "a.tsv")
     argv = ["convert-features", str(tmp_path / "a.tsv"), str(tmp_path / "store"), "--ids", "number"]
     assert main([*argv, "--detector", "bottom-up attention"]) == 0
-    assert "store: regions of 3 pictures, dim 5, float16" in capsys.readouterr().out
+    assert "store: regions of 3 images, dim 5, float16" in capsys.readouterr().out
     store = FeatureStore(tmp_path / "store", expect_dim=5, expect_detector="any")  # what made it is not known exactly
     assert store.detector == {"name": "bottom-up attention", "fingerprint": None}
     assert main(argv) == 2

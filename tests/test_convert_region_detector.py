@@ -15,7 +15,6 @@ from helpers import inputs_for, tiny_model
 
 from modeling_visualbert import RegionDetector, RegionDetectorConfig, RegionDetectorImageProcessor
 from modeling_visualbert.cli import main
-from modeling_visualbert.convert.visualbert import convert_original_checkpoint
 from modeling_visualbert.convert.checkpoint_files import summarise
 from modeling_visualbert.convert.plain_yaml import parse_yaml
 from modeling_visualbert.convert.region_detector import (
@@ -29,6 +28,7 @@ from modeling_visualbert.convert.region_detector import (
     name_outputs,
     original_names,
 )
+from modeling_visualbert.convert.visualbert import convert_original_checkpoint
 
 TOLERANT = {"canonical_scale": 44}  # of the recorded pyramids; no yaml tells it
 

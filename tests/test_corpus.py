@@ -43,8 +43,8 @@ FORMS = {
     "color": (r"What color is the (.+)\?", r"What is the color of the (.+)\?", r"The (.+) is what color\?"),
     "shape": (r"What shape is the (.+)\?", r"What is the shape of the (.+)\?", r"The (.+) is what shape\?"),
     "size": (r"What size is the (.+)\?", r"Is the (.+) small or big\?", r"Is the (.+) big or small\?"),
-    "count": (r"How many (.+) are there\?", r"How many (.+) are in the picture\?", r"What number of (.+) are there\?"),
-    "exist": (r"Is there an? (.+)\?", r"Is an? (.+) in the picture\?", r"Can you see an? (.+)\?"),
+    "count": (r"How many (.+) are there\?", r"How many (.+) are in the image\?", r"What number of (.+) are there\?"),
+    "exist": (r"Is there an? (.+)\?", r"Is an? (.+) in the image\?", r"Can you see an? (.+)\?"),
     "relation": (
         r"Is the (.+) in the (left or right|top or bottom) half\?",
         r"Is the (.+) (to the left or right of|above or below) the (.+)\?",
@@ -169,9 +169,9 @@ def test_files_load_as_vqa_v2(corpus, split):
     found = find_vqa_files(corpus / "vqa", split)
     rows = load_vqa(found.questions, found.annotations)
     assert len(rows) == 8 * CONFIG.scenes(split)
-    pictures = index_images(corpus / "images" / split)
-    assert set(rows["image_id"]) == set(pictures) == set(scenes_of(corpus, split))
-    for path in pictures.values():
+    images = index_images(corpus / "images" / split)
+    assert set(rows["image_id"]) == set(images) == set(scenes_of(corpus, split))
+    for path in images.values():
         with Image.open(path) as image:
             assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (WIDTH, HEIGHT))
 
@@ -222,7 +222,7 @@ def test_building_again_writes_the_same_bytes(corpus, tmp_path):
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "again")], check=True, env=environment)
     files = sorted(path.relative_to(corpus) for path in corpus.rglob("*") if path.is_file())
     assert files == sorted(p.relative_to(tmp_path / "again") for p in tmp_path.rglob("*") if p.is_file())
-    # Pictures, nine files a split, VCR (picture and metadata), NLVR2 (sets of eight), Flickr30k (sentences, boxes, trees), two.
+    # Images, nine files a split, VCR (image and metadata), NLVR2 (sets of eight), Flickr30k (sentences, boxes, trees), two.
     assert len(files) == 100 + 3 * 9 + 2 * 100 + 8 * (7 + 2 + 2) + 3 * 100 + 2
     for file in files:
         assert (corpus / file).read_bytes() == (tmp_path / "again" / file).read_bytes(), file
@@ -235,7 +235,7 @@ def test_more_training_scenes_leave_dev_and_test_as_they_are():
     assert sample_splits(replace(CONFIG, seed=1))["test"] != small["test"]
 
 
-def test_a_scene_survives_its_file_and_draws_the_same_picture(corpus, tmp_path):
+def test_a_scene_survives_its_file_and_draws_the_same_image(corpus, tmp_path):
     for image_id, record in list(scenes_of(corpus, "val").items())[:5]:
         scene = Scene.from_dict(record)
         assert json.loads(json.dumps(scene.to_dict())) == record
@@ -281,8 +281,8 @@ def test_boxes_carry_the_class_that_is_drawn(corpus):
     assert len(CLASSES) == 48
     for item in record["annotations"]:
         x, y, width, height = item["bbox"]
-        picture = Image.open(corpus / "images" / "test" / file_of[item["image_id"]])
-        middle = picture.getpixel((int(x + width / 2), int(y + height / 2)))
+        drawn = Image.open(corpus / "images" / "test" / file_of[item["image_id"]])
+        middle = drawn.getpixel((int(x + width / 2), int(y + height / 2)))
         nearest = min(COLORS, key=lambda name: sum((a - b) ** 2 for a, b in zip(COLORS[name], middle, strict=True)))
         assert names[item["category_id"]].split()[0] == nearest
 
@@ -315,7 +315,7 @@ def test_shipped_tokenizer_is_that_of_the_texts():
     assert corpus_tokenizer().convert_ids_to_tokens([0, 1, 2, 3, 4]) == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-def test_guessing_without_the_picture_does_not_pay():
+def test_guessing_without_the_image_does_not_pay():
     scenes = sample_splits(CorpusConfig(train_scenes=500, val_scenes=0, test_scenes=0))["train"]
     by_kind = defaultdict(Counter)
     for annotation in vqa_records(scenes, "train", 8, 0)[1]["annotations"]:
@@ -398,13 +398,13 @@ def test_a_folder_that_appeared_meanwhile_is_taken(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.rglob("*")] == ["shapes", "corpus.json"]
 
 
-def test_contact_sheet_shows_twenty_pictures(corpus):
+def test_contact_sheet_shows_twenty_images(corpus):
     with Image.open(corpus / "contact_sheet.png") as sheet:
         assert sheet.size == (5 * (2 * WIDTH + 12), 4 * (2 * HEIGHT + 30))
         pixels = np.asarray(sheet.convert("L"))
     cells = pixels.reshape(4, 2 * HEIGHT + 30, 5, 2 * WIDTH + 12).swapaxes(1, 2)
     for cell in cells.reshape(20, *cells.shape[2:]):
-        assert cell[6 : 6 + 2 * HEIGHT, 6 : 6 + 2 * WIDTH].std() > 5  # a picture
+        assert cell[6 : 6 + 2 * HEIGHT, 6 : 6 + 2 * WIDTH].std() > 5  # an image
         assert cell[6 + 2 * HEIGHT :].min() < 100  # above a question
 
 
@@ -418,7 +418,7 @@ def test_corpus_command_prints_the_folder(tmp_path, monkeypatch, capsys):
 
 
 def test_one_object_corpus(tmp_path):
-    """Pictures of a single thing, with questions that can be asked of it."""
+    """Images of a single thing, with questions that can be asked of it."""
     config = CorpusConfig(train_scenes=12, val_scenes=4, test_scenes=4, one_object=True)
     folder = ensure_corpus(config, cache_dir=tmp_path, progress=False)
     assert folder.name.endswith("-one-object")

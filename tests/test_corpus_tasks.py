@@ -46,7 +46,7 @@ def lines_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def picture_of(corpus, split, image_id):
+def image_of(corpus, split, image_id):
     return (corpus / "images" / split / f"shapes_{split}_{image_id:012d}.jpg").read_bytes()
 
 
@@ -182,14 +182,14 @@ def test_nlvr2_files_are_those_of_the_release(corpus, split):
         assert pair_truth(record["sentence"], left, right)[1] == (record["label"] == "True")
         for side, scene in enumerate((left, right)):
             file = folder / f"shapes_{name}-{in_set}-{pair}-img{side}.png"
-            assert file.read_bytes() == picture_of(corpus, split, scene["image_id"])
+            assert file.read_bytes() == image_of(corpus, split, scene["image_id"])
             with Image.open(file) as image:
                 assert image.format == "JPEG"
-    pictures = [path for path in images.rglob("*.png") if path.stem.startswith(f"shapes_{name}-")]
-    assert len(pictures) == 8 * (len(scenes) // 8)
+    drawn = [path for path in images.rglob("*.png") if path.stem.startswith(f"shapes_{name}-")]
+    assert len(drawn) == 8 * (len(scenes) // 8)
 
 
-def test_nlvr2_spreads_its_training_pictures_over_folders():
+def test_nlvr2_spreads_its_training_images_over_folders():
     records = list(nlvr2_records(make_pairs(sampled()[0][:1600], "train"), seed=0))
     assert {record["directory"] for record in records} == {0, 1}
     assert all(record["directory"] == numbers_in(record["identifier"])[0] // 100 for record in records)
@@ -203,8 +203,8 @@ def test_nlvr2_loads(corpus, split):
     assert [(row["identifier"], bool(row["label"])) for row in rows] == [
         (record["identifier"], record["label"] == "True") for record in records
     ]
-    pictures = index_images_by_name(corpus / "nlvr2")
-    assert {name for row in rows for name in row["images"]} <= set(pictures)
+    images = index_images_by_name(corpus / "nlvr2")
+    assert {name for row in rows for name in row["images"]} <= set(images)
     always = {record["identifier"]: "True" for record in records}
     scored = nlvr2_accuracy(always, {record["identifier"]: record["label"] for record in records})
     assert (scored["accuracy"], scored["consistency"]) == (0.5, 0.0)
@@ -344,9 +344,9 @@ def test_vcr_files_are_those_of_the_release(corpus, split):
         scene = scenes[image_id]
         assert record["objects"] == [item["shape"] for item in scene["objects"]]
         check_vcr_record(scene, record)
-        picture = corpus / "vcr" / "vcr1images" / record["img_fn"]
+        image = corpus / "vcr" / "vcr1images" / record["img_fn"]
         assert record["metadata_fn"] == record["img_fn"].replace(".jpg", ".json")
-        assert picture.read_bytes() == picture_of(corpus, split, image_id)
+        assert image.read_bytes() == image_of(corpus, split, image_id)
     assert len(asked) == len(scenes)
 
 
@@ -416,7 +416,7 @@ def choice_features(context, choices):
 
 
 def chosen_blindly(name, train, test):
-    """Hit rates by kind of a naive Bayes classifier that reads question and choices, not the picture; ties count in part."""
+    """Hit rates by kind of a naive Bayes classifier that reads question and choices, not the image; ties count in part."""
 
     def examples(sample):
         for scene, record in sample:
@@ -534,9 +534,9 @@ def check_sentence(scene, sentence):
         assert is_related(first, relation[1], second), sentence
     else:
         listed = r"You can see X(?:(?: , X)? and X)? in X \."
-        plural = r"X are in X \.|X are in one picture with X \."
+        plural = r"X are in X \.|X are in one image with X \."
         assert re.fullmatch(f"{listed}|{plural}|X have X to do \\.", said), sentence
-        if said.startswith("X are in one picture"):
+        if said.startswith("X are in one image"):
             group, other = (described(scene, words) for words in phrases)
             assert not set(group) & set(other)
     return said
@@ -553,7 +553,7 @@ def test_flickr30k_phrases_fit_their_boxes_and_sentences_are_true():
         templates.update(check_sentence(graph, line) for line in lines)
         kinds += found
         numbers.update(meant.keys())
-    assert max(numbers.values()) == 1, "an entity number is used in two pictures"
+    assert max(numbers.values()) == 1, "an entity number is used in two images"
     assert kinds["other"] > kinds["plural"] > 500
     assert kinds["scene"] > 500
     assert kinds["notvisual"] > 100
@@ -665,13 +665,13 @@ def test_captions_are_true():
     assert 0.1 < vague / len(captions) < 0.4
 
 
-def test_a_picture_has_five_different_captions():
-    by_picture = defaultdict(list)
+def test_a_image_has_five_different_captions():
+    by_image = defaultdict(list)
     for scene, caption in captions_of(sampled()[0]):
-        by_picture[scene["image_id"]].append(caption)
-    assert {len(captions) for captions in by_picture.values()} == {5}
-    repeated = [captions for captions in by_picture.values() if len(set(captions)) < 5]
-    assert len(repeated) <= 0.002 * len(by_picture), repeated[0]  # few where there is hardly anything to say
+        by_image[scene["image_id"]].append(caption)
+    assert {len(captions) for captions in by_image.values()} == {5}
+    repeated = [captions for captions in by_image.values() if len(set(captions)) < 5]
+    assert len(repeated) <= 0.002 * len(by_image), repeated[0]  # few where there is hardly anything to say
 
 
 def masked_words(caption):
@@ -684,7 +684,7 @@ def masked_words(caption):
             yield match[group], key, phrase, match[4], rest
 
 
-def test_a_masked_word_can_be_read_off_the_picture():
+def test_a_masked_word_can_be_read_off_the_image():
     for scene, caption in captions_of(sampled()[0][:1500]):
         for word, key, phrase, half, _ in masked_words(caption):
             around = [item for item in scene["objects"] if fits_around(item, phrase, key)]
@@ -699,7 +699,7 @@ def fits_around(item, phrase, key):
     return said <= others
 
 
-def test_a_masked_word_cannot_be_guessed_without_the_picture():
+def test_a_masked_word_cannot_be_guessed_without_the_image():
     def features(rest):
         words = re.findall(r"\w+", rest.lower())
         return {*words, *((number - words.index("mask"), word) for number, word in enumerate(words))}
@@ -775,7 +775,7 @@ def test_scenes_are_told_apart_by_their_seed_in_every_format():
     assert all(one != other for one, other in zip(made[0], made[1], strict=True))
 
 
-def test_pictures_of_two_splits_are_in_no_pair(corpus):
+def test_images_of_two_splits_are_in_no_pair(corpus):
     names = {
         split: {path.stem.split("-")[0] for path in (corpus / "nlvr2" / "images" / folder).rglob("*.png")}
         for split, folder in NLVR2_SPLITS.items()

@@ -290,7 +290,7 @@ def test_patterns_are_tried_in_order(tmp_path):
         find_one(tmp_path, ("c_*.json", "b_*.json"), "list")
 
 
-def test_pictures_are_found_by_the_number_in_their_name(tmp_path):
+def test_images_are_found_by_the_number_in_their_name(tmp_path):
     names = {
         "train2014/COCO_train2014_000000000042.jpg": 42,
         "val2014/COCO_val2014_000000458752.JPG": 458752,
@@ -303,14 +303,14 @@ def test_pictures_are_found_by_the_number_in_their_name(tmp_path):
     assert index_images(tmp_path) == {number: tmp_path / name for name, number in names.items()}
 
 
-def test_two_pictures_with_one_number_are_refused(tmp_path):
+def test_two_images_with_one_number_are_refused(tmp_path):
     for name in ("COCO_train2014_000000000042.jpg", "42.png"):
         (tmp_path / name).touch()
     with pytest.raises(ValueError, match=r"image id 42 twice, 42.png and COCO_train2014_000000000042.jpg"):
         index_images(tmp_path)
 
 
-def test_a_missing_picture_folder_is_named(tmp_path):
+def test_a_missing_image_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere: no such image folder"):
         index_images(tmp_path / "nowhere")
 

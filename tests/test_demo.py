@@ -18,7 +18,7 @@ from modeling_visualbert.demo import limits
 from modeling_visualbert.demo.checkpoint import EXPLANATIONS, Checkpoint, Look, split_phrases
 from modeling_visualbert.demo.drawing import Bars, View, bars_html, views_html
 from modeling_visualbert.demo.examples import read_examples, scene_examples
-from modeling_visualbert.demo.limits import check_text, open_picture, split_choices
+from modeling_visualbert.demo.limits import check_text, open_image, split_choices
 from modeling_visualbert.hub_code.explain_visualbert import explain_answers
 from modeling_visualbert.visualization import answer_attention
 
@@ -52,9 +52,9 @@ def test_every_example_is_answered(task, checkpoints, examples):
     checkpoint = checkpoints[task]
     assert checkpoint.task == task
     for example in examples.of_task[task]:
-        pictures = [examples.pictures[name] for name in example.pictures]
-        answer = checkpoint.answer(pictures, example.text, example.choices)
-        assert len(answer.views) == len(pictures)
+        images = [examples.images[name] for name in example.images]
+        answer = checkpoint.answer(images, example.text, example.choices)
+        assert len(answer.views) == len(images)
         for group in answer.bars:
             scores = [score for _, score in group.rows]
             assert all(0.0 <= score <= 1.0 for score in scores)
@@ -70,12 +70,12 @@ def test_every_example_is_answered(task, checkpoints, examples):
 def test_answers_and_attention_are_those_of_the_model(folders, checkpoints, examples):
     model = AutoModelForVisualQuestionAnswering.from_pretrained(folders["vqa"]).eval()
     processor = AutoProcessor.from_pretrained(folders["vqa"])
-    picture, question = examples.pictures["stars"], "What color is the diamond?"
-    inputs = processor(images=[picture], text=[question])
+    image, question = examples.images["stars"], "What color is the diamond?"
+    inputs = processor(images=[image], text=[question])
     with torch.no_grad():
         found = model.get_image_features(inputs["pixel_values"])
         expected = processor.post_process_question_answering(model(**inputs))[0]
-    answer = checkpoints["vqa"].answer([picture], question)
+    answer = checkpoints["vqa"].answer([image], question)
     for (name, score), best in zip(answer.bars[0].rows, expected, strict=False):
         assert (name, score) == (best["answer"], pytest.approx(best["score"], abs=1e-5))
     texts = processor(images={key: found[key] for key in ("visual_embeds", "visual_attention_mask")}, text=[question])
@@ -84,21 +84,21 @@ def test_answers_and_attention_are_those_of_the_model(folders, checkpoints, exam
 
 
 def test_layers_and_heads_differ_and_average(checkpoints, examples):
-    checkpoint, picture = checkpoints["vqa"], examples.pictures["stars"]
+    checkpoint, image = checkpoints["vqa"], examples.images["stars"]
     heads = [
-        checkpoint.answer([picture], "Is there a star?", look=Look(0, head)).views[0].weights
+        checkpoint.answer([image], "Is there a star?", look=Look(0, head)).views[0].weights
         for head in range(checkpoint.num_heads)
     ]
-    mean = checkpoint.answer([picture], "Is there a star?", look=Look(0)).views[0].weights
+    mean = checkpoint.answer([image], "Is there a star?", look=Look(0)).views[0].weights
     assert heads[0] != pytest.approx(heads[1], abs=1e-3)
     assert mean == pytest.approx(torch.tensor(heads).mean(dim=0).tolist(), abs=1e-6)
 
 
 @pytest.mark.parametrize("way", EXPLANATIONS)
 def test_answers_are_explained(way, checkpoints, examples):
-    checkpoint, picture = checkpoints["vqa"], examples.pictures["stars"]
-    answer = checkpoint.answer([picture], "Is there a star?", look=Look(1, explanation=way))
-    inputs = checkpoint.processor(images=[checkpoint.regions(picture)], text=["Is there a star?"])
+    checkpoint, image = checkpoints["vqa"], examples.images["stars"]
+    answer = checkpoint.answer([image], "Is there a star?", look=Look(1, explanation=way))
+    inputs = checkpoint.processor(images=[checkpoint.regions(image)], text=["Is there a star?"])
     (explained,) = explain_answers(checkpoint.model, checkpoint.processor, inputs)
     expected = torch.tensor([max(0.0, region[way]) for region in explained["regions"]])
     if way == "gradient":
@@ -109,7 +109,7 @@ def test_answers_are_explained(way, checkpoints, examples):
     assert checkpoints["nlvr2"].explanations == ()
 
 
-def test_regions_are_found_once_and_remembered_for_some_pictures_only(folders, monkeypatch):
+def test_regions_are_found_once_and_remembered_for_some_images_only(folders, monkeypatch):
     checkpoint = Checkpoint(folders["vqa"])
     calls = []
     find = checkpoint.model.get_image_features
@@ -123,22 +123,22 @@ def test_regions_are_found_once_and_remembered_for_some_pictures_only(folders, m
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_picture_without_things_is_answered_or_refused(task, checkpoints, examples):
+def test_a_image_without_things_is_answered_or_refused(task, checkpoints, examples):
     blank = Image.new("RGB", (64, 48), "white")
     example = examples.of_task[task][0]
     text = "What is this ?" if task == "vcr" else example.text
     choices = ["a star .", "a circle ."] if task == "vcr" else ()
-    pictures = [blank] * len(example.pictures)
+    images = [blank] * len(example.images)
     found = len(checkpoints[task].regions(blank)["boxes"])
     if task == "flickr30k" and not found:
         with pytest.raises(ValueError, match="Nothing was found"):
-            checkpoints[task].answer(pictures, text, choices)
+            checkpoints[task].answer(images, text, choices)
     else:
-        assert len(checkpoints[task].answer(pictures, text, choices).views[0].boxes) == found
+        assert len(checkpoints[task].answer(images, text, choices).views[0].boxes) == found
 
 
 def test_things_are_numbered_from_left_to_right(checkpoints, examples):
-    view = checkpoints["vcr"].objects(examples.pictures["stars"])
+    view = checkpoints["vcr"].objects(examples.images["stars"])
     centers = [(box[0] + box[2]) / 2 for box in view.boxes]
     assert centers == sorted(centers)
     assert [label for _, label in view.marks][:2] == ["[0] cross", "[1] triangle"]
@@ -189,7 +189,7 @@ def test_the_strongest_region_is_orange_thick_and_last():
     assert float(loud.get("fill-opacity")) > float(quiet.get("fill-opacity"))
 
 
-def test_labels_are_shares_of_all_pictures_and_stay_inside():
+def test_labels_are_shares_of_all_images_and_stay_inside():
     svg = svg_of(views_html([VIEW, VIEW], ""))
     assert sorted(label.text for label in svg.findall("text")) == ["10%", "40%"]
     for label in svg.findall("text"):
@@ -199,17 +199,17 @@ def test_labels_are_shares_of_all_pictures_and_stay_inside():
 
 def test_text_of_others_is_escaped():
     html = bars_html([Bars("<script>", [("<img src=x onerror=alert(1)>", 0.5)])])
-    html += views_html([View(VIEW.picture, VIEW.boxes, VIEW.names, None, [(0, "<script>alert(1)</script>")])], "<i>")
+    html += views_html([View(VIEW.image, VIEW.boxes, VIEW.names, None, [(0, "<script>alert(1)</script>")])], "<i>")
     assert not re.search(r"<(script|img|i|b)\b", html)
 
 
 def test_no_regions_and_no_attention_are_drawn_too():
-    empty = View(VIEW.picture, [], [], [])
+    empty = View(VIEW.image, [], [], [])
     assert not svg_of(views_html([empty], "nothing")).findall("rect")
-    assert len(svg_of(views_html([View(VIEW.picture, VIEW.boxes, ["", ""])], "")).findall("rect")) == 2
+    assert len(svg_of(views_html([View(VIEW.image, VIEW.boxes, ["", ""])], "")).findall("rect")) == 2
 
 
-def test_large_pictures_are_sent_small():
+def test_large_images_are_sent_small():
     html = views_html([View(Image.effect_noise((4000, 3000), 50).convert("RGB"), [], [])], "")
     assert len(html) < 600_000
     assert svg_of(html).get("viewBox") == "0 0 4000 3000"
@@ -223,18 +223,18 @@ def saved(image, path, **options):
     return path
 
 
-def test_pictures_of_phones_are_opened(tmp_path):
+def test_images_of_phones_are_opened(tmp_path):
     exif = Image.Exif()
     exif[274] = 6  # held upright
     path = saved(Image.new("RGB", (400, 300), "red"), tmp_path / "phone.jpg", exif=exif)
-    assert open_picture(path).size == (300, 400)
+    assert open_image(path).size == (300, 400)
 
 
 @pytest.mark.parametrize(
     "bad", ["megapixels", "bomb", "bytes", "text", "svg", "eps", "cut", "animated", "tiny", "empty"]
 )
 def test_bad_uploads_are_refused_in_one_sentence(bad, tmp_path):
-    path, message = tmp_path / "upload", "is no picture that can be read"
+    path, message = tmp_path / "upload", "is no image that can be read"
     image = Image.new("L", (32, 32))
     if bad == "megapixels":
         saved(Image.new("1", (10_000, 10_000)), path, format="PNG")
@@ -262,7 +262,7 @@ def test_bad_uploads_are_refused_in_one_sentence(bad, tmp_path):
         saved(Image.new("L", (4, 4)), path, format="PNG")
         message = "at least 8"
     with pytest.raises(ValueError, match=message) as refusal:
-        open_picture(path)
+        open_image(path)
     assert str(tmp_path) not in str(refusal.value)
 
 
@@ -312,14 +312,14 @@ def test_own_examples(tmp_path, checkpoints):
     (tmp_path / "examples.json").write_text(json.dumps([entry]))
     examples = read_examples(tmp_path / "examples.json")
     (example,) = examples.of_task["vqa"]
-    assert checkpoints["vqa"].answer([examples.pictures["mine.png"]], example.text).bars
+    assert checkpoints["vqa"].answer([examples.images["mine.png"]], example.text).bars
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"pictures": ["no.png"]}, "example 0: no.png"),
-        ({"pictures": []}, "example 0: 0 pictures; expected one"),
+        ({"pictures": []}, "example 0: 0 images; expected one"),
         ({"task": "other"}, "example 0: task 'other'; expected"),
         ({"text": None}, "example 0: text"),
         ({"name": "../up"}, "example 0: name"),
@@ -350,12 +350,12 @@ def test_two_models_of_a_task_have_tabs_of_their_own(page):
     assert titles == [("Compare", "vb-nlvr2"), ("Ask", "vb-vqa"), ("Ask 2", "vb-vqa_2")]
 
 
-def test_pictures_of_visitors_are_deleted_but_not_the_examples(page, tmp_path):
+def test_images_of_visitors_are_deleted_but_not_the_examples(page, tmp_path):
     from gradio.route_utils import delete_files_created_by_app
 
     (tmp_path / "uploads" / "visitor").mkdir()
     upload = tmp_path / "uploads" / "visitor" / "mine.png"
-    upload.write_bytes(b"picture")
+    upload.write_bytes(b"image")
     page.upload_file_set.add(str(upload))
     files = sorted((tmp_path / "uploads" / "examples").iterdir())
     assert len(files) >= 8

@@ -5,7 +5,7 @@ import re
 import shutil
 
 import pytest
-from bench_demo import picture_bytes, running_demo
+from bench_demo import image_bytes, running_demo
 from PIL import Image
 from tiny_checkpoints import save_tiny_checkpoint
 
@@ -87,7 +87,7 @@ def says(locator, text):
 
 
 def test_upload_ask_and_see(watched, address, tmp_path):
-    (tmp_path / "mine.png").write_bytes(picture_bytes(3))
+    (tmp_path / "mine.png").write_bytes(image_bytes(3))
     tab = watched.open(address)
     clear(tab)
     files_of(tab).set_input_files(tmp_path / "mine.png")
@@ -169,14 +169,14 @@ def test_text_of_others_is_text(watched, address):
 
 
 @pytest.mark.parametrize("bad", ["100 megapixels", "text", "12 MB"])
-def test_bad_pictures_are_refused_with_a_message(watched, address, tmp_path, bad):
+def test_bad_images_are_refused_with_a_message(watched, address, tmp_path, bad):
     path = tmp_path / "bad.png"
     if bad == "100 megapixels":
         Image.new("1", (10_000, 10_000)).save(path)
         message = "100 megapixels; at most 25 are taken"
     elif bad == "text":
-        path.write_text("no picture")
-        message = "no picture that can be read"
+        path.write_text("no image")
+        message = "no image that can be read"
     else:
         path.write_bytes(os.urandom(12_000_000))
         message = "exceed the maximum allowed size"
@@ -189,8 +189,8 @@ def test_bad_pictures_are_refused_with_a_message(watched, address, tmp_path, bad
         playwright.expect(files_of(tab)).to_have_count(1, timeout=PATIENCE)
 
 
-def test_asking_without_a_picture_is_explained(watched, address):
+def test_asking_without_a_image_is_explained(watched, address):
     tab = watched.open(address)
     clear(tab)
     tab.get_by_role("button", name="Ask").click()
-    says(watched.page.locator(".toast-body"), "choose a picture first")
+    says(watched.page.locator(".toast-body"), "choose an image first")

@@ -13,10 +13,10 @@ from tiny_checkpoints import save_tiny_checkpoint
 
 pytest.importorskip("gradio", reason='gradio is not installed: pip install "modeling-visualbert[demo]"')
 import httpx
-from bench_demo import QUESTIONS, memory_mb, picture_bytes, running_demo, visit
+from bench_demo import QUESTIONS, image_bytes, memory_mb, running_demo, visit
 
 QUESTION = "How many things are there?"
-MEGABYTES_MORE = 400  # what a server may grow by under attack: two pictures of 25 megapixels at once, with copies
+MEGABYTES_MORE = 400  # what a server may grow by under attack: two images of 25 megapixels at once, with copies
 
 
 @pytest.fixture(scope="module")
@@ -39,20 +39,20 @@ def alive(server, client):
     """After the test the process still answers, and has not grown."""
     before = memory_mb(server[1])
     yield
-    assert "vb-bars" in ask(client, upload(client, picture_bytes(0)))[0]
+    assert "vb-bars" in ask(client, upload(client, image_bytes(0)))[0]
     assert memory_mb(server[1]) < before + MEGABYTES_MORE
 
 
-def upload(client, data, name="picture.png"):
-    """What the page sends as a picture after uploading it."""
+def upload(client, data, name="image.png"):
+    """What the page sends as an image after uploading it."""
     response = client.post("/gradio_api/upload", files={"files": (name, data)})
     assert response.status_code == 200, response.text
     return {"path": response.json()[0], "orig_name": name, "meta": {"_type": "gradio.FileData"}}
 
 
-def ask(client, picture, text=QUESTION, layer=0, head=-1):
+def ask(client, image, text=QUESTION, layer=0, head=-1):
     """The values of an answer, or a string that says why there is none."""
-    joined = client.post("/gradio_api/call/vqa", json={"data": [picture, text, "", layer, head, ""]})
+    joined = client.post("/gradio_api/call/vqa", json={"data": [image, text, "", layer, head, ""]})
     if joined.status_code != 200:
         return joined.json()["detail"]
     events = client.get(f"/gradio_api/call/vqa/{joined.json()['event_id']}").text
@@ -67,29 +67,29 @@ def encoded(image, kind="PNG"):
 
 
 def test_a_question_is_answered(client):
-    bars, seen, link = ask(client, upload(client, picture_bytes(1)))
+    bars, seen, link = ask(client, upload(client, image_bytes(1)))
     assert bars.count("<li>") == 4
     assert "<svg" in seen and "data:image/jpeg;base64," in seen
-    assert link == "?task=vqa&text=How+many+things+are+there%3F&layer=1&head=0"  # nothing of the picture
+    assert link == "?task=vqa&text=How+many+things+are+there%3F&layer=1&head=0"  # nothing of the image
 
 
 @pytest.mark.usefixtures("alive")
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"hello", "no picture that can be read"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no picture that can be read"),
-        (picture_bytes(0)[:300], "damaged"),
+        (b"hello", "no image that can be read"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no image that can be read"),
+        (image_bytes(0)[:300], "damaged"),
         (encoded(Image.new("1", (10_000, 10_000))), "100 megapixels; at most 25"),
     ],
     ids=["text", "svg", "cut", "100 megapixels"],
 )
-def test_uploads_that_are_no_good_pictures_are_refused(client, data, message):
+def test_uploads_that_are_no_good_images_are_refused(client, data, message):
     assert message in ask(client, upload(client, data))
 
 
 @pytest.mark.usefixtures("alive")
-def test_a_picture_of_50_megabytes_is_not_taken(client):
+def test_a_image_of_50_megabytes_is_not_taken(client):
     response = client.post("/gradio_api/upload", files={"files": ("big.jpg", bytes(50_000_000))})
     assert response.status_code == 413
     assert response.json()["detail"] == "The upload has 50 MB; at most 10 MB are taken."
@@ -110,10 +110,10 @@ def test_an_upload_of_unknown_length_is_not_taken(client):
 
 @pytest.mark.usefixtures("alive")
 def test_a_question_of_a_megabyte_is_refused(client):
-    picture = upload(client, picture_bytes(0))
-    assert "at most 64 kB are taken" in ask(client, picture, "a" * 1_000_000)
-    assert "1,000 characters; at most 400" in ask(client, picture, "a" * 1000)
-    assert "expected at most 128" in ask(client, picture, "a " * 190)
+    image = upload(client, image_bytes(0))
+    assert "at most 64 kB are taken" in ask(client, image, "a" * 1_000_000)
+    assert "1,000 characters; at most 400" in ask(client, image, "a" * 1000)
+    assert "expected at most 128" in ask(client, image, "a " * 190)
 
 
 @pytest.mark.usefixtures("alive")
@@ -136,26 +136,26 @@ def test_json_that_is_none_is_refused(client, body):
     ],
 )
 def test_values_that_the_page_never_sends_are_refused(client, text, layer, head):
-    assert ask(client, upload(client, picture_bytes(0)), text, layer, head) in (
+    assert ask(client, upload(client, image_bytes(0)), text, layer, head) in (
         "Please write a question.",
         "There is no such layer or head.",
     )
 
 
-def test_no_picture_is_asked_for(client):
-    assert "Please choose a picture first" in ask(client, None)
+def test_no_image_is_asked_for(client):
+    assert "Please choose an image first" in ask(client, None)
 
 
 def secret(tmp_path):
-    """A readable picture and a text on the server's disk that no visitor uploaded."""
-    (tmp_path / "secret.png").write_bytes(picture_bytes(5))
+    """A readable image and a text on the server's disk that no visitor uploaded."""
+    (tmp_path / "secret.png").write_bytes(image_bytes(5))
     return tmp_path / "secret.png"
 
 
 @pytest.mark.usefixtures("alive")
 def test_no_path_from_a_request_is_opened(client, tmp_path):
-    path, picture = secret(tmp_path), upload(client, picture_bytes(0))
-    uploads = Path(picture["path"]).parents[1]
+    path, image = secret(tmp_path), upload(client, image_bytes(0))
+    uploads = Path(image["path"]).parents[1]
     os.symlink(path, tmp_path / "link.png")
     for foreign in (
         str(path),
@@ -171,10 +171,10 @@ def test_no_path_from_a_request_is_opened(client, tmp_path):
         5,
         {"path": str(path)},
     ):
-        assert ask(client, {**picture, "path": foreign}) == "This file was not uploaded here."
-        assert ask(client, picture, {"path": foreign, "meta": picture["meta"]}) == "This file was not uploaded here."
+        assert ask(client, {**image, "path": foreign}) == "This file was not uploaded here."
+        assert ask(client, image, {"path": foreign, "meta": image["meta"]}) == "This file was not uploaded here."
     for url in ("http://127.0.0.1:9/x.png", "data:image/png;base64,AAAA", f"/gradio_api/file={path}"):
-        assert "This address is not that of a file" in ask(client, {**picture, "url": url})
+        assert "This address is not that of a file" in ask(client, {**image, "url": url})
     assert not isinstance(ask(client, str(path)), list)  # no file data at all
 
 
@@ -195,7 +195,7 @@ def test_nothing_is_fetched_for_visitors(client, tmp_path):
 
     listener = http.server.HTTPServer(("127.0.0.1", 0), Listener)
     threading.Thread(target=listener.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{listener.server_port}/picture.png"
+    url = f"http://127.0.0.1:{listener.server_port}/image.png"
     meta = {"_type": "gradio.FileData"}
     for data in (
         {"path": url, "meta": meta},
@@ -228,7 +228,7 @@ def test_no_file_of_the_server_is_served(client, tmp_path):
     ):
         response = client.get(route)
         assert response.status_code in (403, 404), route
-        assert picture_bytes(5) not in response.content and b"root:" not in response.content
+        assert image_bytes(5) not in response.content and b"root:" not in response.content
 
 
 @pytest.mark.parametrize(
@@ -248,15 +248,15 @@ def test_what_the_page_does_not_need_is_not_there(client, route):
 
 
 def test_uploads_lie_in_a_folder_of_the_process(client, server):
-    path = Path(upload(client, picture_bytes(0), name="../../../evil<>.png")["path"])
+    path = Path(upload(client, image_bytes(0), name="../../../evil<>.png")["path"])
     assert "visualbert_demo_" in path.parts[-3]
     assert not (path.parents[3] / "evil<>.png").exists()
 
 
-def test_a_picture_that_was_deleted_is_explained(client):
-    picture = upload(client, picture_bytes(6))
-    Path(picture["path"]).unlink()
-    assert "please upload it again" in ask(client, picture)
+def test_a_image_that_was_deleted_is_explained(client):
+    image = upload(client, image_bytes(6))
+    Path(image["path"]).unlink()
+    assert "please upload it again" in ask(client, image)
 
 
 async def at_once(address, count):
@@ -264,7 +264,7 @@ async def at_once(address, count):
 
     async def one(client, number):
         # The answer: its status and, if it went into the queue, whether there was a result.
-        data = [pictures[number % len(pictures)], QUESTIONS[number % len(QUESTIONS)], "", 0, -1, ""]
+        data = [images[number % len(images)], QUESTIONS[number % len(QUESTIONS)], "", 0, -1, ""]
         joined = await client.post("/gradio_api/call/vqa", json={"data": data})
         if joined.status_code != 200:
             return joined.status_code, joined.json()["detail"]
@@ -273,10 +273,10 @@ async def at_once(address, count):
 
     limits = httpx.Limits(max_connections=count, max_keepalive_connections=0)
     async with httpx.AsyncClient(base_url=address, timeout=240, limits=limits, trust_env=False) as client:
-        pictures = []
+        images = []
         for number in range(4):
-            response = await client.post("/gradio_api/upload", files={"files": ("a.png", picture_bytes(number))})
-            pictures.append({"path": response.json()[0], "meta": {"_type": "gradio.FileData"}})
+            response = await client.post("/gradio_api/upload", files={"files": ("a.png", image_bytes(number))})
+            images.append({"path": response.json()[0], "meta": {"_type": "gradio.FileData"}})
         return await asyncio.gather(*(one(client, number) for number in range(count)))
 
 
@@ -295,9 +295,9 @@ def test_more_than_the_queue_holds_are_refused_with_a_message(server):
 
 
 @pytest.mark.slow
-def test_60_large_pictures_at_once_do_not_fill_the_memory(server, client):
+def test_60_large_images_at_once_do_not_fill_the_memory(server, client):
     """25 megapixels each: 75 MB decoded, 4.5 GB if all were decoded at once."""
-    picture = upload(client, encoded(Image.new("L", (5000, 5000), 200)))
+    image = upload(client, encoded(Image.new("L", (5000, 5000), 200)))
     before = memory_mb(server[1])
 
     async def all_at_once():
@@ -306,7 +306,7 @@ def test_60_large_pictures_at_once_do_not_fill_the_memory(server, client):
         async with httpx.AsyncClient(base_url=server[0], timeout=500, limits=limits, trust_env=False) as visitors:
 
             async def one():
-                data = [picture, QUESTION, "", 0, -1, ""]
+                data = [image, QUESTION, "", 0, -1, ""]
                 joined = await visitors.post("/gradio_api/call/vqa", json={"data": data})
                 return (await visitors.get(f"/gradio_api/call/vqa/{joined.json()['event_id']}")).text
 
@@ -332,9 +332,9 @@ def test_50_visitors_get_answers_all_the_time(server):
 def test_the_client_of_gradio_can_ask(server, tmp_path):
     from gradio_client import Client, handle_file
 
-    (tmp_path / "picture.png").write_bytes(picture_bytes(2))
+    (tmp_path / "image.png").write_bytes(image_bytes(2))
     client = Client(server[0], verbose=False, analytics_enabled=False, download_files=False)
-    bars, seen, link = client.predict(handle_file(tmp_path / "picture.png"), QUESTION, api_name="/vqa")
+    bars, seen, link = client.predict(handle_file(tmp_path / "image.png"), QUESTION, api_name="/vqa")
     assert "vb-bars" in bars and "<svg" in seen and link.startswith("?task=vqa")
     client.close()
 
@@ -344,7 +344,7 @@ def test_it_ends_when_it_is_told_to_and_leaves_nothing(tmp_path):
     save_tiny_checkpoint("vqa", tmp_path / "vqa")
     with running_demo(str(tmp_path / "vqa")) as (address, process_id):
         with httpx.Client(base_url=address, trust_env=False) as client:
-            folder = Path(upload(client, picture_bytes(0))["path"]).parents[1]
+            folder = Path(upload(client, image_bytes(0))["path"]).parents[1]
         assert folder.is_dir()
     time.sleep(0.5)
     assert not Path(f"/proc/{process_id}").exists()

@@ -27,7 +27,7 @@ def run(path, inputs):
 
 def sized(head, *sizes):
     inputs = complete(inputs_for(head, *sizes, seed=4))
-    if head == "vcr":  # one picture for all choices of an example
+    if head == "vcr":  # one image for all choices of an example
         for name in ("visual_embeds", "visual_attention_mask", "visual_token_type_ids"):
             inputs[name] = inputs[name][:, 0]
     return inputs

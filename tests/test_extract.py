@@ -1,4 +1,4 @@
-"""Extraction of whole collections: bad pictures, interruption, several processes, datasets; any kind of region encoder."""
+"""Extraction of whole collections: bad images, interruption, several processes, datasets; any kind of region encoder."""
 
 import contextlib
 import io
@@ -48,10 +48,10 @@ from modeling_visualbert.features.extract import (
     load_region_encoder,
     region_names,
 )
-from modeling_visualbert.features.pictures import IMAGE_IDS, list_dataset_pictures, list_pictures
+from modeling_visualbert.features.images import IMAGE_IDS, list_dataset_images, list_images
 from modeling_visualbert.features.store import FeatureStore, partial_folder
 from modeling_visualbert.hub_code.modeling_region_encoder import RegionEncoder, RegionEncoderOutput
-from modeling_visualbert.tasks.common import DETECTOR, TaskArgs, prepare_pictures
+from modeling_visualbert.tasks.common import DETECTOR, TaskArgs, prepare_images
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = ExtractionOptions(dtype="float32", images_per_shard=4, batch_size=3)
@@ -59,7 +59,7 @@ OPTIONS = ExtractionOptions(dtype="float32", images_per_shard=4, batch_size=3)
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 
 
-def picture(seed, size=None):
+def image(seed, size=None):
     """A picture of coarse patches, of one of some sizes."""
     rng = np.random.default_rng(seed)
     patches = Image.fromarray(rng.integers(0, 256, (4, 6, 3), dtype=np.uint8))
@@ -68,7 +68,7 @@ def picture(seed, size=None):
 
 @pytest.fixture(scope="module")
 def encoder_folder(tmp_path_factory):
-    """A saved region encoder whose image processor keeps proportions, so that pictures are padded in a batch."""
+    """A saved region encoder whose image processor keeps proportions, so that images are padded in a batch."""
     folder = tmp_path_factory.mktemp("encoder")
     QueryRegionEncoder.from_detector(tiny_detector(), max_regions=8, score_threshold=0.3).save_pretrained(folder)
     VisualBertImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
@@ -82,14 +82,14 @@ def finder(encoder_folder):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Ten pictures of four sizes."""
+    """Ten images of four sizes."""
     for number in range(10):
-        picture(number).save(tmp_path / f"p-{number}.png")
+        image(number).save(tmp_path / f"p-{number}.png")
     return tmp_path
 
 
 def extract(folder, finder, name="store", options=OPTIONS, **arguments):
-    return extract_store(folder / name, list_pictures(folder), *finder, options, progress=False, **arguments)
+    return extract_store(folder / name, list_images(folder), *finder, options, progress=False, **arguments)
 
 
 # Region encoders
@@ -190,7 +190,7 @@ def quarters(tmp_path_factory):
 def test_another_kind_of_region_encoder_with_attributes(folder, quarters):
     encoder, image_processor = load_region_encoder(quarters)
     assert type(encoder) is QuarterEncoder
-    extract_store(folder / "store", list_pictures(folder), encoder, image_processor, OPTIONS, progress=False)
+    extract_store(folder / "store", list_images(folder), encoder, image_processor, OPTIONS, progress=False)
     store = FeatureStore(folder / "store", expect_dim=3, expect_detector="quarters")
     assert store["p-3"]["attribute_ids"].tolist() == [3, 2, 1, 0]
     assert store["p-3"]["attribute_scores"].tolist() == [0.0, 0.125, 0.25, 0.375]
@@ -249,7 +249,7 @@ def test_the_store_holds_what_the_encoder_finds(folder, finder):
     assert (result["images"], result["num_images"], result["failed"]) == (10, 10, 0)
     assert list(store) == [f"p-{number}" for number in range(10)]
     assert store.detector == describe_detector(*finder)
-    found = dict(extract_regions(*finder, list_pictures(folder), batch_size=1, progress=False))
+    found = dict(extract_regions(*finder, list_images(folder), batch_size=1, progress=False))
     assert sum(len(regions["scores"]) for regions in found.values()) > 10
     for image_id, regions in found.items():
         assert store[image_id]["image_size"].tolist() == regions["image_size"].tolist()
@@ -259,7 +259,7 @@ def test_the_store_holds_what_the_encoder_finds(folder, finder):
     assert not (folder / "store" / "failed.jsonl").exists()
 
 
-def test_pictures_of_one_size_share_a_batch_and_are_not_padded(folder, finder, monkeypatch):
+def test_images_of_one_size_share_a_batch_and_are_not_padded(folder, finder, monkeypatch):
     shapes = []
     forward = type(finder[0]).forward
     monkeypatch.setattr(
@@ -272,7 +272,7 @@ def test_pictures_of_one_size_share_a_batch_and_are_not_padded(folder, finder, m
     assert [tuple(shape) for shape in shapes] == [(3, 3, 96, 64), (2, 3, 64, 64), (2, 3, 64, 96), (3, 3, 64, 96)]
 
 
-def test_pictures_that_are_resized_to_one_size_need_no_sorting(folder, finder, monkeypatch):
+def test_images_that_are_resized_to_one_size_need_no_sorting(folder, finder, monkeypatch):
     batches = []
     forward = type(finder[0]).forward
     monkeypatch.setattr(
@@ -286,7 +286,7 @@ def test_pictures_that_are_resized_to_one_size_need_no_sorting(folder, finder, m
 
 
 def test_threads_that_read_ahead_change_nothing(folder, finder):
-    (folder / "p-5.png").write_bytes(b"no picture")
+    (folder / "p-5.png").write_bytes(b"no image")
     extract(folder, finder)
     extract(folder, finder, name="threads", options=ExtractionOptions("float32", 4, None, 3, num_workers=3))
     assert contents(folder / "store") == contents(folder / "threads")
@@ -302,12 +302,12 @@ def test_only_the_most_confident_regions(folder, finder, count):
         assert_equal_regions(few[image_id], expected)
 
 
-# Bad pictures
+# Bad images
 
 
 def spoil(folder):
-    """Make pictures that cannot be used; returns what the reasons are by id."""
-    (folder / "p-1.png").write_bytes(b"no picture")
+    """Make images that cannot be used; returns what the reasons are by id."""
+    (folder / "p-1.png").write_bytes(b"no image")
     (folder / "p-4.png").write_bytes((folder / "p-4.png").read_bytes()[:-60])
     Image.new("RGB", (1, 1)).save(folder / "p-6.png")
     Image.new("1", (12000, 12000)).save(folder / "p-9.png")
@@ -323,7 +323,7 @@ def failures(store):
     return [json.loads(line) for line in (store / "failed.jsonl").read_text().splitlines()]
 
 
-def test_bad_pictures_are_listed_and_tried_again(folder, finder, caplog):
+def test_bad_images_are_listed_and_tried_again(folder, finder, caplog):
     extract(folder, finder, name="good")
     good = {number: (folder / f"p-{number}.png").read_bytes() for number in range(10)}
     reasons = spoil(folder)
@@ -357,7 +357,7 @@ def raising(error):
     return source
 
 
-def test_whatever_goes_wrong_with_a_picture_of_a_dataset_is_listed(folder, finder):
+def test_whatever_goes_wrong_with_a_image_of_a_dataset_is_listed(folder, finder):
     bomb = io.BytesIO()
     Image.new("1", (14000, 14000)).save(bomb, "png")  # beyond twice Pillow's limit: its error is of no built-in type
     sources = {
@@ -367,7 +367,7 @@ def test_whatever_goes_wrong_with_a_picture_of_a_dataset_is_listed(folder, finde
         "text": (lambda: Image.open(io.BytesIO(b"text")), "cannot identify image"),
         "lost": (raising(KeyError("bytes")), "KeyError: 'bytes'"),
     }
-    images = [*list_pictures(folder), *((name, source) for name, (source, _) in sources.items())]
+    images = [*list_images(folder), *((name, source) for name, (source, _) in sources.items())]
     for workers in (0, 2):
         store = folder / f"store{workers}"
         options = replace(OPTIONS, num_workers=workers)
@@ -377,16 +377,16 @@ def test_whatever_goes_wrong_with_a_picture_of_a_dataset_is_listed(folder, finde
             assert reason in reasons[name]
 
 
-def test_a_picture_whose_regions_cannot_be_stored_stops_with_its_name(folder, quarters):
+def test_a_image_whose_regions_cannot_be_stored_stops_with_its_name(folder, quarters):
     encoder, image_processor = load_region_encoder(quarters)
     torch.nn.init.constant_(encoder.scale, 1e6)
     with pytest.raises(ValueError, match=r"image p-\d: 'visual_embeds' does not fit into float16"):
         extract(folder, (encoder, image_processor), options=ExtractionOptions("float16", 4, None, 3))
 
 
-def test_a_picture_that_the_encoder_fails_on_is_named(folder, quarters):
+def test_a_image_that_the_encoder_fails_on_is_named(folder, quarters):
     encoder, image_processor = load_region_encoder(quarters)
-    sources = list_pictures(folder)
+    sources = list_images(folder)
 
     def fail(pixel_values, **_):
         raise IndexError("index 7 is out of range")
@@ -398,28 +398,28 @@ def test_a_picture_that_the_encoder_fails_on_is_named(folder, quarters):
             extract_store(folder / "store", sources, encoder, image_processor, options, progress=False)
 
 
-def test_a_shard_of_bad_pictures_only(folder, finder):
+def test_a_shard_of_bad_images_only(folder, finder):
     for number in range(4, 8):
-        (folder / f"p-{number}.png").write_bytes(b"no picture")
+        (folder / f"p-{number}.png").write_bytes(b"no image")
     assert extract(folder, finder)["failed"] == 4
     store = FeatureStore(folder / "store")
     assert [shard["file"] for shard in store.info["shards"]] == ["data/shard-00000.arrow", "data/shard-00002.arrow"]
     assert list(store) == ["p-0", "p-1", "p-2", "p-3", "p-8", "p-9"]
     store.verify()
-    picture(5).save(folder / "p-5.png")
+    image(5).save(folder / "p-5.png")
     extract(folder, finder)
     assert "p-5" in FeatureStore(folder / "store")
     assert len(FeatureStore(folder / "store").info["shards"]) == 3
 
 
-def test_bad_pictures_only(folder, finder):
+def test_bad_images_only(folder, finder):
     for number in range(10):
-        (folder / f"p-{number}.png").write_bytes(b"no picture")
+        (folder / f"p-{number}.png").write_bytes(b"no image")
     assert extract(folder, finder)["failed"] == 10
     assert len(FeatureStore(folder / "store")) == 0
 
 
-def test_pictures_without_regions_have_none(folder, encoder_folder, finder):
+def test_images_without_regions_have_none(folder, encoder_folder, finder):
     encoder = QueryRegionEncoder.from_detector(finder[0].detector, score_threshold=1.0)
     extract(folder, (encoder, finder[1]))
     regions = FeatureStore(folder / "store")["p-0"]
@@ -431,15 +431,15 @@ def test_pictures_without_regions_have_none(folder, encoder_folder, finder):
 
 
 class Interruption:
-    """Pictures that stop the run when one of them is read."""
+    """Images that stop the run when one of them is read."""
 
-    def __init__(self, pictures, at):
+    def __init__(self, images, at):
         def stop():
             raise KeyboardInterrupt
 
         # Headers are read to sort by size; the second look is the reading.
         self.looks, self.stop = 0, stop
-        self.pictures = [(key, self._open(path) if n == at else path) for n, (key, path) in enumerate(pictures)]
+        self.images = [(key, self._open(path) if n == at else path) for n, (key, path) in enumerate(images)]
 
     def _open(self, path):
         def open_or_stop():
@@ -451,9 +451,9 @@ class Interruption:
 
 @pytest.mark.parametrize("at", [0, 3, 4, 9])
 def test_a_run_that_stopped_goes_on(folder, finder, at):
-    pictures = list_pictures(folder)
+    images = list_images(folder)
     with pytest.raises(KeyboardInterrupt):
-        extract_store(folder / "store", Interruption(pictures, at).pictures, *finder, OPTIONS, progress=False)
+        extract_store(folder / "store", Interruption(images, at).images, *finder, OPTIONS, progress=False)
     assert not (folder / "store").exists()
     done = extract(folder, finder)["images"]
     assert done == 10 - at // 4 * 4
@@ -463,12 +463,12 @@ def test_a_run_that_stopped_goes_on(folder, finder, at):
 
 
 @pytest.mark.parametrize("step", range(1, 13))
-def test_interrupted_while_failed_pictures_are_tried_again(folder, finder, monkeypatch, step):
-    """A complete store is opened again for the shard of a repaired picture; any step of that may be the last."""
+def test_interrupted_while_failed_images_are_tried_again(folder, finder, monkeypatch, step):
+    """A complete store is opened again for the shard of a repaired image; any step of that may be the last."""
     extract(folder, finder, name="whole")
-    (folder / "p-5.png").write_bytes(b"no picture")
+    (folder / "p-5.png").write_bytes(b"no image")
     extract(folder, finder)
-    picture(5).save(folder / "p-5.png")
+    image(5).save(folder / "p-5.png")
     whole, steps = contents(folder / "whole"), itertools.count(1)
 
     def interrupted(original):
@@ -499,23 +499,23 @@ def _interrupt():
 )
 @pytest.mark.parametrize("complete", [False, True])
 def test_other_options_do_not_go_on_with_it(folder, finder, options, message, complete):
-    pictures = list_pictures(folder)
+    images = list_images(folder)
     if complete:
         extract(folder, finder)
     else:
         with pytest.raises(KeyboardInterrupt):
-            extract_store(folder / "store", Interruption(pictures, 9).pictures, *finder, OPTIONS, progress=False)
+            extract_store(folder / "store", Interruption(images, 9).images, *finder, OPTIONS, progress=False)
     changed = ExtractionOptions(**{"dtype": "float32", "images_per_shard": 4, "batch_size": 3, **options})
     with pytest.raises(ValueError, match=message):
         extract(folder, finder, options=changed)
 
 
-def test_other_pictures_or_detectors_do_not_go_on_with_it(folder, finder):
+def test_other_images_or_detectors_do_not_go_on_with_it(folder, finder):
     extract(folder, finder)
     stricter = QueryRegionEncoder.from_detector(finder[0].detector, score_threshold=0.4)
     with pytest.raises(ValueError, match=r"was started with detector .*, not "):
         extract(folder, (stricter, finder[1]))
-    picture(1).save(folder / "p-99.png")
+    image(1).save(folder / "p-99.png")
     with pytest.raises(ValueError, match=r"was started with source \{\"images\": 10.* not \{\"images\": 11"):
         extract(folder, finder)
 
@@ -528,7 +528,7 @@ def test_a_folder_that_is_no_store_is_left_alone(folder, finder):
     assert (folder / "store" / "mine.txt").read_text() == "keep"
 
 
-# Which pictures
+# Which images
 
 
 @pytest.mark.parametrize(
@@ -550,20 +550,20 @@ def test_a_folder_is_listed_in_order(tmp_path):
     for name in ("b/2.png", "a/10.jpg", "a/9.PNG", "a/notes.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
-    assert list_pictures(tmp_path) == [
+    assert list_images(tmp_path) == [
         ("10", tmp_path / "a/10.jpg"),
         ("9", tmp_path / "a/9.PNG"),
         ("2", tmp_path / "b/2.png"),
     ]
-    assert [key for key, _ in list_pictures(tmp_path, "name")] == ["a/10.jpg", "a/9.PNG", "b/2.png"]
+    assert [key for key, _ in list_images(tmp_path, "name")] == ["a/10.jpg", "a/9.PNG", "b/2.png"]
 
 
-def test_a_list_names_pictures_beside_it_or_anywhere(tmp_path, folder, finder):
+def test_a_list_names_images_beside_it_or_anywhere(tmp_path, folder, finder):
     (tmp_path / "lists").mkdir()
     (tmp_path / "lists" / "some.txt").write_text(f"../p-3.png\n{folder / 'p-1.png'}\n\n../missing.png\n")
-    pictures = list_pictures(tmp_path / "lists" / "some.txt")
-    assert [key for key, _ in pictures] == ["p-3", "p-1", "missing"]
-    result = extract_store(tmp_path / "store", pictures, *finder, OPTIONS, progress=False)
+    images = list_images(tmp_path / "lists" / "some.txt")
+    assert [key for key, _ in images] == ["p-3", "p-1", "missing"]
+    result = extract_store(tmp_path / "store", images, *finder, OPTIONS, progress=False)
     assert (result["num_images"], result["failed"]) == (2, 1)
     assert "missing.png: no such image file" in failures(tmp_path / "store")[0]["reason"]
 
@@ -574,43 +574,43 @@ def test_a_list_names_pictures_beside_it_or_anywhere(tmp_path, folder, finder):
         (["a/1.png", "b/1.jpg"], "stem", "1.jpg: image id '1' occurs twice"),
         (["a_7.png", "b_07.png"], "number", "b_07.png: image id '7' occurs twice"),
         (["a.png"], "number", "a.png: image name 'a.png' does not end in a number; choose other ids"),
-        ([], "stem", "no pictures; expected files ending in .jpg"),
+        ([], "stem", "no images; expected files ending in .jpg"),
     ],
 )
-def test_pictures_that_cannot_be_told_apart_are_refused(tmp_path, files, ids, message):
+def test_images_that_cannot_be_told_apart_are_refused(tmp_path, files, ids, message):
     for name in files:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(ValueError, match=message):
-        list_pictures(tmp_path, ids)
+        list_images(tmp_path, ids)
 
 
 def saved_dataset(folder):
-    """A dataset of four pictures, one of which is none, and one missing."""
+    """A dataset of four images, one of which is none, and one missing."""
 
     def encoded(seed):
         file = io.BytesIO()
-        picture(seed).save(file, "PNG")
+        image(seed).save(file, "PNG")
         return {"bytes": file.getvalue(), "path": None}
 
-    rows = {"name": list("wxyz"), "photo": [encoded(0), {"bytes": b"no picture", "path": None}, encoded(2), None]}
+    rows = {"name": list("wxyz"), "photo": [encoded(0), {"bytes": b"no image", "path": None}, encoded(2), None]}
     Dataset.from_dict(rows, features=Features({"name": Value("string"), "photo": ImageColumn()})).save_to_disk(folder)
     return folder
 
 
 def test_the_image_column_of_a_dataset(tmp_path, finder, capsys):
-    pictures = list_dataset_pictures(str(saved_dataset(tmp_path / "data")), "photo", "name")
-    extract_store(tmp_path / "store", pictures, *finder, OPTIONS, progress=False)
+    images = list_dataset_images(str(saved_dataset(tmp_path / "data")), "photo", "name")
+    extract_store(tmp_path / "store", images, *finder, OPTIONS, progress=False)
     store = FeatureStore(tmp_path / "store")
     assert list(store) == ["w", "y"]
-    (_, direct), *_ = extract_regions(*finder, [("w", picture(0))], progress=False)
+    (_, direct), *_ = extract_regions(*finder, [("w", image(0))], progress=False)
     assert len(store["w"]["scores"]) == len(direct["scores"])
     reasons = {record["image_id"]: record["reason"] for record in failures(tmp_path / "store")}
     assert "cannot identify image" in reasons["x"]
-    assert "there is no picture in this row" in reasons["z"]
-    assert [key for key, _ in list_dataset_pictures(str(tmp_path / "data"), "photo")] == ["0", "1", "2", "3"]
+    assert "there is no image in this row" in reasons["z"]
+    assert [key for key, _ in list_dataset_images(str(tmp_path / "data"), "photo")] == ["0", "1", "2", "3"]
     with pytest.raises(ValueError, match="no column 'image' in split train; expected one of name, photo"):
-        list_dataset_pictures(str(tmp_path / "data"), "image")
+        list_dataset_images(str(tmp_path / "data"), "image")
 
 
 # Who reads the store
@@ -621,21 +621,21 @@ def test_a_task_takes_the_store_of_its_detector_and_no_other(folder, finder, enc
     fields = {"features_dir": str(folder / "store"), "cpu": True}
     keys = [f"p-{number}" for number in range(10)]
 
-    def pictures(**more):
+    def images(**more):
         args = TaskArgs(str(tmp_path / "run"), **fields, **more)
-        return prepare_pictures(args, keys, folder, lambda path: {}, torch.device("cpu"))
+        return prepare_images(args, keys, folder, lambda path: {}, torch.device("cpu"))
 
-    assert pictures(region_encoder=str(encoder_folder)).region_dim == finder[0].config.region_dim
-    found = pictures(num_regions=2).get("p-0")
+    assert images(region_encoder=str(encoder_folder)).region_dim == finder[0].config.region_dim
+    found = images(num_regions=2).get("p-0")
     assert sorted(found) == ["boxes", "visual_embeds"] and len(found["boxes"]) <= 2
     with pytest.raises(ValueError, match=r"store: features of dim \d+, this model expects \d+"):
-        pictures(region_encoder=str(DETECTOR))
+        images(region_encoder=str(DETECTOR))
     stricter = QueryRegionEncoder.from_detector(finder[0].detector, max_regions=8, score_threshold=0.4)
     stricter.save_pretrained(tmp_path / "stricter")
     finder[1].save_pretrained(tmp_path / "stricter")
     message = f"detector QueryRegionEncoder {finder[0].fingerprint()}, this model has the region encoder {stricter.fingerprint()}"
     with pytest.raises(ValueError, match=message):
-        pictures(region_encoder=str(tmp_path / "stricter"))
+        images(region_encoder=str(tmp_path / "stricter"))
 
 
 # The commands
@@ -646,8 +646,8 @@ def test_extract_store_and_sheet_from_the_command_line(folder, encoder_folder, t
     argv = ["extract", str(folder), str(tmp_path / "out"), "--region_encoder", str(encoder_folder)]
     assert main([*argv, "--images_per_shard", "4", "--cpu"]) == 0
     captured = capsys.readouterr()
-    assert "regions of 6 pictures (" in captured.out and "pictures/s" in captured.out
-    assert "4 pictures could not be read, see" in captured.err
+    assert "regions of 6 images (" in captured.out and "images/s" in captured.out
+    assert "4 images could not be read, see" in captured.err
     sheet = tmp_path / "sheet.png"
     assert (
         main(["store", str(tmp_path / "out"), "--verify", "--json", "--sheet", str(sheet), "--images", str(folder)])
@@ -656,7 +656,7 @@ def test_extract_store_and_sheet_from_the_command_line(folder, encoder_folder, t
     captured = capsys.readouterr()
     about = json.loads(captured.out)
     assert (about["num_images"], about["shards"], about["dtype"], about["classes"]) == (6, 3, "float16", 0)
-    assert "checksums and places of all pictures are right" in captured.err
+    assert "checksums and places of all images are right" in captured.err
     assert Image.open(sheet).width > 960
     assert main(["store", str(tmp_path / "out")]) == 0
     assert "num_images        6" in capsys.readouterr().out
@@ -729,19 +729,19 @@ def test_the_current_folder_is_a_store_or_not(folder, finder, monkeypatch):
         FeatureStore("")
 
 
-def test_a_sheet_of_other_pictures_is_refused(folder, finder, capsys):
+def test_a_sheet_of_other_images_is_refused(folder, finder, capsys):
     extract(folder, finder)
-    picture(0, (50, 50)).save(folder / "p-0.png")
+    image(0, (50, 50)).save(folder / "p-0.png")
     flags = ["--sheet", str(folder / "sheet.jpg")]
     assert main(["store", str(folder / "store"), *flags]) == 2
     assert "--sheet needs --images" in capsys.readouterr().err
     assert main(["store", str(folder / "store"), *flags, "--images", str(folder)]) == 2
     assert "p-0.png: 50 x 50 pixels, but its regions are of 96 x 64 pixels" in capsys.readouterr().err
     assert main(["store", str(folder / "store"), *flags, "--images", str(folder), "--ids", "name"]) == 2
-    assert "none of the 10 pictures is in it" in capsys.readouterr().err
+    assert "none of the 10 images is in it" in capsys.readouterr().err
 
 
-def test_regions_of_a_picture(folder, quarters, capsys):
+def test_regions_of_a_image(folder, quarters, capsys):
     drawn = folder / "drawn.jpg"
     argv = ["regions", str(folder / "p-3.png"), "--region_encoder", str(quarters)]
     assert main([*argv, "--picture_out", str(drawn)]) == 0
@@ -773,15 +773,15 @@ def command(folder, encoder_folder, store, *flags, processes=1):
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory, encoder_folder):
-    """60 pictures, three of them bad, and the store of a run without interruption."""
+    """60 images, three of them bad, and the store of a run without interruption."""
     folder = tmp_path_factory.mktemp("many")
     for number in range(60):
-        picture(number).save(folder / f"{number:03d}.png")
+        image(number).save(folder / f"{number:03d}.png")
     for number in (0, 17, 41):
-        (folder / f"{number:03d}.png").write_bytes(b"no picture")
+        (folder / f"{number:03d}.png").write_bytes(b"no image")
     store = tmp_path_factory.mktemp("stores") / "whole"
     options = ExtractionOptions("float16", 2, None, 2)  # 30 shards: enough for ten kills
-    extract_store(store, list_pictures(folder), *load_region_encoder(encoder_folder), options, progress=False)
+    extract_store(store, list_images(folder), *load_region_encoder(encoder_folder), options, progress=False)
     return folder, store
 
 
@@ -796,7 +796,7 @@ def test_two_processes_make_the_store_of_one(many, encoder_folder, tmp_path):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("regions of 57 pictures") == 1
+    assert done.stdout.count("regions of 57 images") == 1
     assert contents(tmp_path / "store") == contents(whole)
 
 

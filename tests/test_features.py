@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("error:The given NumPy array is not writ
 
 
 def regions_of(count, seed=0, dim=DIM):
-    """Regions of one picture of 40 x 30 pixels, as a region encoder finds them."""
+    """Regions of one image of 40 x 30 pixels, as a region encoder finds them."""
     generator = torch.Generator().manual_seed(seed)
     return {
         "visual_embeds": torch.randn(count, dim, generator=generator),
@@ -30,12 +30,12 @@ def regions_of(count, seed=0, dim=DIM):
     }
 
 
-PICTURES = {7: regions_of(3), 458752: regions_of(0, seed=1), 2**40: regions_of(20, seed=2)}
+IMAGES = {7: regions_of(3), 458752: regions_of(0, seed=1), 2**40: regions_of(20, seed=2)}
 
 
-def write(folder, pictures=PICTURES, **options):
+def write(folder, images=IMAGES, **options):
     """Write a store; returns its folder."""
-    write_store(folder, pictures.items(), dim=DIM, detector="tiny", **options)
+    write_store(folder, images.items(), dim=DIM, detector="tiny", **options)
     return folder
 
 
@@ -44,7 +44,7 @@ def test_what_was_written_comes_back(tmp_path, dtype):
     store = FeatureStore(write(tmp_path / "store", dtype=dtype))
     assert len(store) == 3
     assert (store.dim, store.dtype, store.detector) == (DIM, dtype, {"name": "tiny", "fingerprint": None})
-    for image_id, written in PICTURES.items():
+    for image_id, written in IMAGES.items():
         read = store[image_id]
         assert list(read) == list(written)
         stored = written["visual_embeds"].to(getattr(torch, dtype)).float()
@@ -57,9 +57,9 @@ def test_what_was_written_comes_back(tmp_path, dtype):
 def test_half_precision_takes_half_the_room_and_is_close(tmp_path):
     sizes = {}
     for dtype in ("float32", "float16"):
-        pictures = {1: {**regions_of(2000), "boxes": torch.zeros(2000, 4)}}
-        store = FeatureStore(write(tmp_path / dtype, pictures, dtype=dtype))
-        assert torch.allclose(store[1]["visual_embeds"], pictures[1]["visual_embeds"], atol=2e-3)
+        images = {1: {**regions_of(2000), "boxes": torch.zeros(2000, 4)}}
+        store = FeatureStore(write(tmp_path / dtype, images, dtype=dtype))
+        assert torch.allclose(store[1]["visual_embeds"], images[1]["visual_embeds"], atol=2e-3)
         sizes[dtype] = store.arrays(1)["visual_embeds"].nbytes
     assert sizes == {"float32": 2000 * DIM * 4, "float16": 2000 * DIM * 2}
 
@@ -68,10 +68,10 @@ def test_a_store_can_be_moved_and_its_tensors_changed(tmp_path):
     write(tmp_path / "first").rename(tmp_path / "second")
     store = FeatureStore(tmp_path / "second")
     store[7]["visual_embeds"].zero_()  # a copy: the file stays as it is
-    assert torch.equal(store[7]["visual_embeds"], PICTURES[7]["visual_embeds"])
+    assert torch.equal(store[7]["visual_embeds"], IMAGES[7]["visual_embeds"])
 
 
-def test_a_picture_that_is_not_there_is_named(tmp_path):
+def test_a_image_that_is_not_there_is_named(tmp_path):
     store = FeatureStore(write(tmp_path / "store"))
     assert 7 in store
     assert 8 not in store
@@ -90,9 +90,9 @@ def test_a_picture_that_is_not_there_is_named(tmp_path):
     ],
     ids=["dim", "twice"],
 )
-def test_pictures_that_do_not_fit_are_refused_and_leave_nothing(tmp_path, pictures, message):
+def test_images_that_do_not_fit_are_refused_and_leave_nothing(tmp_path, images, message):
     with pytest.raises(ValueError, match=message):
-        write_store(tmp_path / "store", iter(pictures), dim=DIM, detector="tiny")
+        write_store(tmp_path / "store", iter(images), dim=DIM, detector="tiny")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -111,12 +111,12 @@ def test_features_too_large_for_half_precision_are_refused(tmp_path):
 
 
 def test_an_interrupted_writer_leaves_nothing(tmp_path):
-    def pictures():
+    def images():
         yield 1, regions_of(2)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_store(tmp_path / "store", pictures(), dim=DIM, detector="tiny")
+        write_store(tmp_path / "store", images(), dim=DIM, detector="tiny")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -132,7 +132,7 @@ def test_unknown_dtype_is_refused(tmp_path):
         write(tmp_path / "store", dtype="int8")
 
 
-def test_a_store_without_pictures_is_empty(tmp_path):
+def test_a_store_without_images_is_empty(tmp_path):
     assert len(FeatureStore(write(tmp_path / "store", {}))) == 0
 
 
@@ -187,8 +187,8 @@ def test_damaged_data_is_named(tmp_path, damage):
 
 
 @pytest.fixture(scope="module")
-def found_in_pictures(tmp_path_factory):
-    """Encoder, image processor and picture files of different sizes by image id."""
+def found_in_images(tmp_path_factory):
+    """Encoder, image processor and image files of different sizes by image id."""
     folder = tmp_path_factory.mktemp("pictures")
     encoder = QueryRegionEncoder.from_detector(tiny_detector(), max_regions=8, score_threshold=0.5).eval()
     paths = {}
@@ -201,8 +201,8 @@ def found_in_pictures(tmp_path_factory):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 32])
-def test_extracted_regions_are_those_of_the_encoder(found_in_pictures, batch_size):
-    encoder, image_processor, paths = found_in_pictures
+def test_extracted_regions_are_those_of_the_encoder(found_in_images, batch_size):
+    encoder, image_processor, paths = found_in_images
     extracted = list(extract_regions(encoder, image_processor, paths.items(), batch_size=batch_size, progress=False))
     assert [image_id for image_id, _ in extracted] == list(paths)
     for number, (image_id, regions) in enumerate(extracted):
@@ -221,8 +221,8 @@ def test_extracted_regions_are_those_of_the_encoder(found_in_pictures, batch_siz
         assert torch.equal(regions["class_ids"], direct.class_ids[number - start][keep])
 
 
-def test_extracted_regions_fit_a_store(found_in_pictures, tmp_path):
-    encoder, image_processor, paths = found_in_pictures
+def test_extracted_regions_fit_a_store(found_in_images, tmp_path):
+    encoder, image_processor, paths = found_in_images
     extracted = dict(extract_regions(encoder, image_processor, paths.items(), progress=False))
     detector = describe_detector(encoder, image_processor)
     write_store(tmp_path / "store", extracted.items(), encoder.config.region_dim, detector)
@@ -232,16 +232,16 @@ def test_extracted_regions_fit_a_store(found_in_pictures, tmp_path):
         assert torch.equal(store[image_id]["visual_embeds"], extracted[image_id]["visual_embeds"])
 
 
-def test_the_bad_picture_is_named(found_in_pictures, tmp_path):
-    encoder, image_processor, paths = found_in_pictures
-    (tmp_path / "7.png").write_text("no picture")
+def test_the_bad_image_is_named(found_in_images, tmp_path):
+    encoder, image_processor, paths = found_in_images
+    (tmp_path / "7.png").write_text("no image")
     images = [*paths.items(), (7, tmp_path / "7.png")]
     with pytest.raises(ValueError, match=r"7.png: not an image that Pillow can read"):
         list(extract_regions(encoder, image_processor, images, progress=False))
 
 
-def test_other_weights_or_settings_have_another_fingerprint(found_in_pictures):
-    encoder = found_in_pictures[0]
+def test_other_weights_or_settings_have_another_fingerprint(found_in_images):
+    encoder = found_in_images[0]
     same = QueryRegionEncoder.from_detector(encoder.detector, max_regions=8, score_threshold=0.5)
     stricter = QueryRegionEncoder.from_detector(encoder.detector, max_regions=8, score_threshold=0.6)
     other = QueryRegionEncoder.from_detector(tiny_detector(seed=1), max_regions=8, score_threshold=0.5)

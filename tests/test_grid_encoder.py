@@ -1,4 +1,4 @@
-"""Cells of a picture as regions: means over boxes, backbones of several families, training end to end."""
+"""Cells of an image as regions: means over boxes, backbones of several families, training end to end."""
 
 import pytest
 import torch
@@ -117,7 +117,7 @@ def test_geometry_is_standardised_from_the_start():
 
 
 def test_padding_takes_no_part():
-    """A picture padded to twice its size has cells of the picture alone."""
+    """An image padded to twice its size has cells of the image alone."""
     encoder = grid_encoder(geometry_features=False)
     padded, mask = F.pad(pixels(1), (0, 64, 0, 64)), F.pad(torch.ones(1, 64, 64, dtype=torch.long), (0, 64, 0, 64))
     values = encoder.backbone(padded).feature_maps[-1][:, :, :4, :4]

@@ -25,19 +25,19 @@ def encoded(image, kind="PNG"):
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-PICTURES = [render(sample_scene(number, f"handler/{number}")) for number in range(2)]
+IMAGES = [render(sample_scene(number, f"handler/{number}")) for number in range(2)]
 INPUTS = {
-    "vqa": {"image": PICTURES[0], "question": "Is there a red star?"},
-    "nlvr2": {"images": PICTURES, "statement": "Both images show a star."},
+    "vqa": {"image": IMAGES[0], "question": "Is there a red star?"},
+    "nlvr2": {"images": IMAGES, "statement": "Both images show a star."},
     "vcr": {
-        "image": PICTURES[0],
+        "image": IMAGES[0],
         "question": "What color is [0]?",
         "choices": ["[0] is red.", "[0] is blue."],
         "objects": ["star"],
         "boxes": [[10, 10, 50, 50]],
     },
-    "flickr30k": {"image": PICTURES[0], "sentence": "the star is red", "phrases": ["the star"]},
-    "pretraining": {"image": PICTURES[0], "text": "There is a [MASK] star."},
+    "flickr30k": {"image": IMAGES[0], "sentence": "the star is red", "phrases": ["the star"]},
+    "pretraining": {"image": IMAGES[0], "text": "There is a [MASK] star."},
 }
 RUN = """
 import importlib.util, json, sys
@@ -137,7 +137,7 @@ def handler(tmp_path_factory):
     return handler
 
 
-GOOD = encoded(PICTURES[0])
+GOOD = encoded(IMAGES[0])
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ GOOD = encoded(PICTURES[0])
         ({}, "no inputs"),
         ({"inputs": "text"}, "no inputs"),
         ({"inputs": {"image": GOOD}}, "no question"),
-        ({"inputs": {"question": "Is it red?"}}, "no picture"),
+        ({"inputs": {"question": "Is it red?"}}, "no image"),
         ({"inputs": {"image": GOOD, "question": "Is it red?", "other": 1}}, "unknown key 'other'"),
         ({"inputs": {"image": GOOD, "question": 5}}, "question is int"),
         ({"inputs": {"image": GOOD, "question": {"a": 1}}}, "question: dict; expected text"),
@@ -156,14 +156,14 @@ GOOD = encoded(PICTURES[0])
         ({"inputs": {"image": GOOD, "question": "Is it red?"}, "parameters": {"top_k": 0}}, "top_k 0"),
         ({"inputs": {"image": GOOD, "question": "Is it red?"}, "parameters": {"batch_size": 9}}, "expected {'top_k'"),
         ({"inputs": {"image": GOOD, "question": "Is it red?"}, "parameters": "x"}, "expected {'top_k'"),
-        ({"inputs": {"image": {"visual_embeds": [[0.0]]}, "question": "Is it red?"}}, "a picture is dict"),
-        ({"inputs": {"image": "/etc/passwd", "question": "Is it red?"}}, "a picture"),
+        ({"inputs": {"image": {"visual_embeds": [[0.0]]}, "question": "Is it red?"}}, "an image is dict"),
+        ({"inputs": {"image": "/etc/passwd", "question": "Is it red?"}}, "an image"),
         ({"inputs": {"image": "http://127.0.0.1:9/a.png", "question": "Is it red?"}}, "addresses are not opened"),
         ({"inputs": {"image": base64.b64encode(b"hello").decode(), "question": "Is it red?"}}, "cannot be read"),
         ({"inputs": {"image": "A" * 20_000_000, "question": "Is it red?"}}, "more than 10 MB"),
         ({"inputs": {"image": encoded(Image.new("1", (10_000, 10_000))), "question": "?"}}, "100 megapixels"),
         ({"inputs": {"image": GOOD[: len(GOOD) // 8 * 4], "question": "Is it red?"}}, "damaged or truncated"),
-        ({"inputs": {"images": [GOOD], "statement": "It is red."}}, "a list of two pictures"),
+        ({"inputs": {"images": [GOOD], "statement": "It is red."}}, "a list of two images"),
     ],
 )
 def test_bad_requests_are_refused_with_a_message(handler, request_, message):

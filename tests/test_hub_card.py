@@ -91,8 +91,8 @@ def test_metadata_are_what_the_hub_reads(name):
     assert {result.dataset_split for result in data.eval_results} == {"test"}
     assert data.widget
     for example in data.widget:
-        picture = example["src"].removeprefix("https://huggingface.co/user/model/resolve/main/")
-        assert (cards_folder() / picture).is_file()
+        image = example["src"].removeprefix("https://huggingface.co/user/model/resolve/main/")
+        assert (cards_folder() / image).is_file()
 
 
 @pytest.mark.parametrize("name", NAMES)

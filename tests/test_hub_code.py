@@ -30,7 +30,7 @@ from modeling_visualbert.publish.card import cards_folder
 from modeling_visualbert.tasks.common import DETECTOR
 
 PACKAGE = Path(modeling_visualbert.__file__).parent
-PICTURE = str(cards_folder() / "examples" / "scene.png")
+IMAGE = str(cards_folder() / "examples" / "scene.png")
 ENCODERS = ("query", "grid", *KINDS)
 TASKS = {"query": "vqa", "grid": "vqa", "c4": "vqa", "fpn": "flickr30k", "given": "vcr"}  # of a model that owns it
 OBJECTS = {"objects": ["LABEL_1", "LABEL_4"], "boxes": [[6.0, 19.0, 40.0, 51.0], [133.0, 59.0, 151.0, 77.0]]}
@@ -82,7 +82,7 @@ def regions(folder):
     encoder = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
     image_processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=True)
     objects = {"boxes": [VARIABLES["objects"]["boxes"]], "classes": [[1, 4]]} if "given" in folder else {}
-    inputs = image_processor([VARIABLES["picture"]], **objects)
+    inputs = image_processor([VARIABLES["image"]], **objects)
     names = ("pixel_values", "pixel_mask", "boxes_unit", "boxes_mask", *encoder.region_inputs)
     with torch.no_grad():
         found = encoder(**{name: value for name, value in inputs.items() if name in names})
@@ -101,8 +101,8 @@ for kind, (alone, inside, call) in VARIABLES["folders"].items():
         "classes": [type(encoder).__name__, type(image_processor).__name__, type(pipe.processor.image_processor).__name__],
         "regions": first,
         "again": regions(alone + "-again")[2] == first,
-        "answer": pipe(image=VARIABLES["picture"], **call),
-        "answer again": again(image=VARIABLES["picture"], **call),
+        "answer": pipe(image=VARIABLES["image"], **call),
+        "answer again": again(image=VARIABLES["image"], **call),
         "ours": [type(m).__module__.split(".")[0] for m in (encoder, pipe.model, pipe.model.visual_bert.region_encoder)],
     }
 print(json.dumps(found))
@@ -122,15 +122,15 @@ def test_region_encoders_open_without_the_package_alone_and_inside_a_model(tmp_p
         processor.save_pretrained(inside)
         folders[kind] = (str(alone), str(inside), call)
         objects = {"boxes": [OBJECTS["boxes"]], "classes": [[1, 4]]} if kind == "given" else {}
-        inputs = image_processor([PICTURE], **objects)
+        inputs = image_processor([IMAGE], **objects)
         read = ("pixel_values", "pixel_mask", "boxes_unit", "boxes_mask", *encoder.region_inputs)
         with torch.no_grad():
             found = encoder(**{name: value for name, value in inputs.items() if name in read})
-        answer = pipeline(PIPELINE_TASKS[TASKS[kind]], model=model, processor=processor)(image=PICTURE, **call)
+        answer = pipeline(PIPELINE_TASKS[TASKS[kind]], model=model, processor=processor)(image=IMAGE, **call)
         names = [type(encoder).__name__, type(image_processor).__name__, type(image_processor).__name__]
         regions = [found["visual_embeds"].tolist(), found["boxes_unit"].tolist()]
         expected[kind] = {"classes": names, "regions": regions, "answer": answer, "answer again": answer}
-    told = json.loads(run_clean(OPEN, tmp_path / "home", folders=folders, picture=PICTURE, objects=OBJECTS))
+    told = json.loads(run_clean(OPEN, tmp_path / "home", folders=folders, image=IMAGE, objects=OBJECTS))
     for kind in ENCODERS:
         assert {key: told[kind][key] for key in expected[kind]} == close(json.loads(json.dumps(expected[kind]))), kind
         assert told[kind]["again"] and set(told[kind]["ours"]) == {"transformers_modules"}

@@ -50,7 +50,7 @@ def small(tmp_path):
     folder = tmp_path / "small"
     (folder / "examples").mkdir(parents=True)
     (folder / "config.json").write_text("{}")
-    (folder / "examples" / "scene.txt").write_text("a picture")
+    (folder / "examples" / "scene.txt").write_text("an image")
     save_file({"weight": torch.arange(1000.0)}, folder / "model.safetensors")
     return folder
 
@@ -121,19 +121,19 @@ print(json.dumps(found))
 
 
 def test_all_heads_come_back_from_the_hub_as_they_were(hub, saved, tmp_path):
-    picture, other = (str(cards_folder() / "examples" / name) for name in ("scene.png", "other_scene.png"))
+    image, other = (str(cards_folder() / "examples" / name) for name in ("scene.png", "other_scene.png"))
     calls = {
-        "vqa": {"image": picture, "question": "Is it red?"},
+        "vqa": {"image": image, "question": "Is it red?"},
         "vcr": {
-            "image": picture,
+            "image": image,
             "question": "What is [0]?",
             "choices": ["a", "b"],
             "objects": ["star"],
             "boxes": [[1, 2, 30, 40]],
         },
-        "nlvr2": {"images": [picture, other], "statement": "Both show a star."},
-        "flickr30k": {"image": picture, "sentence": "a red star", "phrases": ["star"]},
-        "pretraining": {"image": picture, "text": "a [MASK] star"},
+        "nlvr2": {"images": [image, other], "statement": "Both show a star."},
+        "flickr30k": {"image": image, "sentence": "a red star", "phrases": ["star"]},
+        "pretraining": {"image": image, "text": "a [MASK] star"},
     }
     checkpoints, expected = {}, {}
     for task, (folder, model, processor) in saved.items():

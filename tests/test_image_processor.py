@@ -1,4 +1,4 @@
-"""Pictures as users have them: what is accepted and how it looks afterwards, and what is refused by name."""
+"""Images as users have them: what is accepted and how it looks afterwards, and what is refused by name."""
 
 import io
 import re
@@ -14,7 +14,7 @@ from helpers import shared
 from PIL import Image, ImageOps
 from transformers import AutoImageProcessor
 
-from modeling_visualbert import VisualBertImageProcessor, load_picture
+from modeling_visualbert import VisualBertImageProcessor, load_image
 from modeling_visualbert.hub_code.image_processing_visualbert import MAX_PIXELS
 
 RED, WHITE = (200, 10, 10), (255, 255, 255)
@@ -39,7 +39,7 @@ def animation(file_format):
 
 
 def pixels_of(source):
-    return np.asarray(load_picture(source))
+    return np.asarray(load_image(source))
 
 
 def quarter_turned():
@@ -61,7 +61,7 @@ def png_header(width, height):
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
-def file_with(tmp_path, content, name="picture.img"):
+def file_with(tmp_path, content, name="image.img"):
     path = tmp_path / name
     path.write_bytes(content)
     return path
@@ -106,7 +106,7 @@ def test_transparency_is_shown_on_white(tmp_path):
     image = Image.new("RGBA", (20, 20), (*RED, 0))
     image.paste((*RED, 255), (10, 0, 20, 20))
     image.paste((*RED, 51), (0, 10, 10, 20))
-    loaded = load_picture(file_with(tmp_path, encoded(image, "PNG")))
+    loaded = load_image(file_with(tmp_path, encoded(image, "PNG")))
     assert loaded.getpixel((2, 2)) == WHITE
     assert loaded.getpixel((15, 2)) == RED
     assert loaded.getpixel((2, 15)) == tuple(round(0.2 * red + 0.8 * 255) for red in RED)
@@ -120,7 +120,7 @@ def test_transparent_grey_and_palette_are_shown_on_white(tmp_path, mode, file_fo
     if mode == "P":
         image = image.convert("RGB").quantize(4)
         options["transparency"] = image.getpixel((3, 3))
-    loaded = load_picture(file_with(tmp_path, encoded(image.convert(mode), file_format, **options)))
+    loaded = load_image(file_with(tmp_path, encoded(image.convert(mode), file_format, **options)))
     assert loaded.getpixel((3, 3)) == WHITE
     assert loaded.getpixel((15, 3)) == (60, 60, 60)
 
@@ -128,21 +128,21 @@ def test_transparent_grey_and_palette_are_shown_on_white(tmp_path, mode, file_fo
 @pytest.mark.parametrize(("mode", "color"), [("RGB", RED), ("L", 7)])
 def test_a_transparent_colour_is_shown_on_white(tmp_path, mode, color):
     path = file_with(tmp_path, encoded(Image.new(mode, (20, 20), color), "PNG", transparency=color))
-    assert load_picture(path).getpixel((3, 3)) == WHITE
+    assert load_image(path).getpixel((3, 3)) == WHITE
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1"])
 @pytest.mark.parametrize("file_format", ["PNG", "GIF", "TIFF"])
 def test_grey_palette_and_bitmap_files_are_read(tmp_path, mode, file_format):
     image = Image.fromarray(noise()).convert(mode)
-    loaded = load_picture(file_with(tmp_path, encoded(image, file_format)))
+    loaded = load_image(file_with(tmp_path, encoded(image, file_format)))
     assert loaded.mode == "RGB"
     assert np.array_equal(np.asarray(loaded), np.asarray(image.convert("RGB")))
 
 
 def test_orientation_is_applied(tmp_path):
     path = file_with(tmp_path, quarter_turned())
-    loaded = load_picture(path)
+    loaded = load_image(path)
     assert loaded.size == (20, 40)
     assert np.abs(np.asarray(loaded)[:18].astype(int) - RED).max() < 12  # the left half is on top now
     assert np.asarray(loaded)[22:].min() > 243
@@ -158,8 +158,8 @@ def test_a_real_photo():
 
 def files_to_refuse():
     """Content by the reason why it is refused."""
-    picture = Image.fromarray(noise(100, 100))
-    jpeg, png = encoded(picture, "JPEG"), encoded(picture, "PNG")
+    image = Image.fromarray(noise(100, 100))
+    jpeg, png = encoded(image, "JPEG"), encoded(image, "PNG")
     return {
         "not an image": (b"GIF? no, text", "not an image that Pillow can read"),
         "empty": (b"", "not an image that Pillow can read"),
@@ -172,7 +172,7 @@ def files_to_refuse():
             encoded(Image.fromarray(noise()[..., 0].astype(np.float32)), "TIFF"),
             "32-bit .*; expected 8-bit RGB",
         ),
-        "cmyk": (encoded(picture.convert("CMYK"), "JPEG"), "CMYK image .*; expected 8-bit RGB, grey or palette"),
+        "cmyk": (encoded(image.convert("CMYK"), "JPEG"), "CMYK image .*; expected 8-bit RGB, grey or palette"),
         "1x1": (encoded(Image.new("RGB", (1, 1)), "PNG"), "1 x 1 pixels; expected at least 8 on each side"),
         "flat": (encoded(Image.new("RGB", (100, 7)), "PNG"), "100 x 7 pixels; expected at least 8 on each side"),
         "bomb": (png_header(10_000, 10_000), r"10000 x 10000 pixels; expected at most 89,478,485"),
@@ -186,7 +186,7 @@ def test_a_file_that_would_be_read_wrongly_is_refused(tmp_path, name):
     content, message = files_to_refuse()[name]
     path = file_with(tmp_path, content)
     with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}: .*{message}"):
-        load_picture(path)
+        load_image(path)
 
 
 def test_a_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
@@ -194,18 +194,18 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     width = MAX_PIXELS // 8 + 1
     with warnings.catch_warnings(), pytest.raises(ValueError, match="expected at most 89,478,485"):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        load_picture(file_with(tmp_path, png_header(width, 8)))
+        load_image(file_with(tmp_path, png_header(width, 8)))
 
 
 def stumps():
     """Files that end too early for Pillow to say so itself."""
-    picture = Image.fromarray(noise())
+    image = Image.fromarray(noise())
     return {
-        "jpeg tables": encoded(picture, "JPEG")[:200],
-        "webp": encoded(picture, "WEBP")[:-40],
+        "jpeg tables": encoded(image, "JPEG")[:200],
+        "webp": encoded(image, "WEBP")[:-40],
         "animated gif": animation("GIF")[: len(animation("GIF")) * 2 // 5],
         "tiff pages": animation("TIFF")[: len(animation("TIFF")) // 2],
-        "ico": encoded(picture, "ICO")[:-200],
+        "ico": encoded(image, "ICO")[:-200],
     }
 
 
@@ -214,28 +214,28 @@ def stumps():
 def test_a_stump_of_a_file_is_refused_by_name(tmp_path, name):
     path = file_with(tmp_path, stumps()[name])
     with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}: "):
-        load_picture(path)
+        load_image(path)
 
 
 @pytest.mark.parametrize("content", [b"P6\n40 4o\n255\n" + bytes(4800), b"P6\n40 "], ids=["number", "end"])
 def test_a_damaged_header_is_refused_by_name(tmp_path, content):
     path = file_with(tmp_path, content)
     with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}: "):
-        load_picture(path)
+        load_image(path)
 
 
 @pytest.mark.parametrize("name", ["nowhere.png", "."])
 def test_a_path_without_a_file_is_refused(tmp_path, name):
     with pytest.raises(FileNotFoundError, match=rf"{re.escape(str(tmp_path / name))}: no such image file"):
-        load_picture(tmp_path / name)
+        load_image(tmp_path / name)
 
 
 @pytest.mark.parametrize("url", ["http://example.org/cat.jpg", "https://example.org/cat.jpg"])
-def test_pictures_are_not_downloaded(url):
+def test_images_are_not_downloaded(url):
     with pytest.raises(
-        ValueError, match=rf"{url}: pictures are not downloaded; expected a path, a PIL image or an array"
+        ValueError, match=rf"{url}: images are not downloaded; expected a path, a PIL image or an array"
     ):
-        load_picture(url)
+        load_image(url)
 
 
 @pytest.mark.parametrize(
@@ -258,25 +258,25 @@ def test_pictures_are_not_downloaded(url):
 @pytest.mark.parametrize("as_type", [np.asarray, torch.from_numpy])
 def test_a_wrong_array_is_refused(array, message, as_type):
     with pytest.raises(ValueError, match=f"image: {message}"):
-        load_picture(as_type(np.ascontiguousarray(array)))
+        load_image(as_type(np.ascontiguousarray(array)))
 
 
 @pytest.mark.parametrize("value", [None, 5, b"bytes", ["a.png"]])
-def test_what_is_no_picture_is_refused(value):
+def test_what_is_no_image_is_refused(value):
     with pytest.raises(TypeError, match=f"image: got {type(value).__name__}; expected a path, a PIL image, an array"):
-        load_picture(value)
+        load_image(value)
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "I;16", "F", "HSV", "LAB"])
 def test_pil_images_of_other_modes_are_refused(mode):
     with pytest.raises(ValueError, match=rf"image: .*\(mode {re.escape(mode)}\); expected 8-bit RGB, grey or palette"):
-        load_picture(Image.new(mode, (20, 20)))
+        load_image(Image.new(mode, (20, 20)))
 
 
 def test_pixel_values_are_those_of_a_plain_computation():
-    picture = Image.fromarray(noise(300, 200))
-    batch = VisualBertImageProcessor()(picture)
-    resized = np.asarray(picture.resize((160, 128), Image.Resampling.BILINEAR), dtype=np.float64)
+    image = Image.fromarray(noise(300, 200))
+    batch = VisualBertImageProcessor()(image)
+    resized = np.asarray(image.resize((160, 128), Image.Resampling.BILINEAR), dtype=np.float64)
     expected = ((resized / 255 - 0.5) / 0.25).transpose(2, 0, 1)
     assert sorted(batch) == ["image_sizes", "pixel_values"]
     assert batch["pixel_values"].shape == (1, 3, 128, 160)
@@ -298,10 +298,10 @@ def test_different_sizes_are_padded_and_masked():
     batch = processor([tall, wide])
     assert batch["pixel_values"].shape == (2, 3, 60, 66)
     assert batch["image_sizes"].tolist() == [[300, 200], [30, 50]]
-    for row, (picture, (height, width)) in enumerate(((tall, (60, 40)), (wide, (40, 66)))):
+    for row, (image, (height, width)) in enumerate(((tall, (60, 40)), (wide, (40, 66)))):
         assert batch["pixel_mask"][row].sum() == height * width
         assert batch["pixel_mask"][row, :height, :width].all()
-        alone = processor(picture)
+        alone = processor(image)
         assert "pixel_mask" not in alone
         assert torch.equal(batch["pixel_values"][row, :, :height, :width], alone["pixel_values"][0])
         assert not batch["pixel_values"][row, :, height:].any()
@@ -310,19 +310,19 @@ def test_different_sizes_are_padded_and_masked():
 
 def test_different_sizes_without_padding_are_refused():
     processor = VisualBertImageProcessor(do_resize=False)
-    with pytest.raises(ValueError, match="pictures of different sizes in one batch with do_pad=False; expected equal"):
+    with pytest.raises(ValueError, match="images of different sizes in one batch with do_pad=False; expected equal"):
         processor([noise(), noise(20, 20)], do_pad=False)
 
 
-def test_a_batch_is_its_pictures_side_by_side():
-    pictures = [noise(seed=i, width=40 + i) for i in range(3)]
-    batch = VisualBertImageProcessor()(pictures)
-    alone = [VisualBertImageProcessor()(picture)["pixel_values"] for picture in pictures]
+def test_a_batch_is_its_images_side_by_side():
+    images = [noise(seed=i, width=40 + i) for i in range(3)]
+    batch = VisualBertImageProcessor()(images)
+    alone = [VisualBertImageProcessor()(image)["pixel_values"] for image in images]
     assert torch.equal(batch["pixel_values"], torch.cat(alone))
     assert batch["image_sizes"].tolist() == [[30, 40], [30, 41], [30, 42]]
 
 
-def test_the_bad_picture_of_a_batch_is_named(tmp_path):
+def test_the_bad_image_of_a_batch_is_named(tmp_path):
     processor = VisualBertImageProcessor()
     with pytest.raises(ValueError, match=r"image 1: array of shape \(3, 3, 3, 3\)"):
         processor([noise(), np.ones((3, 3, 3, 3))])

@@ -24,7 +24,7 @@ from helpers import (
     tiny_model,
 )
 from huggingface_hub.errors import StrictDataclassError
-from tiny_detectors import pictures, tiny_detector
+from tiny_detectors import images, tiny_detector
 from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments
 from transformers.models.visual_bert import modeling_visual_bert as stock
@@ -391,7 +391,7 @@ def test_new_words_keep_the_decoder_tied(head):
 
 
 @pytest.mark.parametrize("head", [head for head in ALL if head != "vcr"])
-def test_one_picture_serves_many_questions(head):
+def test_one_image_serves_many_questions(head):
     model, inputs = tiny_model(head), inputs_for(head)
     one = {**inputs, **{name: inputs[name][1:2] for name in ONE_IMAGE_ARGUMENTS}}
     many = {**inputs, **{name: inputs[name][1:2].expand_as(inputs[name]) for name in ONE_IMAGE_ARGUMENTS}}
@@ -415,20 +415,20 @@ def test_one_image_per_example_or_per_choice(name):
 @pytest.mark.parametrize("head", ALL)
 def test_pixels_equal_their_regions(head):
     model, inputs = model_with_eyes(head), only_text(inputs_for(head))
-    found = base_of(model).get_image_features(pictures())
+    found = base_of(model).get_image_features(images())
     assert 0 < found.visual_attention_mask.sum() < found.visual_attention_mask.numel()
     regions = {name: found[name] for name in ("visual_embeds", "visual_attention_mask")}
     masks = {**inputs, **regions}
-    from_pixels = meaningful(head, model(**inputs, pixel_values=pictures()), masks)
+    from_pixels = meaningful(head, model(**inputs, pixel_values=images()), masks)
     torch.testing.assert_close(from_pixels, meaningful(head, model(**inputs, **regions), masks), atol=0, rtol=0)
-    other = meaningful(head, model(**inputs, pixel_values=pictures(seed=9)), masks)
+    other = meaningful(head, model(**inputs, pixel_values=images(seed=9)), masks)
     assert (from_pixels - other).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("head", ["base", "pretraining", "vqa", "nlvr2", "flickr30k"])
-def test_two_pictures_have_segments_zero_and_one(head):
+def test_two_images_have_segments_zero_and_one(head):
     model, inputs = model_with_eyes(head), only_text(inputs_for(head))
-    pixels = torch.stack((pictures(seed=1), pictures(seed=2)), dim=1)
+    pixels = torch.stack((images(seed=1), images(seed=2)), dim=1)
     found = [base_of(model).get_image_features(pixels[:, image]) for image in range(2)]
     regions = {name: torch.cat([f[name] for f in found], dim=1) for name in ("visual_embeds", "visual_attention_mask")}
     segments = torch.tensor([0] * 6 + [1] * 6).expand(3, -1)
@@ -449,18 +449,18 @@ def test_given_boxes_equal_their_regions(head):
         "visual_attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [1, 0, 0, 0]]),
     }
     found = model.get_image_features(
-        pictures(), boxes_unit=boxes["boxes_unit"], boxes_mask=boxes["visual_attention_mask"]
+        images(), boxes_unit=boxes["boxes_unit"], boxes_mask=boxes["visual_attention_mask"]
     )
     regions = {name: found[name] for name in ("visual_embeds", "visual_attention_mask")}
     masks = {**inputs, **regions}
-    from_pixels = meaningful(head, model(**inputs, pixel_values=pictures(), **boxes), masks)
+    from_pixels = meaningful(head, model(**inputs, pixel_values=images(), **boxes), masks)
     torch.testing.assert_close(from_pixels, meaningful(head, model(**inputs, **regions), masks), atol=0, rtol=0)
     other = meaningful(
-        head, model(**inputs, pixel_values=pictures(), **{**boxes, "boxes_unit": corners.flatten(-2) / 2}), masks
+        head, model(**inputs, pixel_values=images(), **{**boxes, "boxes_unit": corners.flatten(-2) / 2}), masks
     )
     assert (from_pixels - other).abs().max() > 1e-3
     longer = {name: F.pad(value, (0, 0, 0, 2) if value.dim() == 3 else (0, 2)) for name, value in boxes.items()}
-    padded = meaningful(head, model(**inputs, pixel_values=pictures(), **longer), {**inputs, **longer})
+    padded = meaningful(head, model(**inputs, pixel_values=images(), **longer), {**inputs, **longer})
     torch.testing.assert_close(padded, from_pixels, **close)
 
 
@@ -468,9 +468,9 @@ def test_given_boxes_equal_their_regions(head):
 def test_errors_about_pixels(head):
     inputs = inputs_for(head)
     with pytest.raises(ValueError, match="no region encoder"):
-        tiny_model(head)(**only_text(inputs), pixel_values=pictures())
+        tiny_model(head)(**only_text(inputs), pixel_values=images())
     with pytest.raises(ValueError, match="not both"):
-        model_with_eyes(head)(**inputs, pixel_values=pictures())
+        model_with_eyes(head)(**inputs, pixel_values=images())
 
 
 @pytest.mark.parametrize("origin", ["new", "switched", "loaded"])
@@ -485,7 +485,7 @@ def test_frozen_region_encoder(origin, tmp_path):
         model.train()
     assert model.training and not any(module.training for module in region_encoder(model).modules())
     buffers = {name: value.clone() for name, value in region_encoder(model).named_buffers()}
-    model(**only_text(inputs), pixel_values=pictures(), **labels_for("vqa", inputs)).loss.backward()
+    model(**only_text(inputs), pixel_values=images(), **labels_for("vqa", inputs)).loss.backward()
     assert all(torch.equal(value, buffers[name]) for name, value in region_encoder(model).named_buffers())
     assert not any(name.startswith("visual_bert.region_encoder.") for name in gradients_of(model))
     assert not any(parameter.requires_grad for parameter in region_encoder(model).parameters())
@@ -495,7 +495,7 @@ def test_region_encoder_can_be_trained_along():
     model, inputs = model_with_eyes("vqa", freeze=False), inputs_for("vqa")
     model.train()
     assert all(module.training for module in region_encoder(model).modules())
-    model(**only_text(inputs), pixel_values=pictures(), **labels_for("vqa", inputs)).loss.backward()
+    model(**only_text(inputs), pixel_values=images(), **labels_for("vqa", inputs)).loss.backward()
     reached = {name for name, gradient in gradients_of(model).items() if gradient.any()}
     for part in ("model.backbone.model.embedder", "model.encoder", "model.decoder.layers.1"):
         assert any(name.startswith(f"visual_bert.region_encoder.detector.{part}") for name in reached), part
@@ -520,7 +520,7 @@ def test_save_and_load(head, tmp_path):
 @pytest.mark.parametrize("head", ["base", "vqa"])
 def test_save_and_load_with_a_region_encoder(head, tmp_path):
     model, inputs = model_with_eyes(head), only_text(inputs_for(head))
-    region_encoder(model).fit_standardisation([{"pixel_values": pictures()}])
+    region_encoder(model).fit_standardisation([{"pixel_values": images()}])
     model.save_pretrained(tmp_path)
     again = MODELS[head].from_pretrained(tmp_path)
     assert again.config.visual_embedding_dim == model.config.visual_embedding_dim == 25
@@ -528,7 +528,7 @@ def test_save_and_load_with_a_region_encoder(head, tmp_path):
         model.config.region_encoder_config.detector_config
     )
     torch.testing.assert_close(dict(again.state_dict()), dict(model.state_dict()), atol=0, rtol=0)
-    ours, theirs = (m(**inputs, pixel_values=pictures(seed=3)).to_tuple() for m in (model, again))
+    ours, theirs = (m(**inputs, pixel_values=images(seed=3)).to_tuple() for m in (model, again))
     torch.testing.assert_close(theirs, ours, **close)
 
 

@@ -157,11 +157,11 @@ def test_masked_positions_choose_what_is_scored(training):
     torch.testing.assert_close(first.loss, model.eval()(**inputs, labels=some).loss, **close)
 
 
-# --------------------------------------------------------------------------------------- one picture for several texts
+# --------------------------------------------------------------------------------------- one image for several texts
 
 
 @pytest.mark.parametrize("name", ["visual_embeds", "visual_attention_mask", "visual_token_type_ids", None])
-def test_each_picture_serves_the_texts_that_follow(name):
+def test_each_image_serves_the_texts_that_follow(name):
     model, inputs = tiny_model("vqa"), inputs_for("vqa", batch=6)
     shared = [name] if name else ["visual_embeds", "visual_attention_mask", "visual_token_type_ids"]
     few = {**inputs, **{key: inputs[key][::3] for key in shared}}
@@ -172,9 +172,9 @@ def test_each_picture_serves_the_texts_that_follow(name):
     assert projected == [2 if "visual_embeds" in shared else 6, 6]
 
 
-def test_pictures_that_do_not_divide_the_texts_are_refused():
+def test_images_that_do_not_divide_the_texts_are_refused():
     inputs = inputs_for("vqa", batch=6)
-    with pytest.raises(ValueError, match="4 pictures for 6 texts"):
+    with pytest.raises(ValueError, match="4 images for 6 texts"):
         tiny_model("vqa")(**{**inputs, "visual_embeds": inputs["visual_embeds"][:4]})
 
 

@@ -1,4 +1,4 @@
-"""The five pipelines: one call, many pictures, many texts for each picture, regions found once, plain dicts."""
+"""The five pipelines: one call, many images, many texts for each image, regions found once, plain dicts."""
 
 import json
 
@@ -106,7 +106,7 @@ def test_results_are_plain(pipes, scenes, task):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_each_picture_is_looked_at_once(pipes, scenes, task):
+def test_each_image_is_looked_at_once(pipes, scenes, task):
     calls, handle = looks(pipes[task])
     with handle:
         items = [item_of(task, scenes, 0, many=True), item_of(task, scenes, 1, many=True)]
@@ -133,13 +133,13 @@ def test_regions_found_before_give_the_same(pipes, scenes, task):
         assert calls == []
 
 
-def test_regions_and_pictures_mix_in_one_batch(pipes, scenes):
+def test_regions_and_images_mix_in_one_batch(pipes, scenes):
     items = [item_of("vqa", scenes, 0), item_of("vqa", scenes, 1)]
     mixed = [items[0], {**items[1], "image": pipes["vqa"].find_regions(scenes[1][0])}]
     assert pipes["vqa"](mixed, batch_size=2) == close(pipes["vqa"](items, batch_size=1))
 
 
-def test_boxes_are_in_pixels_of_the_picture_that_was_given(pipes, scenes, tmp_path):
+def test_boxes_are_in_pixels_of_the_image_that_was_given(pipes, scenes, tmp_path):
     with Image.open(scenes[0][0]) as image:
         image.resize((480, 256)).save(tmp_path / "large.png")
     item = item_of("flickr30k", scenes)
@@ -224,8 +224,8 @@ def without(item, key):
             "choices for 2 questions|choices 'a'|choices",
         ),
         ("vcr", lambda item: {**item, "object": []}, TypeError, "unknown key 'object'"),
-        ("nlvr2", lambda item: {**item, "images": item["images"][:1]}, ValueError, "expected a pair of pictures"),
-        ("nlvr2", lambda item: {**item, "images": item["images"][0]}, ValueError, "str; expected a pair of pictures"),
+        ("nlvr2", lambda item: {**item, "images": item["images"][:1]}, ValueError, "expected a pair of images"),
+        ("nlvr2", lambda item: {**item, "images": item["images"][0]}, ValueError, "str; expected a pair of images"),
         ("nlvr2", lambda item: {**item, "statement": None}, TypeError, "statement is NoneType"),
         ("flickr30k", lambda item: {**item, "phrases": "the star"}, ValueError, "expected a list of phrases"),
         ("flickr30k", lambda item: {**item, "phrases": []}, ValueError, "expected a list of phrases"),
@@ -243,8 +243,8 @@ def without(item, key):
             ValueError,
             "2 second texts for 1",
         ),
-        ("vqa", lambda item: "picture.png", ValueError, "no question; expected"),
-        ("vqa", lambda item: ["picture.png"], TypeError, "got str; expected arguments or dicts with the keys"),
+        ("vqa", lambda item: "image.png", ValueError, "no question; expected"),
+        ("vqa", lambda item: ["image.png"], TypeError, "got str; expected arguments or dicts with the keys"),
     ],
 )
 def test_wrong_calls_say_what_was_expected(pipes, scenes, task, change, error, message):

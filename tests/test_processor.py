@@ -54,7 +54,7 @@ def tokens_of(processor, text):
 
 
 def regions_of(count, seed=0, **fields):
-    """Regions of one picture of 40 x 30 pixels."""
+    """Regions of one image of 40 x 30 pixels."""
     rng = np.random.default_rng(seed)
     low = rng.uniform(0, 15, size=(count, 2))
     return {
@@ -65,7 +65,7 @@ def regions_of(count, seed=0, **fields):
     }
 
 
-def picture(seed=0, size=(40, 30)):
+def image(seed=0, size=(40, 30)):
     """A picture of noise, width x height."""
     rng = np.random.default_rng(seed)
     return Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
@@ -176,32 +176,32 @@ def test_calls_that_make_no_sense_are_refused(processor, kwargs, error, message)
         processor(**kwargs)
 
 
-@pytest.mark.parametrize("kind", ["picture", "regions"])
-def test_one_picture_serves_many_questions(processor, kind):
-    one = picture() if kind == "picture" else regions_of(3)
+@pytest.mark.parametrize("kind", ["image", "regions"])
+def test_one_image_serves_many_questions(processor, kind):
+    one = image() if kind == "image" else regions_of(3)
     inputs = processor(images=one, text=["a cat", "the cat", "where is the cat"])
     assert len(inputs["input_ids"]) == 3
-    assert len(inputs["pixel_values" if kind == "picture" else "visual_embeds"]) == 1
+    assert len(inputs["pixel_values" if kind == "image" else "visual_embeds"]) == 1
 
 
-@pytest.mark.parametrize("kind", ["picture", "regions"])
+@pytest.mark.parametrize("kind", ["image", "regions"])
 @pytest.mark.parametrize("num_texts", [1, 3])
-def test_numbers_of_pictures_and_texts_must_fit(processor, kind, num_texts):
-    pair = [picture(), picture(1)] if kind == "picture" else [regions_of(3), regions_of(2)]
-    with pytest.raises(ValueError, match=rf"2 pictures for {num_texts} texts; expected one picture for all or one for"):
+def test_numbers_of_images_and_texts_must_fit(processor, kind, num_texts):
+    pair = [image(), image(1)] if kind == "image" else [regions_of(3), regions_of(2)]
+    with pytest.raises(ValueError, match=rf"2 images for {num_texts} texts; expected one image for all or one for"):
         processor(images=pair, text=["the cat"] * num_texts)
 
 
-def test_pictures_become_pixels_beside_the_text(processor):
-    pictures = [picture(), picture(1)]
-    inputs = processor(images=pictures, text=["the cat", "a cat"])
+def test_images_become_pixels_beside_the_text(processor):
+    images = [image(), image(1)]
+    inputs = processor(images=images, text=["the cat", "a cat"])
     assert sorted(inputs) == ["attention_mask", "image_sizes", "input_ids", "pixel_values", "token_type_ids"]
     assert set(inputs) <= set(processor.model_input_names)
-    assert torch.equal(inputs["pixel_values"], VisualBertImageProcessor()(pictures)["pixel_values"])
+    assert torch.equal(inputs["pixel_values"], VisualBertImageProcessor()(images)["pixel_values"])
     assert inputs["image_sizes"].tolist() == [[30, 40], [30, 40]]
 
 
-def test_regions_of_several_pictures_are_padded_with_zeros(processor):
+def test_regions_of_several_images_are_padded_with_zeros(processor):
     items = [regions_of(2), regions_of(4, seed=1), regions_of(0)]
     inputs = processor(images=items)
     assert inputs["visual_attention_mask"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]]
@@ -212,7 +212,7 @@ def test_regions_of_several_pictures_are_padded_with_zeros(processor):
 
 
 @pytest.mark.parametrize("form", [list, np.asarray, torch.tensor])
-def test_one_picture_s_regions_in_every_form(processor, form):
+def test_one_image_s_regions_in_every_form(processor, form):
     features = regions_of(3)["visual_embeds"]
     inputs = processor(images={"visual_embeds": form(features.tolist())})
     assert inputs["visual_embeds"].dtype == torch.float32
@@ -298,7 +298,7 @@ def test_malformed_batches_of_regions_are_refused(processor, fields, message):
 
 
 @pytest.mark.parametrize("fields", [{"visual_mask": torch.ones(2, 3)}, {"visual_attention_mask": [[1]]}])
-def test_a_batch_of_regions_is_checked_like_one_picture(processor, fields):
+def test_a_batch_of_regions_is_checked_like_one_image(processor, fields):
     with pytest.raises(ValueError, match=r"regions: .*(visual_mask|visual_attention_mask).*expected"):
         processor(images={"visual_embeds": torch.zeros(2, 3, DIM), **fields})
 
@@ -310,9 +310,9 @@ def test_features_of_unequal_length_are_refused_without_a_known_dim(bert_tokeniz
         processor(images=[regions_of(2), {"visual_embeds": features}])
 
 
-def test_pictures_and_regions_do_not_mix(processor):
-    with pytest.raises(ValueError, match="pictures and precomputed regions in one batch; expected one kind"):
-        processor(images=[picture(), regions_of(2)])
+def test_images_and_regions_do_not_mix(processor):
+    with pytest.raises(ValueError, match="images and precomputed regions in one batch; expected one kind"):
+        processor(images=[image(), regions_of(2)])
 
 
 def test_answers_fall_in_probability_and_skip_unk(processor):
@@ -388,7 +388,7 @@ def test_saved_beside_a_model_and_loaded_by_autoprocessor(bert_tokenizer, tmp_pa
     assert type(loaded) is VisualBertProcessor
     for name in ("answers", "max_length", "region_dim", "task"):
         assert getattr(loaded, name) == getattr(processor, name)
-    call = {"images": [picture(), picture(1, (50, 30))], "text": ["where is the cat", "[SEP], cats"]}
+    call = {"images": [image(), image(1, (50, 30))], "text": ["where is the cat", "[SEP], cats"]}
     before, after = processor(**call), loaded(**call)
     assert "pixel_mask" in before
     assert before.keys() == after.keys()

@@ -1,4 +1,4 @@
-"""Every task from text and picture to a decoded result: shapes, equal ways in, refusals, post-processing.
+"""Every task from text and image to a decoded result: shapes, equal ways in, refusals, post-processing.
 
 The tokenizer and the detector are those of the embedded corpus; the models are tiny and random.
 """
@@ -24,7 +24,7 @@ DIM = 5
 PERSON = "person"
 TASKS = ("vqa", "nlvr2", "vcr", "flickr30k", "pretraining")
 close = {"atol": 2e-5, "rtol": 1e-4}
-# A batch of two texts, with all that the task has beside pictures; the second is shorter.
+# A batch of two texts, with all that the task has beside images; the second is shorter.
 CALLS = {
     "vqa": {"text": ["How many red circles are there?", "Is it red?"]},
     "nlvr2": {"text": ["One image shows two circles above a star.", "Both are red."]},
@@ -61,7 +61,7 @@ def regions(count, seed=0, **fields):
     }
 
 
-def picture(number=0):
+def image(number=0):
     return render(sample_scene(number, f"test/{number}"))
 
 
@@ -112,7 +112,7 @@ def eyes():
 # ----------------------------------------------------------------------------------------------- what comes out of it
 
 
-def test_two_pictures_have_segments():
+def test_two_images_have_segments():
     inputs = processor_for("nlvr2")(images=images_for("nlvr2", regions), **CALLS["nlvr2"])
     assert inputs["visual_token_type_ids"].tolist() == [[0, 0, 0, 1, 1], [0, 1, 1, 0, 0]]
     assert inputs["visual_attention_mask"].tolist() == [[1] * 5, [1, 1, 1, 0, 0]]
@@ -125,10 +125,10 @@ def test_two_pictures_have_segments():
 
 def test_pixels_of_pairs():
     processor = processor_for("nlvr2", image_processor=VisualBertImageProcessor.from_pretrained(DETECTOR))
-    pictures = [picture(i) for i in range(4)]
-    inputs = processor(images=[pictures[:2], pictures[2:]], **CALLS["nlvr2"])
+    images = [image(i) for i in range(4)]
+    inputs = processor(images=[images[:2], images[2:]], **CALLS["nlvr2"])
     assert inputs["pixel_values"].shape == (2, 2, 3, 128, 160) and inputs["image_sizes"].shape == (2, 2, 2)
-    flat = processor.image_processor(pictures, return_tensors="pt")["pixel_values"]
+    flat = processor.image_processor(images, return_tensors="pt")["pixel_values"]
     assert torch.equal(inputs["pixel_values"].flatten(0, 1), flat)
 
 
@@ -141,7 +141,7 @@ def test_choices_have_texts_and_an_alignment_each():
     assert last[:10] == ["[CLS]", "square", "is", "red", "?", "[SEP]", "it", "is", "square", "[SEP]"]
     assert inputs["token_type_ids"][1, 2].tolist()[:11] == [0] * 6 + [1] * 4 + [0]
     alignment = inputs["image_text_alignment"][1, 2]
-    assert (alignment[[0, 2, 3, 4, 5]] == -1).all()  # region 0 is the whole picture
+    assert (alignment[[0, 2, 3, 4, 5]] == -1).all()  # region 0 is the whole image
     assert alignment[1].tolist()[:3] == [1, 8, -1]
     for choice in range(3):
         words = TOKENIZER.convert_ids_to_tokens(inputs["input_ids"][0, choice])
@@ -149,7 +149,7 @@ def test_choices_have_texts_and_an_alignment_each():
         assert named == ["circle"] * (2 if choice == 0 else 1)
 
 
-def test_without_the_whole_picture_objects_start_at_region_zero():
+def test_without_the_whole_image_objects_start_at_region_zero():
     with_whole = processor_for("vcr")(**CALLS["vcr"])["image_text_alignment"]
     without = processor_for("vcr", whole_image=False)(**CALLS["vcr"])["image_text_alignment"]
     assert with_whole.shape[2] == 5 and without.shape[2] == 4
@@ -244,7 +244,7 @@ def test_more_padding_changes_nothing(task):
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_one_picture_serves_all_texts(task):
+def test_one_image_serves_all_texts(task):
     model, processor = head_for(task), processor_for(task)
     image = images_for(task, regions)[0]
     once = processor(images=[image] if task == "nlvr2" else image, **CALLS[task])
@@ -253,9 +253,9 @@ def test_one_picture_serves_all_texts(task):
     torch.testing.assert_close(scores_of(task, model(**once)), scores_of(task, model(**twice)), **close)
 
 
-def picture_or_regions(task, model, processor, pictures):
-    """The pictures, and the regions the model finds in them, one mapping each."""
-    pixels = processor.image_processor(pictures, return_tensors="pt")
+def image_or_regions(task, model, processor, images):
+    """The images, and the regions the model finds in them, one mapping each."""
+    pixels = processor.image_processor(images, return_tensors="pt")
     found = model.get_image_features(pixels["pixel_values"])
     return processor.post_process_regions(found, pixels["image_sizes"])
 
@@ -263,10 +263,10 @@ def picture_or_regions(task, model, processor, pictures):
 @pytest.mark.parametrize("task", ["vqa", "nlvr2", "flickr30k", "pretraining"])
 def test_pixels_equal_their_regions(task, eyes):
     model, processor = eyes(task)
-    pictures = [picture(i) for i in range(4 if task == "nlvr2" else 2)]
-    found = picture_or_regions(task, model, processor, pictures)
+    images = [image(i) for i in range(4 if task == "nlvr2" else 2)]
+    found = image_or_regions(task, model, processor, images)
     assert len({len(item["visual_embeds"]) for item in found}) > 1, "as many regions everywhere: no padding is tested"
-    ways = [pictures, found]
+    ways = [images, found]
     if task == "nlvr2":
         ways = [[way[:2], way[2:]] for way in ways]
     pixels, precomputed = (processor(images=way, **CALLS[task]) for way in ways)
@@ -280,7 +280,7 @@ def test_pixels_equal_their_regions(task, eyes):
         keep = meaningful_pairs(precomputed)
         from_pixels, from_regions = from_pixels[..., : keep.shape[2]][keep], from_regions[keep]
     torch.testing.assert_close(from_pixels, from_regions, atol=1e-3, rtol=1e-3)
-    if task == "nlvr2":  # which picture is the first matters
+    if task == "nlvr2":  # which image is the first matters
         swapped = processor(images=[pair[::-1] for pair in ways[0]], **CALLS[task])
         assert (model(**swapped).logits - from_pixels).abs().max() > 1e-3
 
@@ -293,8 +293,8 @@ def meaningful_pairs(inputs):
 @pytest.mark.parametrize("whole_image", [True, False])
 def test_given_boxes_from_pixels_equal_their_features(whole_image, eyes):
     model, processor = eyes("vcr", whole_image=whole_image)
-    pictures = [picture(0), picture(1)]
-    pixels = processor(images=pictures, **CALLS["vcr"], boxes=BOXES)
+    images = [image(0), image(1)]
+    pixels = processor(images=images, **CALLS["vcr"], boxes=BOXES)
     offset = int(whole_image)
     assert pixels["boxes_unit"].shape == (2, 4 + offset, 4)
     assert pixels["visual_attention_mask"].tolist() == [[1] * (4 + offset), [1] * (2 + offset) + [0] * 2]
@@ -312,28 +312,28 @@ def test_given_boxes_from_pixels_equal_their_features(whole_image, eyes):
     for inputs in (batch, listed):
         assert torch.equal(inputs["image_text_alignment"], pixels["image_text_alignment"])
         torch.testing.assert_close(model(**inputs).logits, from_pixels, **close)
-    single = processor(images=pictures[1], **one_of("vcr", 0) | {"objects": CALLS["vcr"]["objects"][0]}, boxes=BOXES[0])
+    single = processor(images=images[1], **one_of("vcr", 0) | {"objects": CALLS["vcr"]["objects"][0]}, boxes=BOXES[0])
     assert single["boxes_unit"].shape == (1, 4 + offset, 4) and model(**single).logits.shape == (1, 3)
-    moved = processor(images=pictures, **CALLS["vcr"], boxes=[BOXES[0][::-1], BOXES[1]])
+    moved = processor(images=images, **CALLS["vcr"], boxes=[BOXES[0][::-1], BOXES[1]])
     assert (model(**moved).logits[0] - from_pixels[0]).abs().max() > 1e-3
 
 
-def test_boxes_are_pixels_of_the_original_picture(eyes):
+def test_boxes_are_pixels_of_the_original_image(eyes):
     model, processor = eyes("vcr")
-    small, large = picture(), picture().resize((640, 512), Image.Resampling.NEAREST)
+    small, large = image(), image().resize((640, 512), Image.Resampling.NEAREST)
     text = {"text": "is [0] red", "choices": ["yes", "no"], "objects": ["circle"]}
     one = processor(images=small, **text, boxes=[[10, 20, 60, 100]])
     four = processor(images=large, **text, boxes=[[40, 80, 240, 400]])
     assert torch.equal(one["boxes_unit"], four["boxes_unit"])
 
 
-def test_boxes_without_text_describe_pictures(eyes):
+def test_boxes_without_text_describe_images(eyes):
     _, processor = eyes("vcr")
-    inputs = processor(images=[picture(), picture(1)], boxes=BOXES)
+    inputs = processor(images=[image(), image(1)], boxes=BOXES)
     assert sorted(inputs) == ["boxes_unit", "image_sizes", "pixel_values", "visual_attention_mask"]
-    none = processor(images=picture(), text="is it red", choices=["yes"], boxes=[])
+    none = processor(images=image(), text="is it red", choices=["yes"], boxes=[])
     assert none["boxes_unit"].tolist() == [[[0, 0, 1, 1]]]
-    over = processor(images=picture(), text="is it red", choices=["yes"], boxes=[[-0.9, 0, 160.9, 128]])
+    over = processor(images=image(), text="is it red", choices=["yes"], boxes=[[-0.9, 0, 160.9, 128]])
     assert over["boxes_unit"][0, 1].tolist() == [0, 0, 1, 1]  # cut at the border
 
 
@@ -378,34 +378,34 @@ def test_choices_and_their_scores():
 
 def test_regions_of_phrases():
     logits = torch.tensor([[[1.0, 3.0, 2.0], [0.0, 0.0, 5.0]], [[2.0, 1.0, 7.0], [9.0, 9.0, 9.0]]])
-    pictures = [
+    images = [
         {"boxes": torch.tensor([[0.0, 0, 80, 64], [5, 6, 7, 8], [1, 2, 3, 4]])},
         {"boxes": torch.tensor([[10.0, 20, 30, 40], [50, 60, 70, 80]])},
     ]
     processor = processor_for("flickr30k")
-    best = processor.post_process_phrase_grounding(logits, pictures, [2, 1])
+    best = processor.post_process_phrase_grounding(logits, images, [2, 1])
     assert [[phrase[0]["region"] for phrase in sentence] for sentence in best] == [[1, 2], [0]]
     assert best[0][0][0]["box"] == [5, 6, 7, 8] and best[1][0][0]["box"] == [10, 20, 30, 40]
     assert best[1][0][0]["score"] == pytest.approx(1 / (1 + np.exp(-1)))
     assert len(best[0][0]) == 1
-    every = processor.post_process_phrase_grounding({"logits": logits}, pictures, [2, 1], top_k=None)
+    every = processor.post_process_phrase_grounding({"logits": logits}, images, [2, 1], top_k=None)
     assert [[len(phrase) for phrase in sentence] for sentence in every] == [[3, 3], [2]]
     for phrase in (*every[0], *every[1]):
         scores = [item["score"] for item in phrase]
         assert sum(scores) == pytest.approx(1) and scores == sorted(scores, reverse=True)
     assert [item["region"] for item in every[0][0]] == [1, 2, 0]
-    assert processor.post_process_phrase_grounding(logits, pictures, [2, 0], top_k=10)[1] == []
-    with pytest.raises(ValueError, match="2 sentences, 1 pictures, 2 numbers of phrases"):
-        processor.post_process_phrase_grounding(logits, pictures[:1], [2, 1])
+    assert processor.post_process_phrase_grounding(logits, images, [2, 0], top_k=10)[1] == []
+    with pytest.raises(ValueError, match="2 sentences, 1 images, 2 numbers of phrases"):
+        processor.post_process_phrase_grounding(logits, images[:1], [2, 1])
     with pytest.raises(ValueError, match="4 boxes for scores of 3 regions; expected as many"):
-        processor.post_process_phrase_grounding(logits, [{"boxes": torch.zeros(4, 4)}, pictures[1]], [2, 1])
+        processor.post_process_phrase_grounding(logits, [{"boxes": torch.zeros(4, 4)}, images[1]], [2, 1])
 
 
 def test_phrases_from_pixels_have_boxes_in_pixels(eyes):
     model, processor = eyes("flickr30k")
-    pictures = [picture(0).resize((320, 384)), picture(1)]
-    found = picture_or_regions("flickr30k", model, processor, pictures)
-    inputs = processor(images=pictures, **CALLS["flickr30k"])
+    images = [image(0).resize((320, 384)), image(1)]
+    found = image_or_regions("flickr30k", model, processor, images)
+    inputs = processor(images=images, **CALLS["flickr30k"])
     grounded = processor.post_process_phrase_grounding(model(**inputs), found, [3, 1], top_k=2)
     assert [len(sentence) for sentence in grounded] == [3, 1]
     for sentence, item in zip(grounded, found, strict=True):
@@ -437,7 +437,7 @@ def test_masks_and_the_match():
 @pytest.mark.parametrize("task", ["nlvr2", "vcr", "pretraining"])
 def test_from_pixels_to_a_result(task, eyes):
     model, processor = eyes(task)
-    images, extra = [picture(0), picture(1)], {"boxes": BOXES} if task == "vcr" else {}
+    images, extra = [image(0), image(1)], {"boxes": BOXES} if task == "vcr" else {}
     inputs = processor(images=[images, images] if task == "nlvr2" else images, **CALLS[task], **extra)
     outputs = model(**inputs)
     if task == "pretraining":
@@ -533,12 +533,12 @@ def test_what_belongs_to_a_text_is_checked(task, change, message):
 @pytest.mark.parametrize(
     ("images", "message"),
     [
-        ([], "no images; expected a pair of pictures for each text"),
-        (regions(3), "no images; expected a pair of pictures"),
-        ([regions(3), regions(2)], "images 0: dict; expected a pair of pictures"),
-        ([(regions(3), regions(2)), (regions(3),)], "images 1: tuple; expected a pair of pictures"),
-        ([[regions(1)] * 2, [regions(1)] * 3], "images 1: list; expected a pair of pictures"),
-        ([[regions(1)] * 2] * 3, "3 pictures for 2 texts; expected one picture for all or one for each"),
+        ([], "no images; expected a pair of images for each text"),
+        (regions(3), "no images; expected a pair of images"),
+        ([regions(3), regions(2)], "images 0: dict; expected a pair of images"),
+        ([(regions(3), regions(2)), (regions(3),)], "images 1: tuple; expected a pair of images"),
+        ([[regions(1)] * 2, [regions(1)] * 3], "images 1: list; expected a pair of images"),
+        ([[regions(1)] * 2] * 3, "3 images for 2 texts; expected one image for all or one for each"),
         ([[regions(1), regions(1, scores=[0.5, 0.5])]] * 2, r"regions 1: 'scores' has shape \(2,\); expected \(1,\)"),
     ],
 )
@@ -548,10 +548,10 @@ def test_pairs_that_are_none(images, message):
 
 
 def test_pairs_of_one_kind():
-    with pytest.raises(ValueError, match="images 0: dict; expected a pair of pictures"):
+    with pytest.raises(ValueError, match="images 0: dict; expected a pair of images"):
         processor_for("nlvr2")(images=regions(3), text="red")
-    with pytest.raises(ValueError, match="pictures and precomputed regions in one batch; expected one kind"):
-        processor_for("nlvr2")(images=[picture(), regions(3)], text="red")
+    with pytest.raises(ValueError, match="images and precomputed regions in one batch; expected one kind"):
+        processor_for("nlvr2")(images=[image(), regions(3)], text="red")
     other = {"visual_embeds": np.zeros((2, 7))}
     with pytest.raises(ValueError, match=r"features of dims \[5, 7\] in one pair; expected the same"):
         processor_for("nlvr2", region_dim=None)(images=[regions(3), other], text="red")
@@ -571,25 +571,25 @@ def test_pairs_of_one_kind():
         ([BOXES[0], [[0, 0, 5, 5], [0, 0, 5]]], "boxes 1: 'boxes' has rows of unequal length"),
         ([BOXES[0]], "1 boxes for 2 texts; expected as many"),
         ([BOXES[0], BOXES[1][:1]], "question 1: 2 objects, but regions for 1"),
-        (None, "pictures without boxes; expected `boxes`"),
+        (None, "images without boxes; expected `boxes`"),
     ],
 )
 def test_boxes_that_do_not_fit(boxes, message):
     with pytest.raises(ValueError, match=message):
-        processor_for("vcr")(images=[picture(), picture(1)], **CALLS["vcr"], boxes=boxes)
+        processor_for("vcr")(images=[image(), image(1)], **CALLS["vcr"], boxes=boxes)
 
 
-def test_boxes_need_pictures():
+def test_boxes_need_images():
     for images in (None, images_for("vcr", regions)):
-        with pytest.raises(ValueError, match="boxes without pictures; expected pictures, or regions that were made of"):
+        with pytest.raises(ValueError, match="boxes without images; expected images, or regions that were made of"):
             processor_for("vcr")(images=images, **CALLS["vcr"], boxes=BOXES)
-    with pytest.raises(ValueError, match="boxes for 2 pictures, but 1 pictures; expected as many"):
-        processor_for("vcr")(images=picture(), **CALLS["vcr"], boxes=BOXES)
+    with pytest.raises(ValueError, match="boxes for 2 images, but 1 images; expected as many"):
+        processor_for("vcr")(images=image(), **CALLS["vcr"], boxes=BOXES)
 
 
 @pytest.mark.parametrize("counts", [(5, 2), (4, 6)])
-def test_every_object_needs_a_region_of_its_own_picture(counts):
-    """Also when another picture of the batch has enough."""
+def test_every_object_needs_a_region_of_its_own_image(counts):
+    """Also when another image of the batch has enough."""
     short = 0 if counts[0] < 5 else 1
     with pytest.raises(
         ValueError, match=rf"question {short}: {(4, 2)[short]} objects, but regions for {counts[short] - 1}"

@@ -1,4 +1,4 @@
-"""The README says what works: its Python runs, its commands parse, its links and pictures exist."""
+"""The README says what works: its Python runs, its commands parse, its links and images exist."""
 
 import re
 import shlex
@@ -79,7 +79,7 @@ def test_make_targets_exist():
     assert {"vqa", "nlvr2", "test"} <= wanted <= {target for rule in rules for target in rule.split()}
 
 
-def test_links_and_pictures_exist():
+def test_links_and_images_exist():
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
         assert (ROOT / target).is_file(), target
 

@@ -71,7 +71,7 @@ def processor_for(kind, **fields):
     return RegionDetectorImageProcessor.for_config(KINDS[kind](), **{"size": SIZES[kind], **fields})
 
 
-def picture(width=80, height=60, seed=0):
+def image(width=80, height=60, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -83,7 +83,7 @@ def objects_for(kind):
 
 
 def batch_for(kind, **fields):
-    return processor_for(kind, **fields)([picture(), picture(50, 70, seed=1)], **objects_for(kind))
+    return processor_for(kind, **fields)([image(), image(50, 70, seed=1)], **objects_for(kind))
 
 
 # ---------------------------------------------------------------------------------------------------- interface, saving
@@ -105,7 +105,7 @@ def test_output_has_the_form_of_every_region_encoder(kind):
     assert ("cnn_regularization_loss" in found) == (kind == "given")
     assert (found["class_ids"] < detector.config.num_classes).all()
     for regions in split_regions(found, inputs["image_sizes"].tolist()):
-        check_regions(regions, detector.config.region_dim)  # boxes inside the picture
+        check_regions(regions, detector.config.region_dim)  # boxes inside the image
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -119,7 +119,7 @@ def test_save_and_load(kind, tmp_path):
     assert again.fingerprint() != tiny_detector(kind, seed=1).fingerprint()
     processor = AutoImageProcessor.from_pretrained(tmp_path)
     assert type(processor) is RegionDetectorImageProcessor
-    prepared = processor([picture(), picture(50, 70, seed=1)], **objects_for(kind))
+    prepared = processor([image(), image(50, 70, seed=1)], **objects_for(kind))
     assert prepared.keys() == inputs.keys()
     with torch.no_grad():
         for name, value in again(**prepared).items():
@@ -130,54 +130,54 @@ def test_save_and_load(kind, tmp_path):
 def test_batching_changes_nothing(kind):
     """The pyramid detectors are different on purpose, see the recorded batch of two."""
     detector, processor, objects = tiny_detector(kind), processor_for(kind), objects_for(kind)
-    together = detector(**processor([picture(), picture(50, 70, seed=1)], **objects))
-    for row, image in enumerate((picture(), picture(50, 70, seed=1))):
-        alone = detector(**processor(image, **{name: values[row] for name, values in objects.items()}))
+    together = detector(**processor([image(), image(50, 70, seed=1)], **objects))
+    for row, pixels in enumerate((image(), image(50, 70, seed=1))):
+        alone = detector(**processor(pixels, **{name: values[row] for name, values in objects.items()}))
         count = alone["visual_embeds"].shape[1]
         assert together["visual_attention_mask"][row].sum() == count
         if kind == "given":
             torch.testing.assert_close(together["visual_embeds"][row, :count], alone["visual_embeds"][0])
             torch.testing.assert_close(together["boxes_unit"][row, :count], alone["boxes_unit"][0])
-        else:  # zeros behind the picture change the last cells a little
+        else:  # zeros behind the image change the last cells a little
             assert together["boxes_unit"][row].max() <= 1.0
 
 
 def test_detect_names_what_it_finds():
     detector = tiny_detector("c4", attribute_names=["red", "tall", "wet"], id2label={i: f"thing {i}" for i in range(5)})
-    found = detector.detect(Image.fromarray(picture()), processor_for("c4"))
+    found = detector.detect(Image.fromarray(image()), processor_for("c4"))
     count = len(found["boxes"])
     assert 0 < count <= 6 and found["boxes"].shape == (count, 4) and found["visual_embeds"].shape == (count, 64)
     assert found["classes"] == [f"thing {i}" for i in found["class_ids"].tolist()]
     assert found["attributes"] == [["red", "tall", "wet"][i] for i in found["attribute_ids"].tolist()]
     assert found["image_size"].tolist() == [60, 80]
     assert (found["boxes"] >= 0).all() and (found["boxes"] <= torch.tensor([80, 60, 80, 60]) + 1e-3).all()
-    two = detector.detect([picture(), picture(50, 70)], processor_for("c4"))
+    two = detector.detect([image(), image(50, 70)], processor_for("c4"))
     assert isinstance(two, list) and two[1]["image_size"].tolist() == [70, 50]
 
 
 def test_detect_takes_the_image_processor_beside_the_checkpoint(tmp_path):
     detector, image_processor = tiny_detector("c4"), processor_for("c4")
-    expected = detector.detect(picture(), image_processor)
+    expected = detector.detect(image(), image_processor)
     detector.save_pretrained(tmp_path)
     loaded = RegionDetector.from_pretrained(tmp_path)
     with pytest.raises(
         ValueError, match=f"{tmp_path}: no preprocessor_config.json .* expected one, or `image_processor`"
     ):
-        loaded.detect(picture())
+        loaded.detect(image())
     image_processor.save_pretrained(tmp_path)
-    torch.testing.assert_close(loaded.detect(picture())["boxes"], expected["boxes"])
+    torch.testing.assert_close(loaded.detect(image())["boxes"], expected["boxes"])
     # Made of a configuration: as the published detector of this kind.
     published = RegionDetectorImageProcessor.for_config(detector.config)
-    small = picture(40, 30)
+    small = image(40, 30)
     torch.testing.assert_close(detector.detect(small)["boxes"], detector.detect(small, published)["boxes"])
 
 
 @pytest.mark.parametrize("kind", ["c4", "fpn"])
 def test_given_boxes_are_described_instead_of_found_ones(kind):
     detector, processor = tiny_detector(kind), processor_for(kind)
-    found = detector(**processor(picture()))
+    found = detector(**processor(image()))
     boxes = split_regions(found, [(60, 80)])[0]["boxes"][:3]
-    given = processor(picture(), boxes=boxes)
+    given = processor(image(), boxes=boxes)
     described = detector(**given)
     assert torch.equal(described["boxes_unit"], given["boxes_unit"])
     assert described["visual_embeds"].shape == (1, 3, detector.config.region_dim)
@@ -189,7 +189,7 @@ def test_given_boxes_are_described_instead_of_found_ones(kind):
             )
 
 
-def test_a_mask_tells_where_the_picture_is_when_nothing_else_does():
+def test_a_mask_tells_where_the_image_is_when_nothing_else_does():
     detector, inputs = tiny_detector("fpn"), batch_for("fpn")
     exact = detector(**inputs)["boxes_unit"]
     guessed = detector(inputs["pixel_values"], inputs["pixel_mask"])["boxes_unit"]
@@ -272,7 +272,7 @@ def test_processor_tells_the_detector_of_vcr_what_the_objects_are():
     image_processor = processor_for("given", class_names=["whole image", "red circle", "blue square", "cup", "tie"])
     processor = VisualBertProcessor(image_processor, corpus_tokenizer(), task="vcr", max_length=64)
     inputs = processor(
-        images=picture(),
+        images=image(),
         text="what is [0] ?",
         choices=["red", "blue [1]"],
         objects=["blue square", "cup"],
@@ -358,7 +358,7 @@ def test_wrong_inputs_are_named(change, message):
         tiny_detector("given")(**{**batch_for("given"), **change})
 
 
-def test_pyramid_needs_padded_pictures():
+def test_pyramid_needs_padded_images():
     with pytest.raises(ValueError, match="100 x 64 pixels; expected multiples of 32"):
         tiny_detector("fpn")(torch.zeros(1, 3, 100, 64))
 
@@ -417,18 +417,18 @@ def test_wrong_recipes_are_named(fields, message):
 )
 def test_wrong_objects_are_named(given, message):
     with pytest.raises(ValueError, match=message):
-        processor_for("given")(picture(), **given)
+        processor_for("given")(image(), **given)
 
 
-# ------------------------------------------------------------------------------------------------------ unusual pictures
+# ------------------------------------------------------------------------------------------------------ unusual images
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(8, 8), (8, 900), (700, 9), (500, 300)])
-def test_small_long_and_large_pictures(kind, size):
+def test_small_long_and_large_images(kind, size):
     detector, processor = tiny_detector(kind), processor_for(kind)
     objects = {"boxes": [[1, 1, 6, 7]], "classes": [2]} if kind == "given" else {}
-    found = detector.detect(picture(*size), processor, **objects)
+    found = detector.detect(image(*size), processor, **objects)
     assert torch.isfinite(found["visual_embeds"]).all() and torch.isfinite(found["boxes"]).all()
     assert found["image_size"].tolist() == [size[1], size[0]]
 
@@ -438,27 +438,27 @@ def test_small_long_and_large_pictures(kind, size):
 @pytest.mark.parametrize(
     ("size", "message"), [((1, 1), "1 x 1 pixels; expected at least 8"), ((12000, 12000), "12000 x 12000 pixels")]
 )
-def test_impossible_pictures_are_refused(kind, size, message, tmp_path):
-    Image.new("1", size).save(tmp_path / "picture.png")
-    with pytest.raises(ValueError, match=rf"picture\.png: {message}"):
-        processor_for(kind)(tmp_path / "picture.png")
+def test_impossible_images_are_refused(kind, size, message, tmp_path):
+    Image.new("1", size).save(tmp_path / "image.png")
+    with pytest.raises(ValueError, match=rf"image\.png: {message}"):
+        processor_for(kind)(tmp_path / "image.png")
 
 
-def test_objects_without_boxes_are_only_the_whole_picture():
-    found = tiny_detector("given")(**processor_for("given")(picture(), boxes=[], classes=[]))
+def test_objects_without_boxes_are_only_the_whole_image():
+    found = tiny_detector("given")(**processor_for("given")(image(), boxes=[], classes=[]))
     assert found["visual_embeds"].shape == (1, 1, 10) and found["class_ids"].tolist() == [[0]]
 
 
 def test_a_place_anywhere_for_training():
     processor = processor_for("given", random_place=True)
     torch.manual_seed(0)
-    places = {tuple(processor(picture(30, 60))["picture_windows"][0].tolist()) for _ in range(20)}
+    places = {tuple(processor(image(30, 60))["picture_windows"][0].tolist()) for _ in range(20)}
     assert len(places) > 5
 
 
 def test_names_of_coco_in_the_spelling_of_vcr():
     processor = RegionDetectorImageProcessor.for_config(RegionDetectorConfig.vcr_resnet50())
-    found = processor(picture(), boxes=[[0, 0, 9, 9]] * 3, classes=["wineglass", "wine glass", "person"])
+    found = processor(image(), boxes=[[0, 0, 9, 9]] * 3, classes=["wineglass", "wine glass", "person"])
     assert found["object_classes"].tolist() == [[0, 41, 41, 1]]
 
 

@@ -1,5 +1,5 @@
 """Region detectors against numbers recorded from the original code bases: every stage from the stored stage before, and the
-whole way from the picture. Limits are those of the fixtures' README; a stage alone has a tenth of them."""
+whole way from the image. Limits are those of the fixtures' README; a stage alone has a tenth of them."""
 
 import pytest
 import torch
@@ -39,7 +39,7 @@ def assert_close(found, recorded, quantity, share=1.0):
     assert difference <= LIMITS[quantity] * share, f"{quantity}: {difference:.2g}"
 
 
-def pictures(name, batch=False):
+def images(name, batch=False):
     case = golden(name)
     if batch:
         return [case[f"inputs/batch2/image{i}_rgb_uint8"].numpy() for i in range(2)]
@@ -59,7 +59,7 @@ def rois_of(boxes):
 
 @pytest.mark.parametrize("name", [C4, VG, COCO])
 def test_preprocessing(name):
-    case, inputs = golden(name), image_processor(name)(pictures(name))
+    case, inputs = golden(name), image_processor(name)(images(name))
     assert_close(inputs["pixel_values"], case["inputs/image_preprocessed"], "pixels")
     height, width = inputs["image_sizes"][0].tolist()
     x1, y1, x2, y2 = inputs["picture_windows"][0].tolist()
@@ -72,7 +72,7 @@ def test_preprocessing(name):
 
 
 def test_preprocessing_of_two_sizes():
-    case, inputs = golden(C4), image_processor(C4)(pictures(C4, batch=True))
+    case, inputs = golden(C4), image_processor(C4)(images(C4, batch=True))
     assert inputs["picture_windows"][:, 2:].flip(1).tolist() == case["inputs/batch2/sizes_hw"].tolist()
     sizes = inputs["pixel_mask"].amax(dim=2).sum(dim=1), inputs["pixel_mask"].amax(dim=1).sum(dim=1)
     assert torch.equal(torch.stack(sizes, dim=1), case["inputs/batch2/sizes_hw"])
@@ -140,7 +140,7 @@ def test_c4_selection():
     assert_close(found["scores"], case["outputs/final/obj_probs"][0, : len(kept)], "probabilities", 0.1)
 
 
-def assert_c4_pictures(found, recorded, sizes_hw):
+def assert_c4_images(found, recorded, sizes_hw):
     counts = found["visual_attention_mask"].sum(dim=1)
     assert torch.equal(counts, recorded["preds_per_image"])
     height, width = sizes_hw.T[:, :, None, None].float()
@@ -161,24 +161,24 @@ def assert_c4_pictures(found, recorded, sizes_hw):
     assert found["scores"].shape[1] == longest
 
 
-def test_c4_from_the_picture():
-    case, inputs = golden(C4), image_processor(C4)(pictures(C4))
+def test_c4_from_the_image():
+    case, inputs = golden(C4), image_processor(C4)(images(C4))
     recorded = case.group("outputs/final/")
     found = detector(C4)(**inputs)
-    assert_c4_pictures(found, recorded, inputs["image_sizes"])
+    assert_c4_images(found, recorded, inputs["image_sizes"])
     count = int(recorded["preds_per_image"])
     assert_close(found["boxes_unit"][0], recorded["normalized_boxes"][0, :count], "boxes", 0.01)
-    detected = detector(C4).detect(pictures(C4), image_processor(C4))
+    detected = detector(C4).detect(images(C4), image_processor(C4))
     assert_close(detected["boxes"], recorded["boxes"][0, :count], "boxes")
 
 
-def test_c4_from_two_pictures():
-    case, inputs = golden(C4), image_processor(C4)(pictures(C4, batch=True))
+def test_c4_from_two_images():
+    case, inputs = golden(C4), image_processor(C4)(images(C4, batch=True))
     network = detector(C4)
     maps = network.feature_maps(inputs["pixel_values"])
     for i, (boxes, _) in enumerate(network.propose(maps, inputs["pixel_values"], inputs["pixel_mask"])):
         assert_close(boxes, case[f"outputs/batch2/proposals_{i}"], "boxes")
-    assert_c4_pictures(network(**inputs), case.group("outputs/batch2/final/"), inputs["image_sizes"])
+    assert_c4_images(network(**inputs), case.group("outputs/batch2/final/"), inputs["image_sizes"])
 
 
 # ---------------------------------------------------------------------------------------------------------- pyramids
@@ -300,9 +300,9 @@ def test_detectron_selection(prefix, limits, monkeypatch):
 
 
 @pytest.mark.parametrize("name", PYRAMIDS)
-def test_pyramid_from_the_picture(name):
+def test_pyramid_from_the_image(name):
     recorded = golden(name).group("outputs/final/")
-    found = detector(name).detect(pictures(name), image_processor(name))
+    found = detector(name).detect(images(name), image_processor(name))
     assert_close(found["visual_embeds"], recorded["region_features"], "features")
     assert_close(found["boxes"], recorded["bbox" if name == VG else "boxes"], "boxes")
     confidence = recorded["max_conf"][recorded["order"]][: len(found["scores"])] if name == VG else recorded["max_conf"]
@@ -324,19 +324,19 @@ def test_a_store_holds_the_boxes_of_the_original_cut_at_the_border(name, tmp_pat
     assert_close(FeatureStore(tmp_path / "s")["a"]["boxes"], torch.minimum(recorded.clamp(min=0.0), border), "boxes")
 
 
-def test_pythia_from_two_pictures():
-    """Proposals reach into the padding of the batch, so that the result is not that of each picture alone."""
+def test_pythia_from_two_images():
+    """Proposals reach into the padding of the batch, so that the result is not that of each image alone."""
     case = golden(VG)
-    found = detector(VG).detect(pictures(VG, batch=True), image_processor(VG))
-    for i, picture in enumerate(found):
+    found = detector(VG).detect(images(VG, batch=True), image_processor(VG))
+    for i, image in enumerate(found):
         recorded = case.group(f"outputs/batch2/{i}/")
-        assert_close(picture["visual_embeds"], recorded["region_features"], "features")
-        assert_close(picture["boxes"], recorded["bbox"], "boxes")
-        count = len(picture["scores"])
-        assert_close(picture["scores"], recorded["max_conf"][recorded["order"]][:count], "probabilities")
-        assert torch.equal(picture["class_ids"], recorded["objects"])
-        assert picture["image_size"].flip(0).tolist() == recorded["image_width_height"].tolist()
-    alone = detector(VG).detect(pictures(VG, batch=True)[0], image_processor(VG))
+        assert_close(image["visual_embeds"], recorded["region_features"], "features")
+        assert_close(image["boxes"], recorded["bbox"], "boxes")
+        count = len(image["scores"])
+        assert_close(image["scores"], recorded["max_conf"][recorded["order"]][:count], "probabilities")
+        assert torch.equal(image["class_ids"], recorded["objects"])
+        assert image["image_size"].flip(0).tolist() == recorded["image_width_height"].tolist()
+    alone = detector(VG).detect(images(VG, batch=True)[0], image_processor(VG))
     assert not torch.allclose(alone["visual_embeds"], found[0]["visual_embeds"], atol=1e-2)
 
 
@@ -392,7 +392,7 @@ def test_vcr_stages():
     assert_close(found.features, case["outputs/obj_reps"][given], "features", 0.1)
 
 
-def test_vcr_from_the_pictures():
+def test_vcr_from_the_images():
     case, found = golden(VCR), detector(VCR)(**vcr_inputs())
     assert_close(found["visual_embeds"], case["outputs/obj_reps"], "features")
     assert_close(found["cnn_regularization_loss"][None], case["outputs/cnn_regularization_loss"], "logits")

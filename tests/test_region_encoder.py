@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tiny_detectors import CONFIGS, IMAGE_SIZE, NUM_CLASSES, NUM_QUERIES, pictures, tiny_detector
+from tiny_detectors import CONFIGS, IMAGE_SIZE, NUM_CLASSES, NUM_QUERIES, images, tiny_detector
 from torch import nn
 from transformers import (
     AutoModelForObjectDetection,
@@ -77,7 +77,7 @@ def stand_in_encoder(scores, boxes=None, **fields):
 
 
 def survivors_by_loop(boxes, keep, threshold):
-    """Non-maximum suppression of one picture, one box after another."""
+    """Non-maximum suppression of one image, one box after another."""
     chosen = []
     for i in range(len(boxes)):
         if keep[i] and all(iou_by_hand(boxes[i].tolist(), boxes[j].tolist()) <= threshold for j in chosen):
@@ -172,8 +172,8 @@ def with_row(key, row, value):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"features": [1]}, "picture 7: unknown key 'features'"),
-        ({"visual_embeds": None}, "picture 7: key 'visual_embeds' is missing"),
+        ({"features": [1]}, "image 7: unknown key 'features'"),
+        ({"visual_embeds": None}, "image 7: key 'visual_embeds' is missing"),
         ({"visual_embeds": np.zeros(4)}, r"'visual_embeds' has shape \(4,\)"),
         ({"visual_embeds": np.zeros((3, 5))}, "dim 5, this model expects 4"),
         ({"visual_embeds": [["a", "b", "c", "d"]] * 3}, "'visual_embeds' holds .*expected numbers"),
@@ -193,8 +193,8 @@ def with_row(key, row, value):
     ],
 )
 def test_check_names_what_is_wrong(changes, message):
-    with pytest.raises(ValueError, match=f"^picture 7.*{message.removeprefix('picture 7')}"):
-        check_regions(good_regions(**changes), region_dim=4, name="picture 7")
+    with pytest.raises(ValueError, match=f"^image 7.*{message.removeprefix('image 7')}"):
+        check_regions(good_regions(**changes), region_dim=4, name="image 7")
 
 
 def test_check_returns_tensors():
@@ -210,17 +210,17 @@ def test_check_returns_tensors():
 def test_padding_and_splitting_are_inverse():
     generator = torch.Generator().manual_seed(4)
     sizes = [(30, 40), (100, 50), (8, 8)]
-    pictures_in = [
+    images_in = [
         {"visual_embeds": torch.randn(n, 4, generator=generator), "boxes": random_corners(generator, n)}
         for n in (2, 0, 3)
     ]
-    batch = pad_regions(pictures_in)
+    batch = pad_regions(images_in)
     assert batch["visual_attention_mask"].tolist() == [[1, 1, 0], [0, 0, 0], [1, 1, 1]]
     assert batch["visual_embeds"].shape == (3, 3, 4)
     assert batch["visual_embeds"][0, 2:].abs().sum() == batch["visual_embeds"][1].abs().sum() == 0
-    batch["boxes_unit"] = torch.nn.utils.rnn.pad_sequence([p["boxes"] for p in pictures_in], batch_first=True)
+    batch["boxes_unit"] = torch.nn.utils.rnn.pad_sequence([p["boxes"] for p in images_in], batch_first=True)
     batch["scores"] = torch.arange(9.0).view(3, 3)
-    for before, after, size in zip(pictures_in, split_regions(batch, sizes), sizes, strict=True):
+    for before, after, size in zip(images_in, split_regions(batch, sizes), sizes, strict=True):
         assert torch.equal(after["visual_embeds"], before["visual_embeds"])
         assert torch.equal(after["boxes"], scale_boxes(before["boxes"], size))
         assert after["image_size"].tolist() == list(size) and "class_ids" not in after
@@ -235,7 +235,7 @@ def test_padding_and_splitting_are_inverse():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_regions_of_a_family(family):
     encoder = encoder_with(family, max_regions=7)
-    found = encoder(pictures())
+    found = encoder(images())
     assert found.visual_embeds.shape == (3, 7, encoder.config.region_dim) == (3, 7, 16 + 9)
     assert found.boxes_unit.shape == (3, 7, 4) and found.scores.shape == found.class_ids.shape == (3, 7)
     assert (found.scores.diff(dim=1) <= 0).all() and found.scores.max() > found.scores.min()
@@ -248,7 +248,7 @@ def test_regions_of_a_family(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_best_region_agrees_with_the_library(family):
     """The image processor of each family decodes the detector's output in its own way."""
-    encoder, pixels = encoder_with(family), pictures()
+    encoder, pixels = encoder_with(family), images()
     raw = encoder.detector(pixels)
     theirs = PROCESSORS[family]().post_process_object_detection(raw, threshold=0.0, target_sizes=[IMAGE_SIZE] * 3)
     ours = encoder(pixels)
@@ -261,8 +261,8 @@ def test_best_region_agrees_with_the_library(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_picture_alone_gives_the_same_regions(family):
-    encoder, pixels = encoder_with(family), pictures()
+def test_a_image_alone_gives_the_same_regions(family):
+    encoder, pixels = encoder_with(family), images()
     together = encoder(pixels)
     for row in range(len(pixels)):
         single = encoder(pixels[row : row + 1])
@@ -273,7 +273,7 @@ def test_a_picture_alone_gives_the_same_regions(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_features_are_the_query_states(family):
-    encoder, pixels = encoder_with(family, geometry_features=False), pictures()
+    encoder, pixels = encoder_with(family, geometry_features=False), images()
     states = encoder.detector(pixels).last_hidden_state[:, -NUM_QUERIES:]
     found = encoder(pixels)
     assert found.visual_embeds.shape == (3, NUM_QUERIES, 16)
@@ -284,7 +284,7 @@ def test_features_are_the_query_states(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_save_and_load(family, tmp_path):
-    encoder, pixels = encoder_with(family, max_regions=5, nms_threshold=0.4), pictures()
+    encoder, pixels = encoder_with(family, max_regions=5, nms_threshold=0.4), images()
     encoder.fit_standardisation([{"pixel_values": pixels}])
     encoder.save_pretrained(tmp_path)
     again = QueryRegionEncoder.from_pretrained(tmp_path)
@@ -356,7 +356,7 @@ def test_a_given_box_between_queries_gets_the_one_with_most_overlap_times_score(
 
 
 @pytest.mark.parametrize("threshold", [0.05, 0.5, 0.95])
-def test_the_whole_picture_is_the_mean_of_what_would_be_found(threshold):
+def test_the_whole_image_is_the_mean_of_what_would_be_found(threshold):
     scores = torch.tensor([[0.3, 0.9, 0.1, 0.7]])
     encoder, _, states = stand_in_encoder(scores, score_threshold=threshold)
     encoder.feature_mean.fill_(0.5)
@@ -365,12 +365,12 @@ def test_the_whole_picture_is_the_mean_of_what_would_be_found(threshold):
     whole, large = encoder(None, boxes_unit=given).visual_embeds[0]
     kept = ((states - 0.5) / 2.0)[0, scores[0] >= threshold]
     torch.testing.assert_close(whole, kept.mean(dim=0) if len(kept) else torch.zeros(16))
-    assert any(torch.equal(large, state) for state in (states[0] - 0.5) / 2.0)  # not quite the whole picture: a box
+    assert any(torch.equal(large, state) for state in (states[0] - 0.5) / 2.0)  # not quite the whole image: a box
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_boxes_found_and_given_again_have_the_same_features(family):
-    encoder, pixels = encoder_with(family, max_regions=5, score_threshold=0.2, nms_threshold=0.3), pictures()
+    encoder, pixels = encoder_with(family, max_regions=5, score_threshold=0.2, nms_threshold=0.3), images()
     encoder.fit_standardisation([{"pixel_values": pixels}])
     found = encoder(pixels)
     again = encoder(pixels, boxes_unit=found.boxes_unit, boxes_mask=found.visual_attention_mask)
@@ -387,7 +387,7 @@ def test_boxes_found_and_given_again_have_the_same_features(family):
 
 @pytest.mark.parametrize("family", ["d_fine", "detr"])
 def test_given_boxes_alone_padded_and_in_a_batch(family):
-    encoder, pixels = encoder_with(family, score_threshold=0.2, nms_threshold=0.3), pictures()
+    encoder, pixels = encoder_with(family, score_threshold=0.2, nms_threshold=0.3), images()
     given = random_corners(torch.Generator().manual_seed(8), 3, 4)
     given[:, 0] = torch.tensor([0.0, 0.0, 1.0, 1.0])
     mask = (torch.arange(4) < torch.tensor([[4], [2], [3]])).long()
@@ -410,7 +410,7 @@ def test_boxes_are_cut_at_the_border():
 
 def test_standardised_regions_have_mean_zero_and_deviation_one():
     encoder = encoder_with("d_fine", score_threshold=0.5, nms_threshold=0.7)
-    batches = [{"pixel_values": pictures(seed=seed)} for seed in range(4)]
+    batches = [{"pixel_values": images(seed=seed)} for seed in range(4)]
     before = encoder(**batches[0])
     encoder.fit_standardisation(iter(batches))
     found = [encoder(**batch) for batch in batches]
@@ -429,11 +429,11 @@ def test_standardised_regions_have_mean_zero_and_deviation_one():
 def test_standardisation_without_a_region():
     encoder = encoder_with(score_threshold=1.0)
     with pytest.raises(ValueError, match="score_threshold"):
-        encoder.fit_standardisation([{"pixel_values": pictures()}])
+        encoder.fit_standardisation([{"pixel_values": images()}])
 
 
 def test_pixel_mask_reaches_the_detector():
-    encoder, pixels = encoder_with("detr"), pictures(1)
+    encoder, pixels = encoder_with("detr"), images(1)
     mask = torch.ones(1, *IMAGE_SIZE, dtype=torch.long)
     mask[:, :, 64:] = 0
     hidden = encoder(pixels, mask).visual_embeds
@@ -457,4 +457,4 @@ def test_detector_inside_is_the_given_one(tmp_path):
     detector = tiny_detector("rt_detr")
     detector.save_pretrained(tmp_path)
     encoder = QueryRegionEncoder.from_detector(AutoModelForObjectDetection.from_pretrained(tmp_path)).eval()
-    assert torch.equal(encoder.detector(pictures()).logits, detector(pictures()).logits)
+    assert torch.equal(encoder.detector(images()).logits, detector(images()).logits)

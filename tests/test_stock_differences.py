@@ -294,7 +294,7 @@ def test_one_means_that_the_text_belongs_to_the_image():
     assert "1 when the text belongs to the image" in modeling_visualbert.VisualBertForPreTraining.forward.__doc__
 
 
-def test_pictures_are_taken_by_the_heads_with_a_region_encoder():
+def test_images_are_taken_by_the_heads_with_a_region_encoder():
     for name in ("VisualBertForQuestionAnswering", "VisualBertForVisualReasoning", "VisualBertForMultipleChoice"):
         assert "pixel_values" not in inspect.signature(getattr(stock, name).forward).parameters
         assert "pixel_values" in inspect.signature(getattr(modeling_visualbert, name).forward).parameters

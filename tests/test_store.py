@@ -44,12 +44,12 @@ def regions_of(seed, count=None):
 
 
 def pairs(count):
-    """Pictures whose names do not sort as they come."""
-    return [(f"picture-{(7 * i) % count}", regions_of(i)) for i in range(count)]
+    """Images whose names do not sort as they come."""
+    return [(f"image-{(7 * i) % count}", regions_of(i)) for i in range(count)]
 
 
 def write(folder, items=None, **options):
-    """Write a store of 25 pictures in shards of 4; returns its folder."""
+    """Write a store of 25 images in shards of 4; returns its folder."""
     fields = {"dim": DIM, "detector": {"name": "Tiny", "fingerprint": "0123abcd"}, "images_per_shard": 4}
     write_store(folder, pairs(25) if items is None else items, **{**fields, **options})
     return folder
@@ -66,7 +66,7 @@ def assert_equal_regions(read, written):
         assert torch.equal(read[name], value), name
 
 
-def test_pictures_are_found_in_all_shards(tmp_path):
+def test_images_are_found_in_all_shards(tmp_path):
     store = FeatureStore(write(tmp_path / "store"))
     assert len(store) == 25
     assert len(store.info["shards"]) == 7
@@ -78,8 +78,8 @@ def test_pictures_are_found_in_all_shards(tmp_path):
     store.verify()
 
 
-@pytest.mark.parametrize("absent", ["picture-", "picture-99", "picture-1\0", "a", "zebra", "", "\ud800", "p" * 99, 7])
-def test_pictures_that_are_not_there_are_not_found(tmp_path, absent):
+@pytest.mark.parametrize("absent", ["image-", "image-99", "image-1\0", "a", "zebra", "", "\ud800", "p" * 99, 7])
+def test_images_that_are_not_there_are_not_found(tmp_path, absent):
     store = FeatureStore(write(tmp_path / "store"))
     assert absent not in store
     with pytest.raises(KeyError, match="no regions of image"):
@@ -112,12 +112,12 @@ def test_what_is_not_known_is_left_out(tmp_path):
 
 def test_arrays_are_views_that_cannot_be_changed(tmp_path):
     store = FeatureStore(write(tmp_path / "store", dtype="float16"))
-    array = store.arrays("picture-21")["visual_embeds"]
+    array = store.arrays("image-21")["visual_embeds"]
     assert array.dtype == np.float16
     assert not array.flags.owndata
     with pytest.raises(ValueError, match="read-only"):
         array[0] = 0
-    assert np.array_equal(array, store["picture-21"]["visual_embeds"].numpy())
+    assert np.array_equal(array, store["image-21"]["visual_embeds"].numpy())
 
 
 @pytest.mark.parametrize("name", ["visual_embeds", "scores"])
@@ -146,7 +146,7 @@ def test_a_store_of_another_dim_or_detector_is_refused_and_both_are_named(tmp_pa
 def test_workers_open_the_store_themselves(tmp_path):
     write(tmp_path / "store")
     store = copy.deepcopy(FeatureStore(tmp_path / "store"))  # by the way that leads to a worker process
-    assert_equal_regions(store["picture-0"], dict(pairs(25))["picture-0"])
+    assert_equal_regions(store["image-0"], dict(pairs(25))["image-0"])
     ids = [image_id for image_id, _ in pairs(25)]
     loader = DataLoader(ids, batch_size=5, num_workers=2, collate_fn=lambda batch: [store[i]["scores"] for i in batch])
     read = [scores for batch in loader for scores in batch]
@@ -186,7 +186,7 @@ def test_an_empty_store_is_an_empty_dataset(tmp_path):
     store = FeatureStore(write(tmp_path / "store", []))
     assert len(store.to_dataset()) == 0
     assert list(store) == []
-    assert "picture-0" not in store
+    assert "image-0" not in store
     store.verify()
 
 
@@ -277,9 +277,9 @@ def test_an_index_that_points_nowhere_is_refused(tmp_path, rows, message):
         FeatureStore(tmp_path / "store")
 
 
-def test_verifying_finds_pictures_in_each_others_place(tmp_path):
-    rewrite_ids(write(tmp_path / "store"), [("picture-0", 0, 1), ("picture-7", 0, 0)])
-    with pytest.raises(ValueError, match=r"shard-00000.arrow: row 1 is image picture-7, not picture-0"):
+def test_verifying_finds_images_in_each_others_place(tmp_path):
+    rewrite_ids(write(tmp_path / "store"), [("image-0", 0, 1), ("image-7", 0, 0)])
+    with pytest.raises(ValueError, match=r"shard-00000.arrow: row 1 is image image-7, not image-0"):
         FeatureStore(tmp_path / "store").verify()
 
 
@@ -306,7 +306,7 @@ def test_an_index_of_nonsense_is_refused(tmp_path, change, message):
 def test_a_shard_with_fewer_rows_than_the_index_says_is_named(tmp_path):
     damaged_index(write(tmp_path / "store"), lambda info: info["shards"][0].update(rows=5))
     with pytest.raises(ValueError, match=r"shard-00000.arrow: 4 rows, but the index says 5"):
-        FeatureStore(tmp_path / "store")["picture-0"]
+        FeatureStore(tmp_path / "store")["image-0"]
 
 
 def test_a_file_that_is_no_shard_is_named(tmp_path):
@@ -315,7 +315,7 @@ def test_a_file_that_is_no_shard_is_named(tmp_path):
     _, size, _ = write_table(path, schema, iter([{"text": "not regions"}]))
     damaged_index(tmp_path / "store", lambda info: info["shards"][0].update(bytes=size))
     with pytest.raises(ValueError, match=r"shard-00000.arrow: columns \['text'\]; expected .*image_id"):
-        FeatureStore(tmp_path / "store")["picture-0"]
+        FeatureStore(tmp_path / "store")["image-0"]
 
 
 # Interruption

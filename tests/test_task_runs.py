@@ -125,11 +125,11 @@ def test_a_script_leaves_everything_that_it_promises(finished, workplace, name):
         for baseline in expected:
             assert baseline in output
         assert [line["step"] for line in log_of(folder) if "loss" in line] == [1, 2, 3, 4]
-        for picture in ("curves.png", "examples.png"):
-            with Image.open(folder / picture) as image:
+        for file in ("curves.png", "examples.png"):
+            with Image.open(folder / file) as image:
                 pixels = np.asarray(image.convert("L"))
-            assert min(pixels.shape) > 300, picture
-            assert 0.005 < (pixels < 128).mean() < 0.9, picture
+            assert min(pixels.shape) > 300, file
+            assert 0.005 < (pixels < 128).mean() < 0.9, file
         processor = AutoProcessor.from_pretrained(folder / "best")
         assert processor.task == name
         architecture = json.loads((folder / "best" / "config.json").read_text())["architectures"][0]

@@ -73,7 +73,7 @@ def test_stored_regions_give_the_logits_of_the_pixels(args):
     torch.testing.assert_close(logits[0], logits[1], atol=1e-4, rtol=1e-4)
 
 
-def test_text_only_sees_no_picture(args):
+def test_text_only_sees_no_image(args):
     task = vqa_task(args(text_only=True), Accelerator(cpu=True))
     assert sorted(first_batch(task)) == ["attention_mask", "input_ids", "labels", "token_type_ids"]
     # The model itself is the same, so that a later stage can go on with it.
@@ -105,7 +105,7 @@ def test_answers_come_from_the_training_data_or_a_list(args, tmp_path):
 
 
 def features_of(task, folder, dim):
-    """A store with random features of all pictures of a task."""
+    """A store with random features of all images of a task."""
     generator = torch.Generator().manual_seed(0)
     ids = {image_id for rows in task.splits.values() for image_id in rows["image_id"]}
     regions = {
@@ -202,7 +202,7 @@ def test_a_region_encoder_of_the_starting_point_is_kept(args, tmp_path):
     assert any(torch.equal(weight, other) for other in again.model.visual_bert.region_encoder.parameters())
 
 
-def test_features_of_too_few_pictures_are_refused(args, tmp_path):
+def test_features_of_too_few_images_are_refused(args, tmp_path):
     task = vqa_task(args(text_only=True), Accelerator(cpu=True))
     task.splits = {"train": task.splits["train"]}
     folder = features_of(task, tmp_path / "store", dim=7)
@@ -229,9 +229,9 @@ def test_training_the_region_encoder_needs_pixels(args):
 
 
 @pytest.mark.parametrize("from_pixels", [False, True])
-def test_a_missing_picture_is_named_before_training(args, tmp_path, from_pixels):
+def test_a_missing_image_is_named_before_training(args, tmp_path, from_pixels):
     Image.new("RGB", (160, 128)).save(tmp_path / "000000000001.png")
-    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}: no picture of image 2 \(79 are missing\)"):
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}: no image of image 2 \(79 are missing\)"):
         vqa_task(args(images_dir=str(tmp_path), from_pixels=from_pixels), Accelerator(cpu=True))
 
 
@@ -246,7 +246,7 @@ def test_examples_are_drawn(args, tmp_path):
 
 
 def coco_file(folder, **changes):
-    """A COCO-format file of two pictures with category ids 7 and 3, and the pictures."""
+    """A COCO-format file of two images with category ids 7 and 3, and the images."""
     for i, size in ((1, (40, 30)), (2, (60, 20))):
         Image.fromarray(np.random.default_rng(i).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(
             folder / f"{i}.png"
@@ -377,7 +377,7 @@ def test_a_detector_trains_on_a_folder_of_boxes(tmp_path):
     assert (tmp_path / "run" / "best" / "preprocessor_config.json").is_file()
 
 
-def test_annotations_need_pictures_and_a_dev_set(tmp_path):
+def test_annotations_need_images_and_a_dev_set(tmp_path):
     run = DetectionArgs(str(tmp_path), train_annotations="boxes.json")
     with pytest.raises(
         ValueError, match="--train_annotations needs --train_images, --dev_annotations and --dev_images"

@@ -47,7 +47,7 @@ def task(make):
 
 @pytest.fixture(scope="module")
 def regions(corpus, task):
-    """Regions of the pictures of the first dev sentences."""
+    """Regions of the images of the first dev sentences."""
     paths = index_images(corpus / "images" / "val")
     keys = sorted({row["image_id"] for row in first_rows(task, 20)})
     return dict(extract_regions(*finder(task), [(key, paths[key]) for key in keys], progress=False))
@@ -212,11 +212,11 @@ def test_a_bad_record_stops_the_run_or_is_listed(make, corpus, tmp_path):
     assert int(ids[2]) not in task.splits["train"]["image_id"]
 
 
-def test_a_missing_picture_is_named(make, corpus, tmp_path):
+def test_a_missing_image_is_named(make, corpus, tmp_path):
     shutil.copytree(corpus / "images", tmp_path / "images")
     (gone,) = (tmp_path / "images").rglob("*1000003.jpg")
     gone.unlink()
-    with pytest.raises(FileNotFoundError, match=r"no picture of image 1000003 \(1 are missing\)"):
+    with pytest.raises(FileNotFoundError, match=r"no image of image 1000003 \(1 are missing\)"):
         make(images_dir=str(tmp_path / "images"))
 
 
@@ -250,7 +250,7 @@ def test_the_most_confident_regions_are_kept(make, regions):
     assert metrics["recall_at_5"] == metrics["upper_bound"]
 
 
-def test_late_fusion_reads_the_sentence_without_the_picture_first(make):
+def test_late_fusion_reads_the_sentence_without_the_image_first(make):
     task, _ = make(late_fusion=True)
     batch = task.collate(first_rows(task))
     batch.pop("labels")
@@ -274,7 +274,7 @@ def test_bert_is_a_starting_point(make, tmp_path):
     assert task.model(**task.collate(first_rows(task))).loss.isfinite()
 
 
-def picture_store(folder, counts, dim=2054):
+def image_store(folder, counts, dim=2054):
     """A store with random features and boxes."""
     generator = torch.Generator().manual_seed(0)
     rows = []
@@ -287,9 +287,9 @@ def picture_store(folder, counts, dim=2054):
     return str(folder)
 
 
-def test_a_picture_without_regions_is_a_miss(make, corpus, tmp_path):
+def test_a_image_without_regions_is_a_miss(make, corpus, tmp_path):
     ids = [row["image_id"] for split in ("train", "dev") for row in make()[0].splits[split]]
-    store = picture_store(tmp_path / "store", {key: 0 if key == 1000001 else 4 for key in sorted(set(ids))}, dim=6)
+    store = image_store(tmp_path / "store", {key: 0 if key == 1000001 else 4 for key in sorted(set(ids))}, dim=6)
     task, args = make(features_dir=store)
     batch = task.collate(first_rows(task, 12))
     assert batch["visual_attention_mask"][0].sum() == 0
@@ -300,7 +300,7 @@ def test_a_picture_without_regions_is_a_miss(make, corpus, tmp_path):
     assert metrics["num_examples"] == sum(len(row["phrases"]) for row in task.splits["dev"])
 
 
-def test_an_example_of_a_picture_without_regions_is_drawn(task):
+def test_an_example_of_a_image_without_regions_is_drawn(task):
     row = first_rows(task, 1)[0]
     drawn = task.draw(task.model, row, {"id": "x", "phrases": [[] for _ in row["phrases"]]})
     assert drawn.width >= 480
@@ -312,7 +312,7 @@ def test_real_sentences_reach_the_loss(make, tmp_path):
     ids = [1016887272, 3359636318, 1000092795]
     for split in ("train", "mine"):
         (tmp_path / "data" / f"{split}.txt").write_text("".join(f"{number}\n" for number in ids))
-    store = picture_store(tmp_path / "store", dict(zip(ids, (12, 7, 5), strict=True)))
+    store = image_store(tmp_path / "store", dict(zip(ids, (12, 7, 5), strict=True)))
     fields = {"data_dir": str(tmp_path / "data"), "features_dir": store, "train_split": "train", "dev_split": "mine"}
     task, args = make(**fields)
     count = len(task.splits["train"])
@@ -327,7 +327,7 @@ def test_real_sentences_reach_the_loss(make, tmp_path):
 
 
 @pytest.mark.parametrize("image_id", [1016887272, 3359636318])
-def test_real_pictures_reach_the_loss(make, tmp_path, image_id):
+def test_real_images_reach_the_loss(make, tmp_path, image_id):
     folder = shared("real/flickr30k_entities")
     shutil.copytree(folder, tmp_path / "data")
     (tmp_path / "data" / "one.txt").write_text(f"{image_id}\n")

@@ -47,7 +47,7 @@ def task(make):
 
 @pytest.fixture(scope="module")
 def regions(corpus, task):
-    """Regions of the pictures of the first dev examples, found in the files of the release's layout."""
+    """Regions of the images of the first dev examples, found in the files of the release's layout."""
     paths = index_images_by_name(corpus / "nlvr2")
     names = sorted({name for row in first_rows(task, 9) for name in row["images"]})
     encoder, processor = (
@@ -67,7 +67,7 @@ def records_of(corpus, split="dev"):
 
 
 def data_folder(folder, corpus, **files):
-    """A data folder with the corpus' pictures and files, some of them replaced by these lines."""
+    """A data folder with the corpus' images and files, some of them replaced by these lines."""
     shutil.copytree(corpus / "nlvr2" / "data", folder / "data")
     for split, lines in files.items():
         (folder / "data" / f"{split}.json").write_text("".join(f"{line}\n" for line in lines))
@@ -86,7 +86,7 @@ def undecided(make):
     return task, args
 
 
-def test_a_batch_holds_the_sentence_and_the_regions_of_both_pictures(task, regions, corpus):
+def test_a_batch_holds_the_sentence_and_the_regions_of_both_images(task, regions, corpus):
     rows = first_rows(task)
     batch = task.collate(rows)
     assert len({tuple(row["images"]) for row in rows}) == 4
@@ -165,11 +165,11 @@ def test_a_bad_record_stops_the_run_or_is_listed(make, corpus, tmp_path):
 
 
 @pytest.mark.parametrize("from_pixels", [False, True])
-def test_one_missing_picture_of_a_pair_is_named(make, corpus, tmp_path, from_pixels):
+def test_one_missing_image_of_a_pair_is_named(make, corpus, tmp_path, from_pixels):
     shutil.copytree(corpus / "nlvr2" / "images", tmp_path / "images")
     (gone,) = (tmp_path / "images").rglob("shapes_dev-1-2-img1.png")
     gone.unlink()
-    with pytest.raises(FileNotFoundError, match=r"no picture of image shapes_dev-1-2-img1 \(1 are missing\)"):
+    with pytest.raises(FileNotFoundError, match=r"no image of image shapes_dev-1-2-img1 \(1 are missing\)"):
         make(images_dir=str(tmp_path / "images"), from_pixels=from_pixels)
 
 
@@ -208,7 +208,7 @@ def test_the_region_encoder_is_trained_only_on_request(make, trained):
     assert bool(changed) == trained
 
 
-def test_text_only_sees_no_pictures(make, task):
+def test_text_only_sees_no_images(make, task):
     blind, _ = make(text_only=True)
     assert sorted(blind.collate(first_rows(blind))) == ["attention_mask", "input_ids", "labels", "token_type_ids"]
     assert blind.draw is None
@@ -216,7 +216,7 @@ def test_text_only_sees_no_pictures(make, task):
     assert all(torch.equal(value, states[name]) for name, value in blind.model.state_dict().items())
 
 
-def test_late_fusion_reads_the_sentence_without_the_pictures_first(make):
+def test_late_fusion_reads_the_sentence_without_the_images_first(make):
     task, _ = make(late_fusion=True, num_hidden_layers=2)
     batch = task.collate(first_rows(task))
     batch.pop("labels")

@@ -87,7 +87,7 @@ def captions_of(small, split="train"):
     return found
 
 
-def test_a_pair_is_two_captions_of_one_picture_or_one_of_another(tasks, small):
+def test_a_pair_is_two_captions_of_one_image_or_one_of_another(tasks, small):
     task, captions = tasks["coco"], captions_of(small)
     matches = []
     for number in range(24):
@@ -107,8 +107,8 @@ def test_a_pair_is_two_captions_of_one_picture_or_one_of_another(tasks, small):
     assert 0.44 < sum(matches) / len(matches) < 0.56
 
 
-def test_negatives_never_come_from_the_same_picture(make, small, tmp_path):
-    """Two pictures, so that a draw that does not look would be caught at once."""
+def test_negatives_never_come_from_the_same_image(make, small, tmp_path):
+    """Two images, so that a draw that does not look would be caught at once."""
     record = json.loads((small / "coco" / "captions_train.json").read_text())
     names = [image["id"] for image in record["images"]][:2]
     texts = {names[0]: ["a red star", "the red star"], names[1]: ["a blue square", "the blue square", "blue squares"]}
@@ -126,7 +126,7 @@ def test_negatives_never_come_from_the_same_picture(make, small, tmp_path):
         assert first in texts[row.images[0]]
         assert (second in texts[row.images[0]]) == bool(row.match)
     assert {unmasked(row)[1] for row in rows if not row.match} == {text for some in texts.values() for text in some}
-    with pytest.raises(ValueError, match="the split holds one picture only; expected others to draw captions of"):
+    with pytest.raises(ValueError, match="the split holds one image only; expected others to draw captions of"):
         one = {"images": record["images"][:1], "annotations": annotations[:2]}
         (tmp_path / "coco" / "captions_val.json").write_text(json.dumps(one))
         make(**fields, seed=1)
@@ -164,7 +164,7 @@ def test_vqa_reads_question_and_most_common_answer(tasks):
         assert row.images == [source["image_id"]]
 
 
-def test_nlvr2_reads_sentence_and_truth_with_both_pictures(tasks):
+def test_nlvr2_reads_sentence_and_truth_with_both_images(tasks):
     task = tasks["nlvr2"]
     for number in range(20):
         row, source = drawn(task, number), task.splits["train"][number]
@@ -184,7 +184,7 @@ def test_nlvr2_reads_sentence_and_truth_with_both_pictures(tasks):
 
 
 def nlvr2_regions(task, rows):
-    """Regions of each picture by itself, from rows that show it twice."""
+    """Regions of each image by itself, from rows that show it twice."""
     pairs = []
     for row in rows:
         sides = []
@@ -217,7 +217,7 @@ def test_vcr_reads_both_sub_tasks_with_their_right_choices(tasks):
         assert batch["visual_embeds"].shape[1] == 1 + len(source["objects"])
         named = {i: [p for p, tag in enumerate(places) if tag == i] for i in range(len(source["objects"]))}
         aligned = [[p for p in region.tolist() if p >= 0] for region in batch["image_text_alignment"][0]]
-        assert aligned == [[], *named.values()]  # region 0 is the whole picture
+        assert aligned == [[], *named.values()]  # region 0 is the whole image
 
 
 def tags(words):
@@ -321,7 +321,7 @@ def test_a_probe_hides_one_colour_or_shape(tasks, stage):
     assert len({number for number, _ in found}) == len(found)
 
 
-def test_coco_probes_read_the_first_caption_of_the_picture(tasks, small):
+def test_coco_probes_read_the_first_caption_of_the_image(tasks, small):
     captions = captions_of(small, "val")
     probes = [row for row in tasks["coco"].splits["dev"] if row.id.startswith("probe")]
     for row in probes:
@@ -407,7 +407,7 @@ def test_images_can_be_left_out_of_training_and_splits_joined(make, small, tmp_p
     assert sum(row.id.startswith("masked") for row in task.splits["dev"]) == len(val)
 
 
-def test_text_only_sees_no_picture(make):
+def test_text_only_sees_no_image(make):
     for stage in ("coco", "vcr"):
         task, _ = make(stage=stage, text_only=True)
         names = ["attention_mask", "input_ids", "labels", "masked_positions", "sentence_image_labels", "token_type_ids"]

@@ -63,7 +63,7 @@ def records_of(corpus, split="val"):
 
 
 def data_folder(folder, corpus, **files):
-    """A data folder with the corpus' pictures and files, some of them replaced by these lines."""
+    """A data folder with the corpus' images and files, some of them replaced by these lines."""
     folder.mkdir()
     for split in ("train", "val", "test"):
         shutil.copyfile(corpus / "vcr" / f"{split}.jsonl", folder / f"{split}.jsonl")
@@ -89,7 +89,7 @@ def mentioned(record):
 
 
 def expected_regions(corpus, record, kept):
-    """The encoder's features of the whole picture and of these objects' boxes, as the metadata file has them."""
+    """The encoder's features of the whole image and of these objects' boxes, as the metadata file has them."""
     folder = corpus / "vcr" / "vcr1images"
     metadata = json.loads((folder / record["metadata_fn"]).read_text())
     boxes = [[0.0, 0.0, metadata["width"], metadata["height"]], *(metadata["boxes"][i][:4] for i in kept)]
@@ -147,7 +147,7 @@ def test_a_given_answer_takes_the_place_of_the_right_one(tasks):
     assert context_of(row, "answer") == row["question"]
 
 
-def test_all_objects_and_no_whole_picture_on_request(make, corpus):
+def test_all_objects_and_no_whole_image_on_request(make, corpus):
     record = records_of(corpus)[0]
     count = len(record["objects"])
     features = expected_regions(corpus, record, range(count))
@@ -276,7 +276,7 @@ def test_a_bad_record_stops_the_run_or_is_listed(make, corpus, tmp_path):
 
 
 @pytest.mark.parametrize("from_pixels", [False, True])
-def test_a_missing_picture_is_named(make, corpus, tmp_path, from_pixels):
+def test_a_missing_image_is_named(make, corpus, tmp_path, from_pixels):
     shutil.copytree(corpus / "vcr" / "vcr1images", tmp_path / "images")
     (tmp_path / "images" / "shapes_val" / "shapes_val_000001000003.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"shapes_val_000001000003\.jpg"):
@@ -391,7 +391,7 @@ def test_the_number_of_regions_is_that_of_the_objects():
 
 
 @pytest.mark.parametrize("subtask", ["answer", "rationale"])
-def test_text_only_sees_no_picture(make, subtask):
+def test_text_only_sees_no_image(make, subtask):
     task, _ = make(subtask=subtask, text_only=True)
     batch = task.collate(first_rows(task))
     assert sorted(batch) == ["attention_mask", "input_ids", "labels", "token_type_ids"]
@@ -399,7 +399,7 @@ def test_text_only_sees_no_picture(make, subtask):
     assert task.draw is None
 
 
-def test_late_fusion_reads_the_text_without_the_picture_first(make):
+def test_late_fusion_reads_the_text_without_the_image_first(make):
     task, _ = make(late_fusion=True)
     batch = task.collate(first_rows(task))
     batch.pop("labels")

@@ -234,7 +234,7 @@ ANSWERS = ["<unk>", "no", "yes"]
 
 
 def questions(count, first_id=0):
-    """Rows whose answer is to be read from the first number of the picture's only region."""
+    """Rows whose answer is to be read from the first number of the image's only region."""
     rows = [
         {
             "question_id": first_id + i,

@@ -177,7 +177,7 @@ def test_the_best_model_is_complete(finished):
 
 
 @pytest.mark.parametrize("file", ["curves.png", "examples.png"])
-def test_pictures_are_drawn(finished, file):
+def test_images_are_drawn(finished, file):
     with Image.open(finished[0] / file) as image:
         pixels = np.asarray(image.convert("L"))
     assert min(pixels.shape) > 400

@@ -65,7 +65,7 @@ def saved(checkpoint, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def images(tmp_path_factory):
     """Files of three scenes."""
     folder = tmp_path_factory.mktemp("pictures")
     paths = [folder / f"{i}.png" for i in range(3)]
@@ -133,28 +133,28 @@ def test_pipeline_is_ours(answering):
     assert type(answering.processor) is VisualBertProcessor
 
 
-def test_one_question(answering, pictures, detections):
-    answers = answering(image=str(pictures[0]), question=QUESTIONS[0])
+def test_one_question(answering, images, detections):
+    answers = answering(image=str(images[0]), question=QUESTIONS[0])
     assert {answer["answer"] for answer in answers} == set(ANSWERS) - {"<unk>"}
     scores = [answer["score"] for answer in answers]
     assert scores == sorted(scores, reverse=True)
     assert sum(scores) == pytest.approx(1.0)
-    assert answering(image=Image.open(pictures[0]), question=QUESTIONS[0], top_k=2) == answers[:2]
+    assert answering(image=Image.open(images[0]), question=QUESTIONS[0], top_k=2) == answers[:2]
     assert detections == [1, 1]
 
 
-def test_many_questions_detect_once(answering, pictures, detections):
-    together = answering(image=pictures[0], question=QUESTIONS, top_k=3)
+def test_many_questions_detect_once(answering, images, detections):
+    together = answering(image=images[0], question=QUESTIONS, top_k=3)
     assert detections == [1]
-    alone = [answering(image=pictures[0], question=question, top_k=3) for question in QUESTIONS]
+    alone = [answering(image=images[0], question=question, top_k=3) for question in QUESTIONS]
     assert [len(answers) for answers in together] == [3, 3, 3]
     assert flat(together) == flat(alone)
     assert len({answers[0]["score"] for answers in alone}) == 3
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
-def test_a_list_of_dicts_in_batches(answering, pictures, detections, batch_size):
-    items = [{"image": str(path), "question": asked} for path, asked in zip(pictures, QUESTIONS, strict=True)]
+def test_a_list_of_dicts_in_batches(answering, images, detections, batch_size):
+    items = [{"image": str(path), "question": asked} for path, asked in zip(images, QUESTIONS, strict=True)]
     answers = answering(items, top_k=2, batch_size=batch_size)
     assert detections == {1: [1, 1, 1], 2: [2, 1], 3: [3]}[batch_size]
     alone = [answering(item, top_k=2) for item in items]
@@ -163,30 +163,30 @@ def test_a_list_of_dicts_in_batches(answering, pictures, detections, batch_size)
     assert flat(list(answering((item for item in items), top_k=2))) == flat(alone)
 
 
-def test_a_dict_may_hold_many_questions(answering, pictures):
-    items = [{"image": str(pictures[0]), "question": QUESTIONS}, {"image": str(pictures[1]), "question": QUESTIONS[:1]}]
+def test_a_dict_may_hold_many_questions(answering, images):
+    items = [{"image": str(images[0]), "question": QUESTIONS}, {"image": str(images[1]), "question": QUESTIONS[:1]}]
     first, second = answering(items, top_k=1)
     assert flat(first) == flat(answering(items[0], top_k=1))
     assert flat(second) == flat(answering(items[1], top_k=1))
     assert (len(first), len(second)) == (3, 1)
 
 
-def test_many_questions_of_many_pictures_in_batches(answering, pictures):
-    items = [{"image": str(path), "question": QUESTIONS[:2]} for path in pictures[:2]]
+def test_many_questions_of_many_images_in_batches(answering, images):
+    items = [{"image": str(path), "question": QUESTIONS[:2]} for path in images[:2]]
     assert flat(answering(items, top_k=1, batch_size=2)) == flat(answering(items, top_k=1))
 
 
-def test_pictures_of_different_sizes_in_batches(answering, pictures, tmp_path):
+def test_images_of_different_sizes_in_batches(answering, images, tmp_path):
     answering.processor.image_processor.size = {"shortest_edge": 64, "longest_edge": 96}
-    Image.open(pictures[0]).resize((90, 90)).save(tmp_path / "square.png")
-    items = [{"image": str(path), "question": QUESTIONS[0]} for path in (pictures[0], tmp_path / "square.png")]
+    Image.open(images[0]).resize((90, 90)).save(tmp_path / "square.png")
+    items = [{"image": str(path), "question": QUESTIONS[0]} for path in (images[0], tmp_path / "square.png")]
     assert flat(answering(items, batch_size=2)) == flat(answering(items))
 
 
-def test_precomputed_regions_give_the_answers_of_the_pixels(answering, model, saved, pictures, detections):
+def test_precomputed_regions_give_the_answers_of_the_pixels(answering, model, saved, images, detections):
     processor = AutoProcessor.from_pretrained(saved)
-    from_pixels = answering(image=pictures[0], question=QUESTIONS)
-    found = model.visual_bert.get_image_features(processor(images=[pictures[0]])["pixel_values"])
+    from_pixels = answering(image=images[0], question=QUESTIONS)
+    found = model.visual_bert.get_image_features(processor(images=[images[0]])["pixel_values"])
     (regions,) = processor.post_process_regions(found, [(128, 160)])
     assert len(regions["visual_embeds"]) > 0
     detections.clear()
@@ -203,11 +203,11 @@ def test_regions_of_unequal_number_in_batches(answering, model):
     assert flat(answering(items, batch_size=3)) == flat(answering(items))
 
 
-def test_ask_gives_answers_and_the_regions_in_pixels(answering, model, saved, pictures, detections):
+def test_ask_gives_answers_and_the_regions_in_pixels(answering, model, saved, images, detections):
     processor = AutoProcessor.from_pretrained(saved)
-    answers, regions = ask(answering.model, processor, pictures[1], QUESTIONS, top_k=2)
+    answers, regions = ask(answering.model, processor, images[1], QUESTIONS, top_k=2)
     assert detections == [1]
-    assert flat(answers) == flat(answering(image=pictures[1], question=QUESTIONS, top_k=2))
+    assert flat(answers) == flat(answering(image=images[1], question=QUESTIONS, top_k=2))
     assert regions["image_size"].tolist() == [128, 160]
     assert regions["boxes"][:, 2].max() > 2.0  # pixels, not units of the image
     assert regions["boxes"].shape == (len(regions["visual_embeds"]), 4)
@@ -233,16 +233,16 @@ def test_ask_gives_answers_and_the_regions_in_pixels(answering, model, saved, pi
             "no question; expected arguments or dicts with the keys 'image' and 'question'",
         ),
     ],
-    ids=["empty", "none", "no-string", "keyword", "no-picture", "missing", "regions", "no-question"],
+    ids=["empty", "none", "no-string", "keyword", "no-image", "missing", "regions", "no-question"],
 )
-def test_wrong_calls_say_what_was_expected(answering, pictures, kwargs, error, message):
+def test_wrong_calls_say_what_was_expected(answering, images, kwargs, error, message):
     with pytest.raises(error, match=message):
-        answering(**{"image": pictures[0], **kwargs})
+        answering(**{"image": images[0], **kwargs})
 
 
-@pytest.mark.parametrize("image", ["picture.png", {"question": "a"}], ids=["no-question", "no-picture"])
+@pytest.mark.parametrize("image", ["image.png", {"question": "a"}], ids=["no-question", "no-image"])
 def test_half_a_call_says_what_is_missing(answering, image):
-    with pytest.raises(ValueError, match=r"no (question|picture); expected .*'image' and 'question'"):
+    with pytest.raises(ValueError, match=r"no (question|image); expected .*'image' and 'question'"):
         answering(image)
 
 
@@ -253,11 +253,11 @@ def visualbert(*args):
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
-def test_ask_in_the_terminal(answering, saved, pictures, tmp_path):
+def test_ask_in_the_terminal(answering, saved, images, tmp_path):
     drawn = tmp_path / "drawn.png"
-    done = visualbert("ask", "--model", saved, pictures[0], *QUESTIONS[:2], "--top_k", 2, "--picture_out", drawn)
+    done = visualbert("ask", "--model", saved, images[0], *QUESTIONS[:2], "--top_k", 2, "--picture_out", drawn)
     assert done.returncode == 0, done.stderr
-    expected = answering(image=pictures[0], question=QUESTIONS[:2], top_k=2)
+    expected = answering(image=images[0], question=QUESTIONS[:2], top_k=2)
     lines = [f"{answer['score']:7.1%}  {answer['answer']}" for answers in expected for answer in answers]
     assert done.stdout.splitlines() == [QUESTIONS[0], *lines[:2], QUESTIONS[1], *lines[2:]]
     with Image.open(drawn) as image:
@@ -266,23 +266,23 @@ def test_ask_in_the_terminal(answering, saved, pictures, tmp_path):
         assert len(image.getcolors(maxcolors=10**6)) > 100
 
 
-def test_a_missing_picture_ends_with_one_line(saved):
+def test_a_missing_image_ends_with_one_line(saved):
     done = visualbert("ask", "--model", saved, "nowhere.png", "Is it red?")
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.splitlines() == ["visualbert ask: nowhere.png: no such image file"]
 
 
-def test_ask_prints_json(answering, saved, pictures, capsys):
-    assert main(["ask", "--model", str(saved), str(pictures[0]), *QUESTIONS, "--json", "--top_k", "1"]) == 0
+def test_ask_prints_json(answering, saved, images, capsys):
+    assert main(["ask", "--model", str(saved), str(images[0]), *QUESTIONS, "--json", "--top_k", "1"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert [record["question"] for record in printed] == QUESTIONS
     given = [record["answers"] for record in printed]
-    assert flat(given) == flat(answering(image=pictures[0], question=QUESTIONS, top_k=1))
+    assert flat(given) == flat(answering(image=images[0], question=QUESTIONS, top_k=1))
 
 
-def test_one_question_prints_no_heading(saved, pictures, capsys):
-    assert main(["ask", "--model", str(saved), str(pictures[0]), "Is it red?", "--top_k", "1"]) == 0
+def test_one_question_prints_no_heading(saved, images, capsys):
+    assert main(["ask", "--model", str(saved), str(images[0]), "Is it red?", "--top_k", "1"]) == 0
     assert re.fullmatch(r" *\d+\.\d%  \w+\n", capsys.readouterr().out)
 
 
@@ -294,10 +294,10 @@ def test_one_question_prints_no_heading(saved, pictures, capsys):
         ("a", ["--top_k", "0"], "--top_k 0; expected at least 1"),
         ("a", ["--picture_out", "/nowhere/drawn.png"], "/nowhere/drawn.png"),
     ],
-    ids=["empty", "long", "top-k", "picture-out"],
+    ids=["empty", "long", "top-k", "image-out"],
 )
-def test_what_users_get_wrong_ends_with_status_2_and_one_line(saved, pictures, capsys, question, flags, message):
-    assert main(["ask", "--model", str(saved), str(pictures[0]), question, *flags]) == 2
+def test_what_users_get_wrong_ends_with_status_2_and_one_line(saved, images, capsys, question, flags, message):
+    assert main(["ask", "--model", str(saved), str(images[0]), question, *flags]) == 2
     error = capsys.readouterr().err
     assert error.startswith("visualbert ask: ")
     assert message in error.replace("(", "").replace(")", "")
@@ -305,9 +305,9 @@ def test_what_users_get_wrong_ends_with_status_2_and_one_line(saved, pictures, c
 
 
 @pytest.mark.parametrize("command", ["ask", "convert"])
-def test_a_missing_checkpoint_is_named(tmp_path, pictures, capsys, command):
+def test_a_missing_checkpoint_is_named(tmp_path, images, capsys, command):
     missing = str(tmp_path / "nowhere")
-    argv = {"ask": ["--model", missing, str(pictures[0]), "a"], "convert": [missing, str(tmp_path / "out")]}[command]
+    argv = {"ask": ["--model", missing, str(images[0]), "a"], "convert": [missing, str(tmp_path / "out")]}[command]
     assert main([command, *argv]) == 2
     assert re.search(rf"{missing}.*(no such|not found|does not exist)", capsys.readouterr().err)
 

@@ -1,4 +1,4 @@
-"""Pictures of regions: where the answer looked, and how it is drawn."""
+"""Images of regions: where the answer looked, and how it is drawn."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_the_strongest_region_is_thick_and_orange():
     assert not (quiet == (230, 85, 13)).all(axis=-1).any()
 
 
-def test_small_pictures_are_enlarged_with_their_boxes():
+def test_small_images_are_enlarged_with_their_boxes():
     drawn = draw_regions(Image.new("RGB", (160, 128), "white"), [[40, 32, 80, 64]], labels=["cat"])
     assert drawn.size == (480, 384)
     dark = np.argwhere((np.asarray(drawn) < 200).any(axis=-1) & (np.arange(384)[:, None] >= 96))
@@ -44,7 +44,7 @@ def test_small_pictures_are_enlarged_with_their_boxes():
     assert dark.max(axis=0).tolist() == pytest.approx([192, 240], abs=3)
 
 
-def test_narrow_pictures_are_not_blown_up():
+def test_narrow_images_are_not_blown_up():
     assert draw_regions(Image.new("RGB", (10, 12000)), [[1, 1, 9, 11000]]).size == (10, 12000)
     assert draw_regions(Image.new("RGB", (10, 1024)), [[1, 1, 9, 1000]]).size == (40, 4096)
 
@@ -63,7 +63,7 @@ def test_numbers_must_agree(kwargs, message):
         draw_regions(Image.new("RGB", (50, 50)), [[0, 0, 9, 9]] * 2, **kwargs)
 
 
-def test_lines_of_text_go_below_the_picture():
+def test_lines_of_text_go_below_the_image():
     sheet = captioned(Image.new("RGB", (240, 40), "red"), ["What is it?", "a cat"])
     assert sheet.size == (480, 80 + 48)  # enlarged, so that it can be read
     pixels = np.asarray(sheet)
@@ -72,12 +72,12 @@ def test_lines_of_text_go_below_the_picture():
         assert (pixels[top : top + 20] < 100).any()
 
 
-def test_pictures_lie_in_a_grid():
+def test_images_lie_in_a_grid():
     sheet = grid([Image.new("RGB", (20 + i, 10), (i, 0, 0)) for i in range(5)], columns=3, gap=4)
     assert sheet.size == (3 * 28 + 4, 2 * 14 + 4)
     pixels = np.asarray(sheet)
     assert [pixels[y, x, 0] for y in (5, 19) for x in (5, 33, 61)] == [0, 1, 2, 3, 4, 255]
-    with pytest.raises(ValueError, match="no pictures to lay out"):
+    with pytest.raises(ValueError, match="no images to lay out"):
         grid([])
 
 

@@ -110,7 +110,7 @@ def tiny_detector(family="d_fine", seed=0):
     return detector
 
 
-def pictures(batch=3, seed=0):
-    """Unequal pictures [B, 3, H, W] of coarse coloured patches."""
+def images(batch=3, seed=0):
+    """Unequal images [B, 3, H, W] of coarse coloured patches."""
     patches = torch.randn(batch, 3, 4, 6, generator=torch.Generator().manual_seed(seed)) * 3
     return torch.nn.functional.interpolate(patches, IMAGE_SIZE)

@@ -1,8 +1,8 @@
 """Hits of every attention head, counted in constant memory, and their confidence intervals.
 
-Answers about one picture depend on each other, so pictures, not words, are what is drawn at random: the intervals are those of a
-ratio of sums over clusters (Cochran, Sampling Techniques, section 6.4), with the picture as the cluster. They need only sums of
-products over pictures. All sums are whole numbers, so neither the order of pictures nor the number of processes changes a digit.
+Answers about one image depend on each other, so images, not words, are what is drawn at random: the intervals are those of a
+ratio of sums over clusters (Cochran, Sampling Techniques, section 6.4), with the image as the cluster. They need only sums of
+products over images. All sums are whole numbers, so neither the order of images nor the number of processes changes a digit.
 
 Letters: L layers, H heads, P probes.
 """
@@ -24,10 +24,10 @@ def _zero() -> torch.Tensor:
 
 @dataclass
 class HeadCounts:
-    """Sums over pictures; of each picture c: n_c probes, h_c hits of a head, b_c hits of the most confident region."""
+    """Sums over images; of each image c: n_c probes, h_c hits of a head, b_c hits of the most confident region."""
 
     probes: int = 0  # sum of n_c
-    images: int = 0  # pictures with at least one probe
+    images: int = 0  # images with at least one probe
     matchable: int = 0  # probes that some region fits
     baseline: int = 0  # sum of b_c
     chance: int = 0  # of the share of regions that fit, in units of 1 / SCALE
@@ -48,7 +48,7 @@ class HeadCounts:
         chance_P: torch.Tensor,
         matchable_P: torch.Tensor,
     ) -> None:
-        """Add the probes of one picture, all at once: a picture that is added in parts counts as several.
+        """Add the probes of one image, all at once: an image that is added in parts counts as several.
 
         Args:
             hits_PLH: Whether the region that the head attends to most is right (bool).
@@ -77,7 +77,7 @@ class HeadCounts:
         )
 
     def add(self, other: HeadCounts) -> None:
-        """Add the sums over other pictures."""
+        """Add the sums over other images."""
         for sums in fields(self):
             setattr(self, sums.name, getattr(self, sums.name) + getattr(other, sums.name))
 
@@ -94,7 +94,7 @@ class HeadCounts:
         return int(self.share[layer, head]) / SCALE / self.probes
 
     def interval(self, layer: int, head: int, confidence: float = 0.95) -> tuple[float, float]:
-        """Interval of a head's accuracy: Wilson's, with as many independent probes as the spread over pictures is worth."""
+        """Interval of a head's accuracy: Wilson's, with as many independent probes as the spread over images is worth."""
         h, hh, hn = (int(sums[layer, head]) for sums in (self.h, self.hh, self.hn))
         variance = _ratio_variance(h, hh, hn, self.probes, self.nn, self.images)
         return wilson(h / self.probes, _independent(h / self.probes, variance, self.probes, self.images), confidence)
@@ -136,7 +136,7 @@ def _ratio_variance(x: int, xx: int, xn: int, n: int, nn: int, clusters: int) ->
 
 
 def _independent(share: float, variance: float, probes: int, images: int) -> float:
-    """The number of independent tries with this variance: at most the probes, and the pictures where nothing varies."""
+    """The number of independent tries with this variance: at most the probes, and the images where nothing varies."""
     return min(probes, share * (1 - share) / variance) if variance > 0 else images
 
 

@@ -1,4 +1,4 @@
-"""Pictures with what chosen heads attend to, for the figures of an analysis."""
+"""Images with what chosen heads attend to, for the figures of an analysis."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import torch
 from ..data.flickr30k import load_flickr30k
 from ..features.extract import region_names
 from ..hub_code.explain_visualbert import attention_weights
-from ..hub_code.image_processing_visualbert import load_picture
+from ..hub_code.image_processing_visualbert import load_image
 from ..hub_code.regions_visualbert import pad_regions
 from ..hub_code.text_visualbert import encode_words, pad_texts
 from ..metrics.grounding import matching_proposals
 from ..visualization import region_labels
-from .figures import MAX_PICTURE_LAYERS, Example
+from .figures import MAX_IMAGE_LAYERS, Example
 from .run import Material
 
 
 def make_examples(material: Material, report: Mapping[str, Any], count: int) -> Iterator[tuple[str, Example]]:
-    """(sentence id, example) of the first pictures of the split that has phrases with boxes; of each the sentence with most of
+    """(sentence id, example) of the first images of the split that has phrases with boxes; of each the sentence with most of
     them, and of up to six layers the head that is best where heads were chosen.
 
     Args:
         material: What was analysed.
         report: The numbers of it, see [`grounding_report`].
-        count: How many pictures.
+        count: How many images.
     """
     heads = _chosen_heads(report)
     made = 0
@@ -45,7 +45,7 @@ def make_examples(material: Material, report: Mapping[str, Any], count: int) -> 
 def _chosen_heads(report: Mapping[str, Any]) -> list[tuple[int, int]]:
     """(layer, head), counted from 1, of at most six layers from first to last."""
     best = report["entities"]["all"]["best_of_each_layer"]
-    places = np.linspace(0, len(best) - 1, min(len(best), MAX_PICTURE_LAYERS)).round().astype(int)
+    places = np.linspace(0, len(best) - 1, min(len(best), MAX_IMAGE_LAYERS)).round().astype(int)
     return [(best[place]["layer"], best[place]["head"]) for place in places]
 
 
@@ -62,7 +62,7 @@ def _example(
     encoder = material.model.region_encoder if material.model.config.region_encoder_config is not None else None
     names = {} if encoder is None else region_names(encoder)
     return Example(
-        picture=load_picture(material.paths[row["image_id"]]),
+        image=load_image(material.paths[row["image_id"]]),
         boxes=boxes,
         labels=region_labels({k: regions[k] for k in ("boxes", "class_ids") if k in regions}, names.get("classes")),
         words=words,

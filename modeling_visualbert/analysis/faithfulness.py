@@ -40,17 +40,17 @@ def count_faithfulness(
     Args:
         model: A [`VisualBertForQuestionAnswering`] in evaluation mode.
         processor: Its processor.
-        rows: Questions as [`load_vqa`] gives them, those of a picture together.
-        regions_of: Gives the regions of pictures.
+        rows: Questions as [`load_vqa`] gives them, those of an image together.
+        regions_of: Gives the regions of images.
         processes: The processes that work together; all return the whole result.
         progress: Whether the main process shows a progress bar.
 
     Raises:
-        ValueError: A picture's questions are not together, or there is no question about a picture with regions.
+        ValueError: An image's questions are not together, or there is no question about an image with regions.
     """
     found: dict[str, HeadCounts] = {}
     mine = islice(_by_image(rows), processes.rank, None, processes.count)
-    for image_id, questions in tqdm(mine, desc="explaining answers", unit="picture", disable=not progress):
+    for image_id, questions in tqdm(mine, desc="explaining answers", unit="image", disable=not progress):
         ((_, regions),) = regions_of([image_id])
         if not len(regions["visual_embeds"]):
             continue
@@ -76,7 +76,7 @@ def count_faithfulness(
         for kind, counts in part.items():
             merged.setdefault(kind, HeadCounts()).add(counts)
     if not merged:
-        raise ValueError("no question about a picture with regions; expected some")
+        raise ValueError("no question about an image with regions; expected some")
     return merged
 
 
@@ -113,7 +113,7 @@ def faithfulness_table(report: Mapping[str, Any]) -> str:
 
 
 def _by_image(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Any, list[Mapping[str, Any]]]]:
-    """Questions of one picture after the other."""
+    """Questions of one image after the other."""
     seen: set[Any] = set()
     current: list[Mapping[str, Any]] = []
     for row in rows:

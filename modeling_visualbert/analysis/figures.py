@@ -1,4 +1,4 @@
-"""The figures of the paper's analysis, as PNG and SVG: accuracy of heads by layer, and word x region matrices beside pictures.
+"""The figures of the paper's analysis, as PNG and SVG: accuracy of heads by layer, and word x region matrices beside images.
 
 Colours are those of Okabe and Ito, which colour-blind readers tell apart; every figure says its numbers in words below it.
 """
@@ -21,7 +21,7 @@ BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#
 # A relation has other names in other treebanks: the first that occurs is drawn.
 PAPER_RELATIONS = (("pobj", "obl", "nmod"), ("amod",), ("nsubj",), ("dobj", "obj"))
 MAX_REGIONS = 12
-MAX_PICTURE_LAYERS = 6
+MAX_IMAGE_LAYERS = 6
 _STYLES = {DIRECTIONS[0]: ("o", BLUE), DIRECTIONS[1]: ("^", ORANGE)}
 
 
@@ -56,7 +56,7 @@ def draw_entities(report: Mapping[str, Any], stem: str | Path) -> list[Path]:
     figure.legend(handles=handles, fontsize=8, loc="outside upper center", ncols=2, frameon=False)  # clear of all dots
     low, high = best["interval"]
     caption = (
-        f"{found['probes']} phrases of {found['images']} pictures. Best head, chosen on {report['heads_chosen_on']}: layer "
+        f"{found['probes']} phrases of {found['images']} images. Best head, chosen on {report['heads_chosen_on']}: layer "
         f"{best['layer']}, head {best['head']}, {best['accuracy']:.1f}% (95% interval {low:.1f} to {high:.1f}), "
         f"{best['accuracy'] / baseline:.1f} times the most confident region ({baseline:.1f}%); a random region has "
         f"{found['chance']:.1f}%, and for {found['upper_bound']:.1f}% of the phrases some region is right. Best head of each "
@@ -129,7 +129,7 @@ class Example:
     """A sentence with the attention of chosen heads.
 
     Args:
-        picture: The picture.
+        image: The image.
         boxes: [R, 4] of its regions, in pixels.
         labels: What is known of each region.
         words: The sentence.
@@ -138,7 +138,7 @@ class Example:
         right: For words that stand for regions, which.
     """
 
-    picture: Image.Image
+    image: Image.Image
     boxes: Sequence[Sequence[float]]
     labels: Sequence[str]
     words: Sequence[str]
@@ -148,7 +148,7 @@ class Example:
 
 
 def draw_example(example: Example, stem: str | Path, max_regions: int = MAX_REGIONS) -> list[Path]:
-    """The picture with its boxes beside the word x region matrix of each head (paper, Figures 1 and 5).
+    """The image with its boxes beside the word x region matrix of each head (paper, Figures 1 and 5).
 
     Of more regions than `max_regions` those are drawn that are right or attended to most; the caption says how many are left out.
 
@@ -170,11 +170,11 @@ def draw_example(example: Example, stem: str | Path, max_regions: int = MAX_REGI
     pyplot = _pyplot()
     columns = min(3, len(example.heads))
     rows = -(-len(example.heads) // columns)
-    picture_width = 3.6
+    image_width = 3.6
     panel_width, panel_height = 0.75 + 0.3 * len(shown), 0.75 + 0.2 * len(example.words)
-    height = max(rows * panel_height, picture_width * example.picture.height / example.picture.width + 0.4)
-    figure = pyplot.figure(figsize=(picture_width + columns * panel_width + 0.5, height), layout="constrained")
-    left, panels = figure.subfigures(1, 2, width_ratios=(picture_width, columns * panel_width))
+    height = max(rows * panel_height, image_width * example.image.height / example.image.width + 0.4)
+    figure = pyplot.figure(figsize=(image_width + columns * panel_width + 0.5, height), layout="constrained")
+    left, panels = figure.subfigures(1, 2, width_ratios=(image_width, columns * panel_width))
     _draw_boxes(left.subplots(), example, shown)
     axes = panels.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for number, axis in enumerate(axes.flat):
@@ -201,7 +201,7 @@ def draw_example(example: Example, stem: str | Path, max_regions: int = MAX_REGI
     bar.ax.tick_params(labelsize=7)
     hidden = len(example.boxes) - len(shown)
     caption = (
-        "Attention of each word (rows) to each region (columns, numbered as in the picture). Orange frames: the regions that "
+        "Attention of each word (rows) to each region (columns, numbered as in the image). Orange frames: the regions that "
         f"the words stand for. {_frames_hit(example)}"
     )
     if hidden:
@@ -230,15 +230,15 @@ def _shown_regions(example: Example, limit: int) -> list[int]:
 
 
 def _draw_boxes(axis: Any, example: Example, shown: Sequence[int]) -> None:
-    axis.imshow(example.picture)
+    axis.imshow(example.image)
     axis.axis("off")
     right = {region for regions in example.right.values() for region in regions}
-    scale = max(example.picture.size) / 160
+    scale = max(example.image.size) / 160
     for region in shown:
         x1, y1, x2, y2 = example.boxes[region]
         colour = ORANGE if region in right else GREY
         axis.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color=colour, linewidth=1.6)
-        # White on the box's colour, inside the picture.
+        # White on the box's colour, inside the image.
         axis.text(
             max(x1, 3 * scale),
             max(y1, 5 * scale),

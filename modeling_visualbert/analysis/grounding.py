@@ -1,7 +1,7 @@
-"""Entity and syntactic grounding of every attention head (paper, section 5): a checkpoint and pictures with marked sentences in,
+"""Entity and syntactic grounding of every attention head (paper, section 5): a checkpoint and images with marked sentences in,
 counts out.
 
-Pictures are read, analysed and forgotten a few at a time, so memory does not depend on how many there are.
+Images are read, analysed and forgotten a few at a time, so memory does not depend on how many there are.
 
 Letters: B sentences, T text tokens, R regions, P probes, L layers, H heads.
 """
@@ -82,16 +82,16 @@ def count_grounding(
     skip_bad_records: bool = False,
     progress: bool = True,
 ) -> Grounding:
-    """Count what the attention of every layer and head hits, over all sentences of the pictures.
+    """Count what the attention of every layer and head hits, over all sentences of the images.
 
     Args:
         model: A VisualBERT with any head, in evaluation mode.
         tokenizer: Its tokenizer.
         data_dir: Folder with the `Sentences/` and `Annotations/` of Flickr30k Entities.
-        image_ids: Pictures to read.
-        regions_of: Gives the regions of pictures, with boxes in pixels.
-        trees: Gives the dependency trees of a picture's sentences; without it there is no syntactic grounding.
-        images_per_batch: Pictures at a time, with all of their sentences.
+        image_ids: Images to read.
+        regions_of: Gives the regions of images, with boxes in pixels.
+        trees: Gives the dependency trees of an image's sentences; without it there is no syntactic grounding.
+        images_per_batch: Images at a time, with all of their sentences.
         max_length: Longest sentence in tokens.
         processes: The processes that work together; all return the whole result.
         skip_bad_records: Leave sentences out that cannot be read or do not fit their trees, and name them in `skipped`.
@@ -106,7 +106,7 @@ def count_grounding(
     mine = islice(batches, processes.rank, None, processes.count)
     found = Grounding()
     skipped = found.skipped if skip_bad_records else None
-    with tqdm(total=len(image_ids), desc="reading attention", unit="picture", disable=not progress) as bar:
+    with tqdm(total=len(image_ids), desc="reading attention", unit="image", disable=not progress) as bar:
         for ids in mine:
             regions = dict(regions_of(ids))
             rows = load_flickr30k(data_dir, ids, skipped=skipped)
@@ -120,7 +120,7 @@ def count_grounding(
         merged.add(part)
     if not merged.counts:
         raise ValueError(
-            f"{data_dir}: none of the sentences of {len(image_ids)} pictures has a phrase with a box; "
+            f"{data_dir}: none of the sentences of {len(image_ids)} images has a phrase with a box; "
             "expected phrases such as [/EN#1/people a man] whose entity has a box in Annotations/"
         )
     return merged
@@ -209,8 +209,8 @@ def _attention_to_regions(
     """Of all probes of the sentences, in order: whether the region attended to most is right [P, L, H], and the share of
     attention that goes to regions [P, L, H]; and the layers that these are of."""
     texts = pad_texts([sentence.text for sentence in read], tokenizer)
-    pictures = pad_regions([regions[sentence.row["image_id"]] for sentence in read])
-    inputs = {name: tensor.to(model.device) for name, tensor in {**texts, **pictures}.items()}
+    images = pad_regions([regions[sentence.row["image_id"]] for sentence in read])
+    inputs = {name: tensor.to(model.device) for name, tensor in {**texts, **images}.items()}
     text_length, num_regions = inputs["input_ids"].shape[1], inputs["visual_embeds"].shape[1]
     rows = torch.tensor([row for row, sentence in enumerate(read) for _ in sentence.probes])
     words = torch.tensor([sentence.last_pieces[probe.word] for sentence in read for probe in sentence.probes])
@@ -230,7 +230,7 @@ def _attention_to_regions(
 
 def _hits(weights_PHR: torch.Tensor, right_PR: torch.Tensor) -> torch.Tensor:
     """[P, H]: is the region with the largest weight right? Regions that are padding have weight 0."""
-    if not right_PR.shape[1]:  # no picture of the batch has any region
+    if not right_PR.shape[1]:  # no image of the batch has any region
         return torch.zeros(weights_PHR.shape[:2], dtype=torch.bool)
     return right_PR.gather(1, weights_PHR.argmax(dim=-1))
 

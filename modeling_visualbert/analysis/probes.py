@@ -32,7 +32,7 @@ def entity_probes(row: Mapping[str, Any], boxes: Sequence[Sequence[float]]) -> l
 
     Args:
         row: A sentence of Flickr30k Entities, see [`load_flickr30k`].
-        boxes: The picture's regions, in pixels.
+        boxes: The image's regions, in pixels.
     """
     return [
         Probe(word, tuple(matching_proposals(gold, boxes)), (ENTITIES, *(("entities", kind) for kind in kinds)))

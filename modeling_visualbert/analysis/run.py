@@ -32,14 +32,14 @@ class AnalysisOptions:
     Args:
         model: Folder or Hub name of a checkpoint with any head.
         data: Folder with Sentences/, Annotations/ and <split>.txt, as Flickr30k Entities has them.
-        images: Folder of the pictures (default: `data`); read if there are no `features`.
-        features: Feature store with the regions of the pictures.
-        trees: Folder with a CoNLL-U file for each picture (default: Trees/ in `data`, if it is there).
+        images: Folder of the images (default: `data`); read if there are no `features`.
+        features: Feature store with the regions of the images.
+        trees: Folder with a CoNLL-U file for each image (default: Trees/ in `data`, if it is there).
         parser: Parser that makes the trees instead, such as `spacy:en_core_web_sm` or `stanza:en`.
         split: What is reported.
         dev_split: What the best heads are chosen on; empty for none.
         tokenizer: Folder or Hub name of the tokenizer (default: that of the model).
-        images_per_batch: Pictures at a time.
+        images_per_batch: Images at a time.
         skip_bad_records: Leave out and list what cannot be read.
     """
 
@@ -66,7 +66,7 @@ class Material:
     image_ids: dict[str, list[int]]  # by role: test and, if there is one, dev
     regions_of: RegionsOf
     trees: Trees | None
-    paths: Mapping[int, Path]  # pictures; empty when only their regions are known
+    paths: Mapping[int, Path]  # images; empty when only their regions are known
 
 
 def load_material(options: AnalysisOptions, processes: Processes = ALONE) -> Material:
@@ -78,7 +78,7 @@ def load_material(options: AnalysisOptions, processes: Processes = ALONE) -> Mat
     if options.trees is not None and options.parser is not None:
         raise ValueError("both --trees and --parser; expected one of them")
     if options.images_per_batch < 1:
-        raise ValueError(f"{options.images_per_batch} pictures at a time; expected at least 1")
+        raise ValueError(f"{options.images_per_batch} images at a time; expected at least 1")
     check_checkpoint(options.model)
     model_type = AutoConfig.from_pretrained(options.model).model_type
     if model_type != VisualBertModel.config_class.model_type:
@@ -145,7 +145,7 @@ def grounding_tables(report: Mapping[str, Any]) -> str:
     )
     rows.append(["random region", "", f"{entities['chance']:.1f}", "", ""])
     rows.append(["any region (upper bound)", "", f"{entities['upper_bound']:.1f}", "", ""])
-    text = [f"{entities['probes']} phrases of {entities['images']} pictures, split {report['split']}", table(rows)]
+    text = [f"{entities['probes']} phrases of {entities['images']} images, split {report['split']}", table(rows)]
     if report["syntax"]:
         rows = [
             ["relation", "attention", "words", "best head", "accuracy", "95% interval", "baseline", "gain", "random"]
@@ -196,21 +196,21 @@ def regions_from(
     image_ids: Sequence[int],
     images_per_batch: int = 8,
 ) -> tuple[RegionsOf, Mapping[int, Path]]:
-    """Where regions come from: a feature store, or the pictures through the model's own region encoder.
+    """Where regions come from: a feature store, or the images through the model's own region encoder.
 
     Args:
         model: The model.
         name: What it is called, where its image processor is too.
         features: The feature store, if there is one.
-        images_dir: Folder of the pictures.
+        images_dir: Folder of the images.
         image_ids: Those that will be asked for.
-        images_per_batch: Pictures at a time.
+        images_per_batch: Images at a time.
 
     Returns:
-        What gives the regions of pictures, and the picture files that are known.
+        What gives the regions of images, and the image files that are known.
 
     Raises:
-        FileNotFoundError, ValueError: Pictures or regions are missing, or the model has no region encoder.
+        FileNotFoundError, ValueError: Images or regions are missing, or the model has no region encoder.
     """
     encoder = model.region_encoder if model.config.region_encoder_config is not None else None
     if features is not None:
@@ -226,9 +226,9 @@ def regions_from(
     paths = index_images(images_dir)
     missing = next((image_id for image_id in image_ids if image_id not in paths), None)
     if missing is not None:
-        raise FileNotFoundError(f"{images_dir}: no picture of image {missing}")
+        raise FileNotFoundError(f"{images_dir}: no image of image {missing}")
     image_processor = AutoImageProcessor.from_pretrained(name)
-    # Pictures of different sizes are not padded together: a detector finds other regions in them than alone.
+    # Images of different sizes are not padded together: a detector finds other regions in them than alone.
     batch_size = images_per_batch if resizes_to_one_size(image_processor) else 1
 
     def find(ids: Sequence[int]) -> Iterator[tuple[int, Regions]]:

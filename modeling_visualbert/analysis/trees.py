@@ -1,7 +1,7 @@
 """Dependency trees of sentences: from CoNLL-U files, or from a parser that is installed.
 
-One file for each picture, `Trees/1016887272.conllu` beside `Sentences/1016887272.txt`, with a tree for each line, found by its
-`sent_id`: the picture and the number of the line from 0::
+One file for each image, `Trees/1016887272.conllu` beside `Sentences/1016887272.txt`, with a tree for each line, found by its
+`sent_id`: the image and the number of the line from 0::
 
     # sent_id = 1016887272-3
     1	A	_	DET	_	_	2	det	_	_
@@ -84,14 +84,14 @@ def read_trees(path: str | Path) -> dict[str, Tree]:
 
 
 def trees_in(folder: str | Path) -> Trees:
-    """Reads the trees of a picture from its file in the folder.
+    """Reads the trees of an image from its file in the folder.
 
     Raises:
         FileNotFoundError: There is no such folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder of dependency trees (one CoNLL-U file for each picture)")
+        raise FileNotFoundError(f"{folder}: no such folder of dependency trees (one CoNLL-U file for each image)")
 
     def read(image_id: int, sentences: dict[int, list[str]]) -> dict[int, Tree]:
         path = folder / f"{image_id}.conllu"

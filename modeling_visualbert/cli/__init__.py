@@ -30,12 +30,12 @@ from ..features.extract import (
     region_names,
 )
 from ..features.format import DTYPES
-from ..features.pictures import IMAGE_IDS, list_dataset_pictures, list_pictures
+from ..features.images import IMAGE_IDS, list_dataset_images, list_images
 from ..features.sheet import store_sheet
 from ..features.store import FeatureStore
 from ..hub_code.explain_visualbert import explain_answers
 from ..hub_code.image_processing_region_detector import RegionDetectorImageProcessor
-from ..hub_code.image_processing_visualbert import load_picture
+from ..hub_code.image_processing_visualbert import load_image
 from ..hub_code.modeling_region_detector import RegionDetector
 from ..hub_code.pipeline_visualbert import (
     PIPELINES,
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="visualbert", description="VisualBERT: text about pictures.")
+    parser = argparse.ArgumentParser(prog="visualbert", description="VisualBERT: text about images.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_task_commands(commands)
@@ -80,8 +80,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_task_commands(commands: Any) -> None:
-    command = _model_command(commands, "ask", _ask, "answer questions about a picture (VQA)")
-    command.add_argument("picture", help="image file")
+    command = _model_command(commands, "ask", _ask, "answer questions about an image (VQA)")
+    command.add_argument("image", help="image file")
     command.add_argument("question", nargs="+", help="one or more questions; the regions are found once")
     command.add_argument("--top_k", type=int, default=3, help="answers to each question (default: %(default)s)")
     command.add_argument(
@@ -90,13 +90,13 @@ def _add_task_commands(commands: Any) -> None:
         help="what the answer rests on: attention rollout, gradient x input, and the answer without each region",
     )
 
-    command = _model_command(commands, "reason", _reason, "is a sentence true of two pictures? (NLVR2)")
+    command = _model_command(commands, "reason", _reason, "is a sentence true of two images? (NLVR2)")
     command.add_argument("left", help="image file")
     command.add_argument("right", help="image file")
     command.add_argument("sentence", nargs="+", help="one or more sentences")
 
     command = _model_command(commands, "choose", _choose, "choose an answer to a question about tagged objects (VCR)")
-    command.add_argument("picture", help="image file")
+    command.add_argument("image", help="image file")
     command.add_argument(
         "metadata", help="JSON file with the objects as VCR has it: names, boxes, segms, width, height"
     )
@@ -104,13 +104,13 @@ def _add_task_commands(commands: Any) -> None:
     command.add_argument("choice", nargs="+", help="choices, with tags too")
 
     command = _model_command(commands, "ground", _ground, "find what phrases of a sentence mean (Flickr30k Entities)")
-    command.add_argument("picture", help="image file")
-    command.add_argument("sentence", help="a sentence about the picture")
+    command.add_argument("image", help="image file")
+    command.add_argument("sentence", help="a sentence about the image")
     command.add_argument("phrase", nargs="+", help="phrases of the sentence")
     command.add_argument("--top_k", type=int, default=1, help="regions for each phrase (default: %(default)s)")
 
-    command = _model_command(commands, "fill", _fill, "fill [MASK] in a text about a picture (pre-trained checkpoints)")
-    command.add_argument("picture", help="image file")
+    command = _model_command(commands, "fill", _fill, "fill [MASK] in a text about an image (pre-trained checkpoints)")
+    command.add_argument("image", help="image file")
     command.add_argument("text", nargs="+", help="one text or two, as in pre-training")
     command.add_argument("--top_k", type=int, default=3, help="words for each mask (default: %(default)s)")
 
@@ -118,7 +118,7 @@ def _add_task_commands(commands: Any) -> None:
     command.add_argument(
         "--model", required=True, action="append", help="folder or Hub name of a checkpoint; may be given several times"
     )
-    command.add_argument("--examples", help="JSON file with your own example pictures (default: rendered scenes)")
+    command.add_argument("--examples", help="JSON file with your own example images (default: rendered scenes)")
     command.add_argument("--host", help="address to listen on (default: 127.0.0.1; 0.0.0.0 for other machines too)")
     command.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")
     command.set_defaults(run=_demo)
@@ -160,23 +160,23 @@ def _add_checkpoint_commands(commands: Any) -> None:
 
 
 def _add_region_commands(commands: Any) -> None:
-    command = commands.add_parser("regions", help="find the regions of a picture and draw them")
-    command.add_argument("picture", help="image file")
+    command = commands.add_parser("regions", help="find the regions of an image and draw them")
+    command.add_argument("image", help="image file")
     command.add_argument("--region_encoder", required=True, help="folder or Hub name of a region encoder")
     command.add_argument("--max_regions", type=int, help="only the most confident ones")
     command.add_argument("--picture_out", metavar="FILE", help="draw boxes with attribute, class and confidence")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=_regions)
 
-    command = commands.add_parser("extract", help="find the regions of many pictures and store them")
-    command.add_argument("source", help="folder of pictures, text file with their paths, or a dataset (--image_column)")
+    command = commands.add_parser("extract", help="find the regions of many images and store them")
+    command.add_argument("source", help="folder of images, text file with their paths, or a dataset (--image_column)")
     command.add_argument("target", help="the feature store; an interrupted run goes on where it was")
     command.add_argument("--region_encoder", required=True, help="folder or Hub name of a region encoder")
     _add_store_options(command)
-    command.add_argument("--max_regions", type=int, help="store only the most confident ones of each picture")
-    command.add_argument("--batch_size", type=int, default=8, help="pictures at a time (default: %(default)s)")
+    command.add_argument("--max_regions", type=int, help="store only the most confident ones of each image")
+    command.add_argument("--batch_size", type=int, default=8, help="images at a time (default: %(default)s)")
     command.add_argument("--num_workers", type=int, default=2, help="threads that read ahead (default: %(default)s)")
-    command.add_argument("--image_column", help="the source is a dataset, and this is its column of pictures")
+    command.add_argument("--image_column", help="the source is a dataset, and this is its column of images")
     command.add_argument("--id_column", help="column of the dataset with image ids (default: the row's number)")
     command.add_argument("--split", default="train", help="split of the dataset (default: %(default)s)")
     command.add_argument("--cpu", action="store_true", help="do not use a GPU")
@@ -195,12 +195,12 @@ def _add_region_commands(commands: Any) -> None:
     command = commands.add_parser("store", help="what is in a feature store? check it, look at it")
     command.add_argument("folder", help="the feature store")
     command.add_argument("--verify", action="store_true", help="read all of it and compare checksums")
-    command.add_argument("--sheet", metavar="FILE", help="draw some pictures with their regions; needs --images")
-    command.add_argument("--images", help="folder of the pictures, or text file with their paths")
+    command.add_argument("--sheet", metavar="FILE", help="draw some images with their regions; needs --images")
+    command.add_argument("--images", help="folder of the images, or text file with their paths")
     command.add_argument(
         "--ids", choices=sorted(IMAGE_IDS), default="stem", help="see `extract` (default: %(default)s)"
     )
-    command.add_argument("--count", type=int, default=9, help="pictures on the sheet (default: %(default)s)")
+    command.add_argument("--count", type=int, default=9, help="images on the sheet (default: %(default)s)")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=_store)
 
@@ -210,12 +210,12 @@ def _add_store_options(command: argparse.ArgumentParser) -> None:
         "--ids",
         choices=sorted(IMAGE_IDS),
         default="stem",
-        help="how the store calls a picture: the number at the end of its name (COCO, VQA, Flickr30k), the name without "
+        help="how the store calls an image: the number at the end of its name (COCO, VQA, Flickr30k), the name without "
         "folder and suffix (NLVR2), or the whole name (default: %(default)s)",
     )
     command.add_argument("--dtype", choices=DTYPES, default="float16", help="of the features (default: %(default)s)")
     command.add_argument(
-        "--images_per_shard", type=int, default=1000, help="pictures in one file of the store (default: %(default)s)"
+        "--images_per_shard", type=int, default=1000, help="images in one file of the store (default: %(default)s)"
     )
 
 
@@ -223,7 +223,7 @@ def _model_command(commands: Any, name: str, run: Callable, help_text: str) -> a
     command = commands.add_parser(name, help=help_text, description=help_text)
     command.add_argument("--model", required=True, help="folder or Hub name of a checkpoint for this task")
     command.add_argument("--int8", action="store_true", help="8-bit integers in the encoder, for speed on a CPU")
-    command.add_argument("--picture_out", metavar="FILE", help="draw the picture with what was found in it")
+    command.add_argument("--picture_out", metavar="FILE", help="draw the image with what was found in it")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=run)
     return command
@@ -231,9 +231,9 @@ def _model_command(commands: Any, name: str, run: Callable, help_text: str) -> a
 
 def _ask(args: argparse.Namespace) -> None:
     _check_top_k(args)
-    picture = load_picture(args.picture)
+    image = load_image(args.image)
     pipe = _load_pipeline(VisualBertVQAPipeline, args)
-    regions = pipe.find_regions(picture)
+    regions = pipe.find_regions(image)
     answers = pipe(regions, args.question, top_k=args.top_k)
     records: list[dict] = [{"question": q, "answers": best} for q, best in zip(args.question, answers, strict=True)]
     inputs = pipe.processor(images=[{"visual_embeds": regions["visual_embeds"]}], text=args.question).to(pipe.device)
@@ -249,7 +249,7 @@ def _ask(args: argparse.Namespace) -> None:
     _print(args, [{key: record[key] for key in record if key != "lines"} for record in records], lines)
     if args.picture_out:
         weights, labels = _region_weights(pipe.model, inputs, records[0])
-        drawn = draw_regions(picture, boxes, weights, labels)
+        drawn = draw_regions(image, boxes, weights, labels)
         lines = [args.question[0], f"{answers[0][0]['answer']} ({answers[0][0]['score']:.0%})"]
         _save(captioned(drawn, lines), args)
 
@@ -279,7 +279,7 @@ def _answer_lines(records: list[dict]) -> list[str]:
 
 
 def _reason(args: argparse.Namespace) -> None:
-    pair = [load_picture(args.left), load_picture(args.right)]
+    pair = [load_image(args.left), load_image(args.right)]
     found = _load_pipeline(VisualBertReasoningPipeline, args)(pair, args.sentence)
     records = [{"sentence": sentence, **result} for sentence, result in zip(args.sentence, found, strict=True)]
     lines = [f"{record['score']:7.1%}  {record['label']:5}  {record['sentence']}" for record in records]
@@ -289,15 +289,15 @@ def _reason(args: argparse.Namespace) -> None:
 
 
 def _choose(args: argparse.Namespace) -> None:
-    picture, metadata = load_picture(args.picture), read_metadata(args.metadata)
-    if picture.size != (metadata.width, metadata.height):
+    image, metadata = load_image(args.image), read_metadata(args.metadata)
+    if image.size != (metadata.width, metadata.height):
         raise ValueError(
-            f"{args.metadata}: {metadata.width} x {metadata.height} pixels, but {args.picture} has "
-            f"{picture.width} x {picture.height}"
+            f"{args.metadata}: {metadata.width} x {metadata.height} pixels, but {args.image} has "
+            f"{image.width} x {image.height}"
         )
     choose = _load_pipeline(VisualBertMultipleChoicePipeline, args)
     chosen = choose(
-        *(picture, args.question, args.choice, metadata.names),
+        *(image, args.question, args.choice, metadata.names),
         boxes=metadata.boxes,
         polygons=metadata.segms,
     )
@@ -308,16 +308,16 @@ def _choose(args: argparse.Namespace) -> None:
     _print(args, [{"question": args.question, "choices": chosen}], lines)
     if args.picture_out:
         labels = [f"[{number}] {name}" for number, name in enumerate(metadata.names)]
-        _save(captioned(draw_regions(picture, metadata.boxes, None, labels), [args.question, *lines]), args)
+        _save(captioned(draw_regions(image, metadata.boxes, None, labels), [args.question, *lines]), args)
 
 
 def _ground(args: argparse.Namespace) -> None:
     _check_top_k(args)
-    picture = load_picture(args.picture)
+    image = load_image(args.image)
     ground = _load_pipeline(VisualBertGroundingPipeline, args)
-    records = ground(picture, args.sentence, args.phrase, top_k=args.top_k)
+    records = ground(image, args.sentence, args.phrase, top_k=args.top_k)
     if not records[0]["regions"]:
-        raise ValueError(f"{args.picture}: no regions were found in this picture")
+        raise ValueError(f"{args.image}: no regions were found in this image")
     lines = [
         f"{best['score']:7.1%}  {record['phrase']}: {', '.join(f'{side:.0f}' for side in best['box'].values())}"
         for record in records
@@ -327,31 +327,31 @@ def _ground(args: argparse.Namespace) -> None:
     if args.picture_out:
         best = [record["regions"][0] for record in records]
         boxes, scores = [list(region["box"].values()) for region in best], [region["score"] for region in best]
-        _save(captioned(draw_regions(picture, boxes, scores, args.phrase), [args.sentence]), args)
+        _save(captioned(draw_regions(image, boxes, scores, args.phrase), [args.sentence]), args)
 
 
 def _fill(args: argparse.Namespace) -> None:
     _check_top_k(args)
     if len(args.text) > 2:
         raise ValueError(f"{len(args.text)} texts; expected one or two")
-    picture = load_picture(args.picture)
+    image = load_image(args.image)
     fill = _load_pipeline(VisualBertMaskedCaptionPipeline, args)
-    result = fill(picture, *args.text, top_k=args.top_k)
+    result = fill(image, *args.text, top_k=args.top_k)
     lines = [", ".join(f"{word['word']} ({word['score']:.0%})" for word in words) for words in result["words"]]
     if len(args.text) == 2:  # what the match head was trained on
-        lines.append(f"texts and picture belong together: {result['match']:.0%}")
+        lines.append(f"texts and image belong together: {result['match']:.0%}")
     _print(args, [result], lines)
     if args.picture_out:
-        _save(captioned(picture, [*args.text, *lines]), args)
+        _save(captioned(image, [*args.text, *lines]), args)
 
 
 @torch.inference_mode()
 def _regions(args: argparse.Namespace) -> None:
     if args.max_regions is not None and args.max_regions < 1:
         raise ValueError(f"--max_regions {args.max_regions}; expected at least 1")
-    picture = load_picture(args.picture)
+    image = load_image(args.image)
     encoder, image_processor = load_region_encoder(args.region_encoder)
-    ((_, found),) = extract_regions(encoder, image_processor, [(args.picture, picture)], progress=False)
+    ((_, found),) = extract_regions(encoder, image_processor, [(args.image, image)], progress=False)
     found = {name: value if name == "image_size" else value[: args.max_regions] for name, value in found.items()}
     names = region_names(encoder)
     labels, boxes = region_labels(found, names["classes"], names["attributes"]), found["boxes"].tolist()
@@ -365,7 +365,7 @@ def _regions(args: argparse.Namespace) -> None:
     _print(args, records, [f"{len(records)} regions", *lines])
     if args.picture_out:
         weights = found["scores"].tolist() if "scores" in found else None
-        _save(draw_regions(picture, boxes, weights, labels), args)
+        _save(draw_regions(image, boxes, weights, labels), args)
 
 
 _TOLD = ("scores", "class_ids", "attribute_ids", "attribute_scores")
@@ -376,9 +376,9 @@ def _extract(args: argparse.Namespace) -> None:
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} {getattr(args, name)}; expected at least 1")
     if args.image_column:
-        images = list_dataset_pictures(args.source, args.image_column, args.id_column, args.split)
+        images = list_dataset_images(args.source, args.image_column, args.id_column, args.split)
     else:
-        images = list_pictures(args.source, args.ids)
+        images = list_images(args.source, args.ids)
     encoder, image_processor = load_region_encoder(args.region_encoder)
     processes = launched_processes(args.cpu)
     options = ExtractionOptions(args.dtype, args.images_per_shard, args.max_regions, args.batch_size, args.num_workers)
@@ -386,10 +386,10 @@ def _extract(args: argparse.Namespace) -> None:
     if not processes.is_main:
         return
     rate = result["images"] / max(result["seconds"], 1e-9)
-    print(f"{args.target}: regions of {result['num_images']} pictures ({rate:.1f} pictures/s in this run)")
+    print(f"{args.target}: regions of {result['num_images']} images ({rate:.1f} images/s in this run)")
     if result["failed"]:
         print(
-            f"{result['failed']} pictures could not be read, see {Path(args.target) / 'failed.jsonl'}; "
+            f"{result['failed']} images could not be read, see {Path(args.target) / 'failed.jsonl'}; "
             "they are tried again when the command is run again",
             file=sys.stderr,
         )
@@ -407,7 +407,7 @@ def _convert_features(args: argparse.Namespace) -> None:
         args.classes,
         args.attributes,
     )
-    print(f"{args.target}: regions of {len(store)} pictures, dim {store.dim}, {store.dtype}")
+    print(f"{args.target}: regions of {len(store)} images, dim {store.dim}, {store.dtype}")
 
 
 def _store(args: argparse.Namespace) -> None:
@@ -422,11 +422,11 @@ def _store(args: argparse.Namespace) -> None:
     else:
         print("\n".join(f"{key:18}{json.dumps(value)}" for key, value in about.items()))
     if args.verify:
-        print("checksums and places of all pictures are right", file=sys.stderr)
+        print("checksums and places of all images are right", file=sys.stderr)
     if args.sheet:
         if not args.images:
-            raise ValueError("--sheet needs --images: a store holds no pictures")
-        store_sheet(store, dict(list_pictures(args.images, args.ids)), args.count).save(args.sheet)
+            raise ValueError("--sheet needs --images: a store holds no images")
+        store_sheet(store, dict(list_images(args.images, args.ids)), args.count).save(args.sheet)
         print(f"drawn: {args.sheet}", file=sys.stderr)
 
 
@@ -467,8 +467,8 @@ def _print(args: argparse.Namespace, records: list[dict], lines: list[str]) -> N
     print(json.dumps(records, indent=2) if args.json else "\n".join(lines))
 
 
-def _save(picture: Image.Image, args: argparse.Namespace) -> None:
-    picture.save(args.picture_out)
+def _save(image: Image.Image, args: argparse.Namespace) -> None:
+    image.save(args.picture_out)
     print(f"drawn: {args.picture_out}", file=sys.stderr)
 
 

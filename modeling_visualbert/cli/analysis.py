@@ -40,8 +40,8 @@ def add_analysis_commands(commands: Any) -> None:
     command.add_argument(
         "--data", help="folder with Sentences/, Annotations/ and <split>.txt (default: the embedded corpus)"
     )
-    _add_picture_options(command)
-    command.add_argument("--trees", help="folder with a CoNLL-U file for each picture (default: Trees/ in --data)")
+    _add_image_options(command)
+    command.add_argument("--trees", help="folder with a CoNLL-U file for each image (default: Trees/ in --data)")
     command.add_argument("--parser", help="parser to use instead of files: spacy:MODEL or stanza:LANGUAGE")
     command.add_argument("--split", default="test", help="split that is reported (default: %(default)s)")
     command.add_argument(
@@ -50,8 +50,8 @@ def add_analysis_commands(commands: Any) -> None:
         help="split that heads are chosen on; '' for none, which makes intervals wider (default: %(default)s)",
     )
     command.add_argument("--tokenizer", help="folder or Hub name (default: that of the model)")
-    command.add_argument("--pictures", type=int, default=3, help="pictures to draw (default: %(default)s)")
-    command.add_argument("--batch_size", type=int, default=8, help="pictures at a time (default: %(default)s)")
+    command.add_argument("--pictures", type=int, default=3, help="images to draw (default: %(default)s)")
+    command.add_argument("--batch_size", type=int, default=8, help="images at a time (default: %(default)s)")
     command.add_argument("--skip_bad_records", action="store_true", help="leave bad records out and list them")
     command.set_defaults(run=_analyze)
 
@@ -60,16 +60,16 @@ def add_analysis_commands(commands: Any) -> None:
     )
     command.add_argument("--model", required=True, help="folder or Hub name of a VQA checkpoint")
     command.add_argument("--data", help="folder with VQA v2 files (default: the embedded corpus)")
-    _add_picture_options(command)
+    _add_image_options(command)
     command.add_argument("--split", default="test", help="split to ask (default: %(default)s)")
-    command.add_argument("--max_images", type=int, help="ask only about the first pictures")
+    command.add_argument("--max_images", type=int, help="ask only about the first images")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=_check_explanations)
 
 
-def _add_picture_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--images", help="folder of the pictures (default: --data)")
-    command.add_argument("--features", help="feature store with the regions (default: found in the pictures)")
+def _add_image_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--images", help="folder of the images (default: --data)")
+    command.add_argument("--features", help="feature store with the regions (default: found in the images)")
     command.add_argument("--cpu", action="store_true", help="do not use a GPU")
 
 
@@ -109,7 +109,7 @@ def _analyze(args: argparse.Namespace) -> None:
         for name, example in make_examples(material, report, args.pictures):
             files += draw_example(example, out / f"picture_{name}")
     elif args.pictures:
-        print("no pictures are drawn: --images does not say where they are", file=sys.stderr)
+        print("no images are drawn: --images does not say where they are", file=sys.stderr)
     print(f"written to {out}: analysis.json, analysis.txt, {', '.join(file.name for file in files)}", file=sys.stderr)
 
 

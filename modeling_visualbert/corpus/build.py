@@ -4,19 +4,19 @@
 
     <corpus>/
       corpus.json                                     what was built, with which seed
-      contact_sheet.png                               some pictures with a question each, to look at
-      images/<split>/shapes_<split>_000000000017.jpg  the pictures
+      contact_sheet.png                               some images with a question each, to look at
+      images/<split>/shapes_<split>_000000000017.jpg  the images
       scenes/<split>.jsonl                            the scene graphs, see `scenes.py`
       detection/instances_<split>.json                boxes, COCO detection format
       vqa/v2_OpenEnded_shapes_<split>_questions.json  VQA v2 questions
       vqa/v2_shapes_<split>_annotations.json          VQA v2 annotations
-      vcr/{train,val,test}.jsonl, vcr/vcr1images/     VCR; metadata beside the pictures
-      nlvr2/data/{train,dev,test1}.json, nlvr2/images NLVR2; two pictures to a sentence
+      vcr/{train,val,test}.jsonl, vcr/vcr1images/     VCR; metadata beside the images
+      nlvr2/data/{train,dev,test1}.json, nlvr2/images NLVR2; two images to a sentence
       flickr30k/shapes_<split>.txt, Sentences/, ...    Flickr30k Entities, with dependency trees in Trees/
       coco/captions_<split>.{json,conllu}             COCO captions and their dependency trees
 
 Splits are train, val and test; no scene (same objects at nearly the same places) is in two of them. Where a dataset has its own
-names for pictures they are hard links. Building takes about a minute and the result is kept in the user's cache.
+names for images they are hard links. Building takes about a minute and the result is kept in the user's cache.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ FORMAT_VERSION = 3  # raise it when any file of the corpus changes, so that cach
 class CorpusConfig:
     """Size and seed of a corpus; different values give different cache folders.
 
-    With `one_object` there is a single thing in each picture: too little to say for anything but boxes and questions.
+    With `one_object` there is a single thing in each image: too little to say for anything but boxes and questions.
     """
 
     train_scenes: int = 8000
@@ -165,7 +165,7 @@ def detection_record(scenes: list[Scene], split: str) -> dict:
 
 
 def contact_sheet(scenes: list[Scene], questions: list[dict], columns: int = 5) -> Image.Image:
-    """Pictures in a grid, each above its first question."""
+    """Images in a grid, each above its first question."""
     first_question: dict[int, str] = {}
     for question in questions:
         first_question.setdefault(question["image_id"], question["question"])
@@ -201,9 +201,9 @@ def _write_vcr(corpus: Path, scenes: list[Scene], split: str, seed: int) -> None
     (corpus / "vcr" / "vcr1images" / folder).mkdir(parents=True)
     for scene in scenes:
         name = _file_name_of(split, scene)
-        picture = corpus / "vcr" / "vcr1images" / folder / name
-        _link(corpus / "images" / split / name, picture)
-        _write_json(picture.with_suffix(".json"), metadata_record(scene))
+        image = corpus / "vcr" / "vcr1images" / folder / name
+        _link(corpus / "images" / split / name, image)
+        _write_json(image.with_suffix(".json"), metadata_record(scene))
     records = vcr_records(scenes, split, lambda scene: f"{folder}/{_file_name_of(split, scene)}", seed)
     _write_lines(corpus / "vcr" / f"{split}.jsonl", records)
 
@@ -249,7 +249,7 @@ def _write_images(folder: Path, scenes: list[Scene], split: str, progress: bool)
             pool.map(write, scenes),
             total=len(scenes),
             desc=f"drawing {split} scenes",
-            unit="picture",
+            unit="image",
             disable=not progress,
         ):
             pass

@@ -1,7 +1,7 @@
-"""The embedded corpus as a COCO captions file: five captions for each picture.
+"""The embedded corpus as a COCO captions file: five captions for each image.
 
 Captions name objects whose colour tells the shape and the reverse, so that a masked colour or shape can be read off the
-picture, and off nothing else in the caption.
+image, and off nothing else in the caption.
 """
 
 from __future__ import annotations
@@ -109,9 +109,9 @@ def _pair(scene: Scene, first: SceneObject, second: SceneObject, one: Node, othe
     both = conjunction([one, other])
     if kind.startswith("There"):
         return Node("is", "VERB", before=[("expl", Node("there", "PRON"))], after=[("nsubj", both)])
-    picture = noun_phrase("a picture")
-    picture.after.append(("nmod", with_case("of", both)))
-    return picture
+    image = noun_phrase("a picture")
+    image.after.append(("nmod", with_case("of", both)))
+    return image
 
 
 def _relation(scene: Scene, first: SceneObject, second: SceneObject, one: Node, other: Node, rng: Random) -> Node:

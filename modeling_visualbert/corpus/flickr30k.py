@@ -1,4 +1,4 @@
-"""The embedded corpus as official Flickr30k Entities files: five marked sentences and the boxes of each picture.
+"""The embedded corpus as official Flickr30k Entities files: five marked sentences and the boxes of each image.
 
 Phrases fit exactly one object, or, in the plural, all objects of a kind (several boxes); `scene` and `notvisual` phrases have
 none. `Trees/` holds the sentences' dependency trees.
@@ -34,7 +34,7 @@ class EntityTable:
         return _marked(f"{self._number(key)}/other", words)
 
     def mark_scene(self, words: str) -> Node:
-        """A phrase for the whole picture: an entity without boxes."""
+        """A phrase for the whole image: an entity without boxes."""
         return _marked(f"{self._number(())}/scene", words)
 
     def boxes(self) -> dict[int, list[SceneObject]]:
@@ -105,10 +105,10 @@ def _plural_sentence(scene: Scene, entities: EntityTable, rng: Random) -> Node:
     name = None if other is None else _name(scene, other, rng)
     if other is None or name is None:
         return with_subject(entities.mark(group, words), with_case("in", entities.mark_scene("the picture")), "are")
-    picture = with_case("in", noun_phrase("one picture"))
+    image = with_case("in", noun_phrase("one picture"))
     subject = entities.mark(group, words)
-    picture.after.append(("nmod", with_case("with", entities.mark([other], name))))
-    return with_subject(subject, picture, "are")
+    image.after.append(("nmod", with_case("with", entities.mark([other], name))))
+    return with_subject(subject, image, "are")
 
 
 def _scene_sentence(scene: Scene, entities: EntityTable, rng: Random) -> Node:

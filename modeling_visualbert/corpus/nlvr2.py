@@ -1,6 +1,6 @@
-"""The embedded corpus as official NLVR2 files: sentences about pairs of pictures, JSON lines.
+"""The embedded corpus as official NLVR2 files: sentences about pairs of images, JSON lines.
 
-As in NLVR2, a set of eight pictures makes four pairs and every sentence is asked about all four. It is true of exactly two of
+As in NLVR2, a set of eight images makes four pairs and every sentence is asked about all four. It is true of exactly two of
 them, so the sentence alone never tells the answer, and being right about all four is what "consistency" counts.
 """
 
@@ -17,12 +17,12 @@ SPLIT_NAMES = {"train": "train", "val": "dev", "test": "test1"}  # what NLVR2 ca
 PAIRS_PER_SET = 4
 SENTENCES_PER_SET = 16
 _NUMBERS = ("no", "one", "two", "three", "four")
-_SETS_PER_DIRECTORY = 100  # NLVR2 spreads its training pictures over numbered folders
+_SETS_PER_DIRECTORY = 100  # NLVR2 spreads its training images over numbered folders
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two pictures that belong together, and where NLVR2 would keep them."""
+    """Two images that belong together, and where NLVR2 would keep them."""
 
     split: str  # NLVR2's name: "train", "dev" or "test1"
     set_number: int
@@ -37,7 +37,7 @@ class Pair:
 
     @property
     def directory(self) -> str:
-        """Folder of the pictures below `images`."""
+        """Folder of the images below `images`."""
         return f"train/{self.set_number // _SETS_PER_DIRECTORY}" if self.split == "train" else self.split
 
 
@@ -111,7 +111,7 @@ class _Kind:
 
 
 def _sample_kind(pairs: list[Pair], rng: Random, attributes: tuple[tuple[str, ...], ...]) -> _Kind:
-    """Attributes of some object of some picture, so that what is said is true somewhere."""
+    """Attributes of some object of some image, so that what is said is true somewhere."""
     pair = rng.choice(pairs)
     item: SceneObject = rng.choice(rng.choice((pair.left, pair.right)).objects)
     used = rng.choice(attributes)

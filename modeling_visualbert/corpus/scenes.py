@@ -1,7 +1,7 @@
 """Rendered scenes: coloured shapes on a noisy gradient, with the scene graph that made them.
 
 A scene is 160 x 128 pixels with three to six objects, each with a shape, a colour and a size. Everything is drawn
-from a seed, so the same seed gives the same picture on every machine. One scene in the scene-graph file::
+from a seed, so the same seed gives the same image on every machine. One scene in the scene-graph file::
 
     {"image_id": 17, "width": 160, "height": 128, "seed": "0/train/17", "background": [[201, 204, 190], [228, 221, 230]],
      "objects": [{"shape": "star", "color": "red", "size": "big", "center": [41.2, 80.9], "radius": 19.3, "angle": 0.31}]}
@@ -66,7 +66,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture's whole truth: rendering it again gives the same pixels."""
+    """An image's whole truth: rendering it again gives the same pixels."""
 
     image_id: int
     seed: str
@@ -111,7 +111,7 @@ def sample_scene(image_id: int, seed: str, num_objects: tuple[int, int] = (3, 6)
 
 
 def render(scene: Scene) -> Image.Image:
-    """Draw the scene as an RGB picture with antialiased edges, a background gradient and mild sensor noise."""
+    """Draw the scene as an RGB image with antialiased edges, a background gradient and mild sensor noise."""
     scale = _SUPERSAMPLING
     noise = np.random.default_rng(list(scene.seed.encode()))
     ramp = np.linspace(0.0, 1.0, scene.height)[:, None, None]
@@ -181,6 +181,6 @@ def _regular(corners: int, start: float) -> list[tuple[float, float]]:
 
 
 def half_of(scene: Scene, item: SceneObject, axis: int) -> str | None:
-    """The half of the picture, left or right (`axis` 0), top or bottom (1); `None` near the middle."""
+    """The half of the image, left or right (`axis` 0), top or bottom (1); `None` near the middle."""
     offset = item.center[axis] - (scene.width, scene.height)[axis] / 2
     return HALVES[2 * axis + (offset > 0)] if abs(offset) >= CLEAR_OFFSET else None

@@ -1,7 +1,7 @@
 """The embedded corpus as official VCR files: JSON lines with object tags in the text, metadata with boxes and polygons.
 
-Objects are called by their shapes, so the picture is needed for everything else. The four answers say the same things of the
-same or of other objects of the picture; the four rationales all fit question and answer and differ in what neither of them tells.
+Objects are called by their shapes, so the image is needed for everything else. The four answers say the same things of the
+same or of other objects of the image; the four rationales all fit question and answer and differ in what neither of them tells.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class ChoiceQuestion:
 
 
 def vcr_records(scenes: list[Scene], split: str, image_path: Callable[[Scene], str], seed: int) -> Iterator[dict]:
-    """The lines of a split's file; `image_path` gives the path of a picture below `vcr1images`."""
+    """The lines of a split's file; `image_path` gives the path of an image below `vcr1images`."""
     total = 0
     for scene in scenes:
         rng = Random(f"{seed}/vcr/{scene.image_id}")
@@ -56,7 +56,7 @@ def vcr_records(scenes: list[Scene], split: str, image_path: Callable[[Scene], s
 
 
 def metadata_record(scene: Scene) -> dict:
-    """Metadata of a picture: boxes x1, y1, x2, y2, score; one polygon for each object; names; size."""
+    """Metadata of an image: boxes x1, y1, x2, y2, score; one polygon for each object; names; size."""
     return {
         "boxes": [[*(round(side, 2) for side in item.box()), 1.0] for item in scene.objects],
         "segms": [[[[round(x, 1), round(y, 1)] for x, y in item.outline()]] for item in scene.objects],
@@ -77,7 +77,7 @@ def sample_choice_questions(scene: Scene, count: int, rng: Random) -> list[Choic
         make = rng.choices(tuple(makers), weights=tuple(makers.values()))[0]
         made = next((made for _ in range(100) if (made := make(scene, rng)) is not None), None)
         if made is None:
-            del makers[make]  # nothing in this picture to ask so
+            del makers[make]  # nothing in this image to ask so
         else:
             found.setdefault(repr((made.question, made.answers[0])), made)
     return list(found.values())
@@ -86,7 +86,7 @@ def sample_choice_questions(scene: Scene, count: int, rng: Random) -> list[Choic
 def _ask_color(scene: Scene, rng: Random) -> ChoiceQuestion | None:
     target = rng.randrange(len(scene.objects))
     right = scene.objects[target].color
-    # Colours that are there first: who only looks at the whole picture must not win.
+    # Colours that are there first: who only looks at the whole image must not win.
     present = sorted({item.color for item in scene.objects} - {right})
     absent = sorted(set(COLORS) - {right, *present})
     wrong = (rng.sample(present, k=len(present)) + rng.sample(absent, k=len(absent)))[: NUM_CHOICES - 1]

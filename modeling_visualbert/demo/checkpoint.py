@@ -1,4 +1,4 @@
-"""What the demo asks of a model: pictures and text -> scores, and the regions that a layer and head look at, or that an answer
+"""What the demo asks of a model: images and text -> scores, and the regions that a layer and head look at, or that an answer
 rests on."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..features.extract import region_names
 from ..hub_code.explain_visualbert import explain_answers
 from .drawing import Bars, View
 
-_KEPT_PICTURES = 32  # whose regions are remembered: to ask again, or with another head, finds no regions anew
+_KEPT_IMAGES = 32  # whose regions are remembered: to ask again, or with another head, finds no regions anew
 _TOP_K = 5
 # What an answer to a question can be explained with beside single layers, see `explain_answers`.
 EXPLANATIONS = ("rollout", "gradient", "drop")
@@ -38,7 +38,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Answer:
-    """Scores, pictures with regions, and a line that says what the attention is that of."""
+    """Scores, images with regions, and a line that says what the attention is that of."""
 
     bars: list[Bars]
     views: list[View]
@@ -53,7 +53,7 @@ class Checkpoint:
         name: Folder or Hub name.
 
     Raises:
-        ValueError: It is of an unknown kind, or finds no regions in pictures by itself.
+        ValueError: It is of an unknown kind, or finds no regions in images by itself.
     """
 
     def __init__(self, name: str):
@@ -65,7 +65,7 @@ class Checkpoint:
                 f"{name} is a {architecture} checkpoint; expected one of {', '.join(h.__name__ for h in HEADS.values())}"
             )
         if config.region_encoder_config is None:
-            raise ValueError(f"{name} has no region encoder, so it cannot read pictures; expected one that has")
+            raise ValueError(f"{name} has no region encoder, so it cannot read images; expected one that has")
         self.name = name
         self.model: PreTrainedModel = head.from_pretrained(name).eval()
         self.model.set_attn_implementation("eager")  # the one that returns the weights
@@ -80,12 +80,12 @@ class Checkpoint:
 
     @torch.inference_mode()
     def answer(
-        self, pictures: Sequence[Image.Image], text: str, choices: Sequence[str] = (), look: Look | None = None
+        self, images: Sequence[Image.Image], text: str, choices: Sequence[str] = (), look: Look | None = None
     ) -> Answer:
         """
         Args:
-            pictures: One picture; for `"nlvr2"` two.
-            text: A question, a sentence about two pictures, a sentence with its phrases in brackets, or a text with
+            images: One image; for `"nlvr2"` two.
+            text: A question, a sentence about two images, a sentence with its phrases in brackets, or a text with
                 `[MASK]`, as the task has it.
             choices: The choices of a `"vcr"` question.
             look: Whose attention to show; that of the last layer, averaged over heads, when not given.
@@ -100,91 +100,91 @@ class Checkpoint:
             "flickr30k": self._ground_phrases,
             "pretraining": self._fill_masks,
         }[self.task]
-        return answer(list(pictures), text, list(choices), look or Look(self.num_layers - 1))
+        return answer(list(images), text, list(choices), look or Look(self.num_layers - 1))
 
     @torch.inference_mode()
-    def regions(self, picture: Image.Image) -> dict[str, torch.Tensor]:
-        """Regions of a picture with boxes in pixels; those of recent pictures are remembered."""
-        key = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).digest()
+    def regions(self, image: Image.Image) -> dict[str, torch.Tensor]:
+        """Regions of an image with boxes in pixels; those of recent images are remembered."""
+        key = hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
         with self._lock:
             if key in self._regions:
                 self._regions.move_to_end(key)
                 return self._regions[key]
-        pixels = self.processor.image_processor(images=[picture], return_tensors="pt")
+        pixels = self.processor.image_processor(images=[image], return_tensors="pt")
         found = self.model.get_image_features(**pixels)
         (regions,) = self.processor.post_process_regions(found, pixels["image_sizes"])
         with self._lock:
             self._regions[key] = regions
-            if len(self._regions) > _KEPT_PICTURES:
+            if len(self._regions) > _KEPT_IMAGES:
                 self._regions.popitem(last=False)
         return regions
 
     def view(
-        self, picture: Image.Image, weights: Sequence[float] | None = None, marks: Sequence[tuple[int, str]] = ()
+        self, image: Image.Image, weights: Sequence[float] | None = None, marks: Sequence[tuple[int, str]] = ()
     ) -> View:
-        """The picture with all regions that were found in it."""
-        regions = self.regions(picture)
-        return View(picture, regions["boxes"].tolist(), self._names(regions), weights, marks)
+        """The image with all regions that were found in it."""
+        regions = self.regions(image)
+        return View(image, regions["boxes"].tolist(), self._names(regions), weights, marks)
 
-    def objects(self, picture: Image.Image) -> View:
+    def objects(self, image: Image.Image) -> View:
         """The regions as objects that a text can mention: numbered from left to right."""
-        regions = self.regions(picture)
+        regions = self.regions(image)
         order = regions["boxes"][:, [0, 2]].mean(dim=1).argsort().tolist()
         boxes, names = regions["boxes"][order].tolist(), self._names(regions)
         # What things are called in text is a noun: "square", not "red square".
         nouns = [(names[i].split() or ["object"])[-1] for i in order]
-        return View(picture, boxes, nouns, marks=[(i, f"[{i}] {noun}") for i, noun in enumerate(nouns)])
+        return View(image, boxes, nouns, marks=[(i, f"[{i}] {noun}") for i, noun in enumerate(nouns)])
 
     def _names(self, regions: dict[str, torch.Tensor]) -> list[str]:
         if self._class_names is None or "class_ids" not in regions:
             return [""] * len(regions["boxes"])
         return [self._class_names[number] for number in regions["class_ids"].tolist()]
 
-    def _answer_question(self, pictures: list, text: str, _: list, look: Look) -> Answer:
-        inputs = self.processor(images=[self.regions(pictures[0])], text=[text])
+    def _answer_question(self, images: list, text: str, _: list, look: Look) -> Answer:
+        inputs = self.processor(images=[self.regions(images[0])], text=[text])
         outputs = self.model(**inputs, output_attentions=True)
         (best,) = self.processor.post_process_question_answering(outputs, top_k=_TOP_K)
         bars = [Bars("", [(answer["answer"], answer["score"]) for answer in best])]
         if look.explanation is not None:
             (explained,) = explain_answers(self.model, self.processor, inputs)
             reasons, measure, note = _explanation(explained, look.explanation)
-            return Answer(bars, [replace(self.view(pictures[0], reasons), measure=measure)], note)
+            return Answer(bars, [replace(self.view(images[0], reasons), measure=measure)], note)
         reader = int(inputs["attention_mask"].sum()) - 2  # the [MASK] after the question
         weights = _attention(outputs, inputs, 0, [reader], look)
-        return Answer(bars, [self.view(pictures[0], weights)], _note("the answer's [MASK]", weights, look))
+        return Answer(bars, [self.view(images[0], weights)], _note("the answer's [MASK]", weights, look))
 
-    def _judge_sentence(self, pictures: list, text: str, _: list, look: Look) -> Answer:
-        found = [self.regions(picture) for picture in pictures]
+    def _judge_sentence(self, images: list, text: str, _: list, look: Look) -> Answer:
+        found = [self.regions(image) for image in images]
         inputs = self.processor(images=[found], text=[text])
         outputs = self.model(**inputs, output_attentions=True)
         scores = outputs.logits[0].float().softmax(dim=-1).tolist()
         weights = _attention(outputs, inputs, 0, [0], look)
         count = len(found[0]["boxes"])
         parts = [None, None] if weights is None else [weights[:count], weights[count:]]
-        views = [self.view(picture, part) for picture, part in zip(pictures, parts, strict=True)]
+        views = [self.view(image, part) for image, part in zip(images, parts, strict=True)]
         rows = sorted(zip(("False", "True"), scores, strict=True), key=lambda row: -row[1])
         return Answer([Bars("", rows)], views, _note("[CLS]", weights, look))
 
-    def _choose(self, pictures: list, text: str, choices: list, look: Look) -> Answer:
-        objects = self.objects(pictures[0])
+    def _choose(self, images: list, text: str, choices: list, look: Look) -> Answer:
+        objects = self.objects(images[0])
         inputs = self.processor(
-            images=[pictures[0]], text=[text], choices=[choices], objects=[list(objects.names)], boxes=[objects.boxes]
+            images=[images[0]], text=[text], choices=[choices], objects=[list(objects.names)], boxes=[objects.boxes]
         )
         outputs = self.model(**inputs, output_attentions=True)
         (result,) = self.processor.post_process_multiple_choice(outputs)
         whole = int(self.processor.whole_image)
         weights = _attention(outputs, inputs, result["choice"], [0], look)
         view = View(
-            objects.picture, objects.boxes, objects.names, weights[whole:] if weights else None, marks=objects.marks
+            objects.image, objects.boxes, objects.names, weights[whole:] if weights else None, marks=objects.marks
         )
         rows = sorted(zip(choices, result["scores"], strict=True), key=lambda row: -row[1])
         return Answer([Bars("", rows)], [view], _note("[CLS] with the best choice", weights, look))
 
-    def _ground_phrases(self, pictures: list, text: str, _: list, look: Look) -> Answer:
+    def _ground_phrases(self, images: list, text: str, _: list, look: Look) -> Answer:
         sentence, phrases, last_words = split_phrases(text)
-        regions = self.regions(pictures[0])
+        regions = self.regions(images[0])
         if not len(regions["boxes"]):
-            raise ValueError("Nothing was found in this picture that a phrase could mean.")
+            raise ValueError("Nothing was found in this image that a phrase could mean.")
         inputs = self.processor(images=[regions], text=[sentence], phrases=[last_words])
         outputs = self.model(**inputs, output_attentions=True)
         (grounded,) = self.processor.post_process_phrase_grounding(outputs, [regions], [len(phrases)])
@@ -194,13 +194,13 @@ class Checkpoint:
         for phrase, found in zip(phrases, best, strict=True):
             marks[found["region"]] = " = ".join(filter(None, (marks.get(found["region"]), phrase)))
         rows = [(phrase, found["score"]) for phrase, found in zip(phrases, best, strict=True)]
-        view = self.view(pictures[0], weights, list(marks.items()))
+        view = self.view(images[0], weights, list(marks.items()))
         return Answer([Bars("", rows, ranked=False)], [view], _note("the phrases", weights, look))
 
-    def _fill_masks(self, pictures: list, text: str, _: list, look: Look) -> Answer:
+    def _fill_masks(self, images: list, text: str, _: list, look: Look) -> Answer:
         if "[MASK]" not in text:
             raise ValueError("Please write a text with at least one [MASK] to fill.")
-        inputs = self.processor(images=[self.regions(pictures[0])], text=[text])
+        inputs = self.processor(images=[self.regions(images[0])], text=[text])
         outputs = self.model(**inputs, output_attentions=True)
         (result,) = self.processor.post_process_pretraining(outputs, inputs["input_ids"], top_k=_TOP_K)
         masks = (inputs["input_ids"][0] == self.processor.tokenizer.mask_token_id).nonzero()[:, 0].tolist()
@@ -210,7 +210,7 @@ class Checkpoint:
             for number, words in enumerate(result["words"], start=1)
         ]
         reader = "[MASK]" if len(masks) == 1 else f"all {len(masks)} [MASK]"
-        return Answer(bars, [self.view(pictures[0], weights)], _note(reader, weights, look))
+        return Answer(bars, [self.view(images[0], weights)], _note(reader, weights, look))
 
 
 def split_phrases(text: str) -> tuple[str, list[str], list[int]]:

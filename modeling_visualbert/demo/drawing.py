@@ -1,4 +1,4 @@
-"""Answers as HTML: bars, and the picture with its regions as SVG, which stays sharp on any screen and reaches no disk."""
+"""Answers as HTML: bars, and the image with its regions as SVG, which stays sharp on any screen and reaches no disk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..visualization import attention_color
 
-_MAX_SIDE = 900  # pixels of the picture that is sent to the browser
+_MAX_SIDE = 900  # pixels of the image that is sent to the browser
 _LABELLED = 3  # strongest regions that are labelled; the others tell when pointed at
 # Okabe and Ito's colours, told apart by colour-blind readers too, those that are dark enough for text.
 _MARKS = ("#D55E00", "#0072B2", "#009E73", "#9A4F7E", "#7A5C00", "#444444")
@@ -30,18 +30,18 @@ class Bars:
 @dataclass(frozen=True)
 class View:
     """
-    A picture and what was found in it.
+    An image and what was found in it.
 
     Args:
-        picture: The picture.
-        boxes: x1, y1, x2, y2 in pixels of the picture.
+        image: The image.
+        boxes: x1, y1, x2, y2 in pixels of the image.
         names: What each region is, if it is known.
         weights: Attention that each region gets, 0..1.
         measure: What a weight says, for those who point at a region.
         marks: Regions that are the answer, with a label: the strongest colour goes to the first.
     """
 
-    picture: Image.Image
+    image: Image.Image
     boxes: Sequence[Sequence[float]]
     names: Sequence[str]
     weights: Sequence[float] | None = None
@@ -67,15 +67,15 @@ def _group(group: Bars) -> str:
 
 
 def views_html(views: Sequence[View], note: str) -> str:
-    """Pictures side by side, and a line of text below. Percentages are shares of the attention that all regions get."""
+    """Images side by side, and a line of text below. Percentages are shares of the attention that all regions get."""
     weights = [weight for view in views for weight in view.weights or ()]
     strongest, total = max(weights, default=0.0), sum(weights)
-    pictures = "".join(f"<figure>{_svg(view, strongest, total, len(views))}</figure>" for view in views)
-    return f'<div class="vb-views vb-{len(views)}">{pictures}</div><p class="vb-note">{escape(note)}</p>'
+    images = "".join(f"<figure>{_svg(view, strongest, total, len(views))}</figure>" for view in views)
+    return f'<div class="vb-views vb-{len(views)}">{images}</div><p class="vb-note">{escape(note)}</p>'
 
 
 def _svg(view: View, strongest: float, total: float, columns: int) -> str:
-    width, height = view.picture.size
+    width, height = view.image.size
     font = round(max(width / 28, height / 36) * columns**0.6, 1)
     shares = [w / strongest if strongest > 0 else 0.0 for w in view.weights or [0.0] * len(view.boxes)]
     marks = {region: (number, label) for number, (region, label) in enumerate(view.marks)}
@@ -100,24 +100,24 @@ def _svg(view: View, strongest: float, total: float, columns: int) -> str:
             f"<title>{escape(told)}</title></rect>"
         )
         if text:
-            labels.append(_label(text, view.boxes[i], color, font, view.picture.size))
+            labels.append(_label(text, view.boxes[i], color, font, view.image.size))
     return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="The picture with {len(view.boxes)} regions">'
-        f'<image href="{_data_uri(view.picture)}" width="{width}" height="{height}"/>'
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="The image with {len(view.boxes)} regions">'
+        f'<image href="{_data_uri(view.image)}" width="{width}" height="{height}"/>'
         f"{''.join(boxes)}{''.join(labels)}</svg>"
     )
 
 
 def _label(text: str, box: Sequence[float], color: str, font: float, size: tuple[int, int]) -> str:
-    """Above the box if there is room, else inside it; never beyond the right end of the picture."""
+    """Above the box if there is room, else inside it; never beyond the right end of the image."""
     x1, y1, _, _ = box
     left = max(0.3 * font, min(x1, size[0] - 0.58 * font * len(text)))
     base = y1 - 0.35 * font if y1 > 1.4 * font else y1 + 1.1 * font
     return f'<text x="{left:.1f}" y="{base:.1f}" font-size="{font}" fill="{color}">{escape(text)}</text>'
 
 
-def _data_uri(picture: Image.Image) -> str:
-    small = picture.copy()
+def _data_uri(image: Image.Image) -> str:
+    small = image.copy()
     small.thumbnail((_MAX_SIDE, _MAX_SIDE))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=88)

@@ -1,4 +1,4 @@
-"""Example pictures with something to ask about each: scenes of the embedded corpus, drawn when the demo starts, or your own."""
+"""Example images with something to ask about each: scenes of the embedded corpus, drawn when the demo starts, or your own."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from pathlib import Path
 from PIL import Image
 
 from ..corpus.scenes import render, sample_scene
-from .limits import open_picture
+from .limits import open_image
 
 _SCENES = {"triangles": 10, "stars": 5, "diamonds": 2, "circles": 8, "suns": 1}  # number of the scene
 
 
 @dataclass(frozen=True)
 class Example:
-    """What a visitor can start from: one picture, or two for visual reasoning, and a text; choices where there are some."""
+    """What a visitor can start from: one image, or two for visual reasoning, and a text; choices where there are some."""
 
     name: str
-    pictures: Sequence[str]
+    images: Sequence[str]
     text: str
     choices: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Pictures by name, and the examples of each task."""
+    """Images by name, and the examples of each task."""
 
-    pictures: dict[str, Image.Image]
+    images: dict[str, Image.Image]
     of_task: dict[str, list[Example]] = field(default_factory=dict)
 
 
 def scene_examples() -> Examples:
     """Scenes of the embedded corpus, of no split."""
-    pictures = {name: render(sample_scene(number, f"demo/{number}")) for name, number in _SCENES.items()}
-    return Examples(pictures, {task: list(examples) for task, examples in _SCENE_EXAMPLES.items()})
+    images = {name: render(sample_scene(number, f"demo/{number}")) for name, number in _SCENES.items()}
+    return Examples(images, {task: list(examples) for task, examples in _SCENE_EXAMPLES.items()})
 
 
 def read_examples(path: str | Path) -> Examples:
@@ -46,10 +46,10 @@ def read_examples(path: str | Path) -> Examples:
         [{"task": "vqa", "name": "kitchen", "pictures": ["kitchen.jpg"], "text": "Where is the cat?"},
          {"task": "vcr", "name": "party", "pictures": ["party.jpg"], "text": "...", "choices": ["...", "..."]}]
 
-    Pictures are files beside it.
+    Images are files beside it.
 
     Raises:
-        ValueError: An entry is malformed or a picture cannot be read; the entry is named.
+        ValueError: An entry is malformed or an image cannot be read; the entry is named.
     """
     path = Path(path)
     try:
@@ -62,7 +62,7 @@ def read_examples(path: str | Path) -> Examples:
     for number, entry in enumerate(entries):
         where = f"{path}: example {number}"
         if not isinstance(entry, dict) or not {"task", "name", "pictures", "text"} <= entry.keys():
-            raise ValueError(f"{where}: expected the keys task, name, pictures and text")
+            raise ValueError(f"{where}: expected the keys task, name, images and text")
         example = Example(entry["name"], entry["pictures"], entry["text"], entry.get("choices", ()))
         if entry["task"] not in _SCENE_EXAMPLES:
             raise ValueError(f"{where}: task {entry['task']!r}; expected one of {', '.join(_SCENE_EXAMPLES)}")
@@ -70,13 +70,13 @@ def read_examples(path: str | Path) -> Examples:
             raise ValueError(f"{where}: text and choices have to be strings")
         if not (isinstance(example.name, str) and example.name.isidentifier()):
             raise ValueError(f"{where}: name {example.name!r}; expected letters, digits and _, as it is part of links")
-        if len(example.pictures) != (2 if entry["task"] == "nlvr2" else 1):
-            raise ValueError(f"{where}: {len(example.pictures)} pictures; expected one, and two for task 'nlvr2'")
-        for picture in example.pictures:
+        if len(example.images) != (2 if entry["task"] == "nlvr2" else 1):
+            raise ValueError(f"{where}: {len(example.images)} images; expected one, and two for task 'nlvr2'")
+        for image in example.images:
             try:
-                examples.pictures[picture] = open_picture(path.parent / picture)
+                examples.images[image] = open_image(path.parent / image)
             except (ValueError, OSError) as error:
-                raise ValueError(f"{where}: {picture}: {error}") from error
+                raise ValueError(f"{where}: {image}: {error}") from error
         examples.of_task.setdefault(entry["task"], []).append(example)
     return examples
 

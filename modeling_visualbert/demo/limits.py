@@ -1,6 +1,6 @@
-"""What a visitor may send. Whatever is larger, or is no picture, is refused with a message before it costs memory.
+"""What a visitor may send. Whatever is larger, or is no image, is refused with a message before it costs memory.
 
-[`RequestLimits`] stands in front of the whole web application; [`open_picture`] and [`check_text`] look at what comes through.
+[`RequestLimits`] stands in front of the whole web application; [`open_image`] and [`check_text`] look at what comes through.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from ..hub_code.image_processing_visualbert import load_picture
+from ..hub_code.image_processing_visualbert import load_image
 
 MAX_UPLOAD_BYTES = 10_000_000
 MAX_PIXELS = 25_000_000  # what phones take; decoded it is 75 MB
 MAX_CHARACTERS = 400
 MAX_CHOICES = 8
-MAX_BODY_BYTES = 64_000  # of a request without a picture
+MAX_BODY_BYTES = 64_000  # of a request without an image
 MAX_QUEUE = 64  # questions that wait; more are refused
-KEEP_SECONDS = 900  # pictures of visitors are deleted after this time
-MAX_KEPT_BYTES = 500_000_000  # of such pictures on disk
+KEEP_SECONDS = 900  # images of visitors are deleted after this time
+MAX_KEPT_BYTES = 500_000_000  # of such images on disk
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow reads more, some through other programs
 
 # What the page and `gradio_client` ask for. Gradio has more, such as fetching files from elsewhere, which nobody here needs.
@@ -39,30 +39,30 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
-def open_picture(path: str | Path) -> Image.Image:
+def open_image(path: str | Path) -> Image.Image:
     """
     An uploaded file as 8-bit RGB. Its size in bytes and pixels is looked at before anything is decoded.
 
     Raises:
-        ValueError: It is no picture, damaged, animated, or too large; the message is for the visitor.
+        ValueError: It is no image, damaged, animated, or too large; the message is for the visitor.
     """
     size = Path(path).stat().st_size
     if size > MAX_UPLOAD_BYTES:
-        raise ValueError(f"The picture has {size / 1e6:.0f} MB; at most {MAX_UPLOAD_BYTES // 1_000_000} MB are taken.")
+        raise ValueError(f"The image has {size / 1e6:.0f} MB; at most {MAX_UPLOAD_BYTES // 1_000_000} MB are taken.")
     try:
         with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise ValueError(
-                    f"The picture has {width * height / 1e6:.0f} megapixels; at most {MAX_PIXELS // 1_000_000} are taken."
+                    f"The image has {width * height / 1e6:.0f} megapixels; at most {MAX_PIXELS // 1_000_000} are taken."
                 )
-            return load_picture(image, "The picture")
+            return load_image(image, "The image")
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ValueError(f"This is no picture that can be read; {', '.join(FORMATS)} are.") from error
+        raise ValueError(f"This is no image that can be read; {', '.join(FORMATS)} are.") from error
     except ValueError:
         raise
     except Exception as error:  # readers of formats fail in their own ways when a file is damaged
-        raise ValueError("The picture is damaged or cut off.") from error
+        raise ValueError("The image is damaged or cut off.") from error
 
 
 def check_text(text: Any, what: str) -> str:
@@ -129,7 +129,7 @@ class RequestLimits:
             message = f"The upload has {announced / 1e6:.0f} MB; at most {MAX_UPLOAD_BYTES // 1_000_000} MB are taken."
             return await _refuse(scope, send, 413, message)
         if sum(size for _, size in self._kept) + announced > MAX_KEPT_BYTES:
-            return await _refuse(scope, send, 503, "Too many pictures at the moment; please try again in some minutes.")
+            return await _refuse(scope, send, 503, "Too many images at the moment; please try again in some minutes.")
         self._kept.append((now, announced))
         await self.app(scope, receive, send)
 

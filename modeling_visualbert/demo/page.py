@@ -34,7 +34,7 @@ from .limits import (
     MAX_UPLOAD_BYTES,
     RequestLimits,
     check_text,
-    open_picture,
+    open_image,
     split_choices,
 )
 
@@ -52,16 +52,16 @@ class _Words:
 
 
 _WORDS = {
-    "vqa": _Words("Ask", "Ask a question about the picture.", "Question", "Ask"),
-    "nlvr2": _Words("Compare", "Is a sentence true of these two pictures?", "Sentence", "Check"),
+    "vqa": _Words("Ask", "Ask a question about the image.", "Question", "Ask"),
+    "nlvr2": _Words("Compare", "Is a sentence true of these two images?", "Sentence", "Check"),
     "vcr": _Words(
         "Choose",
-        "Which answer is right? [0], [1], ... stand for the things in the picture, numbered from left to right.",
+        "Which answer is right? [0], [1], ... stand for the things in the image, numbered from left to right.",
         "Question",
         "Choose",
     ),
     "flickr30k": _Words("Find", "Where is what a sentence mentions? Put the phrases in brackets.", "Sentence", "Find"),
-    "pretraining": _Words("Fill in", "Fill the gaps of a text about the picture; a gap is [MASK].", "Text", "Fill in"),
+    "pretraining": _Words("Fill in", "Fill the gaps of a text about the image; a gap is [MASK].", "Text", "Fill in"),
 }
 
 # Below the layers, where there are explanations of a whole answer.
@@ -89,7 +89,7 @@ def serve(models: Sequence[str], examples: str | None = None, host: str | None =
 
 
 def _interrupt(*_: object) -> None:
-    """What stops a service ends it as Ctrl+C does, so that pictures of visitors are deleted."""
+    """What stops a service ends it as Ctrl+C does, so that images of visitors are deleted."""
     raise KeyboardInterrupt
 
 
@@ -99,7 +99,7 @@ def build_page(checkpoints: Sequence[Checkpoint], examples: Examples) -> gr.Bloc
 
     Args:
         checkpoints: One for each tab.
-        examples: Pictures and texts to start from; tasks without any get an empty form.
+        examples: Images and texts to start from; tasks without any get an empty form.
     """
     _example_folder().mkdir(parents=True, exist_ok=True)
     gr.set_static_paths([_example_folder()])  # what lies elsewhere is deleted after a while
@@ -166,7 +166,7 @@ def launch_page(page: gr.Blocks, host: str | None = None, port: int | None = Non
 
 
 def upload_folder() -> Path:
-    """Where gradio keeps pictures: a folder of this process, removed when it ends."""
+    """Where gradio keeps images: a folder of this process, removed when it ends."""
     if "GRADIO_TEMP_DIR" not in os.environ:
         global _folder
         _folder = tempfile.TemporaryDirectory(prefix="visualbert_demo_")
@@ -187,7 +187,7 @@ class _Tab:
     def __init__(self, key: str, checkpoint: Checkpoint, examples: Examples, link: gr.Textbox):
         self.key = key
         self.checkpoint = checkpoint
-        self.pictures = examples.pictures
+        self.images = examples.images
         self.examples = {example.name: example for example in examples.of_task.get(checkpoint.task, ())}
         words = _WORDS[checkpoint.task]
         first = next(iter(self.examples.values()), None)
@@ -208,7 +208,7 @@ class _Tab:
                     self.example = gr.Textbox(first.name if first else "", visible=False)
                     with gr.Row(elem_classes="vb-inputs"):
                         sides = range(2 if checkpoint.task == "nlvr2" else 1)
-                        self.inputs = [self._picture(first, side) for side in sides]
+                        self.inputs = [self._image(first, side) for side in sides]
                     self.text = gr.Textbox(
                         first.text if first else "", label=words.label, max_length=MAX_CHARACTERS, lines=1, max_lines=3
                     )
@@ -242,35 +242,35 @@ class _Tab:
         gr.on([ask.click, self.text.submit], self._ask, self.form, results, api_name=self.key, **shared)
         shared["api_visibility"] = "private"
         gr.on([self.layer.input, self.head.input], self._ask, self.form, results, **shared)
-        for picture in self.inputs:
-            picture.upload(self._uploaded, self.inputs, [*self.inputs, self.example, *results], **shared)
+        for image in self.inputs:
+            image.upload(self._uploaded, self.inputs, [*self.inputs, self.example, *results], **shared)
             cleared = [self.example, self.bars, self.seen]
-            picture.clear(None, None, cleared, js="() => ['', '', '']", api_visibility="private")
+            image.clear(None, None, cleared, js="() => ['', '', '']", api_visibility="private")
         if self.examples:
             self.gallery.click(self._pick, [self.gallery, self.layer, self.head], [*self.form, *results], **shared)
 
-    def _picture(self, example: Example | None, side: int) -> gr.Image:
+    def _image(self, example: Example | None, side: int) -> gr.Image:
         return gr.Image(
-            str(self._file(example.pictures[side])) if example else None,
-            label=("Left picture", "Right picture")[side] if self.checkpoint.task == "nlvr2" else "Picture",
+            str(self._file(example.images[side])) if example else None,
+            label=("Left image", "Right image")[side] if self.checkpoint.task == "nlvr2" else "Image",
             sources=["upload", "clipboard"],
             height=190 if self.checkpoint.task == "nlvr2" else 230,
             min_width=140,
             buttons=[],
             show_label=False,
-            placeholder="Drop a picture here, or tap to choose one",
+            placeholder="Drop an image here, or tap to choose one",
         )
 
     def _ask(self, *form: Any) -> tuple[str, str, str]:
-        """Answer what is in the form; the bars, the picture with its regions, and the link to this state."""
+        """Answer what is in the form; the bars, the image with its regions, and the link to this state."""
         *files, text, choices, layer, head, example = form
-        pictures = [_read(file) for file in files]
-        if None in pictures:
-            raise _refusal("Please choose a picture first, or one of the examples.")
-        answer = self._answer([picture for picture in pictures if picture], text, choices, layer, head)
+        images = [_read(file) for file in files]
+        if None in images:
+            raise _refusal("Please choose an image first, or one of the examples.")
+        answer = self._answer([image for image in images if image], text, choices, layer, head)
         return *self._shown(answer), self._link(example, text, choices, layer, head)
 
-    def _answer(self, pictures: Sequence[Image.Image], text: Any, choices: Any, layer: Any, head: Any) -> Answer:
+    def _answer(self, images: Sequence[Image.Image], text: Any, choices: Any, layer: Any, head: Any) -> Answer:
         num_layers, explanations = self.checkpoint.num_layers, self.checkpoint.explanations
         if not (
             _is_in(layer, range(num_layers + len(explanations))) and _is_in(head, range(-1, self.checkpoint.num_heads))
@@ -282,24 +282,24 @@ class _Tab:
         try:
             text = check_text(text, f"a {_WORDS[self.checkpoint.task].label.lower()}")
             listed = split_choices(choices) if self.checkpoint.task == "vcr" else []
-            return self.checkpoint.answer(pictures, text, listed, look)
+            return self.checkpoint.answer(images, text, listed, look)
         except (ValueError, TypeError) as error:  # written for readers, such as "question 0 is too long"
             raise _refusal(str(error)) from None
 
     def _answer_example(self, example: Example) -> Answer:
         look = Look(self.checkpoint.num_layers - 1)
         return self.checkpoint.answer(
-            [self.pictures[name] for name in example.pictures], example.text, example.choices, look
+            [self.images[name] for name in example.images], example.text, example.choices, look
         )
 
     def _uploaded(self, *files: Any) -> tuple:
-        """Visitors' pictures: what was found in them, before anything is asked. The link cannot hold them."""
+        """Visitors' images: what was found in them, before anything is asked. The link cannot hold them."""
         kept: list = []
         views = []
         for file in files:
             try:
-                picture = _read(file)
-                views += [self._found(picture)] if picture is not None else []
+                image = _read(file)
+                views += [self._found(image)] if image is not None else []
                 kept.append(gr.skip())
             except gr.Error as error:
                 gr.Warning(error.message, title="Not possible")
@@ -308,19 +308,19 @@ class _Tab:
         seen = views_html(views, f"{count} regions found.") if views else ""
         return *kept, "", "", seen, f"?{urlencode({'task': self.key})}"
 
-    def _found(self, picture: Image.Image) -> View:
-        return self.checkpoint.objects(picture) if self.checkpoint.task == "vcr" else self.checkpoint.view(picture)
+    def _found(self, image: Image.Image) -> View:
+        return self.checkpoint.objects(image) if self.checkpoint.task == "vcr" else self.checkpoint.view(image)
 
     def _pick(self, number: Any, layer: Any, head: Any) -> tuple:
         """An example of the gallery, with its answer."""
         if not _is_in(number, range(len(self.examples))):
             raise _refusal("There is no such example.")
         example = list(self.examples.values())[number]
-        pictures = [self.pictures[name] for name in example.pictures]
+        images = [self.images[name] for name in example.images]
         choices = "\n".join(example.choices)
-        shown = self._shown(self._answer(pictures, example.text, choices, layer, head))
+        shown = self._shown(self._answer(images, example.text, choices, layer, head))
         link = self._link(example.name, example.text, choices, layer, head)
-        files = [str(self._file(name)) for name in example.pictures]
+        files = [str(self._file(name)) for name in example.images]
         return *files, example.text, choices, layer, head, example.name, *shown, link
 
     def restore(self, query: dict[str, str]) -> list:
@@ -331,21 +331,21 @@ class _Tab:
         num_layers = self.checkpoint.num_layers
         layer = _number(query.get("layer"), 1, num_layers + len(self.checkpoint.explanations), num_layers) - 1
         head = _number(query.get("head"), 0, self.checkpoint.num_heads, 0) - 1
-        if example is None:  # somebody's own picture is in no link
+        if example is None:  # somebody's own image is in no link
             return [*[None] * len(self.inputs), text, choices, layer, head, "", "", ""]
-        pictures = [self.pictures[name] for name in example.pictures]
+        images = [self.images[name] for name in example.images]
         try:
-            shown = self._shown(self._answer(pictures, text, choices, layer, head))
+            shown = self._shown(self._answer(images, text, choices, layer, head))
         except gr.Error as error:
-            shown = ("", views_html([self._found(picture) for picture in pictures], error.message))
-        files = [str(self._file(name)) for name in example.pictures]
+            shown = ("", views_html([self._found(image) for image in images], error.message))
+        files = [str(self._file(name)) for name in example.images]
         return [*files, text, choices, layer, head, example.name, *shown]
 
     def _shown(self, answer: Answer) -> tuple[str, str]:
         return bars_html(answer.bars), views_html(answer.views, answer.note)
 
     def _link(self, example: Any, text: str, choices: str, layer: int, head: int) -> str:
-        """The state as a query; a picture only by the name of an example."""
+        """The state as a query; an image only by the name of an example."""
         state = {"task": self.key, "text": text, "layer": layer + 1, "head": head + 1}
         if self.checkpoint.task == "vcr":
             state["choices"] = choices
@@ -354,17 +354,17 @@ class _Tab:
         return f"?{urlencode(state)}"
 
     def _file(self, name: str) -> Path:
-        """An example picture as a file that the page can show."""
-        path = _example_folder() / f"{list(self.pictures).index(name)}.png"
+        """An example image as a file that the page can show."""
+        path = _example_folder() / f"{list(self.images).index(name)}.png"
         if not path.exists():
-            self.pictures[name].save(path)
+            self.images[name].save(path)
         return path
 
     def _thumbnail(self, example: Example) -> Path:
-        if len(example.pictures) == 1:
-            return self._file(example.pictures[0])
+        if len(example.images) == 1:
+            return self._file(example.images[0])
         path = _example_folder() / f"pair_{example.name}.png"
-        grid([self.pictures[name] for name in example.pictures], columns=2).save(path)
+        grid([self.images[name] for name in example.images], columns=2).save(path)
         return path
 
 
@@ -385,14 +385,14 @@ def _restore(tabs: Sequence[_Tab], query: dict[str, str]) -> list:
 
 
 def _read(file: Any) -> Image.Image | None:
-    """The picture of an upload, whose path [`RequestLimits`] has checked; None when nothing is there."""
+    """The image of an upload, whose path [`RequestLimits`] has checked; None when nothing is there."""
     path = file.get("path") if isinstance(file, dict) else None
     if path is None:
         return None
     try:
-        return open_picture(path)
+        return open_image(path)
     except FileNotFoundError:
-        raise _refusal("The picture was deleted here after a while; please upload it again.") from None
+        raise _refusal("The image was deleted here after a while; please upload it again.") from None
     except ValueError as error:
         raise _refusal(str(error)) from None
 
@@ -420,7 +420,7 @@ def _theme() -> gr.themes.Base:
 
 
 _HEADER = """<div class="vb-header"><h1>VisualBERT</h1>
-<p>One BERT reads a text and the regions of a picture. Take an example or a picture of yours, ask, and see where it looks.</p>
+<p>One BERT reads a text and the regions of an image. Take an example or a picture of yours, ask, and see where it looks.</p>
 </div>"""
 
 _SELECT_TAB = """() => {

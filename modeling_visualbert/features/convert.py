@@ -10,7 +10,7 @@
              [N, 2] (BAN); needs `h5py`
 ===========  ==========================================================================================================
 
-Boxes are taken as x1, y1, x2, y2 in pixels of the original picture, as all of these have them. Letters: N images, R regions
+Boxes are taken as x1, y1, x2, y2 in pixels of the original image, as all of these have them. Letters: N images, R regions
 of an image, V feature.
 """
 
@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 
 from ..data.files import check_new, read_json, read_lines
 from .chunks import load_chunk
-from .pictures import IMAGE_IDS
+from .images import IMAGE_IDS
 from .store import FeatureStore, partial_folder, write_store
 
 logger = logging.getLogger(__name__)
@@ -194,7 +194,7 @@ def read_npy(folder: Path) -> Records:
     info = [path for path in _files(folder, ".npy") if path.stem.endswith("_info")]
     if info:
         logger.warning(
-            "%s: %d files like %s hold Python objects (pickle) and are not read: boxes, classes and picture sizes are "
+            "%s: %d files like %s hold Python objects (pickle) and are not read: boxes, classes and image sizes are "
             "not known",
             folder,
             len(info),

@@ -4,9 +4,9 @@ It lies in `<store>.partial` until it is complete::
 
     plan.json                      what the store will hold; a run that goes on with it must want the same
     data/shard-00000.arrow ...     complete shards (each appears under its name when it is complete)
-    parts/00000.json ...           rows, size and checksum of each, and the pictures of it that could not be read
+    parts/00000.json ...           rows, size and checksum of each, and the images of it that could not be read
 
-What a shard holds depends on the pictures alone, so it does not matter when it is written, or by which process: a store
+What a shard holds depends on the images alone, so it does not matter when it is written, or by which process: a store
 that was interrupted ends with the bytes of one that was not.
 """
 
@@ -79,7 +79,7 @@ class StoreDraft:
         return read_json(self._part(number)) if self._part(number).is_file() else None
 
     def image_ids(self, number: int) -> list[str]:
-        """The pictures in a complete shard."""
+        """The images in a complete shard."""
         part = self.part(number)
         return [] if part is None or part["file"] is None else _ids_of(self.folder / part["file"]).to_pylist()
 
@@ -89,7 +89,7 @@ class StoreDraft:
         Args:
             number: Its number.
             rows: Its rows, in order.
-            failed: Pictures that belong into it and could not be read.
+            failed: Images that belong into it and could not be read.
 
         Raises:
             OSError: It could not be written; a full disk is called so.
@@ -186,7 +186,7 @@ def make_plan(
     names: Mapping[str, Sequence[str] | None] | None = None,
     source: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What a store will hold: the part of its index that is known before the first picture is read."""
+    """What a store will hold: the part of its index that is known before the first image is read."""
     if images_per_shard < 1:
         raise ValueError(f"{images_per_shard} images in a shard; expected at least 1")
     about = {"name": detector} if isinstance(detector, str) else dict(detector)
@@ -221,7 +221,7 @@ def check_plan(folder: Path, started: Mapping[str, Any], wanted: Mapping[str, An
 
 
 def read_failures(folder: Path) -> list[Any]:
-    """The pictures of a store that could not be read."""
+    """The images of a store that could not be read."""
     return [record for _, record in read_json_lines(folder / _FAILED)] if (folder / _FAILED).is_file() else []
 
 
@@ -235,7 +235,7 @@ configs:
 ---
 # Region features
 
-{info["num_regions"]} regions of {info["num_images"]} pictures: features of dim {info["dim"]} ({info["dtype"]}),
+{info["num_regions"]} regions of {info["num_images"]} images: features of dim {info["dim"]} ({info["dtype"]}),
 by {detector["name"]} (fingerprint {detector["fingerprint"]}). A feature store of `modeling_visualbert`:
 
 ```python

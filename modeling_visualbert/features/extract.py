@@ -1,4 +1,4 @@
-"""Pictures -> regions, in batches, through any region encoder; and a whole collection of pictures -> a feature store."""
+"""Images -> regions, in batches, through any region encoder; and a whole collection of images -> a feature store."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from ..convert.checkpoint_files import naming
 from ..data.files import read_json
-from ..hub_code.image_processing_visualbert import load_picture
+from ..hub_code.image_processing_visualbert import load_image
 from ..hub_code.modeling_region_encoder import RegionEncoder
 from ..hub_code.regions_visualbert import scale_boxes, split_regions
 from .draft import StoreDraft, check_plan, make_plan, plan_keys, read_failures
@@ -36,9 +36,7 @@ from .store import partial_folder
 logger = logging.getLogger(__name__)
 
 Key = TypeVar("Key", bound=Hashable)
-PictureSource = (
-    Path | str | Image.Image | Callable[[], Image.Image]
-)  # a callable opens the picture, but need not read it
+ImageOrFile = Path | str | Image.Image | Callable[[], Image.Image]  # a callable opens the image, but need not read it
 OnError = Callable[[Any, Exception], None]
 
 
@@ -84,7 +82,7 @@ def describe_detector(encoder: Any, image_processor: Any) -> dict[str, Any]:
 
 
 def image_processor_fields(image_processor: Any) -> dict[str, Any]:
-    """What it does to pictures, without what says where its code lies."""
+    """What it does to images, without what says where its code lies."""
     return {k: v for k, v in json.loads(image_processor.to_json_string()).items() if k != "auto_map"}
 
 
@@ -106,7 +104,7 @@ def region_names(encoder: Any) -> dict[str, list[str] | None]:
 def extract_regions(
     region_encoder: RegionEncoder,
     image_processor: Any,
-    images: Iterable[tuple[Key, PictureSource]],
+    images: Iterable[tuple[Key, ImageOrFile]],
     batch_size: int = 32,
     total: int | None = None,
     progress: bool = True,
@@ -116,36 +114,36 @@ def extract_regions(
     group: Callable[[Key], Hashable] | None = None,
     name_of: Callable[[Key], str] = str,
 ) -> Iterator[tuple[Key, dict[str, torch.Tensor]]]:
-    """Yield (image key, regions with boxes in pixels) for each (image key, picture), in order.
+    """Yield (image key, regions with boxes in pixels) for each (image key, image), in order.
 
     Args:
         region_encoder, image_processor: What finds the regions.
-        images: Pictures or their files; keys are what the caller likes.
-        batch_size: Pictures in one forward pass.
-        total: Number of pictures, for the progress bar.
+        images: Images or their files; keys are what the caller likes.
+        batch_size: Images in one forward pass.
+        total: Number of images, for the progress bar.
         progress: Whether to show one.
         boxes: By image key, boxes x1, y1, x2, y2 in pixels to describe instead of finding some.
-        on_error: Told of pictures that cannot be used, which are then left out; without it they are raised.
+        on_error: Told of images that cannot be used, which are then left out; without it they are raised.
         num_workers: Threads that read the next batches while this one is looked at.
         group: Of an image key; only neighbours with an equal group share a batch.
-        name_of: What to call the picture of a key in an error.
+        name_of: What to call the image of a key in an error.
 
     Raises:
-        ValueError, FileNotFoundError, TypeError: A picture cannot be used; see [`load_picture`].
-        ValueError: Image processor or region encoder fail; names the pictures. `on_error` is not told: what they can read
-            but not use says something about them, and maybe about all pictures.
+        ValueError, FileNotFoundError, TypeError: An image cannot be used; see [`load_image`].
+        ValueError: Image processor or region encoder fail; names the images. `on_error` is not told: what they can read
+            but not use says something about them, and maybe about all images.
     """
     region_encoder.eval()
-    with tqdm(total=total, desc="finding regions", unit="picture", disable=not progress) as bar:
+    with tqdm(total=total, desc="finding regions", unit="image", disable=not progress) as bar:
         for batch in _loaded_batches(_batches(images, batch_size, group), num_workers, on_error):
             bar.update(len(batch))
-            keys, pictures = zip(*batch, strict=True)
+            keys, loaded = zip(*batch, strict=True)
             try:
                 found = _look(
-                    region_encoder, image_processor, pictures, None if boxes is None else [boxes[k] for k in keys]
+                    region_encoder, image_processor, loaded, None if boxes is None else [boxes[k] for k in keys]
                 )
             except torch.OutOfMemoryError:
-                raise  # of the machine, not of these pictures
+                raise  # of the machine, not of these images
             except Exception as error:
                 raise ValueError(f"{_named(keys, name_of)}: no regions can be found ({error})") from error
             yield from zip(keys, found, strict=True)
@@ -154,11 +152,11 @@ def extract_regions(
 def _look(
     region_encoder: RegionEncoder,
     image_processor: Any,
-    pictures: Sequence[Image.Image],
+    images: Sequence[Image.Image],
     boxes: Sequence[Sequence[Sequence[float]]] | None,
 ) -> list[dict[str, torch.Tensor]]:
-    """The regions of a batch of pictures, in float32 whatever the encoder computes in."""
-    inputs = image_processor(list(pictures), return_tensors="pt").to(region_encoder.device)
+    """The regions of a batch of images, in float32 whatever the encoder computes in."""
+    inputs = image_processor(list(images), return_tensors="pt").to(region_encoder.device)
     sizes = inputs["image_sizes"].tolist()
     given = {} if boxes is None else _given_boxes(boxes, sizes)
     given = {name: tensor.to(region_encoder.device) for name, tensor in given.items()}
@@ -176,21 +174,21 @@ def _named(keys: Sequence[Key], name_of: Callable[[Key], str]) -> str:
 
 
 def _batches(
-    images: Iterable[tuple[Key, PictureSource]], batch_size: int, group: Callable[[Key], Hashable] | None
-) -> Iterator[list[tuple[Key, PictureSource]]]:
+    images: Iterable[tuple[Key, ImageOrFile]], batch_size: int, group: Callable[[Key], Hashable] | None
+) -> Iterator[list[tuple[Key, ImageOrFile]]]:
     for _, members in groupby(images, key=lambda pair: None if group is None else group(pair[0])):
         while batch := list(islice(members, batch_size)):
             yield batch
 
 
 def _loaded_batches(
-    batches: Iterable[list[tuple[Key, PictureSource]]], num_workers: int, on_error: OnError | None
+    batches: Iterable[list[tuple[Key, ImageOrFile]]], num_workers: int, on_error: OnError | None
 ) -> Iterator[list[tuple[Key, Image.Image]]]:
-    """Batches of loaded pictures, without those that cannot be read (nor batches of such); threads read ahead."""
+    """Batches of loaded images, without those that cannot be read (nor batches of such); threads read ahead."""
     batches = iter(batches)
     with ThreadPoolExecutor(max(1, num_workers)) as executor:
 
-        def start(source: PictureSource) -> Future | Callable[[], Image.Image]:
+        def start(source: ImageOrFile) -> Future | Callable[[], Image.Image]:
             return executor.submit(_load, source) if num_workers else partial(_load, source)
 
         ahead: deque[list[tuple[Key, Any]]] = deque()
@@ -200,9 +198,9 @@ def _loaded_batches(
             if not ahead:
                 return
             loaded = []
-            for key, picture in ahead.popleft():
+            for key, image in ahead.popleft():
                 try:
-                    loaded.append((key, picture.result() if isinstance(picture, Future) else picture()))
+                    loaded.append((key, image.result() if isinstance(image, Future) else image()))
                 except (ValueError, FileNotFoundError, TypeError) as error:
                     if on_error is None:
                         raise
@@ -211,16 +209,16 @@ def _loaded_batches(
                 yield loaded
 
 
-def _load(source: PictureSource) -> Image.Image:
+def _load(source: ImageOrFile) -> Image.Image:
     """
     Raises:
         ValueError, FileNotFoundError, TypeError: It cannot be used, for whatever reason.
     """
     try:
-        return load_picture(source() if callable(source) else source)
+        return load_image(source() if callable(source) else source)
     except (ValueError, FileNotFoundError, TypeError):
         raise
-    except OSError as error:  # Pillow's, of bytes that are no picture
+    except OSError as error:  # Pillow's, of bytes that are no image
         raise ValueError(str(error)) from error
     except Exception as error:  # readers of formats fail in their own ways when a file is damaged
         raise ValueError(f"damaged image file ({type(error).__name__}: {error})") from error
@@ -269,36 +267,36 @@ def launched_processes(cpu: bool = False) -> Processes:
 class ExtractionOptions:
     """How a store is extracted. `batch_size` and `num_workers` may differ between a run and its continuation.
 
-    The regions of `images_per_shard` pictures are in memory until their shard is written, in each process.
+    The regions of `images_per_shard` images are in memory until their shard is written, in each process.
     """
 
     dtype: str = "float16"
     images_per_shard: int = 1000
-    max_regions: int | None = None  # keep only the first of each picture: the most confident ones
+    max_regions: int | None = None  # keep only the first of each image: the most confident ones
     batch_size: int = 32
     num_workers: int = 0
 
 
 def extract_store(
     folder: str | Path,
-    images: Sequence[tuple[str, PictureSource]],
+    images: Sequence[tuple[str, ImageOrFile]],
     encoder: Any,
     image_processor: Any,
     options: ExtractionOptions = ExtractionOptions(),
     processes: Processes = Processes(),
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Find the regions of many pictures and store them. Interrupted at any point, it goes on where it was.
+    """Find the regions of many images and store them. Interrupted at any point, it goes on where it was.
 
-    Each process makes whole shards. Pictures that cannot be read are listed in `failed.jsonl` of the store and are tried
+    Each process makes whole shards. Images that cannot be read are listed in `failed.jsonl` of the store and are tried
     again when it is called again, also when the store is complete otherwise: it is in `<folder>.partial` meanwhile, and if that
-    is interrupted, until the next call. A picture that can be read but whose regions
+    is interrupted, until the next call. An image that can be read but whose regions
     cannot be found or stored (the encoder fails on it, a feature is not finite or too large for the dtype) stops everything:
-    the encoder or the options are wrong, and other pictures may be concerned. The shards that are complete are kept.
+    the encoder or the options are wrong, and other images may be concerned. The shards that are complete are kept.
 
     Args:
         folder: The store; until it is complete, it is in `<folder>.partial`.
-        images: (image id, picture) pairs, ids being unique; the same on every process.
+        images: (image id, image) pairs, ids being unique; the same on every process.
         encoder, image_processor: What finds the regions.
         options: How they are stored.
         processes: The processes that work together.
@@ -309,8 +307,8 @@ def extract_store(
         processes; only the main one knows).
 
     Raises:
-        ValueError: An id comes twice, or the folder holds a store (or the start of one) with other pictures or options.
-            Or the regions of a picture cannot be found or stored; names it.
+        ValueError: An id comes twice, or the folder holds a store (or the start of one) with other images or options.
+            Or the regions of an image cannot be found or stored; names it.
         OSError: The disk is full.
     """
     folder, started = Path(folder), time.time()
@@ -337,7 +335,7 @@ def _extraction_plan(
     images: Sequence[tuple[str, Any]], encoder: Any, image_processor: Any, options: ExtractionOptions
 ) -> dict[str, Any]:
     if options.max_regions is not None and options.max_regions < 1:
-        raise ValueError(f"{options.max_regions} regions of a picture; expected at least 1")
+        raise ValueError(f"{options.max_regions} regions of an image; expected at least 1")
     ids = [image_id for image_id, _ in images]
     if len(set(ids)) < len(ids):
         twice = Counter(ids).most_common(1)[0][0]
@@ -352,11 +350,11 @@ def _extraction_plan(
     )
 
 
-def _prepare(folder: Path, plan: Mapping[str, Any], images: Sequence[tuple[str, PictureSource]]) -> int:
+def _prepare(folder: Path, plan: Mapping[str, Any], images: Sequence[tuple[str, ImageOrFile]]) -> int:
     """Bring the folder into the state that all processes go on from: complete, or a draft without shards to be redone.
 
     Returns:
-        Number of pictures to look at.
+        Number of images to look at.
     """
     partial, per_shard = partial_folder(folder), plan["images_per_shard"]
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -382,12 +380,12 @@ def _prepare(folder: Path, plan: Mapping[str, Any], images: Sequence[tuple[str, 
     return left
 
 
-def _readable_again(failures: Sequence[Mapping[str, Any]], images: Sequence[tuple[str, PictureSource]]) -> list[int]:
-    """Positions of pictures that failed and can be read now."""
+def _readable_again(failures: Sequence[Mapping[str, Any]], images: Sequence[tuple[str, ImageOrFile]]) -> list[int]:
+    """Positions of images that failed and can be read now."""
     failed: list[int] = []
     positions = [failure["position"] for failure in failures]
-    pictures = ([(position, images[position][1])] for position in positions)
-    for _ in _loaded_batches(pictures, 0, lambda position, error: failed.append(position)):
+    again = ([(position, images[position][1])] for position in positions)
+    for _ in _loaded_batches(again, 0, lambda position, error: failed.append(position)):
         pass
     return sorted(set(positions) - set(failed))
 
@@ -395,7 +393,7 @@ def _readable_again(failures: Sequence[Mapping[str, Any]], images: Sequence[tupl
 def _extract_shards(
     draft: StoreDraft,
     numbers: Sequence[int],
-    images: Sequence[tuple[str, PictureSource]],
+    images: Sequence[tuple[str, ImageOrFile]],
     encoder: Any,
     image_processor: Any,
     options: ExtractionOptions,
@@ -405,7 +403,7 @@ def _extract_shards(
     per_shard = options.images_per_shard
     slices = {number: range(number * per_shard, min((number + 1) * per_shard, len(images))) for number in numbers}
     total = sum(len(positions) for positions in slices.values())
-    with tqdm(total=total, desc="finding regions", unit="picture", disable=not progress) as bar:
+    with tqdm(total=total, desc="finding regions", unit="image", disable=not progress) as bar:
         for number, positions in slices.items():
             rows, failed = _extract_shard(positions, images, encoder, image_processor, options, bar)
             draft.write_shard(number, (rows[position] for position in positions if position in rows), failed)
@@ -413,7 +411,7 @@ def _extract_shards(
 
 def _extract_shard(
     positions: Sequence[int],
-    images: Sequence[tuple[str, PictureSource]],
+    images: Sequence[tuple[str, ImageOrFile]],
     encoder: Any,
     image_processor: Any,
     options: ExtractionOptions,
@@ -430,9 +428,9 @@ def _extract_shard(
         logger.warning("%s: %s", image_id, error)
         bar.update()
 
-    # Only pictures of one size share a batch, unless all are resized to one: they are not padded, which would make a
-    # detector find other regions beside other pictures.
-    size_of = {} if resizes_to_one_size(image_processor) else {p: _picture_size(images[p][1]) for p in positions}
+    # Only images of one size share a batch, unless all are resized to one: they are not padded, which would make a
+    # detector find other regions beside other images.
+    size_of = {} if resizes_to_one_size(image_processor) else {p: _image_size(images[p][1]) for p in positions}
     ordered = sorted(positions, key=lambda position: (size_of.get(position, (0, 0)), position))
     found = extract_regions(
         encoder,
@@ -453,16 +451,16 @@ def _extract_shard(
 
 
 def resizes_to_one_size(image_processor: Any) -> bool:
-    """Whether all pictures have one size when they reach the detector, so that any of them may share a batch."""
+    """Whether all images have one size when they reach the detector, so that any of them may share a batch."""
     size = getattr(image_processor, "size", None) or {}
     return bool(getattr(image_processor, "do_resize", True)) and "height" in dict(size) and "width" in dict(size)
 
 
-def _picture_size(source: PictureSource) -> tuple[int, int]:
-    """Width and height as it is shown, from the picture's header; what cannot be read is found out when it is loaded."""
+def _image_size(source: ImageOrFile) -> tuple[int, int]:
+    """Width and height as it is shown, from the image's header; what cannot be read is found out when it is loaded."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large pictures, which are refused by name later
+            warnings.simplefilter("ignore")  # of large images, which are refused by name later
             if isinstance(source, Image.Image):
                 return source.size
             with source() if callable(source) else Image.open(source) as image:

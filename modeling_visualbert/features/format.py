@@ -1,17 +1,17 @@
-"""Format 3 of a feature store: what its files hold, how a picture's regions become a row and a row regions again.
+"""Format 3 of a feature store: what its files hold, how an image's regions become a row and a row regions again.
 
 ::
 
     <store>/index.json                  what made the regions, their dim and dtype, the shards with size and checksum
     <store>/ids.arrow                   sorted image ids: which row of which shard
-    <store>/data/shard-00000.arrow ...  one row for each picture, the columns of `SCHEMA`
+    <store>/data/shard-00000.arrow ...  one row for each image, the columns of `SCHEMA`
     <store>/README.md                   dataset card
-    <store>/failed.jsonl                pictures that could not be read, if there were any
+    <store>/failed.jsonl                images that could not be read, if there were any
 
 The Arrow files are IPC streams, which `datasets` opens as they are, from a folder or from the Hub. Arrays are the bytes of
 little-endian C-ordered arrays: `features` [R, V] of the store's dtype, `boxes` float32 [R, 4] (x1, y1, x2, y2 in pixels),
 `scores` and `attribute_scores` float32 [R], `class_ids` and `attribute_ids` int32 [R]. Nothing in a store is pickled.
-Letters: R regions of a picture, V feature.
+Letters: R regions of an image, V feature.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def shape_arrays(
 
 
 def to_tensors(arrays: Mapping[str, np.ndarray], image_size: tuple[int, int] | None) -> dict[str, torch.Tensor]:
-    """Arrays of a picture's regions -> tensors of their own memory: features float32, ids int64."""
+    """Arrays of an image's regions -> tensors of their own memory: features float32, ids int64."""
     regions = {}
     for key, array in arrays.items():
         if not (array.flags.writeable and array.dtype.isnative):  # torch wants both, and only reads

@@ -1,4 +1,4 @@
-"""A contact sheet of a feature store: some of its pictures with their regions drawn in."""
+"""A contact sheet of a feature store: some of its images with their regions drawn in."""
 
 from __future__ import annotations
 
@@ -7,59 +7,59 @@ from collections.abc import Mapping, Sequence
 import torch
 from PIL import Image
 
-from ..hub_code.image_processing_visualbert import load_picture
+from ..hub_code.image_processing_visualbert import load_image
 from ..visualization import captioned, draw_regions, grid, region_labels
-from .extract import PictureSource
+from .extract import ImageOrFile
 from .store import FeatureStore
 
 _SIDE = 480
-_DRAWN = 12  # regions of a picture that are drawn, the most confident ones; more cannot be read on a sheet
+_DRAWN = 12  # regions of an image that are drawn, the most confident ones; more cannot be read on a sheet
 
 
-def store_sheet(store: FeatureStore, pictures: Mapping[str, PictureSource], count: int = 9) -> Image.Image:
-    """Pictures spread over the store, with boxes, attributes, classes and confidences.
+def store_sheet(store: FeatureStore, images: Mapping[str, ImageOrFile], count: int = 9) -> Image.Image:
+    """Images spread over the store, with boxes, attributes, classes and confidences.
 
     Args:
         store: The store.
-        pictures: Picture files by image id; those that are in the store are drawn.
+        images: Image files by image id; those that are in the store are drawn.
         count: How many.
 
     Raises:
-        ValueError: None of the pictures is in the store, it holds no boxes, or a picture has another size than stored.
+        ValueError: None of the images is in the store, it holds no boxes, or an image has another size than stored.
     """
     if count < 1:
-        raise ValueError(f"{count} pictures; expected at least 1")
-    ids = [image_id for image_id in store if image_id in pictures]
+        raise ValueError(f"{count} images; expected at least 1")
+    ids = [image_id for image_id in store if image_id in images]
     if not ids:
-        raise ValueError(f"{store.folder}: none of the {len(pictures)} pictures is in it; other --ids or --images?")
+        raise ValueError(f"{store.folder}: none of the {len(images)} images is in it; other --ids or --images?")
     step = max(1, len(ids) // count)
-    return grid([_drawn(store, image_id, pictures[image_id]) for image_id in ids[::step][:count]])
+    return grid([_drawn(store, image_id, images[image_id]) for image_id in ids[::step][:count]])
 
 
-def _drawn(store: FeatureStore, image_id: str, source: PictureSource) -> Image.Image:
-    regions, picture = store[image_id], load_picture(source)
+def _drawn(store: FeatureStore, image_id: str, source: ImageOrFile) -> Image.Image:
+    regions, image = store[image_id], load_image(source)
     if "boxes" not in regions:
         raise ValueError(f"{store.folder}: no boxes are stored of image {image_id}")
-    if "image_size" in regions and regions["image_size"].tolist() != [picture.height, picture.width]:
+    if "image_size" in regions and regions["image_size"].tolist() != [image.height, image.width]:
         height, width = regions["image_size"].tolist()
         raise ValueError(
-            f"{source}: {picture.width} x {picture.height} pixels, but its regions are of {width} x {height} pixels"
+            f"{source}: {image.width} x {image.height} pixels, but its regions are of {width} x {height} pixels"
         )
-    drawn = draw_strongest(picture, regions, store.info["classes"], store.info["attributes"])
+    drawn = draw_strongest(image, regions, store.info["classes"], store.info["attributes"])
     drawn.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
     count = len(regions["boxes"])
     return captioned(drawn, [f"{image_id}: {count} regions{f', {_DRAWN} drawn' if count > _DRAWN else ''}"])
 
 
 def draw_strongest(
-    picture: Image.Image,
+    image: Image.Image,
     regions: Mapping[str, torch.Tensor],
     classes: Sequence[str] | None = None,
     attributes: Sequence[str] | None = None,
     count: int = _DRAWN,
 ) -> Image.Image:
-    """The most confident regions drawn into a picture, with attribute, class and confidence."""
+    """The most confident regions drawn into an image, with attribute, class and confidence."""
     order = regions["scores"].argsort(descending=True, stable=True) if "scores" in regions else slice(None)
     kept = {name: value if name == "image_size" else value[order][:count] for name, value in regions.items()}
     weights = kept["scores"].tolist() if "scores" in kept else None
-    return draw_regions(picture, kept["boxes"].tolist(), weights, region_labels(kept, classes, attributes))
+    return draw_regions(image, kept["boxes"].tolist(), weights, region_labels(kept, classes, attributes))

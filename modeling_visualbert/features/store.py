@@ -1,4 +1,4 @@
-"""A folder of region features: memory-mapped, found by image id, as many regions as each picture has. Format: `format.py`."""
+"""A folder of region features: memory-mapped, found by image id, as many regions as each image has. Format: `format.py`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Regions = Mapping[str, Any]
 class FeatureStore:
     """Random access to the regions of images: `store[image_id]` is a mapping as in `regions_visualbert`.
 
-    Opening reads the index, and maps files of features only when a picture in them is asked for. What can be seen without
+    Opening reads the index, and maps files of features only when an image in them is asked for. What can be seen without
     reading the features is checked: sizes of all files, and that the index fits them. [`FeatureStore.verify`] reads all.
 
     Args:
@@ -342,14 +342,14 @@ def write_store(
         dim: Length of a feature.
         detector: What made the regions, for the index: a name, or a mapping with `name` and `fingerprint`.
         dtype: `"float32"` or `"float16"`.
-        images_per_shard: Pictures in one file.
+        images_per_shard: Images in one file.
         names: Names of the `classes` and of the `attributes`, by their ids.
         source: What the regions come from, for the index; a run that goes on must have the same.
         resume: Keep what is complete when interrupted, in `<folder>.partial`, and go on with it.
 
     Raises:
         FileExistsError: `folder` exists.
-        ValueError: An image id comes twice, a feature has another length, or an interrupted run had other pictures.
+        ValueError: An image id comes twice, a feature has another length, or an interrupted run had other images.
         OSError: The disk is full.
     """
     folder = Path(folder)

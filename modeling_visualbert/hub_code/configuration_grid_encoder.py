@@ -1,4 +1,4 @@
-"""Configuration of the region encoder that cuts a picture into cells: for pictures that no detector knows."""
+"""Configuration of the region encoder that cuts an image into cells: for images that no detector knows."""
 
 from typing import Any, ClassVar
 
@@ -16,14 +16,14 @@ SUPPORTED_BACKBONES = (
 @strict
 class GridRegionEncoderConfig(PretrainedConfig):
     r"""
-    Configuration of [`GridRegionEncoder`]: which backbone reads the picture, and into how many cells it is cut.
+    Configuration of [`GridRegionEncoder`]: which backbone reads the image, and into how many cells it is cut.
 
     Args:
         backbone_config (`PretrainedConfig` or `dict`):
             Configuration of any backbone that `AutoBackbone` can build (ResNet, ConvNeXt, Swin, DINOv2, ...; its last stage
             is read), or of a model with patch states (ViT, DeiT, BEiT, ...).
         grid_rows (`int`, *optional*, defaults to 6), grid_columns (`int`, *optional*, defaults to 6):
-            The picture is cut into so many cells; a cell's feature is the mean of the backbone's map over it.
+            The image is cut into so many cells; a cell's feature is the mean of the backbone's map over it.
         geometry_features (`bool`, *optional*, defaults to `True`):
             Append the nine box numbers of the cell: without them nothing tells where it is.
         geometry_weight (`float`, *optional*, defaults to 3.0):

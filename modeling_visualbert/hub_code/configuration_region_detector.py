@@ -65,7 +65,7 @@ class RegionDetectorConfig(PretrainedConfig):
         rpn_pre_nms, rpn_post_nms (`int`, *optional*, default to 6000 and 300):
             Proposals of each map before and after suppression.
         rpn_total (`int`, *optional*, defaults to 300):
-            Proposals of a picture.
+            Proposals of an image.
         rpn_nms_threshold (`float`, *optional*, defaults to 0.7):
             IoU above which the weaker proposal is dropped.
         roi_size (`int`, *optional*, defaults to 14):

@@ -3,7 +3,7 @@
 Two conventions meet here. *Continuous* boxes span x2 - x1 (bottom-up attention in PyTorch). *Legacy* boxes hold whole
 pixels, so they span x2 - x1 + 1 (Detectron and what descends from it); functions take `legacy=True` for those. Numbers
 agree with the original code bases, see `tests/test_detection_ops.py`. All boxes are x1, y1, x2, y2 in pixels of the
-network's input, a RoI is a box with the index of its picture in front.
+network's input, a RoI is a box with the index of its image in front.
 
 Letters: N boxes or RoIs, E pairs of overlapping boxes, A anchors of a cell, K classes, C channels, H, W cells of a map.
 """
@@ -347,7 +347,7 @@ def roi_align(
 
     Args:
         features_BCHW: Feature maps.
-        rois_N5: Picture index and box, in pixels of the input.
+        rois_N5: Image index and box, in pixels of the input.
         size: Bins on each side.
         scale: Cells of the map for one pixel, such as 1 / 16.
         sampling: Samples on each side of a bin; 0 chooses ceil(size of the RoI / size).
@@ -421,7 +421,7 @@ def roi_pool(
 
     Args:
         features_BCHW: Feature maps.
-        rois_N5: Picture index and box, in pixels of the input.
+        rois_N5: Image index and box, in pixels of the input.
         size_hw: Bins down and across.
         scale: Cells of the map for one pixel.
     """
@@ -442,8 +442,8 @@ def _roi_pool(
     power_y_NP, last_y_NP = _power_of_two(low_y_NP, high_y_NP)
     power_x_NP, last_x_NP = _power_of_two(low_x_NP, high_x_NP)
     windows_XC, strides = _window_maxima(features_BCHW, _top(power_y_NP), _top(power_x_NP))
-    per_power_y, per_power_x, per_picture = strides
-    base_N11 = (rois_N5[:, 0].long() * per_picture)[:, None, None]
+    per_power_y, per_power_x, per_image = strides
+    base_N11 = (rois_N5[:, 0].long() * per_image)[:, None, None]
     base_NPP = base_N11 + (power_y_NP * per_power_y)[:, :, None] + (power_x_NP * per_power_x)[:, None, :]
     first_NPP = base_NPP + (low_y_NP * width)[:, :, None] + low_x_NP[:, None, :]
     pooled = F.embedding(first_NPP, windows_XC)
@@ -486,7 +486,7 @@ def _top(power_NP: torch.Tensor) -> int:
 
 def _window_maxima(features_BCHW: torch.Tensor, top_y: int, top_x: int) -> tuple[torch.Tensor, tuple[int, int, int]]:
     """Rows of C maxima over windows of 2**py x 2**px cells that start at each cell, for all py <= top_y, px <= top_x, and how
-    many rows lie between two values of py, of px and of the picture index."""
+    many rows lie between two values of py, of px and of the image index."""
     tall_BHWC = features_BCHW.permute(0, 2, 3, 1)
     rows = tall_BHWC.shape[:3].numel()
     tables = []
@@ -532,7 +532,7 @@ def _torchvision_op(name: str) -> Callable | None:
     return theirs if all(a.shape == b.shape and torch.allclose(a, b, atol=1e-5) for a, b in pairs) else None
 
 
-# ------------------------------------------------------------------------------------------------------ pictures
+# ------------------------------------------------------------------------------------------------------ images
 
 
 def resize_by_factor(image_HWC: np.ndarray, factor: float) -> np.ndarray:

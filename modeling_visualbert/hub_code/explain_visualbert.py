@@ -196,7 +196,7 @@ def _check_inputs(inputs: Mapping[str, torch.Tensor]) -> None:
         if name not in inputs:
             raise ValueError(
                 f"explanations need `{name}`; expected what the processor makes of a text and precomputed regions "
-                "(`model.get_image_features` finds the regions of pictures)"
+                "(`model.get_image_features` finds the regions of images)"
             )
 
 

@@ -1,4 +1,4 @@
-"""Pictures (and, for VCR, boxes, polygons and classes) -> inputs of a region detector, by the recipe it was trained with."""
+"""Images (and, for VCR, boxes, polygons and classes) -> inputs of a region detector, by the recipe it was trained with."""
 
 import math
 import operator
@@ -15,10 +15,10 @@ from transformers.processing_utils import ImagesKwargs
 
 from .configuration_region_detector import RegionDetectorConfig
 from .detection_ops import polygon_mask, resize_by_factor
-from .image_processing_visualbert import VisualBertImageProcessor, load_picture
+from .image_processing_visualbert import VisualBertImageProcessor, load_image
 
 RECIPES = ("interpolate", "factor", "fit")
-_MIN_SIDE = 8  # of a resized picture: very long and thin ones would vanish
+_MIN_SIDE = 8  # of a resized image: very long and thin ones would vanish
 
 
 class RegionDetectorImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
@@ -34,7 +34,7 @@ class RegionDetectorImagesKwargs(ImagesKwargs, total=False):  # type: ignore[cal
 
 class RegionDetectorImageProcessor(VisualBertImageProcessor):
     r"""
-    Prepares pictures as the published detectors were given them. `recipe` is one of:
+    Prepares images as the published detectors were given them. `recipe` is one of:
 
     * `"interpolate"` (bottom-up attention): float bilinear resize without antialiasing so that the shorter side is
       `size["shortest_edge"]` but the longer at most `size["longest_edge"]`, then mean and deviation, BGR in 0..255.
@@ -44,7 +44,7 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
       with `random_place`, for training), RGB in 0..1, then mean and deviation.
 
     Returns a `BatchFeature` with `pixel_values` of shape `(batch_size, 3, height, width)`; `image_sizes` of shape
-    `(batch_size, 2)`, original height and width; `picture_windows` of shape `(batch_size, 4)`, where the picture is in
+    `(batch_size, 2)`, original height and width; `picture_windows` of shape `(batch_size, 4)`, where the image is in
     `pixel_values` (x1, y1, x2, y2, to a fraction of a pixel); and, only if there is padding, `pixel_mask`. With `boxes`
     also `boxes_unit` and `boxes_mask`, and for VCR `object_classes` and `object_masks`, the whole image first.
     """
@@ -94,16 +94,16 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
     ) -> BatchFeature:
         """
         Args:
-            images: One picture or a list of pictures, see [`load_picture`].
+            images: One image or a list of images, see [`load_image`].
             return_tensors: `"pt"`.
-            boxes: Boxes to describe, x1, y1, x2, y2 in pixels, [R, 4] for each picture.
+            boxes: Boxes to describe, x1, y1, x2, y2 in pixels, [R, 4] for each image.
             classes: VCR: the class of each box, by number or name.
             polygons: VCR: for each box a list of polygons, each a list of (x, y) in pixels; without them an object fills
                 its box.
             kwargs: Fields of this processor to override.
 
         Raises:
-            ValueError: A picture cannot be used, or boxes, classes and polygons do not fit one another.
+            ValueError: An image cannot be used, or boxes, classes and polygons do not fit one another.
         """
         if kwargs:
             return type(self)(**{**self.to_dict(), **kwargs}).preprocess(
@@ -115,10 +115,10 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
         sources = [images] if single else list(images)
         if not sources:
             raise ValueError("no images; expected at least one")
-        pictures = [load_picture(source) for source in sources]
-        prepared = [self._prepare(picture) for picture in pictures]
+        loaded = [load_image(source) for source in sources]
+        prepared = [self._prepare(image) for image in loaded]
         data = self._pad([pixels for pixels, _ in prepared], [window for _, window in prepared])
-        data["image_sizes"] = torch.tensor([(picture.height, picture.width) for picture in pictures])
+        data["image_sizes"] = torch.tensor([(image.height, image.width) for image in loaded])
         if boxes is not None:
             given = [[value] if single and value is not None else value for value in (boxes, classes, polygons)]
             data |= self.encode_objects(data["image_sizes"].tolist(), *given)
@@ -126,11 +126,11 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
             raise ValueError("classes or polygons without boxes; expected `boxes`, those of the objects")
         return BatchFeature(data)
 
-    def _prepare(self, picture: Image.Image) -> tuple[torch.Tensor, tuple[float, ...]]:
-        """Normalised pixels [3, H, W] of one picture and its window."""
+    def _prepare(self, image: Image.Image) -> tuple[torch.Tensor, tuple[float, ...]]:
+        """Normalised pixels [3, H, W] of one image and its window."""
         if self.recipe == "fit":
-            return self._fit(picture)
-        pixels_HWC = np.asarray(picture, dtype=np.float32)
+            return self._fit(image)
+        pixels_HWC = np.asarray(image, dtype=np.float32)
         if self.channel_order == "BGR":
             pixels_HWC = pixels_HWC[..., ::-1]
         return self._interpolate(pixels_HWC) if self.recipe == "interpolate" else self._by_factor(pixels_HWC)
@@ -154,11 +154,11 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
         resized = torch.from_numpy(resize_by_factor(centred, factor)).permute(2, 0, 1)
         return resized / self._column(self.image_std), (0.0, 0.0, width * factor, height * factor)
 
-    def _fit(self, picture: Image.Image) -> tuple[torch.Tensor, tuple[float, ...]]:
+    def _fit(self, image: Image.Image) -> tuple[torch.Tensor, tuple[float, ...]]:
         height, width = self.size["height"], self.size["width"]
-        scale = min(width / picture.width, height / picture.height)
-        side_w, side_h = (max(1, round(side * scale)) for side in picture.size)
-        resized = picture if scale == 1.0 else picture.resize((side_w, side_h), Image.Resampling.BILINEAR)
+        scale = min(width / image.width, height / image.height)
+        side_w, side_h = (max(1, round(side * scale)) for side in image.size)
+        resized = image if scale == 1.0 else image.resize((side_w, side_h), Image.Resampling.BILINEAR)
         left, top = (width - side_w) // 2, (height - side_h) // 2
         if self.random_place:
             left, top = (int(torch.randint(room + 1, ())) for room in (width - side_w, height - side_h))
@@ -169,28 +169,28 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
             pixels_HWC = pixels_HWC[..., ::-1].copy()
         pixels_CHW = torch.from_numpy(pixels_HWC).permute(2, 0, 1).float() / 255
         normalised = (pixels_CHW - self._column(self.image_mean)) / self._column(self.image_std)
-        return normalised, (left, top, left + picture.width * scale, top + picture.height * scale)
+        return normalised, (left, top, left + image.width * scale, top + image.height * scale)
 
     @staticmethod
     def _column(numbers: Sequence[float]) -> torch.Tensor:
         return torch.tensor(numbers, dtype=torch.float32)[:, None, None]
 
     def _pad(self, pixels: list[torch.Tensor], windows: list[tuple[float, ...]]) -> dict[str, torch.Tensor]:
-        """Zeros on the right and below, up to the largest picture and a multiple of `pad_to_multiple`."""
+        """Zeros on the right and below, up to the largest image and a multiple of `pad_to_multiple`."""
         multiple = self.pad_to_multiple
         height, width = (
             math.ceil(max(side) / multiple) * multiple
-            for side in zip(*(picture.shape[1:] for picture in pixels), strict=True)
+            for side in zip(*(image.shape[1:] for image in pixels), strict=True)
         )
         values = pixels[0].new_zeros(len(pixels), 3, height, width)
         mask = torch.zeros(len(pixels), height, width, dtype=torch.long)
-        for row, (picture, window) in enumerate(zip(pixels, windows, strict=True)):
-            values[row, :, : picture.shape[1], : picture.shape[2]] = picture
+        for row, (image, window) in enumerate(zip(pixels, windows, strict=True)):
+            values[row, :, : image.shape[1], : image.shape[2]] = image
             if self.recipe == "fit":  # the padding is inside
                 x1, y1, x2, y2 = (round(side) for side in window)
                 mask[row, y1:y2, x1:x2] = 1
             else:
-                mask[row, : picture.shape[1], : picture.shape[2]] = 1
+                mask[row, : image.shape[1], : image.shape[2]] = 1
         data = {"pixel_values": values, "picture_windows": torch.tensor(windows, dtype=torch.float32)}
         return data if mask.all() else {**data, "pixel_mask": mask}
 
@@ -201,17 +201,15 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
         classes: Sequence | None = None,
         polygons: Sequence | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Given boxes in units of their pictures, whose (height, width) are `image_sizes`: `boxes_unit` and `boxes_mask`.
+        """Given boxes in units of their images, whose (height, width) are `image_sizes`: `boxes_unit` and `boxes_mask`.
 
-        VCR puts the whole picture in front, and has `object_classes` and `object_masks`. Arguments are lists with an item
-        for each picture; see [`RegionDetectorImageProcessor.preprocess`].
+        VCR puts the whole image in front, and has `object_classes` and `object_masks`. Arguments are lists with an item
+        for each image; see [`RegionDetectorImageProcessor.preprocess`].
         """
         vcr = self.recipe == "fit"
         for name, values in (("boxes", boxes), ("classes", classes), ("polygons", polygons)):
             if values is not None and len(values) != len(image_sizes):
-                raise ValueError(
-                    f"{name} for {len(values)} pictures, but {len(image_sizes)} pictures; expected as many"
-                )
+                raise ValueError(f"{name} for {len(values)} images, but {len(image_sizes)} images; expected as many")
         units, masks, ids = [], [], []
         for i, (height, width) in enumerate(image_sizes):
             corners = np.asarray(boxes[i], dtype=np.float64)
@@ -248,7 +246,7 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
         return numbers
 
     def _object_masks(self, corners: np.ndarray, polygons: Sequence | None, i: int) -> torch.Tensor:
-        """[1 + objects, mask_size, mask_size], the first that of the whole picture."""
+        """[1 + objects, mask_size, mask_size], the first that of the whole image."""
         size = self.mask_size
         if polygons is not None and len(polygons) != len(corners):
             raise ValueError(f"polygons {i}: of {len(polygons)} objects for {len(corners)} boxes; expected as many")

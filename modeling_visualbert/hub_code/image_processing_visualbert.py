@@ -1,4 +1,4 @@
-"""Pictures -> `pixel_values`: loads what users have (paths, PIL images, arrays), refuses what would be read wrongly."""
+"""Images -> `pixel_values`: loads what users have (paths, PIL images, arrays), refuses what would be read wrongly."""
 
 from pathlib import Path
 from typing import Any
@@ -16,25 +16,25 @@ _MODES = ("RGB", "RGBA", "L", "LA", "P", "1")
 ImageSource = Any  # str | Path | PIL.Image.Image | numpy.ndarray | torch.Tensor
 
 
-def load_picture(source: ImageSource, name: str | None = None) -> Image.Image:
+def load_image(source: ImageSource, name: str | None = None) -> Image.Image:
     """
-    Load one picture as 8-bit RGB, upright (EXIF orientation applied), transparency shown on white.
+    Load one image as 8-bit RGB, upright (EXIF orientation applied), transparency shown on white.
 
     Args:
         source: A path, a PIL image, or an array or tensor: uint8, or float in 0..1; (height, width), (height, width, 3)
             or (3, height, width).
-        name: What to call the picture in an error; defaults to its path.
+        name: What to call the image in an error; defaults to its path.
 
     Raises:
         FileNotFoundError: The path does not exist.
         TypeError: `source` is of no supported type.
-        ValueError: The file is no image or is truncated; the picture is animated, 16-bit, CMYK or of another mode that
+        ValueError: The file is no image or is truncated; the image is animated, 16-bit, CMYK or of another mode that
             has no agreed way to RGB, smaller than 8 pixels, or has more than 89 megapixels.
     """
     if isinstance(source, (str, Path)):
         name = name or str(source)
         if str(source).startswith(("http://", "https://")):
-            raise ValueError(f"{name}: pictures are not downloaded; expected a path, a PIL image or an array")
+            raise ValueError(f"{name}: images are not downloaded; expected a path, a PIL image or an array")
         if not Path(source).is_file():
             raise FileNotFoundError(f"{name}: no such image file")
         try:
@@ -60,9 +60,9 @@ def _checked_rgb(image: Image.Image, name: str) -> Image.Image:
         raise ValueError(f"{name}: {width} x {height} pixels; expected at most {MAX_PIXELS:,} (decompression bomb?)")
     if min(width, height) < MIN_SIDE:
         raise ValueError(f"{name}: {width} x {height} pixels; expected at least {MIN_SIDE} on each side")
-    # An MPO file is a phone's JPEG with a preview or depth map behind the picture.
+    # An MPO file is a phone's JPEG with a preview or depth map behind the image.
     if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
-        raise ValueError(f"{name}: animated, {frames} frames; expected a still picture (pick one frame)")
+        raise ValueError(f"{name}: animated, {frames} frames; expected a still image (pick one frame)")
     if image.mode not in _MODES:
         kind = "16-bit or 32-bit" if image.mode.startswith(("I", "F")) else image.mode
         raise ValueError(
@@ -99,13 +99,13 @@ def _image_from_array(array: np.ndarray, name: str) -> Image.Image:
 
 class VisualBertImageProcessor(PilBackend):
     r"""
-    Resizes, scales and pads pictures for a region encoder.
+    Resizes, scales and pads images for a region encoder.
 
     The defaults are those of the detector that ships with the package. `size` takes the forms of `transformers`
     (`{"height", "width"}`, or `{"shortest_edge", "longest_edge"}` to keep the aspect ratio).
 
     Returns a `BatchFeature` with `pixel_values` of shape `(batch_size, 3, height, width)`, `image_sizes` of shape
-    `(batch_size, 2)`, the original height and width in pixels, and, only if pictures had to be padded to the largest,
+    `(batch_size, 2)`, the original height and width in pixels, and, only if images had to be padded to the largest,
     `pixel_mask` of shape `(batch_size, height, width)`.
     """
 
@@ -114,7 +114,7 @@ class VisualBertImageProcessor(PilBackend):
     size = {"height": 128, "width": 160}
     resample = Image.Resampling.BILINEAR
     default_to_square = False
-    do_convert_rgb = False  # `load_picture` did
+    do_convert_rgb = False  # `load_image` did
     do_rescale = True
     rescale_factor = 1 / 255
     do_normalize = True
@@ -125,7 +125,7 @@ class VisualBertImageProcessor(PilBackend):
 
     @classmethod
     def from_detector(cls, pretrained_model_name_or_path, **kwargs) -> "VisualBertImageProcessor":
-        """The image processor that treats pictures as a detector of `transformers` was trained with.
+        """The image processor that treats images as a detector of `transformers` was trained with.
 
         Args:
             pretrained_model_name_or_path: The detector's checkpoint, by Hub name or folder.
@@ -145,17 +145,17 @@ class VisualBertImageProcessor(PilBackend):
         return cls(**{**{name: fields[name] for name in shared if name in fields}, **kwargs})
 
     def preprocess(self, images, return_tensors="pt", **kwargs) -> BatchFeature:
-        """`images`: one picture or a list of pictures, see [`load_picture`]; keyword arguments override the fields."""
+        """`images`: one image or a list of images, see [`load_image`]; keyword arguments override the fields."""
         sources = images if isinstance(images, (list, tuple)) else [images]
         if not sources:
             raise ValueError("no images; expected at least one")
         if len(sources) == 1:
-            pictures = [load_picture(sources[0])]
+            loaded = [load_image(sources[0])]
         else:
             names = [str(s) if isinstance(s, (str, Path)) else f"image {i}" for i, s in enumerate(sources)]
-            pictures = [load_picture(source, name) for source, name in zip(sources, names, strict=True)]
-        batch = super().preprocess(pictures, return_tensors=return_tensors, **kwargs)
-        sizes = np.asarray([(picture.height, picture.width) for picture in pictures])
+            loaded = [load_image(source, name) for source, name in zip(sources, names, strict=True)]
+        batch = super().preprocess(loaded, return_tensors=return_tensors, **kwargs)
+        sizes = np.asarray([(image.height, image.width) for image in loaded])
         batch["image_sizes"] = torch.from_numpy(sizes) if return_tensors == "pt" else sizes
         return batch
 
@@ -164,9 +164,9 @@ class VisualBertImageProcessor(PilBackend):
         data = {"pixel_values": batch["pixel_values"]}
         if len({image.shape for image in data["pixel_values"]}) > 1:
             if not do_pad:
-                raise ValueError("pictures of different sizes in one batch with do_pad=False; expected equal sizes")
+                raise ValueError("images of different sizes in one batch with do_pad=False; expected equal sizes")
             data["pixel_values"], data["pixel_mask"] = self.pad(data["pixel_values"], return_mask=True)
         return BatchFeature(data=data, tensor_type=return_tensors)
 
 
-__all__ = ["MAX_PIXELS", "MIN_SIDE", "VisualBertImageProcessor", "load_picture"]
+__all__ = ["MAX_PIXELS", "MIN_SIDE", "VisualBertImageProcessor", "load_image"]

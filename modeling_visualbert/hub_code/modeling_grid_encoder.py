@@ -1,4 +1,4 @@
-"""Cells of a picture as regions, through any image backbone of `transformers`: pixels -> features and boxes.
+"""Cells of an image as regions, through any image backbone of `transformers`: pixels -> features and boxes.
 
 Letters: B batch, C channels of the backbone, H and W rows and columns of its map, R regions, V region feature.
 """
@@ -16,7 +16,7 @@ from .regions_visualbert import box_geometry
 
 class GridRegionEncoder(StandardisedRegionEncoder):
     """
-    The picture cut into `config.grid_rows` x `config.grid_columns` cells, row by row; a cell's feature is the mean of the
+    The image cut into `config.grid_rows` x `config.grid_columns` cells, row by row; a cell's feature is the mean of the
     backbone's map over it, optionally with the cell's geometry. Given boxes are described in the same way.
 
     It needs no detector and no boxes, so it can be trained end to end with the text model, from questions and answers alone.
@@ -70,11 +70,11 @@ class GridRegionEncoder(StandardisedRegionEncoder):
         """
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`):
-                Pictures, as the checkpoint's image processor makes them.
+                Images, as the checkpoint's image processor makes them.
             pixel_mask (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
-                1 for a pixel of the picture, 0 for padding, which lies to the right and below.
+                1 for a pixel of the image, 0 for padding, which lies to the right and below.
             boxes_unit (`torch.FloatTensor` of shape `(batch_size, regions, 4)`, *optional*):
-                Boxes to describe instead of the cells; corners in units of the picture (0..1).
+                Boxes to describe instead of the cells; corners in units of the image (0..1).
             boxes_mask (`torch.LongTensor` of shape `(batch_size, regions)`, *optional*):
                 1 for a given box, 0 for padding.
         """
@@ -114,7 +114,7 @@ class GridRegionEncoder(StandardisedRegionEncoder):
         return patches_BPC.transpose(1, 2).unflatten(2, (rows, columns))
 
     def _cells(self, like: torch.Tensor) -> torch.Tensor:
-        """[R, 4] corners of the cells in units of the picture."""
+        """[R, 4] corners of the cells in units of the image."""
         rows, columns = self.config.grid_rows, self.config.grid_columns
         top_R, left_R = torch.meshgrid(
             torch.arange(rows, device=like.device, dtype=like.dtype) / rows,
@@ -144,7 +144,7 @@ def _overlap(low_BR: torch.Tensor, high_BR: torch.Tensor, count: int) -> torch.T
 
 
 def _filled_part(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> torch.Tensor:
-    """[B, 1, 4]: which part of the padded width and height the picture takes, to be multiplied with boxes."""
+    """[B, 1, 4]: which part of the padded width and height the image takes, to be multiplied with boxes."""
     if pixel_mask is None:
         return pixel_values.new_ones(1, 1, 4)
     width_B = pixel_mask[:, 0].to(pixel_values.dtype).mean(dim=-1)

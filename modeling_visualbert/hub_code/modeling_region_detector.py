@@ -3,9 +3,9 @@
 Four published detectors are configurations of it (`RegionDetectorConfig`). The file reads in the order in which it runs:
 backbone, pyramid, proposals, the three heads, the detector. Numbers agree with the original code bases, stage by stage,
 see `tests/test_region_detector_golden.py`. Boxes are corners in pixels of the network's input unless a name says
-otherwise; a RoI is a box with the index of its picture in front.
+otherwise; a RoI is a box with the index of its image in front.
 
-Letters: B pictures, C channels, H, W cells, N proposals or RoIs, K classes, R regions kept, V region feature, A anchors.
+Letters: B images, C channels, H, W cells, N proposals or RoIs, K classes, R regions kept, V region feature, A anchors.
 """
 
 from collections.abc import Iterator, Sequence
@@ -213,7 +213,7 @@ class ProposalNetwork(nn.Module):
     def propose(
         self, maps: Sequence[torch.Tensor], limits_hw: Sequence[Sequence[float]]
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Proposals [N, 4] of each picture with their objectness [N], best first; boxes end at `limits_hw`."""
+        """Proposals [N, 4] of each image with their objectness [N], best first; boxes end at `limits_hw`."""
         levels = []
         for level, map_BCHW in enumerate(maps):
             logits_BAHW, deltas_BXHW = self(map_BCHW)
@@ -223,10 +223,10 @@ class ProposalNetwork(nn.Module):
     def best_of_levels(
         self, levels: Sequence[Sequence[tuple[torch.Tensor, torch.Tensor]]]
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """For each picture the best proposals of all maps, by falling objectness."""
+        """For each image the best proposals of all maps, by falling objectness."""
         found = []
-        for picture in zip(*levels, strict=True):
-            boxes_N4, scores_N = (torch.cat(parts) for parts in zip(*picture, strict=True))
+        for image in zip(*levels, strict=True):
+            boxes_N4, scores_N = (torch.cat(parts) for parts in zip(*image, strict=True))
             best_N = scores_N.argsort(descending=True, stable=True)[: self.config.rpn_total]
             found.append((boxes_N4[best_N], scores_N[best_N]))
         return found
@@ -235,7 +235,7 @@ class ProposalNetwork(nn.Module):
     def level_proposals(
         self, level: int, logits_BAHW: torch.Tensor, deltas_BXHW: torch.Tensor, limits_hw: Sequence[Sequence[float]]
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Proposals of one map, for each picture."""
+        """Proposals of one map, for each image."""
         config, legacy = self.config, self.config.legacy_boxes
         anchors_N4 = self.anchors(level, logits_BAHW)
         scores_BN = logits_BAHW.permute(0, 2, 3, 1).flatten(1).float()
@@ -363,7 +363,7 @@ class RegionDetector(RegionEncoder):
 
     Example:
         detector = RegionDetector.from_pretrained(folder).eval()
-        detector.detect("picture.jpg")["classes"]
+        detector.detect("image.jpg")["classes"]
     """
 
     config_class = RegionDetectorConfig
@@ -433,18 +433,18 @@ class RegionDetector(RegionEncoder):
         """
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`):
-                Pictures, as the checkpoint's [`RegionDetectorImageProcessor`] makes them.
+                Images, as the checkpoint's [`RegionDetectorImageProcessor`] makes them.
             pixel_mask (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
-                1 for a pixel of the picture, 0 for padding.
+                1 for a pixel of the image, 0 for padding.
             boxes_unit (`torch.FloatTensor` of shape `(batch_size, regions, 4)`, *optional*):
-                Boxes to describe instead of those that would be found; corners in units of the picture (0..1). The
+                Boxes to describe instead of those that would be found; corners in units of the image (0..1). The
                 detector of VCR needs them.
             boxes_mask (`torch.LongTensor` of shape `(batch_size, regions)`, *optional*):
                 1 for a given box, 0 for padding.
             image_sizes (`torch.LongTensor` of shape `(batch_size, 2)`, *optional*):
                 Original height and width: the pyramid detectors compare their regions in pixels of the original.
             picture_windows (`torch.FloatTensor` of shape `(batch_size, 4)`, *optional*):
-                Where the picture is in `pixel_values`: x1, y1, x2, y2, to a fraction of a pixel. Guessed from
+                Where the image is in `pixel_values`: x1, y1, x2, y2, to a fraction of a pixel. Guessed from
                 `pixel_mask` when not given, which may move boxes by half a pixel.
             object_masks (`torch.FloatTensor` of shape `(batch_size, regions, mask_size, mask_size)`, *optional*):
                 VCR: which part of its box an object fills; all of it when not given.
@@ -468,14 +468,14 @@ class RegionDetector(RegionEncoder):
         described = self.head(maps, _rois(proposals))
         scales_B2 = _scales(windows_B4, image_sizes)
         limits_hw = _true_sizes(pixel_values, pixel_mask)
-        pictures, start = [], 0
+        images, start = [], 0
         for row, boxes_N4 in enumerate(proposals):
             mine = slice(start, start := start + len(boxes_N4))
             part = Described(*(None if value is None else value[mine] for value in vars(described).values()))  # type: ignore[arg-type]
-            picture = self.select(part, boxes_N4, limits_hw[row], scales_B2[row])
-            picture["boxes_unit"] = _to_unit(picture["boxes_unit"], windows_B4[row])
-            pictures.append(picture)
-        return _batch(pictures)
+            image = self.select(part, boxes_N4, limits_hw[row], scales_B2[row])
+            image["boxes_unit"] = _to_unit(image["boxes_unit"], windows_B4[row])
+            images.append(image)
+        return _batch(images)
 
     # ---------------------------------------------------------------------------------------------------- stages
 
@@ -495,14 +495,14 @@ class RegionDetector(RegionEncoder):
     def propose(
         self, maps: Sequence[torch.Tensor], pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Boxes [N, 4] and objectness [N] of each picture.
+        """Boxes [N, 4] and objectness [N] of each image.
 
         The pyramid detectors let proposals reach into the padding, of the whole batch too, as the original does: what they
-        find depends a little on the other pictures.
+        find depends a little on the other images.
         """
         if self.rpn is None:
             raise ValueError(
-                "this detector finds no boxes; expected `boxes_unit`, the whole picture and its objects, "
+                "this detector finds no boxes; expected `boxes_unit`, the whole image and its objects, "
                 "and `object_classes`"
             )
         if self.config.legacy_boxes:
@@ -514,12 +514,12 @@ class RegionDetector(RegionEncoder):
     def select(
         self, described: Described, proposals_N4: torch.Tensor, limit_hw: Sequence[float], scale_2: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """The regions of one picture to return, out of its N proposals.
+        """The regions of one image to return, out of its N proposals.
 
         Args:
             described: What the head says of them.
             proposals_N4: Their boxes.
-            limit_hw: Size of the picture in `pixel_values`.
+            limit_hw: Size of the image in `pixel_values`.
             scale_2: How many of its pixels there are for one of the original, across and down.
         """
         if self.config.head == "c4":
@@ -662,43 +662,43 @@ class RegionDetector(RegionEncoder):
     @torch.no_grad()
     def detect(self, image: Any, image_processor: Any = None, **objects: Any) -> dict[str, Any] | list[dict[str, Any]]:
         """
-        Find the regions of a picture, with names.
+        Find the regions of an image, with names.
 
         Args:
-            image: What the image processor takes; a list of pictures gives a list.
+            image: What the image processor takes; a list of images gives a list.
             image_processor: The detector's [`RegionDetectorImageProcessor`]; by default the one beside the checkpoint that
                 was loaded, or, for a detector that was made of a configuration, that of the published detector of its kind.
             objects: What the VCR detector is given: `boxes`, `classes`, `polygons`.
 
         Returns:
-            `boxes` [R, 4] in pixels of the original picture (pyramid detectors: maybe a little beyond its border),
+            `boxes` [R, 4] in pixels of the original image (pyramid detectors: maybe a little beyond its border),
             `scores` [R], `class_ids` [R], `classes` (names), `visual_embeds` [R, V], `image_size`; for detectors with
             attributes `attribute_ids`, `attribute_scores` and `attributes` (names).
 
         Raises:
-            ValueError: There is no image processor beside the checkpoint; or the picture cannot be used.
+            ValueError: There is no image processor beside the checkpoint; or the image cannot be used.
         """
         image_processor = self._own_image_processor() if image_processor is None else image_processor
         training = self.training
         inputs = image_processor(image, return_tensors="pt", **objects).to(self.device)
         found = self.eval()(**inputs)
         self.train(training)
-        pictures = []
+        found_in_images = []
         for row, size in enumerate(inputs["image_sizes"].tolist()):
             keep = found["visual_attention_mask"][row].bool()
-            picture: dict[str, Any] = {name: value[row][keep] for name, value in found.items() if value.dim() > 1}
-            del picture["visual_attention_mask"]
-            picture["boxes"] = picture.pop("boxes_unit") * torch.tensor([size[1], size[0]] * 2, device=self.device)
-            picture["image_size"] = torch.tensor(size)
+            regions: dict[str, Any] = {name: value[row][keep] for name, value in found.items() if value.dim() > 1}
+            del regions["visual_attention_mask"]
+            regions["boxes"] = regions.pop("boxes_unit") * torch.tensor([size[1], size[0]] * 2, device=self.device)
+            regions["image_size"] = torch.tensor(size)
             names = self.config.id2label
-            picture["classes"] = [names[i] for i in picture["class_ids"].tolist()]
-            if "attribute_ids" in picture:
+            regions["classes"] = [names[i] for i in regions["class_ids"].tolist()]
+            if "attribute_ids" in regions:
                 attributes = self.config.attribute_names
-                picture["attributes"] = [
-                    f"ATTRIBUTE_{i}" if attributes is None else attributes[i] for i in picture["attribute_ids"].tolist()
+                regions["attributes"] = [
+                    f"ATTRIBUTE_{i}" if attributes is None else attributes[i] for i in regions["attribute_ids"].tolist()
                 ]
-            pictures.append(picture)
-        return pictures if isinstance(image, (list, tuple)) else pictures[0]
+            found_in_images.append(regions)
+        return found_in_images if isinstance(image, (list, tuple)) else found_in_images[0]
 
     def _own_image_processor(self) -> RegionDetectorImageProcessor:
         checkpoint = self.name_or_path
@@ -708,27 +708,27 @@ class RegionDetector(RegionEncoder):
             return RegionDetectorImageProcessor.from_pretrained(checkpoint)
         except OSError as error:
             raise ValueError(
-                f"{checkpoint}: no preprocessor_config.json beside this detector, which says how it wants pictures; expected "
+                f"{checkpoint}: no preprocessor_config.json beside this detector, which says how it wants images; expected "
                 "one, or `image_processor`, such as RegionDetectorImageProcessor.for_config(detector.config)"
             ) from error
 
 
 def _rois(boxes: Sequence[torch.Tensor]) -> torch.Tensor:
-    """[N, 5] RoIs of all pictures, in order."""
+    """[N, 5] RoIs of all images, in order."""
     rows = [torch.cat((torch.full_like(some[:, :1], i), some), dim=1) for i, some in enumerate(boxes)]
     return torch.cat(rows)
 
 
-def _batch(pictures: Sequence[dict[str, torch.Tensor]]) -> RegionEncoderOutput:
-    """Regions of B pictures, padded with zeros to the longest."""
-    padded = {key: pad_sequence([picture[key] for picture in pictures], batch_first=True) for key in pictures[0]}
-    counts_B1 = torch.tensor([[len(picture["scores"])] for picture in pictures], device=padded["scores"].device)
+def _batch(images: Sequence[dict[str, torch.Tensor]]) -> RegionEncoderOutput:
+    """Regions of B images, padded with zeros to the longest."""
+    padded = {key: pad_sequence([image[key] for image in images], batch_first=True) for key in images[0]}
+    counts_B1 = torch.tensor([[len(image["scores"])] for image in images], device=padded["scores"].device)
     places_R = torch.arange(padded["scores"].shape[1], device=counts_B1.device)
     return RegionEncoderOutput(**padded, visual_attention_mask=(places_R < counts_B1).long())
 
 
 def _true_sizes(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> list[tuple[int, ...]]:
-    """(height, width) of each picture without padding."""
+    """(height, width) of each image without padding."""
     if pixel_mask is None:
         return [tuple(pixel_values.shape[2:])] * len(pixel_values)
     heights, widths = pixel_mask.amax(dim=2).sum(dim=1).tolist(), pixel_mask.amax(dim=1).sum(dim=1).tolist()
@@ -736,7 +736,7 @@ def _true_sizes(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> 
 
 
 def _windows(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> torch.Tensor:
-    """[B, 4] where the picture is, in whole pixels."""
+    """[B, 4] where the image is, in whole pixels."""
     if pixel_mask is None:
         height, width = pixel_values.shape[2:]
         return torch.tensor([[0.0, 0.0, width, height]], device=pixel_values.device).repeat(len(pixel_values), 1)
@@ -757,7 +757,7 @@ def _to_unit(boxes_R4: torch.Tensor, window_4: torch.Tensor) -> torch.Tensor:
 
 
 def _from_unit(boxes_BR4: torch.Tensor, windows_B4: torch.Tensor, mask_BR: torch.Tensor) -> torch.Tensor:
-    """[B, R, 4] boxes in pixels of the input. The whole picture is its window in whole pixels, as the originals have it."""
+    """[B, R, 4] boxes in pixels of the input. The whole image is its window in whole pixels, as the originals have it."""
     if boxes_BR4.shape[:2] != mask_BR.shape or boxes_BR4.shape[-1] != 4:
         raise ValueError(
             f"boxes_unit of shape {tuple(boxes_BR4.shape)} and boxes_mask of shape {tuple(mask_BR.shape)}; "

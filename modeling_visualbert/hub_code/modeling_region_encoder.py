@@ -15,13 +15,13 @@ from transformers.utils import ModelOutput
 from .configuration_region_encoder import NUM_GEOMETRY_FEATURES, QueryRegionEncoderConfig
 from .regions_visualbert import box_geometry, box_iou, center_to_corners, corners_to_center, suppress_overlaps
 
-_WHOLE_PICTURE = 0.99  # a given box of at least this area is the whole picture
+_WHOLE_IMAGE = 0.99  # a given box of at least this area is the whole image
 
 
 @dataclass
 class RegionEncoderOutput(ModelOutput):
     """
-    Regions of a batch of pictures, most confident first, in the form every region encoder returns.
+    Regions of a batch of images, most confident first, in the form every region encoder returns.
 
     Args:
         visual_embeds (`torch.FloatTensor` of shape `(batch_size, regions, region_dim)`):
@@ -128,9 +128,7 @@ class StandardisedRegionEncoder(RegionEncoder):
             total += rows.sum(dim=0)
             squares += rows.square().sum(dim=0)
         if not count:
-            raise ValueError(
-                "no region scored above `score_threshold` in the pictures given; train the detector longer"
-            )
+            raise ValueError("no region scored above `score_threshold` in the images given; train the detector longer")
         mean = total / count
         self.feature_mean.copy_(mean)
         std = (squares / count - mean.square()).clamp(min=1e-8).sqrt()
@@ -171,12 +169,12 @@ class QueryRegionEncoder(StandardisedRegionEncoder):
         """
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`):
-                Pictures, as the checkpoint's image processor makes them.
+                Images, as the checkpoint's image processor makes them.
             pixel_mask (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
-                1 for a pixel of the picture, 0 for padding.
+                1 for a pixel of the image, 0 for padding.
             boxes_unit (`torch.FloatTensor` of shape `(batch_size, regions, 4)`, *optional*):
-                Boxes to describe instead of those that would be found; corners in units of the picture (0..1). A box gets
-                the query that overlaps it most (IoU times score); the box of the whole picture, and one that overlaps no
+                Boxes to describe instead of those that would be found; corners in units of the image (0..1). A box gets
+                the query that overlaps it most (IoU times score); the box of the whole image, and one that overlaps no
                 query, get the mean of all found regions.
             boxes_mask (`torch.LongTensor` of shape `(batch_size, regions)`, *optional*):
                 1 for a given box, 0 for padding.
@@ -216,7 +214,7 @@ class QueryRegionEncoder(StandardisedRegionEncoder):
         features_BRV = self.standardise(_take(found["features"], best_BR))
         kept_BN1 = regions["visual_attention_mask"][..., None].to(features_BRV.dtype)
         mean_BV = (regions["visual_embeds"] * kept_BN1).sum(dim=1) / kept_BN1.sum(dim=1).clamp(min=1)
-        is_whole_BR = corners_to_center(boxes_BR4)[..., 2:].prod(dim=-1) >= _WHOLE_PICTURE
+        is_whole_BR = corners_to_center(boxes_BR4)[..., 2:].prod(dim=-1) >= _WHOLE_IMAGE
         features_BRV = torch.where((is_whole_BR | (overlaps_BR == 0))[..., None], mean_BV[:, None], features_BRV)
         if self.config.geometry_features:  # that of the box itself, not of the query
             geometry = slice(-NUM_GEOMETRY_FEATURES, None)

@@ -97,7 +97,7 @@ class VisualBertEmbeddings(nn.Module):
         self, visual_embeds, visual_token_type_ids=None, image_text_alignment=None, batch_size: int | None = None
     ) -> torch.Tensor:
         """Projected feature + segment (0 when not given) + position, [B, R, D], before LayerNorm; each argument for every text of
-        the batch or for every picture, and then projected once for all texts about it."""
+        the batch or for every image, and then projected once for all texts about it."""
         batch_size = visual_embeds.shape[0] if batch_size is None else batch_size
         regions_BRD = _for_each_text(self.visual_projection(visual_embeds), batch_size)
         if visual_token_type_ids is None:
@@ -123,13 +123,11 @@ class VisualBertEmbeddings(nn.Module):
 
 
 def _for_each_text(tensor: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """[B, ...] from one row for each text, or from one for each picture: pictures serve equally many texts, one after another."""
-    num_pictures = tensor.shape[0]
-    if batch_size % num_pictures:
-        raise ValueError(
-            f"{num_pictures} pictures for {batch_size} texts; expected equally many texts about each picture"
-        )
-    return tensor[:, None].expand(-1, batch_size // num_pictures, *tensor.shape[1:]).flatten(0, 1)
+    """[B, ...] from one row for each text, or from one for each image: images serve equally many texts, one after another."""
+    num_images = tensor.shape[0]
+    if batch_size % num_images:
+        raise ValueError(f"{num_images} images for {batch_size} texts; expected equally many texts about each image")
+    return tensor[:, None].expand(-1, batch_size // num_images, *tensor.shape[1:]).flatten(0, 1)
 
 
 def eager_attention_forward(
@@ -365,7 +363,7 @@ class VisualBertPreTrainedModel(PreTrainedModel):
             )
 
     def get_image_features(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None, **kwargs):
-        """Regions of pictures, to encode once and ask many times; see [`VisualBertModel.get_image_features`]."""
+        """Regions of images, to encode once and ask many times; see [`VisualBertModel.get_image_features`]."""
         return self.visual_bert.get_image_features(pixel_values, pixel_mask, **kwargs)
 
     def attach_region_encoder(self, region_encoder: RegionEncoder) -> None:
@@ -498,15 +496,15 @@ class VisualBertModel(VisualBertPreTrainedModel):
         **kwargs,
     ) -> RegionEncoderOutput:
         """
-        Find the regions of pictures: encode once, ask many times.
+        Find the regions of images: encode once, ask many times.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, channels, height, width)`):
-                Pictures, as the checkpoint's image processor makes them.
+                Images, as the checkpoint's image processor makes them.
             pixel_mask (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
-                1 for a pixel of the picture, 0 for padding.
+                1 for a pixel of the image, 0 for padding.
             boxes_unit (`torch.FloatTensor` of shape `(batch_size, regions, 4)`, *optional*):
-                Boxes to describe instead of finding some; corners in units of the picture (0..1).
+                Boxes to describe instead of finding some; corners in units of the image (0..1).
             boxes_mask (`torch.LongTensor` of shape `(batch_size, regions)`, *optional*):
                 1 for a given box, 0 for padding.
             kwargs:
@@ -589,7 +587,7 @@ class VisualBertModel(VisualBertPreTrainedModel):
             inputs_embeds (`torch.Tensor` of shape `(batch_size, text_length, hidden_size)`, *optional*):
                 Word embeddings instead of `input_ids`.
             visual_embeds (`torch.Tensor` of shape `(batch_size, regions, visual_embedding_dim)`, *optional*):
-                Region features. Fewer pictures than texts serve equally many texts each, one after another (a batch size
+                Region features. Fewer images than texts serve equally many texts each, one after another (a batch size
                 of 1 serves all); the other arguments about regions likewise, each on its own. Without them (and
                 without pixels) the model is BERT.
             visual_attention_mask (`torch.Tensor` of shape `(batch_size, regions)`, *optional*):
@@ -600,13 +598,13 @@ class VisualBertModel(VisualBertPreTrainedModel):
                 Text positions of the words that name each region; -1 is padding. May be padded to more regions than there
                 are.
             pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`, *optional*):
-                Pictures instead of `visual_embeds`, for models with a region encoder. With one more dimension,
+                Images instead of `visual_embeds`, for models with a region encoder. With one more dimension,
                 `(batch_size, images, channels, height, width)`, the regions of all images of an example follow one
                 another with segments 0, 1, ...
             pixel_mask (`torch.LongTensor`, *optional*):
-                1 for a pixel of the picture, 0 for padding; shaped like `pixel_values` without channels.
+                1 for a pixel of the image, 0 for padding; shaped like `pixel_values` without channels.
             boxes_unit (`torch.FloatTensor` of shape `(batch_size, regions, 4)`, *optional*):
-                With `pixel_values`: boxes to describe instead of finding some, x1, y1, x2, y2 in units of the picture
+                With `pixel_values`: boxes to describe instead of finding some, x1, y1, x2, y2 in units of the image
                 (0..1); `boxes_mask`, or else `visual_attention_mask`, is then theirs.
             boxes_mask (`torch.LongTensor` of shape `(batch_size, regions)`, *optional*):
                 1 for a given box, 0 for padding.
@@ -964,9 +962,9 @@ class VisualBertForMultipleChoice(VisualBertPreTrainedModel):
                 The same holds for `visual_attention_mask`, `visual_token_type_ids` and `image_text_alignment`, each on
                 its own.
             pixel_values (`torch.Tensor` of shape `(batch_size, channels, height, width)`):
-                One picture per example.
+                One image per example.
             boxes_unit (`torch.FloatTensor` of shape `(batch_size, regions, 4)`, *optional*):
-                With `pixel_values`: the whole picture and its objects, in units of the picture (0..1).
+                With `pixel_values`: the whole image and its objects, in units of the image (0..1).
             boxes_mask (`torch.LongTensor` of shape `(batch_size, regions)`, *optional*):
                 1 for a given box, 0 for padding; `visual_attention_mask` when not given.
             labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):

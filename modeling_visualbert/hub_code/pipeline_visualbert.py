@@ -1,6 +1,6 @@
-"""Picture + text -> answers in one call: a pipeline for each of the five tasks.
+"""Image + text -> answers in one call: a pipeline for each of the five tasks.
 
-The arrows of each call: picture -> regions (once, whatever is asked about them) -> processor -> model -> plain dicts.
+The arrows of each call: image -> regions (once, whatever is asked about them) -> processor -> model -> plain dicts.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,15 +21,15 @@ from .regions_visualbert import check_regions, join_regions, pad_regions
 
 class VisualBertPipeline(Pipeline):
     """
-    What the pipelines share. A call is about one picture with one text or a list of texts, or it gets a dict with these
-    keys, or an iterable of such dicts, of which `batch_size` go through the model at once. In place of a picture stand
+    What the pipelines share. A call is about one image with one text or a list of texts, or it gets a dict with these
+    keys, or an iterable of such dicts, of which `batch_size` go through the model at once. In place of an image stand
     precomputed regions: a mapping with `visual_embeds` of shape `(regions, dim)` and what else [`VisualBertProcessor`] takes,
     or what `find_regions` returned. Results are plain dicts; those of a list of texts are a list. With `compile=True` when it
     is made, the model is compiled in place (see [`compile_model`]).
 
     Raises (when called):
         TypeError: An item is no dict, a key or argument is unknown, or a text is no string.
-        ValueError: Something is missing or empty, or the picture cannot be used.
+        ValueError: Something is missing or empty, or the image cannot be used.
     """
 
     _load_processor = True
@@ -39,7 +39,7 @@ class VisualBertPipeline(Pipeline):
 
     head = ""  # class of the models that it is for
     task_of_processor = ""
-    picture_key = "image"
+    image_key = "image"
     text_key = "question"
     keys: tuple[str, ...] = ("image", "question")  # of an item
     optional_keys: tuple[str, ...] = ()
@@ -48,7 +48,7 @@ class VisualBertPipeline(Pipeline):
         super().__init__(*args, **kwargs)
         found = type(self.model).__name__
         if found != self.head or not hasattr(self.model, "get_image_features"):
-            # `transformers` has classes of the same names that cannot read pictures.
+            # `transformers` has classes of the same names that cannot read images.
             raise ValueError(f"the model is {type(self.model).__module__}.{found}; expected this package's {self.head}")
         if self.processor is None or self.processor.task != self.task_of_processor:
             task = None if self.processor is None else self.processor.task
@@ -59,14 +59,14 @@ class VisualBertPipeline(Pipeline):
     @torch.inference_mode()
     def find_regions(self, image, **objects) -> dict[str, torch.Tensor]:
         """
-        The regions of one picture, to be passed in its place to any number of calls.
+        The regions of one image, to be passed in its place to any number of calls.
 
         Args:
             image: A path, PIL image or array.
             objects: Multiple choice: `objects`, `boxes` and `polygons` that the regions are to describe.
 
         Returns:
-            `visual_embeds` and, one for each region, `boxes` (x1, y1, x2, y2 in pixels of the picture), `scores`,
+            `visual_embeds` and, one for each region, `boxes` (x1, y1, x2, y2 in pixels of the image), `scores`,
             `class_ids` and what else the region encoder finds; `image_size` (height, width). On the CPU.
         """
         prepared = self._ensure_tensor_on_device(self._prepare({"image": image, **objects}, image), self.device)
@@ -82,7 +82,7 @@ class VisualBertPipeline(Pipeline):
         options = {**self._postprocess_params, **self._sanitize_parameters(**options)[2]}
         if any(rest[key] is not None for key in rest):
             given = {key: value for key, value in rest.items() if value is not None}
-            return self._answer([{self.picture_key: first, **given}], options)[0]
+            return self._answer([{self.image_key: first, **given}], options)[0]
         if isinstance(first, Mapping):
             return self._answer([first], options)[0]
         if first is None or isinstance(first, (str, Path, Image.Image, np.ndarray, torch.Tensor)):
@@ -104,7 +104,7 @@ class VisualBertPipeline(Pipeline):
         unknown = sorted(set(item) - {*self.keys, *self.optional_keys})
         for key in self.keys:
             if key not in item:
-                raise ValueError(f"no {'picture' if key == 'image' else key}; expected {self._expected()}")
+                raise ValueError(f"no {'image' if key == 'image' else key}; expected {self._expected()}")
         if unknown:
             raise TypeError(f"unknown key {unknown[0]!r}; expected {self._expected()}")
 
@@ -123,7 +123,7 @@ class VisualBertPipeline(Pipeline):
             "inputs": dict(self.processor(**arguments)),
             "arguments": arguments,
             "counts": counts,
-            "pictures": [[self._prepare(item, picture) for picture in self._pictures(item)] for item in items],
+            "pictures": [[self._prepare(item, image) for image in self._images(item)] for item in items],
         }
 
     def _text_arguments(self, item: Mapping[str, Any]) -> dict[str, list]:
@@ -131,24 +131,24 @@ class VisualBertPipeline(Pipeline):
         text = item[self.text_key]
         return {"text": [text] if isinstance(text, str) else _listed(text, self.text_key)}
 
-    def _pictures(self, item: Mapping[str, Any]) -> Sequence[Any]:
-        return [item[self.picture_key]]
+    def _images(self, item: Mapping[str, Any]) -> Sequence[Any]:
+        return [item[self.image_key]]
 
-    def _prepare(self, item: Mapping[str, Any], picture: Any) -> dict[str, Any]:
+    def _prepare(self, item: Mapping[str, Any], image: Any) -> dict[str, Any]:
         """Checked regions, or pixels and what the region encoder reads beside them."""
-        if isinstance(picture, Mapping):
-            return {"regions": check_regions(picture, self.processor.region_dim)}
-        return dict(self.processor.image_processor(images=[picture], return_tensors="pt"))
+        if isinstance(image, Mapping):
+            return {"regions": check_regions(image, self.processor.region_dim)}
+        return dict(self.processor.image_processor(images=[image], return_tensors="pt"))
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
-        pictures = model_inputs["pictures"]
-        found = iter(self._regions_of([picture for item in pictures for picture in item]))
-        regions = [[next(found) for _ in item] for item in pictures]
+        images = model_inputs["pictures"]
+        found = iter(self._regions_of([image for item in images for image in item]))
+        regions = [[next(found) for _ in item] for item in images]
         visual = pad_regions([self._joined(item) for item in regions])
         visual = self._ensure_tensor_on_device(visual, self.device)
         visual["visual_embeds"] = visual["visual_embeds"].to(self.model.dtype)
-        # Each picture is looked at once, whatever is asked about it; the regions of a single one serve all texts as they are.
-        if len(pictures) > 1:
+        # Each image is looked at once, whatever is asked about it; the regions of a single one serve all texts as they are.
+        if len(images) > 1:
             repeats = torch.tensor(model_inputs["counts"], device=self.device)
             visual = {name: value.repeat_interleave(repeats, dim=0) for name, value in visual.items()}
         inputs = {**model_inputs["inputs"], **visual}
@@ -163,22 +163,22 @@ class VisualBertPipeline(Pipeline):
         }
 
     def _joined(self, regions: Sequence[Mapping[str, torch.Tensor]]) -> Mapping[str, torch.Tensor]:
-        """The regions of an item's pictures as those of one."""
+        """The regions of an item's images as those of one."""
         return regions[0]
 
     def _aligned(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return inputs
 
-    def _regions_of(self, pictures: Sequence[dict[str, Any]]) -> list[dict[str, torch.Tensor]]:
-        """Regions of each picture. Not every detector ignores padding, so only pictures of one size are seen together."""
-        unseen = [picture for picture in pictures if "regions" not in picture]
-        shapes = {tuple((name, value.shape) for name, value in picture.items()) for picture in unseen}
-        batches = [unseen] if len(shapes) == 1 else [[picture] for picture in unseen]
+    def _regions_of(self, images: Sequence[dict[str, Any]]) -> list[dict[str, torch.Tensor]]:
+        """Regions of each image. Not every detector ignores padding, so only images of one size are seen together."""
+        unseen = [image for image in images if "regions" not in image]
+        shapes = {tuple((name, value.shape) for name, value in image.items()) for image in unseen}
+        batches = [unseen] if len(shapes) == 1 else [[image] for image in unseen]
         seen = iter([regions for batch in batches for regions in self._look(batch)])
-        return [picture["regions"] if "regions" in picture else next(seen) for picture in pictures]
+        return [image["regions"] if "regions" in image else next(seen) for image in images]
 
-    def _look(self, pictures: Sequence[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
-        pixels = {name: torch.cat([picture[name] for picture in pictures]) for name in pictures[0]}
+    def _look(self, images: Sequence[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
+        pixels = {name: torch.cat([image[name] for image in images]) for name in images[0]}
         pixels["pixel_values"] = pixels["pixel_values"].to(self.model.dtype)
         found = self.model.get_image_features(**pixels)
         return self.processor.post_process_regions(found, pixels["image_sizes"].tolist())
@@ -190,7 +190,7 @@ class VisualBertVQAPipeline(VisualBertPipeline):
 
     ```python
     >>> ask = pipeline("visual-question-answering", model="runs/vqa/best")
-    >>> ask(image="picture.png", question="How many red things are there?", top_k=2)
+    >>> ask(image="image.png", question="How many red things are there?", top_k=2)
     [{'answer': '2', 'score': 0.98}, {'answer': '1', 'score': 0.01}]
     ```
     """
@@ -210,7 +210,7 @@ class VisualBertVQAPipeline(VisualBertPipeline):
         Args:
             image: A path, PIL image, array or regions; or, without `question`, a dict with the keys `image` and `question`, or
                 an iterable of such dicts.
-            question: One question or a list of questions about the picture.
+            question: One question or a list of questions about the image.
             top_k: How many answers to each question; 5 when not given.
             batch_size: How many dicts of an iterable go through the model at once; 1 when not given.
             explain: Whether to say what the best answer rests on.
@@ -250,7 +250,7 @@ class VisualBertMultipleChoicePipeline(VisualBertPipeline):
 
     ```python
     >>> choose = pipeline("visual-multiple-choice", model="runs/vcr/answer/best")
-    >>> choose("picture.png", "What color is [0]?", ["[0] is red.", "[0] is blue."], objects=["star"], boxes=[[5, 9, 40, 44]])
+    >>> choose("image.png", "What color is [0]?", ["[0] is red.", "[0] is blue."], objects=["star"], boxes=[[5, 9, 40, 44]])
     [{'index': 1, 'text': '[0] is blue.', 'score': 0.99}, {'index': 0, 'text': '[0] is red.', 'score': 0.01}]
     ```
     """
@@ -273,12 +273,12 @@ class VisualBertMultipleChoicePipeline(VisualBertPipeline):
     ) -> list:
         """
         Args:
-            image: A path, PIL image, array or regions (that of the whole picture first, if the checkpoint has it, then those of
+            image: A path, PIL image, array or regions (that of the whole image first, if the checkpoint has it, then those of
                 the objects); or, without a question, a dict with the other arguments as keys, or an iterable of such dicts.
             question: One question or a list of questions; `[0]` or `[0,2]` in them stand for objects.
             choices: The choices of the question, with tags too; for a list of questions, a list of such lists.
-            objects: Class names of the objects of the picture.
-            boxes: Their boxes, x1, y1, x2, y2 in pixels of the picture. Not needed with regions.
+            objects: Class names of the objects of the image.
+            boxes: Their boxes, x1, y1, x2, y2 in pixels of the image. Not needed with regions.
             polygons: For each object the polygons that outline it, lists of (x, y) in pixels; read by the detector of the
                 published checkpoints only, and its box when not given.
             top_k: How many choices to return; all when not given.
@@ -297,10 +297,10 @@ class VisualBertMultipleChoicePipeline(VisualBertPipeline):
             raise ValueError(f"choices for {len(choices)} questions, but {len(arguments['text'])} questions")
         return {**arguments, "choices": choices, "objects": [item.get("objects") or []] * len(choices)}
 
-    def _prepare(self, item: Mapping[str, Any], picture: Any) -> dict[str, Any]:
+    def _prepare(self, item: Mapping[str, Any], image: Any) -> dict[str, Any]:
         names = item.get("objects") or []
-        if isinstance(picture, Mapping):
-            prepared = super()._prepare(item, picture)
+        if isinstance(image, Mapping):
+            prepared = super()._prepare(item, image)
             count = len(prepared["regions"]["visual_embeds"]) - self.processor.whole_image
             if count < len(names):
                 raise ValueError(f"{len(names)} objects, but regions for {count}")
@@ -309,7 +309,7 @@ class VisualBertMultipleChoicePipeline(VisualBertPipeline):
         if len(boxes) != len(names):
             raise ValueError(f"{len(boxes)} boxes for {len(names)} objects; expected as many")
         polygons = None if item.get("polygons") is None else [item["polygons"]]
-        inputs = dict(self.processor(images=[picture], objects=[names], boxes=[boxes], polygons=polygons))
+        inputs = dict(self.processor(images=[image], objects=[names], boxes=[boxes], polygons=polygons))
         return {"boxes_mask" if name == "visual_attention_mask" else name: value for name, value in inputs.items()}
 
     def _aligned(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -332,7 +332,7 @@ class VisualBertMultipleChoicePipeline(VisualBertPipeline):
 
 class VisualBertReasoningPipeline(VisualBertPipeline):
     """
-    Is a statement true of two pictures (NLVR2)? Task "visual-reasoning".
+    Is a statement true of two images (NLVR2)? Task "visual-reasoning".
 
     ```python
     >>> reason = pipeline("visual-reasoning", model="runs/nlvr2/best")
@@ -343,7 +343,7 @@ class VisualBertReasoningPipeline(VisualBertPipeline):
 
     head = "VisualBertForVisualReasoning"
     task_of_processor = "nlvr2"
-    picture_key = "images"
+    image_key = "images"
     text_key = "statement"
     keys = ("images", "statement")
 
@@ -352,9 +352,9 @@ class VisualBertReasoningPipeline(VisualBertPipeline):
     ) -> list | dict:
         """
         Args:
-            images: The left and the right picture: paths, PIL images, arrays or regions; or, without `statement`, a dict with
+            images: The left and the right image: paths, PIL images, arrays or regions; or, without `statement`, a dict with
                 the keys `images` and `statement`, or an iterable of such dicts.
-            statement: One statement or a list of statements about the two pictures.
+            statement: One statement or a list of statements about the two images.
             batch_size: How many dicts of an iterable go through the model at once; 1 when not given.
 
         Returns:
@@ -362,11 +362,11 @@ class VisualBertReasoningPipeline(VisualBertPipeline):
         """
         return self._run(images, {"statement": statement}, batch_size)
 
-    def _pictures(self, item: Mapping[str, Any]) -> Sequence[Any]:
-        pictures = item["images"]
-        if not isinstance(pictures, (list, tuple)) or len(pictures) != 2:
-            raise ValueError(f"images: {type(pictures).__name__}; expected a pair of pictures")
-        return pictures
+    def _images(self, item: Mapping[str, Any]) -> Sequence[Any]:
+        images = item["images"]
+        if not isinstance(images, (list, tuple)) or len(images) != 2:
+            raise ValueError(f"images: {type(images).__name__}; expected a pair of images")
+        return images
 
     def _joined(self, regions: Sequence[Mapping[str, torch.Tensor]]) -> Mapping[str, torch.Tensor]:
         return join_regions(regions)
@@ -381,7 +381,7 @@ class VisualBertGroundingPipeline(VisualBertPipeline):
 
     ```python
     >>> ground = pipeline("phrase-grounding", model="runs/flickr30k/best")
-    >>> ground("picture.png", "the star is above the red square", phrases=["the star"])
+    >>> ground("image.png", "the star is above the red square", phrases=["the star"])
     [{'phrase': 'the star',
       'regions': [{'score': 0.99, 'box': {'xmin': 5.1, 'ymin': 9.0, 'xmax': 40.2, 'ymax': 44.8}, 'region': 3}]}]
     ```
@@ -404,7 +404,7 @@ class VisualBertGroundingPipeline(VisualBertPipeline):
         Args:
             image: A path, PIL image, array or regions (with `boxes`); or, without a sentence, a dict with the keys `image`,
                 `sentence` and `phrases`, or an iterable of such dicts.
-            sentence: One sentence or a list of sentences about the picture.
+            sentence: One sentence or a list of sentences about the image.
             phrases: Phrases of the sentence (their first occurrence is meant), or indices of their last words; for a list of
                 sentences, a list of such lists.
             top_k: How many regions for each phrase; 1 when not given.
@@ -413,7 +413,7 @@ class VisualBertGroundingPipeline(VisualBertPipeline):
         Returns:
             For each sentence a list with, for each phrase, `{"phrase": ..., "regions": [{"score": 0.8, "box": {"xmin": ...,
             "ymin": ..., "xmax": ..., "ymax": ...}, "region": 3}, ...]}`: scores falling and in 0..1, boxes in pixels of the
-            picture, `region` the number of the region. No regions where none was found in the picture.
+            image, `region` the number of the region. No regions where none was found in the image.
         """
         return self._run(image, {"sentence": sentence, "phrases": phrases}, batch_size, top_k=top_k)
 
@@ -425,8 +425,8 @@ class VisualBertGroundingPipeline(VisualBertPipeline):
                 raise ValueError(f"phrases {given!r:.60}; expected a list of phrases for each sentence")
         return {**arguments, "phrases": phrases}
 
-    def _prepare(self, item: Mapping[str, Any], picture: Any) -> dict[str, Any]:
-        prepared = super()._prepare(item, picture)
+    def _prepare(self, item: Mapping[str, Any], image: Any) -> dict[str, Any]:
+        prepared = super()._prepare(item, image)
         if "regions" in prepared and "boxes" not in prepared["regions"]:
             raise ValueError("regions without 'boxes'; expected x1, y1, x2, y2 in pixels for each region")
         return prepared
@@ -447,11 +447,11 @@ class VisualBertGroundingPipeline(VisualBertPipeline):
 
 class VisualBertMaskedCaptionPipeline(VisualBertPipeline):
     """
-    Fill `[MASK]` in a text about a picture (pre-trained checkpoints), task "visual-fill-mask".
+    Fill `[MASK]` in a text about an image (pre-trained checkpoints), task "visual-fill-mask".
 
     ```python
     >>> fill = pipeline("visual-fill-mask", model="runs/pretraining/best")
-    >>> fill("picture.png", "There is a [MASK] diamond.", top_k=1)
+    >>> fill("image.png", "There is a [MASK] diamond.", top_k=1)
     {'words': [[{'word': 'orange', 'score': 0.97}]], 'match': 0.93}
     ```
     """
@@ -474,14 +474,14 @@ class VisualBertMaskedCaptionPipeline(VisualBertPipeline):
         Args:
             image: A path, PIL image, array or regions; or, without a text, a dict with the other arguments as keys, or an
                 iterable of such dicts.
-            text: One text or a list of texts about the picture, with or without `[MASK]`.
+            text: One text or a list of texts about the image, with or without `[MASK]`.
             text_pair: A second text for each: two captions are what the match head was trained on.
             top_k: How many words for each mask; 5 when not given.
             batch_size: How many dicts of an iterable go through the model at once; 1 when not given.
 
         Returns:
             For each text `{"words": [[{"word": "red", "score": 0.9}, ...], ...], "match": 0.97}`: for each mask the best word
-            pieces, and the probability that text and picture belong together.
+            pieces, and the probability that text and image belong together.
         """
         return self._run(image, {"text": text, "text_pair": text_pair}, batch_size, top_k=top_k)
 
@@ -513,7 +513,7 @@ PIPELINES: dict[str, tuple[type[VisualBertPipeline], str]] = {
 
 def ask(model, processor, image, questions: list[str], top_k: int = 5) -> tuple[list[list[dict]], dict]:
     """
-    Answers to questions about one picture, and the regions they were answered from. The regions are found once.
+    Answers to questions about one image, and the regions they were answered from. The regions are found once.
 
     Args:
         model: A [`VisualBertForQuestionAnswering`] with a region encoder.
@@ -523,7 +523,7 @@ def ask(model, processor, image, questions: list[str], top_k: int = 5) -> tuple[
         top_k: How many answers to each.
 
     Returns:
-        For each question its best answers, and the picture's regions with boxes in pixels.
+        For each question its best answers, and the image's regions with boxes in pixels.
     """
     answering = VisualBertVQAPipeline(model=model, processor=processor, device=model.device)
     regions = answering.find_regions(image)

@@ -1,4 +1,4 @@
-"""Text and picture -> model inputs; logits -> answers. Knows the conventions the checkpoints were trained with."""
+"""Text and image -> model inputs; logits -> answers. Knows the conventions the checkpoints were trained with."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,7 +29,7 @@ TASK_ARGUMENTS: dict[str, tuple[str, ...]] = {
     "pretraining": ("text_pair",),
 }
 
-_OF_TEXTS = ("choices", "phrases", "text_pair")  # the others describe pictures
+_OF_TEXTS = ("choices", "phrases", "text_pair")  # the others describe images
 
 
 class VisualBertProcessor(ProcessorMixin):
@@ -38,9 +38,9 @@ class VisualBertProcessor(ProcessorMixin):
 
     - `"vqa"`: the lower-cased question without commas and question marks, then `?`, then `[MASK]`, whose state is
       classified: `[CLS] where is the cat ? [MASK] [SEP]`, segment 0.
-    - `"nlvr2"`: a sentence about two pictures; their regions follow one another with segments 0 and 1.
+    - `"nlvr2"`: a sentence about two images; their regions follow one another with segments 0 and 1.
     - `"vcr"`: a question and its choices, each `[CLS] question [SEP] choice [SEP]`. Tags such as `[0]` or `[0,2]` name
-      objects; the names they become are aligned with the objects' regions. Region 0 is the whole picture.
+      objects; the names they become are aligned with the objects' regions. Region 0 is the whole image.
     - `"flickr30k"`: a sentence and phrases of it; each phrase is read at its last word piece.
     - `"pretraining"`: one text or two, in which `[MASK]` is to be filled.
 
@@ -53,7 +53,7 @@ class VisualBertProcessor(ProcessorMixin):
             `truncation=True`.
         region_dim (`int`, *optional*): Length of one precomputed region feature; checked when given.
         alignment (`str`): VCR: `"subword"`, or `"original"` for the authors' checkpoints; see [`encode_choice`].
-        whole_image (`bool`): VCR: region 0 is the whole picture, and the objects follow.
+        whole_image (`bool`): VCR: region 0 is the whole image, and the objects follow.
     """
 
     _auto_class = "AutoProcessor"  # its file goes into checkpoints, for `trust_remote_code`
@@ -111,11 +111,11 @@ class VisualBertProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """
         Args:
-            images: Pictures (paths, PIL images, arrays), or precomputed regions: a mapping with `visual_embeds` of shape
+            images: Images (paths, PIL images, arrays), or precomputed regions: a mapping with `visual_embeds` of shape
                 `(regions, dim)` and optionally `boxes`, `scores`, `class_ids`, `image_size`; one or a list of them. What
-                `model.get_image_features` returned is accepted as it is. One picture serves all texts. NLVR2: a pair of
-                pictures or of mappings for one text, a list of pairs for a list of texts. VCR: regions start with that of
-                the whole picture, if there is one.
+                `model.get_image_features` returned is accepted as it is. One image serves all texts. NLVR2: a pair of
+                images or of mappings for one text, a list of pairs for a list of texts. VCR: regions start with that of
+                the whole image, if there is one.
             text: A text or a list of texts. VCR texts are strings or lists of words, so one given as words has to be in a
                 list of texts.
             text_pair: Pre-training: a second text for each text.
@@ -132,7 +132,7 @@ class VisualBertProcessor(ProcessorMixin):
 
         Raises:
             TypeError: A text is no string, or a keyword is unknown.
-            ValueError: A text is empty or too long, regions are malformed, or numbers of pictures and texts differ.
+            ValueError: A text is empty or too long, regions are malformed, or numbers of images and texts differ.
         """
         pad_to_multiple_of = kwargs.pop("pad_to_multiple_of", None)
         known = TASK_ARGUMENTS[self.task]
@@ -166,7 +166,7 @@ class VisualBertProcessor(ProcessorMixin):
             num_images = len(data["visual_embeds"] if "visual_embeds" in data else data["pixel_values"])
             if num_images not in (1, len(texts)):
                 raise ValueError(
-                    f"{num_images} pictures for {len(texts)} texts; expected one picture for all or one for each"
+                    f"{num_images} images for {len(texts)} texts; expected one image for all or one for each"
                 )
         return BatchFeature(data)
 
@@ -206,7 +206,7 @@ class VisualBertProcessor(ProcessorMixin):
         if "choices" not in extra:
             raise ValueError("no choices; expected `choices`, a list for each question")
         if "pixel_values" in images and "boxes_unit" not in images:
-            raise ValueError("pictures without boxes; expected `boxes`, those of the objects of each question")
+            raise ValueError("images without boxes; expected `boxes`, those of the objects of each question")
         objects = extra.get("objects") or [[]] * len(texts)
         first = extra["choices"][0]
         num_choices = len(first) if isinstance(first, (list, tuple)) else 0
@@ -225,7 +225,7 @@ class VisualBertProcessor(ProcessorMixin):
             ]
         shape = (len(texts), num_choices)
         padded = {name: tensor.unflatten(0, shape) for name, tensor in self._pad(encoded, **pad).items()}
-        offset = int(self.whole_image)  # no word names the whole picture
+        offset = int(self.whole_image)  # no word names the whole image
         mask = images.get("visual_attention_mask")
         num_regions = max(map(len, objects)) + offset if mask is None else mask.shape[1]
         counts = [] if mask is None else mask.sum(dim=1).tolist()
@@ -272,13 +272,13 @@ class VisualBertProcessor(ProcessorMixin):
         return dict(self.image_processor(images, return_tensors="pt")) if regions is None else pad_regions(regions)
 
     def _encode_pairs(self, images: Any, single: bool) -> dict[str, torch.Tensor]:
-        """Pictures or regions of pairs: pixels [B, 2, 3, H, W], or the regions of both with segments 0 and 1."""
+        """Images or regions of pairs: pixels [B, 2, 3, H, W], or the regions of both with segments 0 and 1."""
         pairs = [images] if single else images
         if not isinstance(pairs, (list, tuple)) or not pairs:
-            raise ValueError("no images; expected a pair of pictures for each text")
+            raise ValueError("no images; expected a pair of images for each text")
         for i, pair in enumerate(pairs):
             if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-                raise ValueError(f"images {i}: {type(pair).__name__}; expected a pair of pictures")
+                raise ValueError(f"images {i}: {type(pair).__name__}; expected a pair of images")
         flat = [image for pair in pairs for image in pair]
         regions = self._check_regions(flat)
         if regions is None:
@@ -287,12 +287,12 @@ class VisualBertProcessor(ProcessorMixin):
         return pad_regions([join_regions(regions[i : i + 2]) for i in range(0, len(regions), 2)])
 
     def _check_regions(self, images: Sequence[Any]) -> list[dict[str, torch.Tensor]] | None:
-        """Checked regions, or None if these are pictures."""
+        """Checked regions, or None if these are images."""
         precomputed = [isinstance(image, Mapping) for image in images]
         if all(precomputed):
             return [check_regions(image, self.region_dim, f"regions {i}") for i, image in enumerate(images)]
         if any(precomputed):
-            raise ValueError("pictures and precomputed regions in one batch; expected one kind")
+            raise ValueError("images and precomputed regions in one batch; expected one kind")
         return None
 
     def _encode_boxes(
@@ -302,13 +302,13 @@ class VisualBertProcessor(ProcessorMixin):
         objects: Sequence[Any] | None,
         polygons: Sequence[Any] | None,
     ) -> dict[str, torch.Tensor]:
-        """The whole picture and given boxes in units of the picture, [B, R, 4], with the mask of those that are there; for
+        """The whole image and given boxes in units of the image, [B, R, 4], with the mask of those that are there; for
         a detector that is told what the objects are, that too."""
         if "pixel_values" not in data:
-            raise ValueError("boxes without pictures; expected pictures, or regions that were made of these boxes")
+            raise ValueError("boxes without images; expected images, or regions that were made of these boxes")
         sizes = data["image_sizes"].tolist()
         if len(boxes) != len(sizes):
-            raise ValueError(f"boxes for {len(boxes)} pictures, but {len(sizes)} pictures; expected as many")
+            raise ValueError(f"boxes for {len(boxes)} images, but {len(sizes)} images; expected as many")
         units, masks = [], []
         for i, (given, size) in enumerate(zip(boxes, sizes, strict=True)):
             corners = given if len(given) else torch.zeros(0, 4)
@@ -432,22 +432,22 @@ class VisualBertProcessor(ProcessorMixin):
         Args:
             outputs: Output of [`VisualBertForRegionToPhraseAlignment`], or its logits of shape
                 `(batch_size, phrases, regions)`.
-            regions: For each sentence the regions of its picture, as `post_process_regions` or a feature store gives
+            regions: For each sentence the regions of its image, as `post_process_regions` or a feature store gives
                 them; boxes come back in the unit they have there, pixels.
             num_phrases: Number of phrases of each sentence.
             top_k: How many regions for each phrase; all for None, or when there are fewer.
 
         Raises:
-            ValueError: Numbers of sentences and pictures differ, or there are more boxes than scores.
+            ValueError: Numbers of sentences and images differ, or there are more boxes than scores.
         """
         logits = _logits(outputs).float()
         if not len(logits) == len(regions) == len(num_phrases):
-            raise ValueError(f"{len(logits)} sentences, {len(regions)} pictures, {len(num_phrases)} numbers of phrases")
+            raise ValueError(f"{len(logits)} sentences, {len(regions)} images, {len(num_phrases)} numbers of phrases")
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k {top_k}; expected at least 1, or None for all")
         found = []
-        for rows, picture, phrases in zip(logits, regions, num_phrases, strict=True):
-            boxes = picture["boxes"].tolist()
+        for rows, image, phrases in zip(logits, regions, num_phrases, strict=True):
+            boxes = image["boxes"].tolist()
             if len(boxes) > rows.shape[-1]:
                 raise ValueError(f"{len(boxes)} boxes for scores of {rows.shape[-1]} regions; expected as many")
             if phrases > len(rows):
@@ -464,7 +464,7 @@ class VisualBertProcessor(ProcessorMixin):
 
     def post_process_pretraining(self, outputs: Any, input_ids: torch.Tensor, top_k: int = 5) -> list[dict[str, Any]]:
         """
-        What `[MASK]` stands for and whether text and picture belong together, for each text:
+        What `[MASK]` stands for and whether text and image belong together, for each text:
         `{"words": [[{"word": "red", "score": 0.9}, ...], ...], "match": 0.97}`.
 
         Args:
@@ -490,7 +490,7 @@ class VisualBertProcessor(ProcessorMixin):
     def post_process_regions(
         self, features: Mapping[str, torch.Tensor], image_sizes: Sequence[Sequence[int]]
     ) -> list[dict[str, torch.Tensor]]:
-        """What `model.get_image_features` returned -> one mapping per picture, boxes in pixels of the original image."""
+        """What `model.get_image_features` returned -> one mapping per image, boxes in pixels of the original image."""
         return split_regions(features, image_sizes)
 
 

@@ -1,4 +1,4 @@
-"""Boxes and regions: the numbers that pass from a picture to the text model.
+"""Boxes and regions: the numbers that pass from an image to the text model.
 
 A *region* is a box with a feature vector. Regions cross the house as mappings with these keys, never as a class (a
 class reached through two copies of this file would be two classes):
@@ -10,9 +10,9 @@ class reached through two copies of this file would be two classes):
     class_ids              int   [R]     detector's class (optional)
     attribute_ids          int   [R]     detector's attribute, such as a colour (optional)
     attribute_scores       float [R]     its confidence in 0..1 (optional)
-    image_size             int   [2]     height, width of the picture in pixels (optional, needed to draw)
+    image_size             int   [2]     height, width of the image in pixels (optional, needed to draw)
 
-`boxes` of a single picture are in pixels of the original image. Inside the model, where the original size is
+`boxes` of a single image are in pixels of the original image. Inside the model, where the original size is
 unknown, they are in units of the image (0..1) and the key is `boxes_unit`. Letters: B batch, R regions, V feature.
 """
 
@@ -79,7 +79,7 @@ def box_geometry(boxes_unit: torch.Tensor) -> torch.Tensor:
 
 
 def check_regions(regions: Mapping[str, Any], region_dim: int | None, name: str = "regions") -> dict[str, torch.Tensor]:
-    """Check one picture's regions and return them as tensors (see the module's docstring for the keys).
+    """Check one image's regions and return them as tensors (see the module's docstring for the keys).
 
     Args:
         regions: Mapping with at least `visual_embeds`; arrays, tensors or lists.
@@ -120,7 +120,7 @@ def check_regions(regions: Mapping[str, Any], region_dim: int | None, name: str 
 
 
 def pad_regions(regions: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Pad checked regions of B pictures to the longest: `visual_embeds` [B, R, V] and `visual_attention_mask` [B, R], and
+    """Pad checked regions of B images to the longest: `visual_embeds` [B, R, V] and `visual_attention_mask` [B, R], and
     `visual_token_type_ids` [B, R] where the regions have them."""
     lengths = [len(item["visual_embeds"]) for item in regions]
     dim = regions[0]["visual_embeds"].shape[1]
@@ -143,9 +143,9 @@ def pad_regions(regions: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torc
     return batch
 
 
-def join_regions(pictures: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """The checked regions of several pictures as those of one, with segment 0 for the first picture, 1 for the next, ..."""
-    features = [picture["visual_embeds"] for picture in pictures]
+def join_regions(images: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The checked regions of several images as those of one, with segment 0 for the first image, 1 for the next, ..."""
+    features = [image["visual_embeds"] for image in images]
     if len({rows.shape[1] for rows in features}) > 1:
         raise ValueError(f"features of dims {[rows.shape[1] for rows in features]} in one pair; expected the same")
     segments = [torch.full((len(rows),), i) for i, rows in enumerate(features)]
@@ -155,31 +155,31 @@ def join_regions(pictures: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, to
 def split_regions(
     batch: Mapping[str, torch.Tensor], image_sizes: Sequence[Sequence[int]]
 ) -> list[dict[str, torch.Tensor]]:
-    """What a region encoder returned for B pictures -> one mapping per picture, padding removed, boxes in pixels.
+    """What a region encoder returned for B images -> one mapping per image, padding removed, boxes in pixels.
 
-    Boxes are cut at the border of the picture: pyramid detectors let theirs reach into the padding.
+    Boxes are cut at the border of the image: pyramid detectors let theirs reach into the padding.
 
     Args:
         batch: `visual_embeds` [B, R, V], `visual_attention_mask` [B, R], `boxes_unit` [B, R, 4] and optionally `scores`,
             `class_ids`, `attribute_ids` and `attribute_scores` [B, R].
-        image_sizes: Original (height, width) of each picture.
+        image_sizes: Original (height, width) of each image.
 
     Raises:
         ValueError: The number of sizes is not B.
     """
     if len(image_sizes) != len(batch["visual_embeds"]):
         raise ValueError(f"{len(image_sizes)} image sizes for regions of {len(batch['visual_embeds'])} images")
-    pictures = []
+    images = []
     for row, image_size in enumerate(image_sizes):
         keep = batch["visual_attention_mask"][row].bool()
-        picture = {"visual_embeds": batch["visual_embeds"][row][keep]}
-        picture["boxes"] = scale_boxes(batch["boxes_unit"][row][keep].clamp(0.0, 1.0), image_size)
+        image = {"visual_embeds": batch["visual_embeds"][row][keep]}
+        image["boxes"] = scale_boxes(batch["boxes_unit"][row][keep].clamp(0.0, 1.0), image_size)
         for key in _PER_REGION:
             if batch.get(key) is not None:
-                picture[key] = batch[key][row][keep]
-        picture["image_size"] = torch.as_tensor([int(side) for side in image_size])
-        pictures.append(picture)
-    return pictures
+                image[key] = batch[key][row][keep]
+        image["image_size"] = torch.as_tensor([int(side) for side in image_size])
+        images.append(image)
+    return images
 
 
 def _as_tensor(value: Any, what: str) -> torch.Tensor:

@@ -78,7 +78,7 @@ def load_facts(name: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: unknown key {unknown[0]!r}; expected {', '.join(sorted({*_DEFAULTS, *_REQUIRED}))}")
     if facts["head"] not in _TASKS:
         raise ValueError(f"{path}: head {facts['head']!r}; expected one of {', '.join(_TASKS)}")
-    return {**facts, "example": {**_picture(facts["head"]), **facts["example"]}, "folder": path.parent}
+    return {**facts, "example": {**_image(facts["head"]), **facts["example"]}, "folder": path.parent}
 
 
 def _read_facts(path: Path) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def default_facts(head: str, metrics: Mapping[str, Any] | None = None) -> dict[s
     examples: dict[str, dict[str, Any]] = {
         "visual-question-answering": {"question": "What color is the star?", "top_k": 2},
         "visual-multiple-choice": {"question": "What is this?", "choices": ["A star.", "A cat."]},
-        "visual-reasoning": {"statement": "Both pictures show a star."},
+        "visual-reasoning": {"statement": "Both images show a star."},
         "phrase-grounding": {"sentence": "a blue star", "phrases": ["a blue star"]},
         "visual-fill-mask": {"text": "a [MASK] star", "top_k": 2},
     }
@@ -109,7 +109,7 @@ def default_facts(head: str, metrics: Mapping[str, Any] | None = None) -> dict[s
         "title": f"VisualBERT, {_TASKS[head].replace('-', ' ')}",
         "head": head,
         "summary": f"A VisualBERT checkpoint, `{head}`.",
-        "example": {**_picture(head), **examples[_TASKS[head]]},
+        "example": {**_image(head), **examples[_TASKS[head]]},
         "folder": cards_folder(),
         **_last_split(metrics or {}),
     }
@@ -128,8 +128,8 @@ def _last_split(metrics: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _picture(head: str) -> dict[str, Any]:
-    """The example pictures of a card that names none."""
+def _image(head: str) -> dict[str, Any]:
+    """The example images of a card that names none."""
     if _TASKS[head] == "visual-reasoning":
         return {"images": ["scene.png", "other_scene.png"]}
     return {"image": "scene.png"}
@@ -199,14 +199,14 @@ def _call(facts: Mapping[str, Any], region_dim: int | None) -> tuple[dict[str, s
     is_pair, placeholder = task == "visual-reasoning", None
     names = example.pop("images") if is_pair else [example.pop("image")]
     if region_dim is None:
-        pictures = [f'f"{{folder}}/examples/{name}"' for name in names]
+        images = [f'f"{{folder}}/examples/{name}"' for name in names]
     else:
         example.pop("boxes", None)
         count = facts["placeholder_regions"]
         entries = [f'"visual_embeds": numpy.zeros(({count}, {region_dim}), dtype="float32")']
         entries += [f'"boxes": numpy.zeros(({count}, 4))'] * (task == "phrase-grounding")
-        placeholder, pictures = f"{{{', '.join(entries)}}}", ["regions"] * len(names)
-    given = {"images": f"({', '.join(pictures)})"} if is_pair else {"image": pictures[0]}
+        placeholder, images = f"{{{', '.join(entries)}}}", ["regions"] * len(names)
+    given = {"images": f"({', '.join(images)})"} if is_pair else {"image": images[0]}
     return given | {key: repr(value) for key, value in example.items()}, placeholder
 
 

@@ -265,7 +265,7 @@ def _copy_examples(facts: Mapping[str, Any], folder: Path) -> None:
         places = [place / "examples" / name for place in (facts["folder"], cards_folder())]
         found = next((path for path in places if path.is_file()), None)
         if found is None or Path(name).name != name:
-            raise FileNotFoundError(f"{name}: no such picture in {places[0].parent}")
+            raise FileNotFoundError(f"{name}: no such image in {places[0].parent}")
         shutil.copyfile(found, folder / name)
 
 

@@ -1,4 +1,4 @@
-"""What the tasks share: their arguments, where pictures and regions come from, and the model to start with."""
+"""What the tasks share: their arguments, where images and regions come from, and the model to start with."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ Boxes = Sequence[Sequence[float]]
 
 @dataclass
 class TaskArgs(TrainArgs):
-    """Arguments of every task that reads text and pictures. Without `data_dir` it runs on the embedded corpus."""
+    """Arguments of every task that reads text and images. Without `data_dir` it runs on the embedded corpus."""
 
     data_dir: str | None = field(
         default=None, metadata={"help": "folder with the official files; default: the embedded corpus"}
     )
-    images_dir: str | None = field(default=None, metadata={"help": "folder with the pictures (default: data_dir)"})
-    features_dir: str | None = field(default=None, metadata={"help": "feature store with the regions of all pictures"})
+    images_dir: str | None = field(default=None, metadata={"help": "folder with the images (default: data_dir)"})
+    features_dir: str | None = field(default=None, metadata={"help": "feature store with the regions of all images"})
     region_encoder: str | None = field(
         default=None, metadata={"help": "region encoder to find regions with (default: the one of the embedded corpus)"}
     )
     grid_backbone: str | None = field(
         default=None,
         metadata={
-            "help": "cut pictures into cells instead of finding objects: a backbone of transformers by name or folder, or "
+            "help": "cut images into cells instead of finding objects: a backbone of transformers by name or folder, or "
             "`small`, a small convolutional one that is trained along from scratch"
         },
     )
@@ -66,7 +66,7 @@ class TaskArgs(TrainArgs):
         default=False, metadata={"help": "train the region encoder too; needs --from_pixels"}
     )
     num_regions: int | None = field(
-        default=None, metadata={"help": "keep only this many regions of a picture, the most confident ones"}
+        default=None, metadata={"help": "keep only this many regions of an image, the most confident ones"}
     )
     text_only: bool = field(default=False, metadata={"help": "the model sees no regions: text baseline"})
     late_fusion: bool = field(
@@ -88,10 +88,10 @@ class TaskArgs(TrainArgs):
     intermediate_size: int = field(default=256, metadata={"help": "feed-forward size of a model from scratch"})
     initializer_range: float = field(default=0.05, metadata={"help": "initial weights of a model from scratch"})
     dropout: float = field(default=0.1, metadata={"help": "dropout of states and attention"})
-    train_scenes: int = field(default=8000, metadata={"help": "embedded corpus: pictures to train on"})
-    val_scenes: int = field(default=500, metadata={"help": "embedded corpus: pictures of the dev split"})
-    test_scenes: int = field(default=1000, metadata={"help": "embedded corpus: pictures of the test split"})
-    one_object: bool = field(default=False, metadata={"help": "embedded corpus: one thing in each picture (VQA only)"})
+    train_scenes: int = field(default=8000, metadata={"help": "embedded corpus: images to train on"})
+    val_scenes: int = field(default=500, metadata={"help": "embedded corpus: images of the dev split"})
+    test_scenes: int = field(default=1000, metadata={"help": "embedded corpus: images of the test split"})
+    one_object: bool = field(default=False, metadata={"help": "embedded corpus: one thing in each image (VQA only)"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -128,14 +128,14 @@ _HOW_TO_INIT = "train the earlier stage first, or pass another --init_from (`--i
 
 
 @dataclass
-class Pictures:
-    """Where the regions of the data's pictures come from.
+class Images:
+    """Where the regions of the data's images come from.
 
     Args:
-        get: Picture key -> regions (a mapping) or the path of the picture; None for text only.
+        get: Image key -> regions (a mapping) or the path of the image; None for text only.
         encoder, image_processor: What finds the regions; None when features of an unknown detector are stored.
         region_dim: Length of a feature.
-        paths: Picture files by key, where they are known.
+        paths: Image files by key, where they are known.
     """
 
     get: Callable[[Hashable], Any] | None
@@ -145,38 +145,38 @@ class Pictures:
     paths: Mapping[Hashable, Path]
 
 
-def prepare_pictures(
+def prepare_images(
     args: TaskArgs,
     keys: Iterable[Hashable],
     images_dir: Path,
     find_paths: Callable[[Path], Mapping[Any, Path]],
     device: torch.device,
     boxes: Mapping[Any, Boxes] | None = None,
-) -> Pictures:
-    """Find the regions of all pictures of the data, or where they are stored.
+) -> Images:
+    """Find the regions of all images of the data, or where they are stored.
 
     Args:
         args: The run's arguments.
-        keys: Keys of all pictures.
-        images_dir: Folder of the pictures.
-        find_paths: Gives the picture files in that folder by key; called only when pictures are read.
+        keys: Keys of all images.
+        images_dir: Folder of the images.
+        find_paths: Gives the image files in that folder by key; called only when images are read.
         device: Where to run the region encoder.
-        boxes: Given boxes of each picture in pixels, the whole picture first, to describe instead of finding some.
+        boxes: Given boxes of each image in pixels, the whole image first, to describe instead of finding some.
 
     Raises:
-        FileNotFoundError, ValueError: Pictures or regions are missing.
+        FileNotFoundError, ValueError: Images or regions are missing.
     """
     encoder, image_processor = _region_encoder(args)
     if args.text_only:  # the same model, so that a later stage can go on with it
         dim = encoder.config.region_dim if encoder is not None else _given_store(args, encoder).dim
-        return Pictures(None, encoder, image_processor, dim, {})
+        return Images(None, encoder, image_processor, dim, {})
     ordered = sorted(set(keys), key=lambda key: (isinstance(key, str), key))
     if args.from_pixels:
         if encoder is None:
             raise ValueError("--from_pixels needs a region encoder: pass --region_encoder")
         paths = _existing(images_dir, find_paths(images_dir), ordered)
         _limit_regions(encoder, args.num_regions)
-        return Pictures(paths.__getitem__, encoder, image_processor, encoder.config.region_dim, paths)
+        return Images(paths.__getitem__, encoder, image_processor, encoder.config.region_dim, paths)
     if reads_outlines(encoder):
         raise ValueError(
             f"{args.region_encoder or args.init_from}: this detector describes objects by their class and outline, which no "
@@ -197,7 +197,7 @@ def prepare_pictures(
         return {name: found[name][: args.num_regions] for name in ("visual_embeds", "boxes") if name in found}
 
     _limit_regions(encoder, args.num_regions)  # the trained model, reading pixels, finds as many as were stored
-    return Pictures(regions, encoder, image_processor, store.dim, paths)
+    return Images(regions, encoder, image_processor, store.dim, paths)
 
 
 def reads_outlines(encoder: RegionEncoder | None) -> bool:
@@ -206,7 +206,7 @@ def reads_outlines(encoder: RegionEncoder | None) -> bool:
 
 
 def make_model(
-    head: type[PreTrainedModel], args: TaskArgs, tokenizer: Any, pictures: Pictures, **fields: Any
+    head: type[PreTrainedModel], args: TaskArgs, tokenizer: Any, images: Images, **fields: Any
 ) -> PreTrainedModel:
     """A model with this head: from scratch, from BERT, or from a VisualBERT checkpoint of any stage.
 
@@ -214,7 +214,7 @@ def make_model(
         head: Class of the model.
         args: The run's arguments.
         tokenizer: Its size is the vocabulary of a model from scratch.
-        pictures: Their region encoder becomes part of the model.
+        images: Their region encoder becomes part of the model.
         fields: Fields of the configuration that the task decides, such as `id2label`.
 
     Raises:
@@ -227,11 +227,11 @@ def make_model(
         "freeze_region_encoder": not args.train_region_encoder,
         "bypass_transformer": args.late_fusion,
     }
-    if pictures.encoder is not None:
-        encoder_fields = pictures.encoder.config.to_dict()
+    if images.encoder is not None:
+        encoder_fields = images.encoder.config.to_dict()
         fields["region_encoder_config"] = {k: v for k, v in encoder_fields.items() if k != "_name_or_path"}
     else:
-        fields["visual_embedding_dim"] = pictures.region_dim
+        fields["visual_embedding_dim"] = images.region_dim
     if args.init_from is None:
         sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "initializer_range")
         fields |= {name: getattr(args, name) for name in sizes}
@@ -241,10 +241,10 @@ def make_model(
     else:
         model = _from_visualbert(head, args.init_from, fields)
     dim = model.config.visual_embedding_dim
-    if pictures.region_dim != dim:
-        raise ValueError(f"{args.features_dir}: features of dim {pictures.region_dim}, this model expects {dim}")
-    if pictures.encoder is not None:
-        model.visual_bert.region_encoder.load_state_dict(pictures.encoder.state_dict())
+    if images.region_dim != dim:
+        raise ValueError(f"{args.features_dir}: features of dim {images.region_dim}, this model expects {dim}")
+    if images.encoder is not None:
+        model.visual_bert.region_encoder.load_state_dict(images.encoder.state_dict())
     return model
 
 
@@ -291,7 +291,7 @@ def _grid_encoder(args: TaskArgs) -> tuple[RegionEncoder, VisualBertImageProcess
         embedding_size=16, hidden_sizes=[32, 64, 128], depths=[1, 1, 1], layer_type="basic", out_features=["stage3"]
     )
     encoder = GridRegionEncoder(GridRegionEncoderConfig(backbone_config=backbone_config, **grid))
-    # Photographs have many shapes; the pictures of the embedded corpus have one, which is the default.
+    # Photographs have many shapes; the images of the embedded corpus have one, which is the default.
     size = {} if args.data_dir is None else {"size": {"height": 224, "width": 224}}
     return encoder, VisualBertImageProcessor(**size)
 
@@ -313,7 +313,7 @@ def _limit_regions(encoder: RegionEncoder | None, count: int | None) -> None:
 def _existing(images_dir: Path, paths: Mapping[Any, Path], keys: Sequence[Any]) -> dict[Hashable, Path]:
     missing = [key for key in keys if key not in paths]
     if missing:
-        raise FileNotFoundError(f"{images_dir}: no picture of image {missing[0]} ({len(missing)} are missing)")
+        raise FileNotFoundError(f"{images_dir}: no image of image {missing[0]} ({len(missing)} are missing)")
     return {key: paths[key] for key in keys}
 
 
@@ -325,7 +325,7 @@ def _stored_regions(
     image_processor: VisualBertImageProcessor,
     device: torch.device,
 ) -> FeatureStore:
-    """The regions of all pictures of the data: found on first use, kept in the cache."""
+    """The regions of all images of the data: found on first use, kept in the cache."""
     files = [str(paths[key].resolve()) for key in keys]
     given = None if boxes is None else [boxes[key] for key in keys]
     treatment = json.dumps(image_processor_fields(image_processor), indent=2, sort_keys=True) + "\n"

@@ -24,7 +24,7 @@ from transformers import AutoConfig, AutoModelForObjectDetection, DFineConfig, P
 
 from ..corpus.build import CorpusConfig, ensure_corpus
 from ..data.files import read_json, require
-from ..hub_code.image_processing_visualbert import VisualBertImageProcessor, load_picture
+from ..hub_code.image_processing_visualbert import VisualBertImageProcessor, load_image
 from ..hub_code.modeling_region_encoder import QueryRegionEncoder, best_classes
 from ..hub_code.regions_visualbert import box_iou, center_to_corners
 from ..training.args import TrainArgs
@@ -36,27 +36,27 @@ class DetectionArgs(TrainArgs):
     """Arguments of detector training. Without annotation files it trains on the embedded corpus."""
 
     train_annotations: str | None = field(default=None, metadata={"help": "COCO-format JSON to train on"})
-    train_images: str | None = field(default=None, metadata={"help": "folder with its pictures"})
+    train_images: str | None = field(default=None, metadata={"help": "folder with its images"})
     dev_annotations: str | None = field(default=None, metadata={"help": "COCO-format JSON to choose the weights with"})
-    dev_images: str | None = field(default=None, metadata={"help": "folder with its pictures"})
+    dev_images: str | None = field(default=None, metadata={"help": "folder with its images"})
     detector: str | None = field(
         default=None,
         metadata={"help": "checkpoint of any detector of transformers to start from (default: a tiny D-FINE)"},
     )
-    image_height: int = field(default=128, metadata={"help": "the tiny D-FINE sees pictures of this height"})
+    image_height: int = field(default=128, metadata={"help": "the tiny D-FINE sees images of this height"})
     image_width: int = field(default=160, metadata={"help": "and this width"})
-    num_queries: int = field(default=20, metadata={"help": "most objects in a picture, for the tiny D-FINE"})
+    num_queries: int = field(default=20, metadata={"help": "most objects in an image, for the tiny D-FINE"})
     score_threshold: float = field(default=0.2, metadata={"help": "regions below this confidence are dropped"})
     nms_threshold: float = field(default=0.5, metadata={"help": "of two boxes with a larger IoU one is dropped"})
-    max_regions: int = field(default=20, metadata={"help": "regions kept in a picture"})
-    flip: bool = field(default=True, metadata={"help": "mirror half of the training pictures"})
+    max_regions: int = field(default=20, metadata={"help": "regions kept in an image"})
+    flip: bool = field(default=True, metadata={"help": "mirror half of the training images"})
 
 
 class CocoDetection:
-    """Pictures with boxes from a COCO-format file, by index.
+    """Images with boxes from a COCO-format file, by index.
 
     Raises:
-        FileNotFoundError: The file or a picture is missing.
+        FileNotFoundError: The file or an image is missing.
         ValueError: A key is missing, an id occurs twice, or a box has no area or lies outside; names file and record.
     """
 
@@ -103,7 +103,7 @@ class CocoDetection:
         boxes = torch.cat((boxes[:, :2] + boxes[:, 2:] / 2, boxes[:, 2:]), dim=1)
         return {
             "id": image["id"],
-            "image": load_picture(self.images_dir / image["file_name"]),
+            "image": load_image(self.images_dir / image["file_name"]),
             "class_labels": torch.tensor([self.label_of[o["category_id"]] for o in objects], dtype=torch.long),
             "boxes": boxes / torch.tensor([image["width"], image["height"]] * 2),
         }
@@ -182,7 +182,7 @@ def detection_task(args: DetectionArgs, accelerator: Accelerator) -> Task:
 
 
 def mirror(row: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-    """Flip half of the pictures from left to right, boxes with them."""
+    """Flip half of the images from left to right, boxes with them."""
     if torch.rand((), generator=generator) < 0.5:
         return row
     boxes = row["boxes"].clone()
@@ -207,7 +207,7 @@ def _splits(args: DetectionArgs) -> dict[str, CocoDetection]:
 
 
 def detections(outputs: Any, num_labels: int, rows: Rows) -> Predictions:
-    """Every query's best class: one record per picture, boxes x1, y1, x2, y2 in units of the image."""
+    """Every query's best class: one record per image, boxes x1, y1, x2, y2 in units of the image."""
     scores, labels = best_classes(outputs.logits, num_labels)
     boxes = center_to_corners(outputs.pred_boxes).clamp(0.0, 1.0)
     return [
@@ -260,7 +260,7 @@ def region_scores(
 
     Returns:
         `recall50`, the share of objects with a region of IoU >= 0.5; `class_accuracy` of those regions; and `exact_count`, the
-        share of pictures with as many regions as objects.
+        share of images with as many regions as objects.
     """
     found = objects = right = exact = 0
     for start in range(0, len(data), 50):

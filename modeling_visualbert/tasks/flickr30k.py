@@ -16,13 +16,13 @@ from transformers import PreTrainedModel
 
 from ..data.files import index_images
 from ..data.flickr30k import load_flickr30k, read_split
-from ..hub_code.image_processing_visualbert import load_picture
+from ..hub_code.image_processing_visualbert import load_image
 from ..hub_code.modeling_visualbert import VisualBertForRegionToPhraseAlignment
 from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..metrics.grounding import grounding_recall, matching_proposals
 from ..training.task import Batch, Predictions, Rows, Task, count_examples
 from ..visualization import captioned, draw_regions
-from .common import TaskArgs, corpus_folder, load_tokenizer, make_model, prepare_pictures
+from .common import TaskArgs, corpus_folder, load_tokenizer, make_model, prepare_images
 
 
 @dataclass
@@ -55,21 +55,21 @@ def flickr30k_task(args: Flickr30kArgs, accelerator: Accelerator) -> Task:
         data, images_dir, skipped = load_flickr30k_data(args)
         tokenizer = load_tokenizer(args)
         keys = {image_id for split in data.values() for image_id in split["image_id"]}
-        pictures = prepare_pictures(args, keys, images_dir, index_images, accelerator.device)
-        model = make_model(VisualBertForRegionToPhraseAlignment, args, tokenizer, pictures)
+        images = prepare_images(args, keys, images_dir, index_images, accelerator.device)
+        model = make_model(VisualBertForRegionToPhraseAlignment, args, tokenizer, images)
     processor = VisualBertProcessor(
-        pictures.image_processor, tokenizer, task="flickr30k", region_dim=model.config.visual_embedding_dim
+        images.image_processor, tokenizer, task="flickr30k", region_dim=model.config.visual_embedding_dim
     )
-    assert pictures.get is not None
-    task = make_task(model, processor, data, pictures.get)
-    task.pictures, task.skipped = pictures.paths, skipped
-    if pictures.paths:
+    assert images.get is not None
+    task = make_task(model, processor, data, images.get)
+    task.images, task.skipped = images.paths, skipped
+    if images.paths:
         task.draw = partial(_draw, task)
     return task
 
 
 def load_flickr30k_data(args: Flickr30kArgs) -> tuple[dict[str, Dataset], Path, list[str]]:
-    """The splits by role (train, dev, test), the folder of the pictures, and the bad records that were left out."""
+    """The splits by role (train, dev, test), the folder of the images, and the bad records that were left out."""
     corpus = corpus_folder(args) if args.data_dir is None else None
     folder = corpus / "flickr30k" if corpus is not None else Path(args.data_dir or "")
     images_dir = corpus / "images" if corpus is not None else Path(args.images_dir or folder)
@@ -167,11 +167,11 @@ def confidence_baseline(predictions: Predictions, split: Dataset) -> dict[str, A
 
 
 def _draw(task: Task, model: PreTrainedModel, row: dict[str, Any], prediction: dict[str, Any]) -> Image.Image:
-    """The picture with the best region of each phrase, numbered as in the sentence below it."""
-    picture = load_picture(task.pictures[row["image_id"]])
-    best = [ranked[0] for ranked in prediction["phrases"] if ranked]  # none in a picture without regions
+    """The image with the best region of each phrase, numbered as in the sentence below it."""
+    image = load_image(task.images[row["image_id"]])
+    best = [ranked[0] for ranked in prediction["phrases"] if ranked]  # none in an image without regions
     labels = [str(number) for number in range(1, len(best) + 1)]
-    drawn = draw_regions(picture, [found["box"] for found in best], [found["score"] for found in best], labels)
+    drawn = draw_regions(image, [found["box"] for found in best], [found["score"] for found in best], labels)
     lines = [row["sentence"]]
     for number, phrase, found, gold in zip(labels, row["phrases"], best, row["boxes"], strict=False):
         verdict = "right" if matching_proposals(gold, [found["box"]]) else "wrong"

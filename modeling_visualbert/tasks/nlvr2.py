@@ -1,4 +1,4 @@
-"""NLVR2 as a task of the training loop: official files -> sentences and pairs of pictures -> truth -> accuracy, consistency."""
+"""NLVR2 as a task of the training loop: official files -> sentences and pairs of images -> truth -> accuracy, consistency."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from transformers import PreTrainedModel
 
 from ..data.files import index_images_by_name
 from ..data.nlvr2 import find_nlvr2_file, load_nlvr2
-from ..hub_code.image_processing_visualbert import load_picture
+from ..hub_code.image_processing_visualbert import load_image
 from ..hub_code.modeling_visualbert import VisualBertForVisualReasoning
 from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..metrics.nlvr2 import nlvr2_accuracy
 from ..metrics.submissions import write_nlvr2_predictions
 from ..training.task import Batch, Predictions, Rows, Task, count_examples
 from ..visualization import captioned, grid
-from .common import TaskArgs, corpus_folder, load_tokenizer, make_model, prepare_pictures
+from .common import TaskArgs, corpus_folder, load_tokenizer, make_model, prepare_images
 
 
 @dataclass
@@ -36,8 +36,8 @@ class Nlvr2Args(TaskArgs):
     second_segment_std: float | None = field(
         default=None,
         metadata={
-            "help": "draw the segment of the second picture's regions anew with this standard deviation: stages with one "
-            "picture never train it, and a small one is learned slowly (default: leave it)"
+            "help": "draw the segment of the second image's regions anew with this standard deviation: stages with one "
+            "image never train it, and a small one is learned slowly (default: leave it)"
         },
     )
 
@@ -52,13 +52,13 @@ def nlvr2_task(args: Nlvr2Args, accelerator: Accelerator) -> Task:
         data, images_dir, skipped = load_nlvr2_data(args)
         tokenizer = load_tokenizer(args)
         names = {name for split in data.values() for pair in split["images"] for name in pair}
-        pictures = prepare_pictures(args, names, images_dir, index_images_by_name, accelerator.device)
+        images = prepare_images(args, names, images_dir, index_images_by_name, accelerator.device)
         labels = {0: "False", 1: "True"}
         model = make_model(
             VisualBertForVisualReasoning,
             args,
             tokenizer,
-            pictures,
+            images,
             id2label=labels,
             label2id={label: index for index, label in labels.items()},
         )
@@ -68,17 +68,17 @@ def nlvr2_task(args: Nlvr2Args, accelerator: Accelerator) -> Task:
         with torch.no_grad():
             segments[1].normal_(0.0, args.second_segment_std, generator=generator)
     processor = VisualBertProcessor(
-        pictures.image_processor, tokenizer, task="nlvr2", region_dim=model.config.visual_embedding_dim
+        images.image_processor, tokenizer, task="nlvr2", region_dim=model.config.visual_embedding_dim
     )
-    task = make_task(model, processor, data, pictures.get)
-    task.pictures, task.skipped, task.write_results = pictures.paths, skipped, _write_results
-    if pictures.paths:
+    task = make_task(model, processor, data, images.get)
+    task.images, task.skipped, task.write_results = images.paths, skipped, _write_results
+    if images.paths:
         task.draw = partial(_draw, task)
     return task
 
 
 def load_nlvr2_data(args: Nlvr2Args) -> tuple[dict[str, Dataset], Path, list[str]]:
-    """The splits by role (train, dev, test), the folder of the pictures, and the bad records that were left out."""
+    """The splits by role (train, dev, test), the folder of the images, and the bad records that were left out."""
     folder = corpus_folder(args) / "nlvr2" if args.data_dir is None else Path(args.data_dir)
     skipped: list[str] | None = [] if args.skip_bad_records else None
     splits = {"train": args.train_split, "dev": args.dev_split, "test": args.test_split}
@@ -94,7 +94,7 @@ def make_task(
     data: dict[str, Dataset],
     image_of: Callable[[str], Any] | None,
 ) -> Task:
-    """The task over loaded data; `image_of` gives the regions or the picture of an image name, None for text only."""
+    """The task over loaded data; `image_of` gives the regions or the image of an image name, None for text only."""
 
     def collate(rows: Rows) -> Batch:
         images = None if image_of is None else [[image_of(name) for name in row["images"]] for row in rows]
@@ -128,8 +128,8 @@ def _write_results(predictions: Predictions, path: Path) -> None:
 
 
 def _draw(task: Task, model: PreTrainedModel, row: dict[str, Any], prediction: dict[str, Any]) -> Image.Image:
-    """The two pictures side by side, the sentence, what the model says and what is true."""
-    pair = grid([load_picture(task.pictures[name]).convert("RGB") for name in row["images"]], columns=2)
+    """The two images side by side, the sentence, what the model says and what is true."""
+    pair = grid([load_image(task.images[name]).convert("RGB") for name in row["images"]], columns=2)
     lines = [row["sentence"], f"model: {prediction['label']} ({prediction['score']:.0%})"]
     if row["label"] is not None:
         lines[1] += f"   truth: {bool(row['label'])}"

@@ -1,10 +1,10 @@
-"""Pre-training as a task of the training loop: masked words read with the picture, and whether text and picture belong together.
+"""Pre-training as a task of the training loop: masked words read with the image, and whether text and image belong together.
 
 The stages of the paper (section 4): `coco` on captions, then one on the text of the task itself. What a stage reads:
 
-    coco       two captions of one picture, or one and a caption of another picture (match 0); segments 0 and 1
+    coco       two captions of one image, or one and a caption of another image (match 0); segments 0 and 1
     vqa        question and answer as one text
-    nlvr2      the sentence with both pictures; its truth is the match label
+    nlvr2      the sentence with both images; its truth is the match label
     vcr        question and correct answer, and both with the correct rationale, with object tags as in VCR
     flickr30k  the sentence
 """
@@ -28,17 +28,17 @@ from transformers import PreTrainedModel
 from ..corpus.scenes import COLORS, SHAPES
 from ..data.coco import load_coco_captions
 from ..data.files import find_one, index_images, index_images_by_name, read_lines
-from ..hub_code.image_processing_visualbert import load_picture
+from ..hub_code.image_processing_visualbert import load_image
 from ..hub_code.modeling_visualbert import VisualBertForPreTraining
 from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..hub_code.regions_visualbert import join_regions, pad_regions
 from ..hub_code.text_visualbert import EncodedText, encode_choice, encode_pair, mask_pieces, pad_alignment, pad_texts
 from ..training.task import Batch, Predictions, Rows, Task
 from ..visualization import captioned, grid
-from .common import Boxes, Pictures, TaskArgs, corpus_folder, load_tokenizer, make_model, prepare_pictures
+from .common import Boxes, Images, TaskArgs, corpus_folder, load_tokenizer, make_model, prepare_images
 from .flickr30k import Flickr30kArgs, load_flickr30k_data
 from .nlvr2 import Nlvr2Args, load_nlvr2_data
-from .vcr import SUBTASKS, VcrArgs, context_of, load_vcr_data, object_boxes, picture_paths
+from .vcr import SUBTASKS, VcrArgs, context_of, image_paths, load_vcr_data, object_boxes
 from .vqa import VqaArgs, load_vqa_data
 
 STAGES = ("coco", "vqa", "nlvr2", "vcr", "flickr30k")
@@ -77,9 +77,9 @@ class Source:
         splits: Rows by role (train, dev, test).
         draw_text: Row, its split and a generator -> text without masks, and the match label or None.
         probe_text: Row -> the text whose words are masked one by one in evaluation.
-        images_of: Row -> keys of its pictures.
-        images_dir: Folder of the pictures.
-        find_paths: Gives the picture files in that folder by key.
+        images_of: Row -> keys of its images.
+        images_dir: Folder of the images.
+        find_paths: Gives the image files in that folder by key.
         boxes: Given boxes by key, for VCR.
         skipped: Bad records that were left out.
     """
@@ -96,7 +96,7 @@ class Source:
 
 @dataclass
 class MaskedRow:
-    """One example: text with masks, what was there (-100 elsewhere), match label, pictures and, for VCR, their objects."""
+    """One example: text with masks, what was there (-100 elsewhere), match label, images and, for VCR, their objects."""
 
     id: str
     text: EncodedText
@@ -118,18 +118,18 @@ def pretraining_task(args: PretrainingArgs, accelerator: Accelerator) -> Task:
         tokenizer = load_tokenizer(args)
         source = _SOURCES[args.stage](args, tokenizer)
         keys = {key for split in source.splits.values() for row in split for key in source.images_of(row)}
-        pictures = prepare_pictures(args, keys, source.images_dir, source.find_paths, accelerator.device, source.boxes)
-        model = make_model(VisualBertForPreTraining, args, tokenizer, pictures)
+        images = prepare_images(args, keys, source.images_dir, source.find_paths, accelerator.device, source.boxes)
+        model = make_model(VisualBertForPreTraining, args, tokenizer, images)
     processor = VisualBertProcessor(
-        pictures.image_processor,
+        images.image_processor,
         tokenizer,
         task="pretraining",
         max_length=args.max_length,
         region_dim=model.config.visual_embedding_dim,
     )
-    task = make_task(model, processor, source, pictures, args)
-    task.pictures, task.skipped = pictures.paths, source.skipped
-    if pictures.paths:
+    task = make_task(model, processor, source, images, args)
+    task.images, task.skipped = images.paths, source.skipped
+    if images.paths:
         task.draw = partial(_draw, task)
     return task
 
@@ -138,7 +138,7 @@ def make_task(
     model: VisualBertForPreTraining,
     processor: VisualBertProcessor,
     source: Source,
-    pictures: Pictures,
+    images: Images,
     args: PretrainingArgs,
 ) -> Task:
     """The task over loaded data. Training rows are masked anew in every epoch, those of the other splits once."""
@@ -179,7 +179,7 @@ def make_task(
         model=model,
         processor=processor,
         splits=splits,
-        collate=partial(_collate, tokenizer, pictures),
+        collate=partial(_collate, tokenizer, images),
         predict=_predict,
         score=lambda predictions, split: score_masks(predictions),
         best_metric="mlm_accuracy",
@@ -203,7 +203,7 @@ def score_masks(predictions: Predictions) -> dict[str, Any]:
     return {"mlm_accuracy": 0.0, **scores, "num_examples": len(predictions)}
 
 
-def _collate(tokenizer: Any, pictures: Pictures, rows: Rows) -> Batch:
+def _collate(tokenizer: Any, images: Images, rows: Rows) -> Batch:
     batch: Batch = dict(pad_texts([row.text for row in rows], tokenizer))
     batch["labels"] = torch.full(batch["input_ids"].shape, -100)
     for labels, row in zip(batch["labels"], rows, strict=True):
@@ -214,9 +214,9 @@ def _collate(tokenizer: Any, pictures: Pictures, rows: Rows) -> Batch:
     )
     # Rows without a match label (probes) do not count: -100.
     batch["sentence_image_labels"] = torch.tensor([-100 if row.match is None else row.match for row in rows])
-    if pictures.get is None:
+    if images.get is None:
         return batch
-    regions = pad_regions([_regions(pictures.get, row) for row in rows])
+    regions = pad_regions([_regions(images.get, row) for row in rows])
     if any(row.text.alignment for row in rows):
         num_regions = regions["visual_embeds"].shape[1]
         batch["image_text_alignment"] = pad_alignment([row.text for row in rows], num_regions, offset=1)
@@ -228,7 +228,7 @@ def _regions(get: Callable[[Any], dict[str, torch.Tensor]], row: MaskedRow) -> d
     if len(found) > 1:
         return join_regions(found)
     features = found[0]["visual_embeds"]
-    # VCR: the whole picture, then the objects that the texts mention.
+    # VCR: the whole image, then the objects that the texts mention.
     return {"visual_embeds": features if row.object_ids is None else features[[0, *(i + 1 for i in row.object_ids)]]}
 
 
@@ -306,12 +306,12 @@ def _coco(args: PretrainingArgs, tokenizer: Any) -> Source:
 
 
 def _other_row(image_id: int, data: Dataset, generator: torch.Generator) -> int:
-    """A random row of another picture."""
+    """A random row of another image."""
     for _ in range(100):
         number = int(torch.randint(len(data), (), generator=generator))
         if data[number]["image_id"] != image_id:
             return number
-    raise ValueError("the split holds one picture only; expected others to draw captions of")
+    raise ValueError("the split holds one image only; expected others to draw captions of")
 
 
 def _vqa(args: PretrainingArgs, tokenizer: Any) -> Source:
@@ -378,7 +378,7 @@ def _vcr(args: PretrainingArgs, tokenizer: Any) -> Source:
         text,
         images_of=lambda row: [row["image"]],
         images_dir=images_dir,
-        find_paths=picture_paths(boxes),
+        find_paths=image_paths(boxes),
         skipped=skipped,
         boxes=boxes,
     )
@@ -419,9 +419,9 @@ _SOURCES: dict[str, Callable[[PretrainingArgs, Any], Source]] = {
 
 
 def _draw(task: Task, model: PreTrainedModel, row: MaskedRow, prediction: dict[str, Any]) -> Image.Image:
-    """The picture, the text with its masks, and what was put in their place."""
+    """The image, the text with its masks, and what was put in their place."""
     tokenizer = task.processor.tokenizer
-    picture = grid([load_picture(task.pictures[key]).convert("RGB") for key in row.images], columns=2)
+    image = grid([load_image(task.images[key]).convert("RGB") for key in row.images], columns=2)
     pieces = [
         f"{tokenizer.convert_ids_to_tokens(found)} ({tokenizer.convert_ids_to_tokens(truth)})"
         for found, truth in prediction["pieces"]
@@ -429,4 +429,4 @@ def _draw(task: Task, model: PreTrainedModel, row: MaskedRow, prediction: dict[s
     lines = [tokenizer.decode(row.text.input_ids), f"model (truth): {', '.join(pieces) or 'nothing masked'}"]
     if "match" in prediction:
         lines.append(f"belongs together: {prediction['match']:.0%}   truth: {bool(prediction['match_label'])}")
-    return captioned(picture, lines)
+    return captioned(image, lines)

@@ -1,4 +1,4 @@
-"""What a training script does: train, compare with the text-only baseline, write figures, official files and pictures."""
+"""What a training script does: train, compare with the text-only baseline, write figures, official files and images."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def run_task(
 
 
 def report(task: Task, args: TrainArgs, metrics: Metrics, device: torch.device) -> None:
-    """Write figures, official result files and pictures, and print a table of the last split."""
+    """Write figures, official result files and images, and print a table of the last split."""
     output_dir = Path(args.output_dir)
     write_json(output_dir / "metrics.json", metrics)
     if task.write_results is not None:

@@ -19,7 +19,7 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from ..data.vcr import NUM_CHOICES, load_vcr, read_metadata
-from ..hub_code.image_processing_visualbert import load_picture
+from ..hub_code.image_processing_visualbert import load_image
 from ..hub_code.modeling_region_encoder import RegionEncoder
 from ..hub_code.modeling_visualbert import VisualBertForMultipleChoice
 from ..hub_code.processing_visualbert import VisualBertProcessor
@@ -28,7 +28,7 @@ from ..metrics.vcr import choice_accuracy, leaderboard_accuracy
 from ..training.loop import evaluate, read_predictions, write_predictions
 from ..training.task import Batch, Predictions, Rows, Task, count_examples
 from ..visualization import captioned, draw_regions
-from .common import TaskArgs, corpus_folder, load_tokenizer, make_model, prepare_pictures, reads_outlines
+from .common import TaskArgs, corpus_folder, load_tokenizer, make_model, prepare_images, reads_outlines
 
 SUBTASKS = ("answer", "rationale")
 
@@ -57,7 +57,7 @@ class VcrArgs(TaskArgs):
             "choices": ["mentioned", "all"],
         },
     )
-    whole_image: bool = field(default=True, metadata={"help": "region 0 is the whole picture, as the authors have it"})
+    whole_image: bool = field(default=True, metadata={"help": "region 0 is the whole image, as the authors have it"})
     alignment: str = field(
         default="subword",
         metadata={
@@ -96,11 +96,11 @@ def vcr_task(args: VcrArgs, accelerator: Accelerator) -> Task:
         data, images_dir, skipped = load_vcr_data(args)
         tokenizer = load_tokenizer(args)
         boxes = {} if args.text_only else object_boxes(data, images_dir)
-        pictures = prepare_pictures(args, boxes, images_dir, picture_paths(boxes), accelerator.device, boxes)
-        _freeze_backbone(pictures.encoder, args)
-        model = make_model(VisualBertForMultipleChoice, args, tokenizer, pictures, num_labels=1)
+        images = prepare_images(args, boxes, images_dir, image_paths(boxes), accelerator.device, boxes)
+        _freeze_backbone(images.encoder, args)
+        model = make_model(VisualBertForMultipleChoice, args, tokenizer, images, num_labels=1)
     processor = VisualBertProcessor(
-        pictures.image_processor,
+        images.image_processor,
         tokenizer,
         task="vcr",
         max_length=args.max_length,
@@ -108,10 +108,10 @@ def vcr_task(args: VcrArgs, accelerator: Accelerator) -> Task:
         alignment=args.alignment,
         whole_image=args.whole_image,
     )
-    polygons_of = partial(object_polygons, images_dir) if reads_outlines(pictures.encoder) else None
-    task = make_task(model, processor, data, pictures.get, args.subtask, polygons_of)
-    task.pictures, task.skipped = pictures.paths, skipped
-    if pictures.paths:
+    polygons_of = partial(object_polygons, images_dir) if reads_outlines(images.encoder) else None
+    task = make_task(model, processor, data, images.get, args.subtask, polygons_of)
+    task.images, task.skipped = images.paths, skipped
+    if images.paths:
         task.draw = partial(_draw, task)
     return task
 
@@ -128,7 +128,7 @@ def _freeze_backbone(encoder: RegionEncoder | None, args: VcrArgs) -> None:
 
 
 def load_vcr_data(args: Any) -> tuple[dict[str, Dataset], Path, list[str]]:
-    """The splits by role (train, dev, test), the folder of the pictures, and the bad records that were left out."""
+    """The splits by role (train, dev, test), the folder of the images, and the bad records that were left out."""
     folder = corpus_folder(args) / "vcr" if args.data_dir is None else Path(args.data_dir)
     images_dir = Path(args.images_dir or folder / "vcr1images")
     skipped: list[str] | None = [] if args.skip_bad_records else None
@@ -146,7 +146,7 @@ def load_vcr_data(args: Any) -> tuple[dict[str, Dataset], Path, list[str]]:
 
 
 def object_boxes(data: dict[str, Dataset], images_dir: Path) -> dict[str, list[list[float]]]:
-    """Boxes in pixels by image: the whole picture, then every object of the metadata."""
+    """Boxes in pixels by image: the whole image, then every object of the metadata."""
     files = {
         image: name for split in data.values() for image, name in zip(split["image"], split["metadata"], strict=True)
     }
@@ -163,8 +163,8 @@ def object_polygons(images_dir: Path, row: dict[str, Any]) -> list[list[list[lis
     return [outlines[index] for index in row["object_ids"]]
 
 
-def picture_paths(names: Iterable[str]) -> Callable[[Path], dict[str, Path]]:
-    """Folder -> the picture files in it, by their names in the records."""
+def image_paths(names: Iterable[str]) -> Callable[[Path], dict[str, Path]]:
+    """Folder -> the image files in it, by their names in the records."""
     return lambda images_dir: {name: path for name in names if (path := images_dir / name).is_file()}
 
 
@@ -176,7 +176,7 @@ def make_task(
     subtask: str,
     polygons_of: Callable[[dict[str, Any]], list] | None = None,
 ) -> Task:
-    """The task over loaded data; `image_of` gives the regions (whole picture, then all objects) or the picture of an image
+    """The task over loaded data; `image_of` gives the regions (whole image, then all objects) or the image of an image
     name, None for text only. `polygons_of` gives the outlines of a row's objects, for a detector that reads them."""
 
     def collate(rows: Rows) -> Batch:
@@ -271,7 +271,7 @@ def encode_choices(
     if image_of is not None:
         images = [image_of(row["image"]) for row in rows]
         if isinstance(images[0], dict):
-            # What is stored is the whole picture, then every object of the metadata.
+            # What is stored is the whole image, then every object of the metadata.
             whole = [0] * processor.whole_image
             kept = [[*whole, *(i + 1 for i in row["object_ids"])] for row in rows]
             images = [{"visual_embeds": found["visual_embeds"][ids]} for found, ids in zip(images, kept, strict=True)]
@@ -305,10 +305,10 @@ def context_of(row: dict[str, Any], subtask: str) -> list[str]:
 
 
 def _draw(task: Task, model: PreTrainedModel, row: dict[str, Any], prediction: dict[str, Any]) -> Image.Image:
-    """The picture with its tagged objects, the question, and the choices: model's choice and truth are marked."""
+    """The image with its tagged objects, the question, and the choices: model's choice and truth are marked."""
     subtask = task.name.removeprefix("vcr_")
     labels = [f"[{i}] {name}" for i, name in enumerate(row["objects"])]
-    drawn = draw_regions(load_picture(task.pictures[row["image"]]), row["boxes"], None, labels)
+    drawn = draw_regions(load_image(task.images[row["image"]]), row["boxes"], None, labels)
     lines = [" ".join(context_of(row, subtask))]
     for number, (choice, score) in enumerate(zip(row[f"{subtask}_choices"], prediction["scores"], strict=True)):
         marks = ["model"] * (number == prediction["choice"]) + ["truth"] * (number == row[f"{subtask}_label"])

@@ -19,14 +19,14 @@ from transformers import AutoConfig
 from ..answers import build_answer_vocabulary, pythia_answers
 from ..data.files import index_images
 from ..data.vqa2 import find_vqa_files, load_vqa
-from ..hub_code.image_processing_visualbert import load_picture
+from ..hub_code.image_processing_visualbert import load_image
 from ..hub_code.modeling_visualbert import VisualBertForQuestionAnswering
 from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..metrics.submissions import write_vqa_results
 from ..metrics.vqa import normalise_answer, soft_targets, vqa_accuracy
 from ..training.task import Batch, Predictions, Rows, Task, count_examples, to_device
 from ..visualization import answer_attention, captioned, draw_regions
-from .common import TaskArgs, corpus_folder, load_tokenizer, make_model, prepare_pictures
+from .common import TaskArgs, corpus_folder, load_tokenizer, make_model, prepare_images
 
 logger = logging.getLogger(__name__)
 
@@ -72,27 +72,27 @@ def vqa_task(args: VqaArgs, accelerator: Accelerator) -> Task:
         if accelerator.is_main_process:
             _say_what_is_covered(answers, data["train"])
         keys = {image_id for split in data.values() for image_id in split["image_id"]}
-        pictures = prepare_pictures(args, keys, images_dir, index_images, accelerator.device)
+        images = prepare_images(args, keys, images_dir, index_images, accelerator.device)
         model = make_model(
             VisualBertForQuestionAnswering,
             args,
             tokenizer,
-            pictures,
+            images,
             id2label=dict(enumerate(answers)),
             label2id={answer: index for index, answer in enumerate(answers)},
         )
     processor = VisualBertProcessor(
-        pictures.image_processor, tokenizer, answers=answers, region_dim=model.config.visual_embedding_dim
+        images.image_processor, tokenizer, answers=answers, region_dim=model.config.visual_embedding_dim
     )
-    task = make_task(model, processor, data, pictures.get, args.target_rule)
-    task.pictures, task.skipped, task.write_results = pictures.paths, skipped, _write_results
-    if pictures.encoder is not None and pictures.paths:
+    task = make_task(model, processor, data, images.get, args.target_rule)
+    task.images, task.skipped, task.write_results = images.paths, skipped, _write_results
+    if images.encoder is not None and images.paths:
         task.draw = partial(_draw, task)
     return task
 
 
 def load_vqa_data(args: VqaArgs) -> tuple[dict[str, Dataset], Path, list[str]]:
-    """The splits by role (train, dev, test), the folder of the pictures, and the bad records that were left out."""
+    """The splits by role (train, dev, test), the folder of the images, and the bad records that were left out."""
     corpus = args.data_dir is None
     folder = corpus_folder(args) if args.data_dir is None else Path(args.data_dir)
     data_dir = folder / "vqa" if corpus else folder
@@ -110,7 +110,7 @@ def make_task(
     image_of: Callable[[int], Any] | None,
     target_rule: str,
 ) -> Task:
-    """The task over loaded data; `image_of` gives the regions or the picture of an image id, None for text only."""
+    """The task over loaded data; `image_of` gives the regions or the image of an image id, None for text only."""
     answer_to_index = {answer: index for index, answer in enumerate(processor.answers or ())}
 
     def collate(rows: Rows) -> Batch:
@@ -180,8 +180,8 @@ def _draw(
     task: Task, model: VisualBertForQuestionAnswering, row: dict[str, Any], prediction: dict[str, Any]
 ) -> Image.Image:
     """A question: regions weighted by attention, the answer and what most annotators said."""
-    picture = load_picture(task.pictures[row["image_id"]])
-    batch = to_device(dict(task.processor(images=[picture], text=[row["question"]])), model.device)
+    image = load_image(task.images[row["image_id"]])
+    batch = to_device(dict(task.processor(images=[image], text=[row["question"]])), model.device)
     found = model.get_image_features(batch.pop("pixel_values"), batch.pop("pixel_mask", None))
     (regions,) = task.processor.post_process_regions(found, batch.pop("image_sizes"))
     batch |= {"visual_embeds": found.visual_embeds, "visual_attention_mask": found.visual_attention_mask}
@@ -190,7 +190,7 @@ def _draw(
     if row["answers"] is not None:
         lines[1] += f"   annotators: {Counter(row['answers']).most_common(1)[0][0]}"
     labels = [f"{weight:.0%}" for weight in weights]
-    return captioned(draw_regions(picture, regions["boxes"].tolist(), weights, labels), lines)
+    return captioned(draw_regions(image, regions["boxes"].tolist(), weights, labels), lines)
 
 
 def _load_split(data_dir: Path, split: str, skipped: list[str] | None) -> Dataset:

@@ -1,4 +1,4 @@
-"""Pictures and tables of a run."""
+"""Images and tables of a run."""
 
 from __future__ import annotations
 

@@ -33,9 +33,9 @@ class Task:
         count_items: Batch -> what its loss is divided by, as arguments of the model's `forward`
             (`{"num_items_in_batch": 64}`). None leaves the loss as the model returns it.
         augment: Changes a training row at random, with the given generator only.
-        draw: Model, row and its prediction -> a picture to look at.
+        draw: Model, row and its prediction -> an image to look at.
         write_results: Predictions and the path of a file without suffix -> the file that the official evaluation takes.
-        pictures: Picture files by their key in the rows, for views of the data.
+        images: Image files by their key in the rows, for views of the data.
         skipped: Bad records that were left out.
     """
 
@@ -51,7 +51,7 @@ class Task:
     augment: Callable[[Any, torch.Generator], Any] | None = None
     draw: Callable[[PreTrainedModel, Any, dict[str, Any]], Image.Image] | None = None
     write_results: Callable[[Predictions, Path], None] | None = None
-    pictures: Mapping[Any, Path] = field(default_factory=dict)
+    images: Mapping[Any, Path] = field(default_factory=dict)
     skipped: Sequence[str] = ()
 
     def __post_init__(self) -> None:

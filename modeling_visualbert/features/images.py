@@ -1,4 +1,4 @@
-"""Which pictures to extract: those of a folder, of a list, or of a dataset, and what they are called in a store."""
+"""Which images to extract: those of a folder, of a list, or of a dataset, and what they are called in a store."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from datasets import Image as ImageColumn
 from PIL import Image
 
 from ..data.files import IMAGE_SUFFIXES, check_new, is_unicode, read_lines
-from .extract import PictureSource
+from .extract import ImageOrFile
 
 
 def image_id_from_number(name: str) -> str:
-    """`COCO_train2014_000000132417.jpg` -> `132417`, as COCO, VQA and Flickr30k call their pictures.
+    """`COCO_train2014_000000132417.jpg` -> `132417`, as COCO, VQA and Flickr30k call their images.
 
     Raises:
         ValueError: The name does not end in a number.
@@ -30,7 +30,7 @@ def image_id_from_number(name: str) -> str:
 
 
 def image_id_from_stem(name: str) -> str:
-    """`train/dev-1-0-img0.png.npz` -> `dev-1-0-img0`, as NLVR2 calls its pictures."""
+    """`train/dev-1-0-img0.png.npz` -> `dev-1-0-img0`, as NLVR2 calls its images."""
     stem = name.rsplit("/", 1)[-1]
     while (shorter := re.sub(r"\.(npz|npy|jpe?g|png|webp|bmp)$", "", stem, flags=re.IGNORECASE)) != stem:
         stem = shorter
@@ -49,16 +49,16 @@ IMAGE_IDS: dict[str, Callable[[str], str]] = {
 }
 
 
-def list_pictures(source: str | Path, ids: str = "stem") -> list[tuple[str, PictureSource]]:
-    """(image id, file) of the pictures in a folder or a list, in the order of their paths or of the list.
+def list_images(source: str | Path, ids: str = "stem") -> list[tuple[str, ImageOrFile]]:
+    """(image id, file) of the images in a folder or a list, in the order of their paths or of the list.
 
     Args:
         source: A folder, with all below it; or a text file with a path in each line, relative to its folder or absolute.
         ids: One of `IMAGE_IDS`.
 
     Raises:
-        FileNotFoundError: The source is not there. (A missing picture of a list is found out when it is read.)
-        ValueError: There are no pictures, two have the same id, or one has none of this kind.
+        FileNotFoundError: The source is not there. (A missing image of a list is found out when it is read.)
+        ValueError: There are no images, two have the same id, or one has none of this kind.
     """
     source = Path(source)
     if source.is_dir():
@@ -66,23 +66,23 @@ def list_pictures(source: str | Path, ids: str = "stem") -> list[tuple[str, Pict
         named = [(path.relative_to(source).as_posix(), path, str(path)) for path in paths]
     else:
         lines = read_lines(source)
-        named = [(line, source.parent / line, f"{source}: picture {n}") for n, line in enumerate(lines, start=1)]
+        named = [(line, source.parent / line, f"{source}: image {n}") for n, line in enumerate(lines, start=1)]
     return _identified([(name, path, where) for name, path, where in named], IMAGE_IDS[ids], source)
 
 
-def list_dataset_pictures(
+def list_dataset_images(
     name: str, image_column: str, id_column: str | None = None, split: str = "train"
-) -> list[tuple[str, PictureSource]]:
-    """(image id, what opens the picture) of a dataset's image column.
+) -> list[tuple[str, ImageOrFile]]:
+    """(image id, what opens the image) of a dataset's image column.
 
     Args:
         name: Folder of `save_to_disk`, or what `load_dataset` takes.
-        image_column: Column of pictures.
+        image_column: Column of images.
         id_column: Column of ids; by default the row's number.
         split: Which split.
 
     Raises:
-        ValueError: The dataset has no such split or column, or two pictures have the same id.
+        ValueError: The dataset has no such split or column, or two images have the same id.
     """
     data = _load(name, split)
     for column in (image_column, *([id_column] if id_column else [])):
@@ -90,7 +90,7 @@ def list_dataset_pictures(
             raise ValueError(
                 f"{name}: no column {column!r} in split {split}; expected one of {', '.join(data.column_names)}"
             )
-    encoded = data.cast_column(image_column, ImageColumn(decode=False))  # so that one bad picture does not stop all
+    encoded = data.cast_column(image_column, ImageColumn(decode=False))  # so that one bad image does not stop all
     keys = data[id_column] if id_column else range(len(data))
     rows = [
         (str(key), partial(_open, encoded, row, image_column), f"{name}: row {row}") for row, key in enumerate(keys)
@@ -111,18 +111,18 @@ def _load(name: str, split: str) -> Dataset:
 def _open(data: Dataset, row: int, column: str) -> Image.Image:
     record = data[row][column]
     if record is None:
-        raise ValueError("there is no picture in this row")
+        raise ValueError("there is no image in this row")
     return Image.open(io.BytesIO(record["bytes"]) if record["bytes"] is not None else record["path"])
 
 
 def _identified(
     named: list[tuple[str, Any, str]], image_id: Callable[[str], str], source: str | Path
-) -> list[tuple[str, PictureSource]]:
+) -> list[tuple[str, ImageOrFile]]:
     if not named:
-        raise ValueError(f"{source}: no pictures; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
+        raise ValueError(f"{source}: no images; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
     seen: set[str] = set()
-    pictures = []
-    for name, picture, where in named:
+    images = []
+    for name, image, where in named:
         try:
             key = image_id(name)
         except ValueError as error:
@@ -130,5 +130,5 @@ def _identified(
         if not is_unicode(key):
             raise ValueError(f"{where}: the name {key!r} is not UTF-8")
         check_new(key, seen, "image id", where)
-        pictures.append((key, picture))
-    return pictures
+        images.append((key, image))
+    return images
