@@ -23,7 +23,8 @@ from torch import nn
 from transformers import AutoProcessor
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from modeling_visualbert.publish.export import export_onnx, int8_config, load_head
+from modeling_visualbert.checkpoints import load_model
+from modeling_visualbert.publish.export import export_onnx, int8_config
 from modeling_visualbert.training.loop import evaluate, make_accelerator
 
 
@@ -45,7 +46,7 @@ class OnnxModel(nn.Module):
 
 def ways(folder: Path) -> dict[str, nn.Module]:
     """The model of a folder in every form."""
-    model = load_head(folder)
+    model = load_model(folder)
     with tempfile.TemporaryDirectory() as drafts:
         for name, int8 in (("onnx", False), ("onnx_int8", True)):
             export_onnx(model, Path(drafts) / f"{name}.onnx", int8)

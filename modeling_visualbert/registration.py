@@ -1,71 +1,178 @@
-"""Makes the Auto classes and `pipeline(...)` of `transformers` use this package for model type "visual_bert"."""
+"""Makes the Auto classes and `pipeline(...)` of `transformers` use this package for model type "visual_bert".
 
-import transformers
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForMultipleChoice,
-    AutoModelForPreTraining,
-    AutoModelForSequenceClassification,
-    AutoModelForVisualQuestionAnswering,
-    AutoModelForZeroShotObjectDetection,
-    AutoProcessor,
-)
-from transformers.pipelines import PIPELINE_REGISTRY, REMOVED_TASKS
+`transformers` imports its parts when they are first used, and so does this package: importing it costs next to nothing. What
+must happen when a part of `transformers` has been imported (registering our classes with it) is in one table here, `_STEPS`.
+"""
 
-from .hub_code.configuration_grid_encoder import GridRegionEncoderConfig
-from .hub_code.configuration_region_detector import RegionDetectorConfig
-from .hub_code.configuration_region_encoder import QueryRegionEncoderConfig
-from .hub_code.configuration_visualbert import VisualBertConfig
-from .hub_code.image_processing_region_detector import RegionDetectorImageProcessor
-from .hub_code.image_processing_visualbert import VisualBertImageProcessor
-from .hub_code.modeling_grid_encoder import GridRegionEncoder
-from .hub_code.modeling_region_detector import RegionDetector
-from .hub_code.modeling_region_encoder import QueryRegionEncoder
-from .hub_code.modeling_visualbert import (
-    VisualBertForMultipleChoice,
-    VisualBertForPreTraining,
-    VisualBertForQuestionAnswering,
-    VisualBertForRegionToPhraseAlignment,
-    VisualBertForVisualReasoning,
-    VisualBertModel,
-)
-from .hub_code.pipeline_visualbert import PIPELINES
-from .hub_code.processing_visualbert import VisualBertProcessor
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+
+_HUB_CODE = f"{__package__}.hub_code"
 
 
 def register_auto_classes() -> None:
     """
-    Called when the package is imported; calling it again changes nothing.
+    Register everything now. Not needed after `import modeling_visualbert`, which registers our classes with each part of
+    `transformers` once both are imported; calling it again changes nothing.
 
-    `transformers` has classes of its own for "visual_bert"; after this call its Auto classes resolve to ours. It removed
-    the task name "visual-question-answering" in version 5; the name is given back to `pipeline(...)` here.
+    `transformers` has classes of its own for "visual_bert"; its Auto classes resolve to ours instead. It removed the task name
+    "visual-question-answering" in version 5; `pipeline(...)` knows it again.
     """
-    AutoConfig.register("visual_bert", VisualBertConfig, exist_ok=True)
-    AutoConfig.register("query_region_encoder", QueryRegionEncoderConfig, exist_ok=True)
-    AutoConfig.register("grid_region_encoder", GridRegionEncoderConfig, exist_ok=True)
-    AutoConfig.register("region_detector", RegionDetectorConfig, exist_ok=True)
-    AutoModel.register(VisualBertConfig, VisualBertModel, exist_ok=True)
-    AutoModel.register(QueryRegionEncoderConfig, QueryRegionEncoder, exist_ok=True)
-    AutoModel.register(RegionDetectorConfig, RegionDetector, exist_ok=True)
-    AutoModel.register(GridRegionEncoderConfig, GridRegionEncoder, exist_ok=True)
-    AutoModelForPreTraining.register(VisualBertConfig, VisualBertForPreTraining, exist_ok=True)
-    AutoModelForVisualQuestionAnswering.register(VisualBertConfig, VisualBertForQuestionAnswering, exist_ok=True)
-    AutoModelForMultipleChoice.register(VisualBertConfig, VisualBertForMultipleChoice, exist_ok=True)
-    AutoModelForSequenceClassification.register(VisualBertConfig, VisualBertForVisualReasoning, exist_ok=True)
-    AutoModelForZeroShotObjectDetection.register(VisualBertConfig, VisualBertForRegionToPhraseAlignment, exist_ok=True)
-    for config_class in (VisualBertConfig, QueryRegionEncoderConfig, GridRegionEncoderConfig):
-        AutoImageProcessor.register(
-            config_class, image_processor_classes={"pil": VisualBertImageProcessor}, exist_ok=True
-        )
-    AutoImageProcessor.register(
-        RegionDetectorConfig, image_processor_classes={"pil": RegionDetectorImageProcessor}, exist_ok=True
-    )
+    for theirs, ours, register in _STEPS:
+        importlib.import_module(theirs)
+        importlib.import_module(ours)
+        register()
+
+
+def register_when_imported() -> None:
+    """Arrange that our classes are registered with each part of `transformers` as soon as that part is imported."""
+    _quieten_torchao()
+    finder = _AfterImport({"torch": _quieten_torchao, **{ours: register for _, ours, register in _STEPS}})
+    sys.meta_path.insert(0, finder)
+    for theirs, ours, _ in _STEPS:
+        if theirs in sys.modules:
+            importlib.import_module(ours)
+        else:
+            finder.calls[theirs] = partial(finder.import_ours, ours)
+
+
+class _AfterImport(MetaPathFinder):
+    """
+    Calls functions once modules have been imported.
+
+    Args:
+        calls: By module name, what is called after that module.
+    """
+
+    def __init__(self, calls: dict[str, Callable[[], None]]):
+        self.calls = calls
+        self.being_imported = 0  # how many of our modules
+        self.waiting: list[str] = []
+
+    def import_ours(self, name: str) -> None:
+        """Import one of our modules; later, when another one is being imported, which it may need whole."""
+        self.waiting.append(name)
+        while self.waiting and not self.being_imported:
+            importlib.import_module(self.waiting.pop())
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The module's ordinary spec with the call added; None, which leaves it to the other finders, for most modules."""
+        is_ours = fullname.startswith(f"{_HUB_CODE}.")
+        if not is_ours and fullname not in self.calls:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is None or spec.loader is None:
+            return None
+        execute = spec.loader.exec_module
+
+        def execute_and_call(module: ModuleType) -> None:
+            self.being_imported += is_ours
+            try:
+                execute(module)
+            finally:
+                self.being_imported -= is_ours
+            self.calls.pop(fullname, lambda: None)()
+            if self.waiting:
+                self.import_ours(self.waiting.pop())
+
+        spec.loader.exec_module = execute_and_call  # type: ignore[method-assign]
+        return spec
+
+
+def _quieten_torchao() -> None:
+    """`transformers` imports torchao wherever that is installed, and torchao then logs four lines about GPU kernels and its own
+    use of torch that a user can do nothing about. Torch sets the levels of its loggers when it is imported."""
+    for name in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _register_configs() -> None:
+    from transformers.models.auto.configuration_auto import AutoConfig
+
+    from .hub_code.configuration_visualbert import REGION_ENCODER_CONFIGS, VisualBertConfig
+
+    for config_class in (VisualBertConfig, *REGION_ENCODER_CONFIGS.values()):
+        AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+
+
+def _register_models() -> None:
+    from transformers.models.auto import modeling_auto
+
+    from .hub_code import modeling_visualbert as models
+    from .hub_code.configuration_visualbert import VisualBertConfig
+    from .hub_code.tasks_visualbert import TASKS
+
+    modeling_auto.AutoModel.register(VisualBertConfig, models.VisualBertModel, exist_ok=True)
+    for encoder in models.REGION_ENCODERS.values():
+        modeling_auto.AutoModel.register(encoder.config_class, encoder, exist_ok=True)
+    for task in TASKS.values():
+        auto_class = getattr(modeling_auto, task.auto_class)
+        auto_class.register(VisualBertConfig, getattr(models, task.head), exist_ok=True)
+
+
+def _register_image_processors() -> None:
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
+
+    from .hub_code.configuration_region_detector import RegionDetectorConfig
+    from .hub_code.configuration_visualbert import REGION_ENCODER_CONFIGS, VisualBertConfig
+    from .hub_code.image_processing_region_detector import RegionDetectorImageProcessor
+    from .hub_code.image_processing_visualbert import VisualBertImageProcessor
+
+    for config_class in (VisualBertConfig, *REGION_ENCODER_CONFIGS.values()):
+        is_detector = config_class is RegionDetectorConfig
+        processor = RegionDetectorImageProcessor if is_detector else VisualBertImageProcessor
+        AutoImageProcessor.register(config_class, image_processor_classes={"pil": processor}, exist_ok=True)
+
+
+def _register_processor() -> None:
+    from transformers.models.auto.processing_auto import AutoProcessor
+
+    from .hub_code.configuration_visualbert import VisualBertConfig
+    from .hub_code.processing_visualbert import VisualBertProcessor
+
     AutoProcessor.register(VisualBertConfig, VisualBertProcessor, exist_ok=True)
-    REMOVED_TASKS.pop("visual-question-answering", None)
-    for task, (pipeline_class, auto_class) in PIPELINES.items():
-        if task not in PIPELINE_REGISTRY.supported_tasks:  # registering again would warn
+
+
+def _register_pipelines() -> None:
+    import transformers
+    from transformers.pipelines import PIPELINE_REGISTRY, REMOVED_TASKS
+
+    from .hub_code import pipeline_visualbert as pipelines
+    from .hub_code.tasks_visualbert import TASKS
+
+    for task in TASKS.values():
+        REMOVED_TASKS.pop(task.pipeline, None)
+        if task.pipeline not in PIPELINE_REGISTRY.supported_tasks:  # registering again would warn
             PIPELINE_REGISTRY.register_pipeline(
-                task, pipeline_class=pipeline_class, pt_model=getattr(transformers, auto_class), type="multimodal"
+                task.pipeline,
+                pipeline_class=getattr(pipelines, task.pipeline_class),
+                pt_model=getattr(transformers, task.auto_class),
+                type="multimodal",
             )
+
+
+# A part of `transformers`, our module whose classes it has to know, and what registers them. Our module is imported after theirs.
+_STEPS: tuple[tuple[str, str, Callable[[], None]], ...] = (
+    ("transformers.models.auto.configuration_auto", f"{_HUB_CODE}.configuration_visualbert", _register_configs),
+    ("transformers.models.auto.modeling_auto", f"{_HUB_CODE}.modeling_visualbert", _register_models),
+    (
+        "transformers.models.auto.image_processing_auto",
+        f"{_HUB_CODE}.image_processing_region_detector",
+        _register_image_processors,
+    ),
+    ("transformers.models.auto.processing_auto", f"{_HUB_CODE}.processing_visualbert", _register_processor),
+    ("transformers.pipelines", f"{_HUB_CODE}.pipeline_visualbert", _register_pipelines),
+)
+
+
+__all__ = ["register_auto_classes", "register_when_imported"]

@@ -12,7 +12,7 @@ import torch
 from helpers import FIXTURES, scores_of
 from safetensors import safe_open
 
-from modeling_visualbert.convert.visualbert import HEADS, rename_original_key
+from modeling_visualbert.convert import HEADS, rename_original_key
 from modeling_visualbert.hub_code.configuration_visualbert import VisualBertConfig
 
 GOLDEN = FIXTURES / "golden" / "visualbert"

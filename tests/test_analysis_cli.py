@@ -77,7 +77,7 @@ def test_numbers_figures_and_tables_are_written(analysed, corpus):
     for relation, directions in report["syntax"].items():
         assert f"\n{relation} " in text
         assert set(directions) <= {"at dependent", "at head"}
-    stems = {"entities", "relations"} | {path.stem for path in analysed.glob("image_*.png")}
+    stems = {"entities", "relations"} | {path.stem for path in analysed.glob("picture_*.png")}
     assert len(stems) == 4
     for stem in stems:
         with Image.open(analysed / f"{stem}.png") as image:
@@ -101,7 +101,7 @@ def test_captions_state_the_numbers(analysed):
     relations = svg_text(analysed / "relations.svg")
     for name in ("nmod", "amod", "nsubj", "obj"):
         assert re.search(rf"{name} \(\d+ words\): head \d-\d at (dependent|head) \d", relations), name
-    image = svg_text(next(analysed.glob("image_*.svg")))
+    image = svg_text(next(analysed.glob("picture_*.svg")))
     assert re.search(r"Strongest region right: layer 1, head \d: \d of \d; layer 2, head \d: \d of \d", image)
 
 

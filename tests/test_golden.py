@@ -5,7 +5,7 @@ import torch
 from golden_cases import CASES, compare, embedding_module, golden, run, worst_differences
 from helpers import scores_of
 
-from modeling_visualbert.convert.visualbert import HEADS
+from modeling_visualbert.convert import HEADS
 from modeling_visualbert.hub_code.configuration_visualbert import VisualBertConfig
 from modeling_visualbert.hub_code.modeling_visualbert import VisualBertModel
 

@@ -5,13 +5,13 @@ import re
 import pytest
 from huggingface_hub import ModelCard
 
-from modeling_visualbert.hub_code.pipeline_visualbert import PIPELINES
+from modeling_visualbert.hub_code.tasks_visualbert import TASKS
 from modeling_visualbert.publish.card import NOT_MEASURED, build_card, cards_folder, default_facts, load_facts
 
 NAMES = sorted(path.stem for path in cards_folder().glob("*-*.yaml"))
 PUBLISHED = [name for name in NAMES if name.startswith("visualbert-")]
 SHAPES = [name for name in NAMES if name.startswith("shapes-")]
-HEADS = [found.head for found, _ in PIPELINES.values()]
+HEADS = [task.head for task in TASKS.values()]
 
 
 def metrics_for(facts):

@@ -18,7 +18,7 @@ from transformers import pipeline
 
 from modeling_visualbert.cli import main
 from modeling_visualbert.features.extract import load_region_encoder
-from modeling_visualbert.hub_code.pipeline_visualbert import PIPELINES
+from modeling_visualbert.hub_code.tasks_visualbert import HEADS
 from modeling_visualbert.publish.card import cards_folder
 from modeling_visualbert.publish.push import Pushed, push_folder
 from modeling_visualbert.tasks.common import DETECTOR
@@ -141,7 +141,7 @@ def test_all_heads_come_back_from_the_hub_as_they_were(hub, saved, tmp_path):
         assert hub.files(f"tester/{task}") == contents(folder)
         assert pushed.files == {name: len(content) for name, content in contents(folder).items()}
         save_file(inputs_of(task, model), tmp_path / f"{task}.safetensors")
-        (auto,) = (auto for found, auto in PIPELINES.values() if found.head == type(model).__name__)
+        auto = HEADS[type(model).__name__].auto_class
         checkpoints[task] = (
             f"tester/{task}",
             auto,

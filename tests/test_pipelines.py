@@ -11,8 +11,8 @@ from transformers import pipeline
 
 from modeling_visualbert.corpus.scenes import render, sample_scene
 from modeling_visualbert.corpus.vcr import metadata_record
+from modeling_visualbert.hub_code import pipeline_visualbert, tasks_visualbert
 from modeling_visualbert.hub_code.explain_visualbert import explain_answers
-from modeling_visualbert.hub_code.pipeline_visualbert import PIPELINES
 
 TASKS = list(PIPELINE_TASKS)
 
@@ -274,10 +274,12 @@ def test_the_class_of_transformers_with_the_same_name_is_refused(checkpoints):
 
 
 def test_every_task_has_one_pipeline():
-    assert set(PIPELINES) == set(PIPELINE_TASKS.values())
-    for pipeline_class, auto_class in PIPELINES.values():
-        assert hasattr(transformers, auto_class)
+    assert {task.name: task.pipeline for task in tasks_visualbert.TASKS.values()} == PIPELINE_TASKS
+    for task in tasks_visualbert.TASKS.values():
+        pipeline_class = getattr(pipeline_visualbert, task.pipeline_class)
+        assert pipeline_class.about is task
         assert pipeline_class.__doc__.count(">>> ") == 2
+        assert hasattr(transformers, task.auto_class)
 
 
 def test_explained_answers(pipes, scenes):

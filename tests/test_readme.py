@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tiny_checkpoints import save_tiny_checkpoint
 
-from modeling_visualbert.cli import _parser
+from modeling_visualbert.cli import build_parser
 from modeling_visualbert.tasks.detection import DetectionArgs
 from modeling_visualbert.tasks.flickr30k import Flickr30kArgs
 from modeling_visualbert.tasks.nlvr2 import Nlvr2Args
@@ -57,7 +57,7 @@ def test_python_runs_in_order(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("line", [line for line in commands() if line.startswith("visualbert ")])
 def test_commands_parse(line):
-    assert callable(_parser().parse_args(shlex.split(line, comments=True)[1:]).run)
+    assert callable(build_parser().parse_args(shlex.split(line, comments=True)[1:]).run)
 
 
 @pytest.mark.parametrize("line", [line for line in commands() if line.startswith("accelerate launch")])
@@ -66,7 +66,7 @@ def test_scripts_and_their_flags_exist(line, monkeypatch):
     script, *flags = shlex.split(line, comments=True)[2:]
     assert (ROOT / script).is_file()
     if script == "examples/extract_features.py":
-        assert callable(_parser().parse_args(["extract", *flags]).run)
+        assert callable(build_parser().parse_args(["extract", *flags]).run)
         return
     args_class = ARGS[script]
     assert parse_args(args_class, "", flags).output_dir.startswith("runs/")

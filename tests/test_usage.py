@@ -37,7 +37,11 @@ from modeling_visualbert import (
     ask,
 )
 from modeling_visualbert.cli import main
+from modeling_visualbert.cli import regions as regions_commands
 from modeling_visualbert.corpus.scenes import render, sample_scene
+from modeling_visualbert.features.convert import READERS
+from modeling_visualbert.features.format import DTYPES
+from modeling_visualbert.features.images import IMAGE_IDS
 from modeling_visualbert.tasks.common import DETECTOR
 
 PACKAGE = Path(modeling_visualbert.__file__).parent
@@ -377,48 +381,7 @@ def test_nothing_in_a_file_runs_foreign_code(path):
             assert not re.search(pattern, line), f"{path.name}:{number}: {reason}: {line.strip()}"
 
 
-HUB_FILES = [
-    path
-    for pattern in (
-        "compile_*",
-        "configuration_*",
-        "detection_*",
-        "explain_*",
-        "modeling_*",
-        "linear_*",
-        "packing_*",
-        "regions_*",
-        "image_processing_*",
-        "processing_*",
-        "pipeline_*",
-        "text_*",
-    )
-    for path in sorted(PACKAGE.glob(f"{pattern}.py"))
-]
-
-
-def test_all_hub_files_are_looked_at():
-    assert {path.stem for path in HUB_FILES} == {
-        "compile_visualbert",
-        "configuration_grid_encoder",
-        "configuration_region_detector",
-        "configuration_region_encoder",
-        "configuration_visualbert",
-        "detection_ops",
-        "explain_visualbert",
-        "image_processing_region_detector",
-        "image_processing_visualbert",
-        "linear_visualbert",
-        "modeling_grid_encoder",
-        "modeling_region_detector",
-        "modeling_region_encoder",
-        "modeling_visualbert",
-        "packing_visualbert",
-        "pipeline_visualbert",
-        "processing_visualbert",
-        "regions_visualbert",
-        "text_visualbert",
-    }
+HUB_FILES = sorted(path for path in (PACKAGE / "hub_code").glob("*.py") if path.stem != "__init__")
 
 
 @pytest.mark.parametrize("path", HUB_FILES, ids=lambda path: path.name)
@@ -446,3 +409,55 @@ def test_no_line_of_text_looks_like_a_relative_import(path):
     found = re.findall(r"^\s*import\s+\.(\S+)\s*$|^\s*from\s+\.(\S+)\s+import", text, flags=re.MULTILINE)
     imported = [n.module for n in ast.walk(ast.parse(text)) if isinstance(n, ast.ImportFrom) and n.level == 1]
     assert sorted(a or b for a, b in found) == sorted(imported)
+
+
+def _printed(program):
+    """Standard output of a program in a process of its own."""
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+
+
+def test_importing_the_package_imports_nothing_else():
+    program = "import sys, modeling_visualbert; print({'torch', 'transformers', 'numpy'} & set(sys.modules))"
+    assert _printed(program) == "set()\n"
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import modeling_visualbert\nfrom transformers import AutoModel",
+        "from transformers import AutoModel, pipeline\nimport modeling_visualbert",
+        "from modeling_visualbert import VisualBertVQAPipeline",
+        "from modeling_visualbert.hub_code.modeling_region_encoder import RegionEncoder",
+        "from transformers import AutoProcessor\nimport modeling_visualbert",
+    ],
+)
+def test_auto_classes_know_ours_in_whatever_order_things_are_imported(first):
+    program = f"""{first}
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining, AutoProcessor
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.pipelines import PIPELINE_REGISTRY
+kinds = ("visual_bert", "query_region_encoder", "grid_region_encoder", "region_detector")
+configs = [type(AutoConfig.for_model(kind)) for kind in kinds]
+found = [*configs, *(AutoModel._model_mapping[config] for config in configs), PROCESSOR_MAPPING[configs[0]]]
+found += [AutoModelForPreTraining._model_mapping[configs[0]], *(IMAGE_PROCESSOR_MAPPING[config]["pil"] for config in configs)]
+found += [PIPELINE_REGISTRY.check_task("visual-question-answering")[1]["impl"]]
+print(len(found), {{cls.__module__.split(".")[0] for cls in found}})
+"""
+    assert _printed(program) == "15 {'modeling_visualbert'}\n"
+
+
+def test_public_names_are_listed_once_and_exist():
+    assert sorted(modeling_visualbert.__all__) == list(dict.fromkeys(sorted(modeling_visualbert.__all__)))
+    for name in modeling_visualbert.__all__:
+        assert getattr(modeling_visualbert, name) is not None
+    assert modeling_visualbert.load_picture is modeling_visualbert.load_image
+    assert set(modeling_visualbert.__all__) <= set(dir(modeling_visualbert))
+    with pytest.raises(AttributeError, match="'modeling_visualbert' has no attribute 'VisualBert'"):
+        modeling_visualbert.VisualBert  # noqa: B018
+
+
+def test_choices_of_the_command_line_are_those_of_the_package():
+    assert sorted(regions_commands.FEATURE_KINDS) == sorted(READERS)
+    assert sorted(regions_commands.IMAGE_IDS) == sorted(IMAGE_IDS)
+    assert regions_commands.DTYPES == DTYPES

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel
 
-from ..convert.checkpoint_files import check_checkpoint
+from ..checkpoints import check_name
 from ..corpus.build import CorpusConfig, ensure_corpus
 from ..data.files import index_images
 from ..data.flickr30k import read_split
@@ -79,7 +79,7 @@ def load_material(options: AnalysisOptions, processes: Processes = ALONE) -> Mat
         raise ValueError("both --trees and --parser; expected one of them")
     if options.images_per_batch < 1:
         raise ValueError(f"{options.images_per_batch} images at a time; expected at least 1")
-    check_checkpoint(options.model)
+    check_name(options.model)
     model_type = AutoConfig.from_pretrained(options.model).model_type
     if model_type != VisualBertModel.config_class.model_type:
         raise ValueError(f"{options.model} is a {model_type!r} checkpoint; expected VisualBERT")

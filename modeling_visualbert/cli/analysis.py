@@ -9,26 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoProcessor
-
-from ..analysis.examples import make_examples
-from ..analysis.faithfulness import count_faithfulness, faithfulness_report, faithfulness_table
-from ..analysis.figures import draw_entities, draw_example, draw_relations
-from ..analysis.run import (
-    AnalysisOptions,
-    analyse_grounding,
-    grounding_tables,
-    load_material,
-    regions_from,
-    write_report,
-)
-from ..convert.checkpoint_files import check_checkpoint
-from ..corpus.build import CorpusConfig, ensure_corpus
-from ..data.vqa2 import find_vqa_files, load_vqa
-from ..features.extract import launched_processes
-from ..hub_code.modeling_visualbert import VisualBertForQuestionAnswering
-from ..training.report import table
-
 
 def add_analysis_commands(commands: Any) -> None:
     """Add the commands to the parser of `visualbert`."""
@@ -74,6 +54,11 @@ def _add_image_options(command: argparse.ArgumentParser) -> None:
 
 
 def _analyze(args: argparse.Namespace) -> None:
+    from ..analysis.examples import make_examples
+    from ..analysis.figures import draw_entities, draw_example, draw_relations
+    from ..analysis.run import AnalysisOptions, analyse_grounding, grounding_tables, load_material, write_report
+    from ..features.extract import launched_processes
+
     out = Path(args.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not empty; choose another folder or remove it")
@@ -114,12 +99,18 @@ def _analyze(args: argparse.Namespace) -> None:
 
 
 def _check_explanations(args: argparse.Namespace) -> None:
+    from transformers import AutoProcessor
+
+    from ..analysis.faithfulness import count_faithfulness, faithfulness_report, faithfulness_table
+    from ..analysis.run import regions_from
+    from ..checkpoints import load_model, read_task
+    from ..corpus.build import CorpusConfig, ensure_corpus
+    from ..data.vqa2 import find_vqa_files, load_vqa
+    from ..features.extract import launched_processes
+
     if args.max_images is not None and args.max_images < 1:
         raise ValueError(f"--max_images {args.max_images}; expected at least 1")
-    check_checkpoint(args.model)
-    architecture = (AutoConfig.from_pretrained(args.model).architectures or ["unknown"])[0]
-    if architecture != VisualBertForQuestionAnswering.__name__:
-        raise ValueError(f"{args.model} is a {architecture} checkpoint; expected VisualBertForQuestionAnswering")
+    read_task(args.model, "vqa")  # before the corpus is built
     processes = launched_processes(args.cpu)
     if not processes.is_main:
         processes.wait()
@@ -131,7 +122,7 @@ def _check_explanations(args: argparse.Namespace) -> None:
     image_ids = sorted(set(rows["image_id"]))[: args.max_images]
     kept = set(image_ids)
     rows = sorted((row for row in rows if row["image_id"] in kept), key=lambda row: row["image_id"])
-    model = VisualBertForQuestionAnswering.from_pretrained(args.model).eval().to(processes.device)
+    model = load_model(args.model, "vqa").to(processes.device)
     images_dir = corpus / "images" if corpus is not None else Path(args.images or args.data)
     regions_of, _ = regions_from(model.visual_bert, args.model, args.features, images_dir, image_ids)
     processor = AutoProcessor.from_pretrained(args.model)
@@ -151,6 +142,8 @@ def explanation_lines(
         boxes: The regions' boxes in pixels.
         names: What is known of each region.
     """
+    from ..training.report import table
+
     words = [["word", "rollout", "gradient x input"]]
     words += [[word["piece"], f"{word['rollout']:.1%}", f"{word['gradient']:+.3f}"] for word in explained["words"]]
     regions = [["region", "box", "rollout", "gradient x input", "without it"]]

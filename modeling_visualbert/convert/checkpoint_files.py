@@ -28,16 +28,6 @@ class KeyReport:
         return f"{self.status:8} {self.original or '-'} -> {self.name or '-'} [{shape}]"
 
 
-def check_checkpoint(name: str) -> None:
-    """
-    Raises:
-        FileNotFoundError: It is a path of this machine, rather than a name of the Hub, and is not there.
-    """
-    # A Hub name is "model" or "user/model"; anything else that is not there is a mistyped path.
-    if not Path(name).exists() and (Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1):
-        raise FileNotFoundError(f"{name}: no such checkpoint folder")
-
-
 def load_weights(path: str | Path, inside: str | None = None) -> dict[str, torch.Tensor]:
     """Read a flat dict of tensors from a `.safetensors` or `torch.save` file, without running code from it.
 

@@ -21,24 +21,11 @@ import torch
 from transformers import PreTrainedModel
 
 from ..answers import pythia_answers
+from ..checkpoints import HEAD_CLASSES, architecture
 from ..hub_code.configuration_visualbert import VisualBertConfig
-from ..hub_code.modeling_visualbert import (
-    VisualBertForMultipleChoice,
-    VisualBertForPreTraining,
-    VisualBertForQuestionAnswering,
-    VisualBertForRegionToPhraseAlignment,
-    VisualBertForVisualReasoning,
-)
+from ..hub_code.tasks_visualbert import HEADS, TASKS
 from .checkpoint_files import KeyReport, load_weights, naming, summarise
 from .region_detector import detector_from_weights
-
-HEADS: dict[str, type[PreTrainedModel]] = {
-    "pretraining": VisualBertForPreTraining,
-    "vqa": VisualBertForQuestionAnswering,
-    "vcr": VisualBertForMultipleChoice,
-    "nlvr2": VisualBertForVisualReasoning,
-    "flickr30k": VisualBertForRegionToPhraseAlignment,
-}
 
 _RENAMES = (
     (r"^bert\.(?=(bert|cls|classifier|flickr_attention)\.)", ""),  # the wrapper
@@ -67,7 +54,7 @@ def convert_original_checkpoint(
 
     Args:
         path: The file.
-        task: One of `HEADS`; guessed from the head's tensors when not given.
+        task: Name of a task; guessed from the head's tensors when not given.
         config_kwargs: Fields of [`VisualBertConfig`] that shapes do not tell; `num_attention_heads` defaults to one for
             each 64 hidden units.
 
@@ -94,11 +81,11 @@ def convert_original_checkpoint(
         renamed[name], origin[name] = value, key
     with naming(path):
         task = task or _guess_task(renamed, path)
-    if task not in HEADS:
-        raise ValueError(f"unknown task {task!r}; expected one of {', '.join(HEADS)}")
+    if task not in HEAD_CLASSES:
+        raise ValueError(f"unknown task {task!r}; expected one of {', '.join(HEAD_CLASSES)}")
     prefix = "visual_bert.region_encoder."
     with naming(path):
-        model = HEADS[task](_config_from_shapes(renamed, task, path, config_kwargs))
+        model = HEAD_CLASSES[task](_config_from_shapes(renamed, task, path, config_kwargs))
         report = [item for item in _fill(model, renamed, origin, path) if not (item.name or "").startswith(prefix)]
     _check_matches(report, type(model).__name__, path)
     if detector is not None:
@@ -121,17 +108,17 @@ def convert_published_checkpoint(path: str | Path, **config_kwargs) -> tuple[Pre
         raise ValueError(f"{path}: no config.json; expected one beside the weights of a VisualBERT checkpoint")
     with naming(_file(path, "config.json")):
         config = VisualBertConfig.from_pretrained(path, **config_kwargs)
-    architecture = (config.architectures or ["VisualBertForPreTraining"])[0]
-    classes = {cls.__name__: cls for cls in HEADS.values()}
-    if architecture not in classes:
-        raise ValueError(f"{path}: architecture {architecture!r}; expected one of {', '.join(classes)}")
+    found = architecture(config) if config.architectures else TASKS["pretraining"].head
+    if found not in HEADS:
+        raise ValueError(f"{path}: architecture {found!r}; expected one of {', '.join(HEADS)}")
+    task = HEADS[found]
     config.pad_token_id = 0  # BERT's; the published configs say 1, which is an ordinary word piece
     answers = pythia_answers()
-    if architecture == "VisualBertForQuestionAnswering" and config.num_labels == len(answers):
+    if task.name == "vqa" and config.num_labels == len(answers):
         config.id2label = dict(enumerate(answers))
         config.label2id = {answer: index for index, answer in enumerate(answers)}
     with naming(_file(path, "model.safetensors", "pytorch_model.bin")):
-        model, info = classes[architecture].from_pretrained(path, config=config, output_loading_info=True)
+        model, info = HEAD_CLASSES[task.name].from_pretrained(path, config=config, output_loading_info=True)
     report = [KeyReport(name, name, tuple(value.shape), "loaded") for name, value in model.state_dict().items()]
     report = [KeyReport(None, r.name, r.shape, "new") if r.name in info["missing_keys"] else r for r in report]
     report += [KeyReport(name, None, (), "skipped") for name in sorted(info["unexpected_keys"])]
@@ -163,7 +150,9 @@ def _guess_task(weights: dict[str, torch.Tensor], path: str | Path) -> str:
         return {1: "vcr", 2: "nlvr2"}.get(len(weights["cls.weight"]), "vqa")
     if "cls.seq_relationship.weight" in weights:
         return "pretraining"
-    raise ValueError(f"{path}: no known head among its {len(weights)} tensors; pass the task ({', '.join(HEADS)})")
+    raise ValueError(
+        f"{path}: no known head among its {len(weights)} tensors; pass the task ({', '.join(HEAD_CLASSES)})"
+    )
 
 
 def _config_from_shapes(
@@ -217,7 +206,6 @@ def _fill(model: PreTrainedModel, weights: dict, origin: dict, path: str | Path)
 
 
 __all__ = [
-    "HEADS",
     "KeyReport",
     "convert_original_checkpoint",
     "convert_published_checkpoint",

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoProcessor, PreTrainedModel
+from transformers import AutoProcessor, PreTrainedModel
 
-from ..convert.visualbert import HEADS
+from ..checkpoints import HEAD_CLASSES, read_task
 from ..features.extract import region_names
 from ..hub_code.explain_visualbert import explain_answers
 from .drawing import Bars, View
@@ -57,17 +57,11 @@ class Checkpoint:
     """
 
     def __init__(self, name: str):
-        config = AutoConfig.from_pretrained(name)
-        architecture = (config.architectures or ["unknown"])[0]
-        head = next((head for head in HEADS.values() if head.__name__ == architecture), None)
-        if head is None:
-            raise ValueError(
-                f"{name} is a {architecture} checkpoint; expected one of {', '.join(h.__name__ for h in HEADS.values())}"
-            )
+        task, config = read_task(name)
         if config.region_encoder_config is None:
             raise ValueError(f"{name} has no region encoder, so it cannot read images; expected one that has")
         self.name = name
-        self.model: PreTrainedModel = head.from_pretrained(name).eval()
+        self.model: PreTrainedModel = HEAD_CLASSES[task.name].from_pretrained(name).eval()
         self.model.set_attn_implementation("eager")  # the one that returns the weights
         self.processor = AutoProcessor.from_pretrained(name)
         self.task: str = self.processor.task

@@ -24,6 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
+from ..checkpoints import check_name
 from ..convert.checkpoint_files import naming
 from ..data.files import read_json
 from ..hub_code.image_processing_visualbert import load_image
@@ -51,8 +52,7 @@ def load_region_encoder(name: str | Path) -> tuple[RegionEncoder, Any]:
         ValueError: It is something else than a region encoder, or its weights are damaged or lack tensors.
     """
     name = str(name)
-    if not Path(name).exists() and (Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1):
-        raise FileNotFoundError(f"{name}: no such region encoder folder")
+    check_name(name, "region encoder")
     config = AutoConfig.from_pretrained(name)
     encoder, info = None, {}
     if getattr(config, "region_dim", None) is not None:

@@ -1,5 +1,5 @@
 """Exactly the files that travel with a checkpoint: `save_pretrained` copies them, flat, beside the weights, and
-`trust_remote_code=True` runs them where this package is not installed.
+`trust_remote_code` runs them where this package is not installed.
 
 The rule, which `tests/test_hub_code.py` enforces: a file here imports Python's standard library, torch, transformers,
 huggingface_hub, safetensors, numpy, PIL and its siblings (`from .sibling import name`, never `from . import sibling` and

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
@@ -36,15 +37,8 @@ from .modeling_grid_encoder import GridRegionEncoder
 from .modeling_region_detector import RegionDetector
 from .modeling_region_encoder import QueryRegionEncoder, RegionEncoder, RegionEncoderOutput
 from .packing_visualbert import Packing, packed_kernel
-from .pipeline_visualbert import PIPELINES
+from .tasks_visualbert import AUTO_MAP, custom_pipelines
 
-# What checkpoints say to `trust_remote_code`. Each names every class: `transformers` has models of its own for this model
-# type, and an Auto class would silently build that one where ours is not named.
-AUTO_MAP = {
-    "AutoConfig": "configuration_visualbert.VisualBertConfig",
-    "AutoModel": "modeling_visualbert.VisualBertModel",
-    **{auto_class: f"modeling_visualbert.{found.head}" for found, auto_class in PIPELINES.values()},
-}
 REGION_ENCODERS: dict[str, type[RegionEncoder]] = {
     encoder.config_class.model_type: encoder for encoder in (QueryRegionEncoder, RegionDetector, GridRegionEncoder)
 }
@@ -390,13 +384,14 @@ class VisualBertPreTrainedModel(PreTrainedModel):
         """As in `transformers`. The code of model and pipeline is copied beside the weights, and the configuration says where it
         is, so that the folder opens with `trust_remote_code` where this package is not installed."""
         entries: dict[str, dict] = {"auto_map": dict(AUTO_MAP)}
-        if own := _custom_pipelines(type(self).__name__):
+        if own := custom_pipelines(type(self).__name__):
             entries["custom_pipelines"] = own
         before = {name: getattr(self.config, name, None) for name in entries}
         for name, value in entries.items():
             setattr(self.config, name, value)
         try:
             super().save_pretrained(save_directory, *args, **kwargs)
+            _save_pipeline_code(save_directory)
         finally:
             for name, old in before.items():
                 delattr(self.config, name) if old is None else setattr(self.config, name, old)
@@ -1195,13 +1190,11 @@ class VisualBertForRegionToPhraseAlignment(VisualBertPreTrainedModel):
         )
 
 
-def _custom_pipelines(head: str) -> dict[str, dict[str, Any]]:
-    """What the configuration of a checkpoint says about its pipeline; nothing for one without a head."""
-    return {
-        task: {"impl": f"pipeline_visualbert.{found.__name__}", "pt": [auto_class], "type": "multimodal"}
-        for task, (found, auto_class) in PIPELINES.items()
-        if found.head == head
-    }
+def _save_pipeline_code(folder: str) -> None:
+    """Copy the pipelines' files beside the weights. Imported here: models do not need their pipelines."""
+    from .pipeline_visualbert import VisualBertPipeline
+
+    custom_object_save(VisualBertPipeline, folder)
 
 
 def _pop_region_inputs(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from transformers import Pipeline
 from .compile_visualbert import compile_model
 from .explain_visualbert import explain_answers
 from .regions_visualbert import check_regions, join_regions, pad_regions
+from .tasks_visualbert import TASKS, VisualBertTask
 
 
 class VisualBertPipeline(Pipeline):
@@ -37,22 +38,22 @@ class VisualBertPipeline(Pipeline):
     _load_feature_extractor = False
     _load_tokenizer = False
 
-    head = ""  # class of the models that it is for
-    task_of_processor = ""
+    about: VisualBertTask  # the row of the table of tasks
     image_key = "image"
-    text_key = "question"
     keys: tuple[str, ...] = ("image", "question")  # of an item
     optional_keys: tuple[str, ...] = ()
 
     def __init__(self, *args, compile: bool = False, **kwargs):
         super().__init__(*args, **kwargs)
         found = type(self.model).__name__
-        if found != self.head or not hasattr(self.model, "get_image_features"):
+        if found != self.about.head or not hasattr(self.model, "get_image_features"):
             # `transformers` has classes of the same names that cannot read images.
-            raise ValueError(f"the model is {type(self.model).__module__}.{found}; expected this package's {self.head}")
-        if self.processor is None or self.processor.task != self.task_of_processor:
+            raise ValueError(
+                f"the model is {type(self.model).__module__}.{found}; expected this package's {self.about.head}"
+            )
+        if self.processor is None or self.processor.task != self.about.name:
             task = None if self.processor is None else self.processor.task
-            raise ValueError(f"the processor is for task {task!r}; expected {self.task_of_processor!r}")
+            raise ValueError(f"the processor is for task {task!r}; expected {self.about.name!r}")
         if compile:
             compile_model(self.model)
 
@@ -86,7 +87,7 @@ class VisualBertPipeline(Pipeline):
         if isinstance(first, Mapping):
             return self._answer([first], options)[0]
         if first is None or isinstance(first, (str, Path, Image.Image, np.ndarray, torch.Tensor)):
-            raise ValueError(f"no {self.text_key}; expected {self._expected()}")
+            raise ValueError(f"no {self.about.text_key}; expected {self._expected()}")
         size = batch_size or self._batch_size or 1
         return list(chain.from_iterable(self._answer(chunk, options) for chunk in _chunks(first, size)))
 
@@ -95,7 +96,7 @@ class VisualBertPipeline(Pipeline):
         for item in items:
             self._check_item(item)
         results = iter(self.run_single(items, self._preprocess_params, self._forward_params, options))
-        texts = [item[self.text_key] for item in items]
+        texts = [item[self.about.text_key] for item in items]
         return [next(results) if isinstance(text, str) else [next(results) for _ in text] for text in texts]
 
     def _check_item(self, item: Any) -> None:
@@ -128,8 +129,8 @@ class VisualBertPipeline(Pipeline):
 
     def _text_arguments(self, item: Mapping[str, Any]) -> dict[str, list]:
         """Arguments of the processor for the texts of an item, lists of equal length."""
-        text = item[self.text_key]
-        return {"text": [text] if isinstance(text, str) else _listed(text, self.text_key)}
+        text = item[self.about.text_key]
+        return {"text": [text] if isinstance(text, str) else _listed(text, self.about.text_key)}
 
     def _images(self, item: Mapping[str, Any]) -> Sequence[Any]:
         return [item[self.image_key]]
@@ -195,8 +196,7 @@ class VisualBertVQAPipeline(VisualBertPipeline):
     ```
     """
 
-    head = "VisualBertForQuestionAnswering"
-    task_of_processor = "vqa"
+    about = TASKS["vqa"]
 
     def __call__(
         self,
@@ -255,8 +255,7 @@ class VisualBertMultipleChoicePipeline(VisualBertPipeline):
     ```
     """
 
-    head = "VisualBertForMultipleChoice"
-    task_of_processor = "vcr"
+    about = TASKS["vcr"]
     keys = ("image", "question", "choices")
     optional_keys = ("objects", "boxes", "polygons")
 
@@ -341,10 +340,8 @@ class VisualBertReasoningPipeline(VisualBertPipeline):
     ```
     """
 
-    head = "VisualBertForVisualReasoning"
-    task_of_processor = "nlvr2"
+    about = TASKS["nlvr2"]
     image_key = "images"
-    text_key = "statement"
     keys = ("images", "statement")
 
     def __call__(
@@ -387,9 +384,7 @@ class VisualBertGroundingPipeline(VisualBertPipeline):
     ```
     """
 
-    head = "VisualBertForRegionToPhraseAlignment"
-    task_of_processor = "flickr30k"
-    text_key = "sentence"
+    about = TASKS["flickr30k"]
     keys = ("image", "sentence", "phrases")
 
     def __call__(
@@ -456,9 +451,7 @@ class VisualBertMaskedCaptionPipeline(VisualBertPipeline):
     ```
     """
 
-    head = "VisualBertForPreTraining"
-    task_of_processor = "pretraining"
-    text_key = "text"
+    about = TASKS["pretraining"]
     keys = ("image", "text")
     optional_keys = ("text_pair",)
 
@@ -500,17 +493,6 @@ class VisualBertMaskedCaptionPipeline(VisualBertPipeline):
         return self.processor.post_process_pretraining(found["outputs"], found["inputs"]["input_ids"], top_k)
 
 
-# By task name: the pipeline, and the Auto class that opens its checkpoints. `transformers` has none for visual reasoning and for
-# phrase grounding, so theirs are the nearest ones.
-PIPELINES: dict[str, tuple[type[VisualBertPipeline], str]] = {
-    "visual-question-answering": (VisualBertVQAPipeline, "AutoModelForVisualQuestionAnswering"),
-    "visual-multiple-choice": (VisualBertMultipleChoicePipeline, "AutoModelForMultipleChoice"),
-    "visual-reasoning": (VisualBertReasoningPipeline, "AutoModelForSequenceClassification"),
-    "phrase-grounding": (VisualBertGroundingPipeline, "AutoModelForZeroShotObjectDetection"),
-    "visual-fill-mask": (VisualBertMaskedCaptionPipeline, "AutoModelForPreTraining"),
-}
-
-
 def ask(model, processor, image, questions: list[str], top_k: int = 5) -> tuple[list[list[dict]], dict]:
     """
     Answers to questions about one image, and the regions they were answered from. The regions are found once.
@@ -548,7 +530,6 @@ def _with_named_sides(region: dict[str, Any]) -> dict[str, Any]:
 
 
 __all__ = [
-    "PIPELINES",
     "VisualBertGroundingPipeline",
     "VisualBertMaskedCaptionPipeline",
     "VisualBertMultipleChoicePipeline",

@@ -8,6 +8,7 @@ from transformers import BatchFeature, ProcessorMixin
 
 from .image_processing_visualbert import VisualBertImageProcessor
 from .regions_visualbert import check_regions, join_regions, pad_regions, scale_boxes, split_regions
+from .tasks_visualbert import TASKS
 from .text_visualbert import (
     EncodedText,
     encode_choice,
@@ -20,15 +21,6 @@ from .text_visualbert import (
 )
 
 UNKNOWN_ANSWER = "<unk>"
-# Arguments of a call that only some tasks have.
-TASK_ARGUMENTS: dict[str, tuple[str, ...]] = {
-    "vqa": (),
-    "nlvr2": (),
-    "vcr": ("choices", "objects", "boxes", "polygons"),
-    "flickr30k": ("phrases",),
-    "pretraining": ("text_pair",),
-}
-
 _OF_TEXTS = ("choices", "phrases", "text_pair")  # the others describe images
 
 
@@ -70,8 +62,8 @@ class VisualBertProcessor(ProcessorMixin):
         whole_image=True,
         **kwargs,
     ):
-        if task not in TASK_ARGUMENTS:
-            raise ValueError(f"unknown task {task!r}; expected one of {', '.join(TASK_ARGUMENTS)}")
+        if task not in TASKS:
+            raise ValueError(f"unknown task {task!r}; expected one of {', '.join(TASKS)}")
         if alignment not in ("subword", "original"):
             raise ValueError(f"alignment {alignment!r}; expected 'subword' or 'original'")
         if answers is not None and len(set(answers)) != len(answers):
@@ -135,7 +127,7 @@ class VisualBertProcessor(ProcessorMixin):
             ValueError: A text is empty or too long, regions are malformed, or numbers of images and texts differ.
         """
         pad_to_multiple_of = kwargs.pop("pad_to_multiple_of", None)
-        known = TASK_ARGUMENTS[self.task]
+        known = TASKS[self.task].processor_arguments
         for name in kwargs:
             if name not in known:
                 raise TypeError(f"unknown argument {name!r} for task {self.task!r}")

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..hub_code.pipeline_visualbert import PIPELINES
+from ..hub_code.tasks_visualbert import HEADS
 
 NOT_MEASURED = "not measured"
 # Settings of the run that a card lists, under the names that they have in `metrics.json`.
@@ -76,8 +76,8 @@ def load_facts(name: str | Path) -> dict[str, Any]:
     unknown = sorted(set(facts) - {*_DEFAULTS, *_REQUIRED})
     if unknown:
         raise ValueError(f"{path}: unknown key {unknown[0]!r}; expected {', '.join(sorted({*_DEFAULTS, *_REQUIRED}))}")
-    if facts["head"] not in _TASKS:
-        raise ValueError(f"{path}: head {facts['head']!r}; expected one of {', '.join(_TASKS)}")
+    if facts["head"] not in HEADS:
+        raise ValueError(f"{path}: head {facts['head']!r}; expected one of {', '.join(HEADS)}")
     return {**facts, "example": {**_image(facts["head"]), **facts["example"]}, "folder": path.parent}
 
 
@@ -106,10 +106,10 @@ def default_facts(head: str, metrics: Mapping[str, Any] | None = None) -> dict[s
     }
     return {
         **_DEFAULTS,
-        "title": f"VisualBERT, {_TASKS[head].replace('-', ' ')}",
+        "title": f"VisualBERT, {HEADS[head].pipeline.replace('-', ' ')}",
         "head": head,
         "summary": f"A VisualBERT checkpoint, `{head}`.",
-        "example": {**_image(head), **examples[_TASKS[head]]},
+        "example": {**_image(head), **examples[HEADS[head].pipeline]},
         "folder": cards_folder(),
         **_last_split(metrics or {}),
     }
@@ -130,7 +130,7 @@ def _last_split(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 def _image(head: str) -> dict[str, Any]:
     """The example images of a card that names none."""
-    if _TASKS[head] == "visual-reasoning":
+    if HEADS[head].pipeline == "visual-reasoning":
         return {"images": ["scene.png", "other_scene.png"]}
     return {"image": "scene.png"}
 
@@ -177,7 +177,7 @@ def build_card(
         **{key: facts[key] for key in _DEFAULTS if key not in ("license", "tags", "widget", "base_model", "scores")},
         title=facts["title"],
         repo_id=repo_id,
-        task=_TASKS[facts["head"]],
+        task=HEADS[facts["head"]].pipeline,
         arguments=arguments,
         placeholder=placeholder,
         printed=printed,
@@ -195,7 +195,7 @@ def build_card(
 
 def _call(facts: Mapping[str, Any], region_dim: int | None) -> tuple[dict[str, str], str | None]:
     """Arguments of the pipeline in the code of a card, and the regions that stand for those of the user, both as Python."""
-    task, example = _TASKS[facts["head"]], dict(facts["example"])
+    task, example = HEADS[facts["head"]].pipeline, dict(facts["example"])
     is_pair, placeholder = task == "visual-reasoning", None
     names = example.pop("images") if is_pair else [example.pop("image")]
     if region_dim is None:
@@ -288,7 +288,5 @@ def _cost(metrics: Mapping[str, Any] | None) -> dict[str, str]:
 def _shown(value: Any) -> str:
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
-
-_TASKS = {pipeline_class.head: task for task, (pipeline_class, _) in PIPELINES.items()}
 
 __all__ = ["NOT_MEASURED", "build_card", "cards_folder", "default_facts", "load_facts"]

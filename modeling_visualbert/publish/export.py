@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedModel, TorchAoConfig
+from transformers import PreTrainedModel, TorchAoConfig
 
-from ..hub_code import modeling_visualbert
 from ..hub_code.modeling_visualbert import (
     VisualBertForMultipleChoice,
     VisualBertForPreTraining,
@@ -98,18 +97,6 @@ def int8_config() -> TorchAoConfig:
     return TorchAoConfig(Int8DynamicActivationInt8WeightConfig(), modules_to_not_convert=[*kept, "attention", "cls"])
 
 
-def load_head(folder: str | Path) -> PreTrainedModel:
-    """A checkpoint with the head that its configuration names.
-
-    Raises:
-        ValueError: It names none of ours.
-    """
-    names = AutoConfig.from_pretrained(folder).architectures or ["no class"]
-    if names[0] not in modeling_visualbert.__all__:
-        raise ValueError(f"{folder} is a checkpoint of {names[0]}; expected a head of VisualBERT")
-    return getattr(modeling_visualbert, names[0]).from_pretrained(folder).eval()
-
-
 def _example_inputs(model: PreTrainedModel) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Inputs of a head, no two sizes equal, and the names of their axes."""
     batch, choices, words, regions, phrases, aligned = 2, 3, 9, 7, 5, 4
@@ -145,4 +132,4 @@ def _example_inputs(model: PreTrainedModel) -> tuple[dict[str, torch.Tensor], di
     return inputs, axes
 
 
-__all__ = ["export_onnx", "int8_config", "load_head"]
+__all__ = ["export_onnx", "int8_config"]

@@ -21,15 +21,14 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
-from transformers import AutoConfig, AutoProcessor, PreTrainedModel
+from transformers import AutoProcessor, PreTrainedModel
 
-from ..convert.visualbert import HEADS
+from ..checkpoints import load_model
 from ..features.extract import load_region_encoder
 from ..hub_code.processing_visualbert import VisualBertProcessor
 from .card import build_card, cards_folder, default_facts, load_facts
 
 MAX_FILE_BYTES = 50 * 10**9  # what the Hub takes
-_HEADS = {head.__name__: head for head in HEADS.values()}
 
 
 @dataclass(frozen=True)
@@ -250,10 +249,7 @@ def _without_places(value: Any) -> Any:
 
 
 def _load(folder: Path) -> tuple[PreTrainedModel, VisualBertProcessor]:
-    architecture = (AutoConfig.from_pretrained(folder).architectures or ["unknown"])[0]
-    if architecture not in _HEADS:
-        raise ValueError(f"{folder} is a {architecture} checkpoint; expected one of {', '.join(_HEADS)}")
-    return _HEADS[architecture].from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+    return load_model(folder), AutoProcessor.from_pretrained(folder)
 
 
 def _copy_examples(facts: Mapping[str, Any], folder: Path) -> None:

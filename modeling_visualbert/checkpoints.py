@@ -1,0 +1,64 @@
+"""Opening checkpoints: is it a folder or a Hub name, which task is it for, and the model with the head it was saved with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+
+from .hub_code import modeling_visualbert
+from .hub_code.tasks_visualbert import HEADS, VisualBertTask
+
+HEAD_CLASSES: dict[str, type[PreTrainedModel]] = {  # by task
+    task.name: getattr(modeling_visualbert, task.head) for task in HEADS.values()
+}
+
+
+def check_name(name: str | Path, what: str = "checkpoint") -> None:
+    """Refuse a mistyped path before anything asks the Hub for it. A Hub name is "model" or "user/model".
+
+    Raises:
+        FileNotFoundError: It can only be a path, and there is nothing.
+    """
+    name = str(name)
+    if not Path(name).exists() and (Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1):
+        raise FileNotFoundError(f"{name}: no such {what} folder")
+
+
+def architecture(config: PretrainedConfig) -> str:
+    """Name of the class that a checkpoint was saved as; "unknown" when its configuration does not say."""
+    return (config.architectures or ["unknown"])[0]
+
+
+def read_task(name: str | Path, expected: str | None = None) -> tuple[VisualBertTask, Any]:
+    """
+    The task of a checkpoint and its configuration.
+
+    Args:
+        name: Folder or Hub name.
+        expected: Name of the task that it has to be for, such as "vqa"; any when not given.
+
+    Raises:
+        FileNotFoundError: It looks like a folder and is not there.
+        ValueError: It has no head of ours, or that of another task.
+    """
+    check_name(name)
+    config = AutoConfig.from_pretrained(name)
+    found = architecture(config)
+    wanted = list(HEADS) if expected is None else [task.head for task in HEADS.values() if task.name == expected]
+    if found not in wanted:
+        one_of = "one of " if len(wanted) > 1 else ""
+        raise ValueError(f"{name} is a {found} checkpoint; expected {one_of}{', '.join(wanted)}")
+    return HEADS[found], config
+
+
+def load_model(name: str | Path, expected: str | None = None) -> PreTrainedModel:
+    """
+    The model of a checkpoint with the head that it was saved with, in evaluation mode; see [`read_task`] for what is refused.
+    """
+    task, _ = read_task(name, expected)
+    return HEAD_CLASSES[task.name].from_pretrained(name).eval()
+
+
+__all__ = ["HEAD_CLASSES", "architecture", "check_name", "load_model", "read_task"]

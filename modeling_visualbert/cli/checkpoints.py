@@ -1,0 +1,121 @@
+"""`visualbert convert`, `push`, `export` and `corpus`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..hub_code.tasks_visualbert import TASKS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ..hub_code.processing_visualbert import VisualBertProcessor
+
+
+def add_checkpoint_commands(commands: Any) -> None:
+    command = commands.add_parser("convert", help="convert the authors' checkpoints and published region detectors")
+    command.add_argument(
+        "source",
+        help=".th file, folder or Hub name of a uclanlp/visualbert-* checkpoint, or a detector: .pth, .pkl, .bin file "
+        "(with its .yaml beside it) or a folder with pytorch_model.bin and config.yaml",
+    )
+    command.add_argument("target", help="folder to write; must not exist")
+    command.add_argument("--task", choices=sorted(TASKS), help="head of a .th file (default: guessed from its tensors)")
+    command.add_argument("--num_attention_heads", type=int, help=".th files do not tell (default: hidden size / 64)")
+    command.add_argument("--tokenizer", help="BERT tokenizer to save beside it, so that a processor can be saved too")
+    command.add_argument("--classes", help="file with a detector's classes, one a line, in the order of their ids")
+    command.add_argument("--attributes", help="the same for its attributes")
+    command.set_defaults(run=_convert)
+
+    command = commands.add_parser("push", help="publish a checkpoint on the Hugging Face Hub, with card and code")
+    command.add_argument("source", help="folder of a checkpoint or of a training run")
+    command.add_argument("repo_id", help="user/name")
+    command.add_argument("--facts", help="what the card tells: a YAML file, or a name in hub_cards, such as shapes-vqa")
+    command.add_argument("--metrics", help="metrics.json of the run (default: the one beside the checkpoint)")
+    command.add_argument("--region_encoder", help="folder or Hub name of a region encoder to put into the checkpoint")
+    command.add_argument("--private", action="store_true", help="make the repository private")
+    command.add_argument("--revision", help="branch to commit to")
+    command.add_argument("--create_pr", action="store_true", help="open a pull request")
+    command.add_argument("--dry_run", action="store_true", help="build it, try it out, list the files; send nothing")
+    command.add_argument("--folder", help="build the repository here and keep it; must not exist")
+    command.set_defaults(run=_push)
+
+    command = commands.add_parser("export", help="write a checkpoint as an ONNX file for onnxruntime")
+    command.add_argument("model", help="folder or Hub name of a checkpoint with a head")
+    command.add_argument("target", help="the .onnx file to write")
+    command.add_argument("--int8", action="store_true", help="8-bit integers in the linear layers")
+    command.set_defaults(run=_export)
+
+    command = commands.add_parser("corpus", help="build the embedded corpus and print where it is")
+    command.set_defaults(run=_corpus)
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from ..checkpoints import check_name
+    from ..convert import convert_original_checkpoint, convert_published_checkpoint, convert_region_detector, summarise
+    from ..convert.region_detector import is_region_detector, name_outputs
+    from ..hub_code.modeling_region_detector import RegionDetector
+
+    target, processor = Path(args.target), None
+    if target.exists():
+        raise FileExistsError(f"{target} exists; choose another folder or remove it")
+    if is_region_detector(args.source):
+        model, processor, report = convert_region_detector(args.source)
+        name_outputs(model.config, args.classes, args.attributes)
+    elif args.classes or args.attributes:
+        raise ValueError(f"{args.source} is not a region detector's file; expected one with --classes and --attributes")
+    elif Path(args.source).is_file():
+        heads = {} if args.num_attention_heads is None else {"num_attention_heads": args.num_attention_heads}
+        model, report = convert_original_checkpoint(args.source, args.task, **heads)
+    else:
+        check_name(args.source)
+        model, report = convert_published_checkpoint(args.source)
+    if args.tokenizer and not isinstance(model, RegionDetector):
+        processor = _processor_of(model, args.tokenizer)
+    model.save_pretrained(target)
+    if processor is not None:
+        processor.save_pretrained(target)
+    (target / "key_report.txt").write_text("".join(f"{line}\n" for line in report), encoding="utf-8")
+    print(f"{type(model).__name__}: {summarise(report)}; every key in {target / 'key_report.txt'}")
+
+
+def _processor_of(model: PreTrainedModel, tokenizer: str) -> VisualBertProcessor:
+    from transformers import AutoTokenizer
+
+    from ..hub_code.image_processing_region_detector import RegionDetectorImageProcessor
+    from ..hub_code.processing_visualbert import VisualBertProcessor
+
+    names, detector = model.config.id2label, model.config.region_encoder_config
+    return VisualBertProcessor(
+        image_processor=None if detector is None else RegionDetectorImageProcessor.for_config(detector),
+        tokenizer=AutoTokenizer.from_pretrained(tokenizer),
+        answers=[names[i] for i in sorted(names)] if type(model).__name__ == TASKS["vqa"].head else None,
+        region_dim=model.config.visual_embedding_dim,
+    )
+
+
+def _push(args: argparse.Namespace) -> None:
+    from ..publish.push import push_checkpoint
+
+    options = {name: value for name, value in vars(args).items() if name not in ("command", "run", "source", "repo_id")}
+    pushed = push_checkpoint(args.source, args.repo_id, **options)
+    for name, size in pushed.files.items():
+        print(f"{size:>14,}  {name}")
+    print(f"{sum(pushed.files.values()):>14,}  bytes in {len(pushed.files)} files")
+    print("nothing was sent (--dry_run)" if pushed.url is None else pushed.url)
+
+
+def _export(args: argparse.Namespace) -> None:
+    from ..checkpoints import load_model
+    from ..publish.export import export_onnx
+
+    inputs = export_onnx(load_model(args.model), args.target, args.int8)
+    print(f"{args.target}: inputs {', '.join(inputs)}")
+
+
+def _corpus(args: argparse.Namespace) -> None:
+    from ..corpus.build import CorpusConfig, ensure_corpus
+
+    print(ensure_corpus(CorpusConfig()))

@@ -1,0 +1,169 @@
+"""`visualbert regions`, `extract`, `convert-features` and `store`: finding regions and keeping them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from .output import print_records, save_image
+
+# Those of `features/`, written out here so that the parser imports nothing; a test compares them.
+FEATURE_KINDS = ("hdf5", "npy", "npz", "th", "tsv")
+IMAGE_IDS = ("name", "number", "stem")
+DTYPES = ("float32", "float16")
+_TOLD = ("scores", "class_ids", "attribute_ids", "attribute_scores")
+
+
+def add_region_commands(commands: Any) -> None:
+    command = commands.add_parser("regions", help="find the regions of an image and draw them")
+    command.add_argument("image", help="image file")
+    command.add_argument("--region_encoder", required=True, help="folder or Hub name of a region encoder")
+    command.add_argument("--max_regions", type=int, help="only the most confident ones")
+    command.add_argument("--picture_out", metavar="FILE", help="draw boxes with attribute, class and confidence")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(run=_regions)
+
+    command = commands.add_parser("extract", help="find the regions of many images and store them")
+    command.add_argument("source", help="folder of images, text file with their paths, or a dataset (--image_column)")
+    command.add_argument("target", help="the feature store; an interrupted run goes on where it was")
+    command.add_argument("--region_encoder", required=True, help="folder or Hub name of a region encoder")
+    _add_store_options(command)
+    command.add_argument("--max_regions", type=int, help="store only the most confident ones of each image")
+    command.add_argument("--batch_size", type=int, default=8, help="images at a time (default: %(default)s)")
+    command.add_argument("--num_workers", type=int, default=2, help="threads that read ahead (default: %(default)s)")
+    command.add_argument("--image_column", help="the source is a dataset, and this is its column of images")
+    command.add_argument("--id_column", help="column of the dataset with image ids (default: the row's number)")
+    command.add_argument("--split", default="train", help="split of the dataset (default: %(default)s)")
+    command.add_argument("--cpu", action="store_true", help="do not use a GPU")
+    command.set_defaults(run=_extract)
+
+    command = commands.add_parser("convert-features", help="convert region features that others published to a store")
+    command.add_argument("source", help="TSV, .th or HDF5 file, or folder of .npy or .npz files")
+    command.add_argument("target", help="the feature store; an interrupted run goes on where it was")
+    command.add_argument("--kind", choices=FEATURE_KINDS, help="what the source is (default: by its suffix)")
+    _add_store_options(command)
+    command.add_argument("--detector", default="unknown", help="name of the detector, for the index")
+    command.add_argument("--classes", help="file with the detector's classes, one a line, in the order of their ids")
+    command.add_argument("--attributes", help="the same for its attributes")
+    command.set_defaults(run=_convert_features)
+
+    command = commands.add_parser("store", help="what is in a feature store? check it, look at it")
+    command.add_argument("folder", help="the feature store")
+    command.add_argument("--verify", action="store_true", help="read all of it and compare checksums")
+    command.add_argument("--sheet", metavar="FILE", help="draw some images with their regions; needs --images")
+    command.add_argument("--images", help="folder of the images, or text file with their paths")
+    command.add_argument("--ids", choices=IMAGE_IDS, default="stem", help="see `extract` (default: %(default)s)")
+    command.add_argument("--count", type=int, default=9, help="images on the sheet (default: %(default)s)")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(run=_store)
+
+
+def _add_store_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--ids",
+        choices=IMAGE_IDS,
+        default="stem",
+        help="how the store calls an image: the number at the end of its name (COCO, VQA, Flickr30k), the name without "
+        "folder and suffix (NLVR2), or the whole name (default: %(default)s)",
+    )
+    command.add_argument("--dtype", choices=DTYPES, default="float16", help="of the features (default: %(default)s)")
+    command.add_argument(
+        "--images_per_shard", type=int, default=1000, help="images in one file of the store (default: %(default)s)"
+    )
+
+
+def _regions(args: argparse.Namespace) -> None:
+    from ..features.extract import extract_regions, load_region_encoder, region_names
+    from ..hub_code.image_processing_visualbert import load_image
+    from ..visualization import draw_regions, region_labels
+
+    if args.max_regions is not None and args.max_regions < 1:
+        raise ValueError(f"--max_regions {args.max_regions}; expected at least 1")
+    image = load_image(args.image)
+    encoder, image_processor = load_region_encoder(args.region_encoder)
+    ((_, found),) = extract_regions(encoder, image_processor, [(args.image, image)], progress=False)
+    found = {name: value if name == "image_size" else value[: args.max_regions] for name, value in found.items()}
+    names = region_names(encoder)
+    labels, boxes = region_labels(found, names["classes"], names["attributes"]), found["boxes"].tolist()
+    records = [
+        {"label": label, "box": box, **{name: found[name][i].item() for name in _TOLD if name in found}}
+        for i, (label, box) in enumerate(zip(labels, boxes, strict=True))
+    ]
+    lines = [
+        f"{', '.join(f'{side:.0f}' for side in box):>24}  {label}" for box, label in zip(boxes, labels, strict=True)
+    ]
+    print_records(args, records, [f"{len(records)} regions", *lines])
+    if args.picture_out:
+        weights = found["scores"].tolist() if "scores" in found else None
+        save_image(draw_regions(image, boxes, weights, labels), args)
+
+
+def _extract(args: argparse.Namespace) -> None:
+    from ..features.extract import ExtractionOptions, extract_store, launched_processes, load_region_encoder
+    from ..features.images import list_dataset_images, list_images
+
+    for name in ("batch_size", "images_per_shard"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} {getattr(args, name)}; expected at least 1")
+    if args.image_column:
+        images = list_dataset_images(args.source, args.image_column, args.id_column, args.split)
+    else:
+        images = list_images(args.source, args.ids)
+    encoder, image_processor = load_region_encoder(args.region_encoder)
+    processes = launched_processes(args.cpu)
+    options = ExtractionOptions(args.dtype, args.images_per_shard, args.max_regions, args.batch_size, args.num_workers)
+    result = extract_store(args.target, images, encoder, image_processor, options, processes)
+    if not processes.is_main:
+        return
+    rate = result["images"] / max(result["seconds"], 1e-9)
+    print(f"{args.target}: regions of {result['num_images']} images ({rate:.1f} images/s in this run)")
+    if result["failed"]:
+        print(
+            f"{result['failed']} images could not be read, see {Path(args.target) / 'failed.jsonl'}; "
+            "they are tried again when the command is run again",
+            file=sys.stderr,
+        )
+
+
+def _convert_features(args: argparse.Namespace) -> None:
+    from ..features.convert import convert_features
+
+    store = convert_features(
+        args.source,
+        args.target,
+        args.kind,
+        args.ids,
+        args.dtype,
+        args.detector,
+        args.images_per_shard,
+        args.classes,
+        args.attributes,
+    )
+    print(f"{args.target}: regions of {len(store)} images, dim {store.dim}, {store.dtype}")
+
+
+def _store(args: argparse.Namespace) -> None:
+    from ..features.images import list_images
+    from ..features.sheet import store_sheet
+    from ..features.store import FeatureStore
+
+    store = FeatureStore(args.folder)
+    if args.verify:
+        store.verify()
+    about = {key: value for key, value in store.info.items() if key not in ("shards", "ids", "classes", "attributes")}
+    about |= {"shards": len(store.info["shards"]), "bytes": sum(shard["bytes"] for shard in store.info["shards"])}
+    about |= {key: len(store.info[key] or []) for key in ("classes", "attributes")}
+    if args.json:
+        print(json.dumps(about, indent=2))
+    else:
+        print("\n".join(f"{key:18}{json.dumps(value)}" for key, value in about.items()))
+    if args.verify:
+        print("checksums and places of all images are right", file=sys.stderr)
+    if args.sheet:
+        if not args.images:
+            raise ValueError("--sheet needs --images: a store holds no images")
+        store_sheet(store, dict(list_images(args.images, args.ids)), args.count).save(args.sheet)
+        print(f"drawn: {args.sheet}", file=sys.stderr)

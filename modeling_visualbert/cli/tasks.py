@@ -1,0 +1,226 @@
+"""`visualbert ask`, `reason`, `choose`, `ground` and `fill`: one command for each task of the paper."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from .analysis import explanation_lines
+from .output import print_records, save_image
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def add_task_commands(commands: Any) -> None:
+    command = _model_command(commands, "ask", _ask, "answer questions about an image (VQA)")
+    command.add_argument("image", help="image file")
+    command.add_argument("question", nargs="+", help="one or more questions; the regions are found once")
+    command.add_argument("--top_k", type=int, default=3, help="answers to each question (default: %(default)s)")
+    command.add_argument(
+        "--explain",
+        action="store_true",
+        help="what the answer rests on: attention rollout, gradient x input, and the answer without each region",
+    )
+
+    command = _model_command(commands, "reason", _reason, "is a sentence true of two images? (NLVR2)")
+    command.add_argument("left", help="image file")
+    command.add_argument("right", help="image file")
+    command.add_argument("sentence", nargs="+", help="one or more sentences")
+
+    command = _model_command(commands, "choose", _choose, "choose an answer to a question about tagged objects (VCR)")
+    command.add_argument("image", help="image file")
+    command.add_argument(
+        "metadata", help="JSON file with the objects as VCR has it: names, boxes, segms, width, height"
+    )
+    command.add_argument("question", help='question; "[0]" stands for the first object of the metadata')
+    command.add_argument("choice", nargs="+", help="choices, with tags too")
+
+    command = _model_command(commands, "ground", _ground, "find what phrases of a sentence mean (Flickr30k Entities)")
+    command.add_argument("image", help="image file")
+    command.add_argument("sentence", help="a sentence about the image")
+    command.add_argument("phrase", nargs="+", help="phrases of the sentence")
+    command.add_argument("--top_k", type=int, default=1, help="regions for each phrase (default: %(default)s)")
+
+    command = _model_command(commands, "fill", _fill, "fill [MASK] in a text about an image (pre-trained checkpoints)")
+    command.add_argument("image", help="image file")
+    command.add_argument("text", nargs="+", help="one text or two, as in pre-training")
+    command.add_argument("--top_k", type=int, default=3, help="words for each mask (default: %(default)s)")
+
+
+def _model_command(commands: Any, name: str, run: Callable, help_text: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=help_text, description=help_text)
+    command.add_argument("--model", required=True, help="folder or Hub name of a checkpoint for this task")
+    command.add_argument("--int8", action="store_true", help="8-bit integers in the encoder, for speed on a CPU")
+    command.add_argument("--picture_out", metavar="FILE", help="draw the image with what was found in it")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(run=run)
+    return command
+
+
+def _ask(args: argparse.Namespace) -> None:
+    from ..features.extract import region_names
+    from ..hub_code.image_processing_visualbert import load_image
+    from ..visualization import captioned, draw_regions, region_labels
+
+    _check_top_k(args)
+    image = load_image(args.image)
+    pipe = _load_pipeline("vqa", args)
+    regions = pipe.find_regions(image)
+    found = pipe(regions, args.question, top_k=args.top_k, explain=args.explain)
+    records: list[dict] = [
+        {"question": question, **(answer if args.explain else {"answers": answer})}
+        for question, answer in zip(args.question, found, strict=True)
+    ]
+    boxes = regions["boxes"].tolist()
+    lines = [] if args.explain else _answer_lines(records)
+    if args.explain:
+        names = region_labels(regions, region_names(pipe.model.visual_bert.region_encoder)["classes"])
+        records = [_with_explanation(record, names) for record in records]
+        lines = _answer_lines(records, boxes, names)
+    print_records(args, records, lines)
+    if args.picture_out:
+        inputs = pipe.processor(images=[{"visual_embeds": regions["visual_embeds"]}], text=args.question[:1])
+        weights, labels = _region_weights(pipe.model, inputs.to(pipe.device), records[0])
+        drawn = draw_regions(image, boxes, weights, labels)
+        best = records[0]["answers"][0]
+        save_image(captioned(drawn, [args.question[0], f"{best['answer']} ({best['score']:.0%})"]), args)
+
+
+def _with_explanation(record: dict, names: list[str]) -> dict:
+    """The record of an explained answer as it is printed: what is said of words and regions together, regions with names."""
+    regions = [
+        {"box": region["box"], "label": name, **{k: v for k, v in region.items() if k != "box"}}
+        for region, name in zip(record["regions"], names, strict=True)
+    ]
+    explanation = {"words": record["words"], "regions": regions}
+    return {"question": record["question"], "answers": record["answers"], "explanation": explanation}
+
+
+def _region_weights(model: PreTrainedModel, inputs: Mapping, record: dict) -> tuple[list[float], list[str]]:
+    """Of the first question: the attention of the answer to each region; or, explained, what happens without the region."""
+    from ..visualization import answer_attention
+
+    if "explanation" not in record:
+        weights = answer_attention(model, **inputs)[0].tolist()
+        return weights, [f"{weight:.0%}" for weight in weights]
+    best, regions = record["answers"][0], record["explanation"]["regions"]
+    labels = [
+        f"without: {best['score'] - region['drop']:.0%}"
+        if region["answer_without"] == best["answer"]
+        else f"without: {region['answer_without']}"
+        for region in regions
+    ]
+    return [max(0.0, region["drop"]) for region in regions], labels
+
+
+def _answer_lines(records: list[dict], boxes: list | None = None, names: list[str] | None = None) -> list[str]:
+    """A line for each answer; with boxes and names of the regions, the explanations too."""
+    lines = []
+    for record in records:
+        lines += [record["question"]] if len(records) > 1 else []
+        lines += [f"{answer['score']:7.1%}  {answer['answer']}" for answer in record["answers"]]
+        if boxes is not None and names is not None:
+            lines += ["", *explanation_lines({**record["answers"][0], **record["explanation"]}, boxes, names), ""]
+    return lines
+
+
+def _reason(args: argparse.Namespace) -> None:
+    from ..hub_code.image_processing_visualbert import load_image
+    from ..visualization import captioned, grid
+
+    pair = [load_image(args.left), load_image(args.right)]
+    found = _load_pipeline("nlvr2", args)(pair, args.sentence)
+    records = [{"sentence": sentence, **result} for sentence, result in zip(args.sentence, found, strict=True)]
+    lines = [f"{record['score']:7.1%}  {record['label']:5}  {record['sentence']}" for record in records]
+    print_records(args, records, lines)
+    if args.picture_out:
+        save_image(captioned(grid(pair, columns=2), lines), args)
+
+
+def _choose(args: argparse.Namespace) -> None:
+    from ..data.vcr import read_metadata
+    from ..hub_code.image_processing_visualbert import load_image
+    from ..visualization import captioned, draw_regions
+
+    image, metadata = load_image(args.image), read_metadata(args.metadata)
+    if image.size != (metadata.width, metadata.height):
+        raise ValueError(
+            f"{args.metadata}: {metadata.width} x {metadata.height} pixels, but {args.image} has "
+            f"{image.width} x {image.height}"
+        )
+    choose = _load_pipeline("vcr", args)
+    chosen = choose(
+        *(image, args.question, args.choice, metadata.names),
+        boxes=metadata.boxes,
+        polygons=metadata.segms,
+    )
+    lines = [
+        f"{row['score']:7.1%}  {row['text']}{'  <-' * (row is chosen[0])}"
+        for row in sorted(chosen, key=lambda row: row["index"])
+    ]
+    print_records(args, [{"question": args.question, "choices": chosen}], lines)
+    if args.picture_out:
+        labels = [f"[{number}] {name}" for number, name in enumerate(metadata.names)]
+        save_image(captioned(draw_regions(image, metadata.boxes, None, labels), [args.question, *lines]), args)
+
+
+def _ground(args: argparse.Namespace) -> None:
+    from ..hub_code.image_processing_visualbert import load_image
+    from ..visualization import captioned, draw_regions
+
+    _check_top_k(args)
+    image = load_image(args.image)
+    ground = _load_pipeline("flickr30k", args)
+    records = ground(image, args.sentence, args.phrase, top_k=args.top_k)
+    if not records[0]["regions"]:
+        raise ValueError(f"{args.image}: no regions were found in this image")
+    lines = [
+        f"{best['score']:7.1%}  {record['phrase']}: {', '.join(f'{side:.0f}' for side in best['box'].values())}"
+        for record in records
+        for best in record["regions"]
+    ]
+    print_records(args, records, lines)
+    if args.picture_out:
+        best = [record["regions"][0] for record in records]
+        boxes, scores = [list(region["box"].values()) for region in best], [region["score"] for region in best]
+        save_image(captioned(draw_regions(image, boxes, scores, args.phrase), [args.sentence]), args)
+
+
+def _fill(args: argparse.Namespace) -> None:
+    from ..hub_code.image_processing_visualbert import load_image
+    from ..visualization import captioned
+
+    _check_top_k(args)
+    if len(args.text) > 2:
+        raise ValueError(f"{len(args.text)} texts; expected one or two")
+    image = load_image(args.image)
+    fill = _load_pipeline("pretraining", args)
+    result = fill(image, *args.text, top_k=args.top_k)
+    lines = [", ".join(f"{word['word']} ({word['score']:.0%})" for word in words) for words in result["words"]]
+    if len(args.text) == 2:  # what the match head was trained on
+        lines.append(f"texts and image belong together: {result['match']:.0%}")
+    print_records(args, [result], lines)
+    if args.picture_out:
+        save_image(captioned(image, [*args.text, *lines]), args)
+
+
+def _load_pipeline(task_name: str, args: argparse.Namespace) -> Any:
+    from transformers import pipeline
+
+    from ..checkpoints import read_task
+    from ..publish.export import int8_config
+
+    task, config = read_task(args.model, task_name)
+    saved = getattr(config, "quantization_config", None) or {}
+    is_int8 = saved.get("quant_method") == "torchao"
+    if saved and args.int8 and not is_int8:
+        raise ValueError(f"{args.model} was quantised by {saved.get('quant_method')}; --int8 needs single precision")
+    options = {"quantization_config": int8_config()} if args.int8 and not is_int8 else {}
+    return pipeline(task.pipeline, model=args.model, model_kwargs=options)
+
+
+def _check_top_k(args: argparse.Namespace) -> None:
+    if args.top_k < 1:
+        raise ValueError(f"--top_k {args.top_k}; expected at least 1")

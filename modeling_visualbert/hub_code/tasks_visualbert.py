@@ -1,0 +1,106 @@
+"""The tasks of the paper: which processor task, head, Auto class and pipeline belong together, one row for each.
+
+Everything that depends on the task reads this table: models (`auto_map`, `custom_pipelines`), processor, pipelines, registration,
+conversion, command line, cards and demo. It holds names, not classes, so that reading it imports nothing.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class VisualBertTask:
+    """
+    What belongs to a task.
+
+    Args:
+        name: The task of [`VisualBertProcessor`].
+        head: Name of the model class.
+        auto_class: Auto class of `transformers` that opens its checkpoints. There is none for visual reasoning and phrase
+            grounding, so theirs are the nearest ones.
+        pipeline: Task name for `pipeline(...)`.
+        pipeline_class: Name of the pipeline class.
+        text_key: What the pipeline calls the text.
+        processor_arguments: Keyword arguments of the processor that only this task has.
+        num_images: Images that each text is about.
+    """
+
+    name: str
+    head: str
+    auto_class: str
+    pipeline: str
+    pipeline_class: str
+    text_key: str
+    processor_arguments: tuple[str, ...] = ()
+    num_images: int = 1
+
+
+TASKS: dict[str, VisualBertTask] = {
+    task.name: task
+    for task in (
+        VisualBertTask(
+            name="vqa",
+            head="VisualBertForQuestionAnswering",
+            auto_class="AutoModelForVisualQuestionAnswering",
+            pipeline="visual-question-answering",
+            pipeline_class="VisualBertVQAPipeline",
+            text_key="question",
+        ),
+        VisualBertTask(
+            name="vcr",
+            head="VisualBertForMultipleChoice",
+            auto_class="AutoModelForMultipleChoice",
+            pipeline="visual-multiple-choice",
+            pipeline_class="VisualBertMultipleChoicePipeline",
+            text_key="question",
+            processor_arguments=("choices", "objects", "boxes", "polygons"),
+        ),
+        VisualBertTask(
+            name="nlvr2",
+            head="VisualBertForVisualReasoning",
+            auto_class="AutoModelForSequenceClassification",
+            pipeline="visual-reasoning",
+            pipeline_class="VisualBertReasoningPipeline",
+            text_key="statement",
+            num_images=2,
+        ),
+        VisualBertTask(
+            name="flickr30k",
+            head="VisualBertForRegionToPhraseAlignment",
+            auto_class="AutoModelForZeroShotObjectDetection",
+            pipeline="phrase-grounding",
+            pipeline_class="VisualBertGroundingPipeline",
+            text_key="sentence",
+            processor_arguments=("phrases",),
+        ),
+        VisualBertTask(
+            name="pretraining",
+            head="VisualBertForPreTraining",
+            auto_class="AutoModelForPreTraining",
+            pipeline="visual-fill-mask",
+            pipeline_class="VisualBertMaskedCaptionPipeline",
+            text_key="text",
+            processor_arguments=("text_pair",),
+        ),
+    )
+}
+HEADS: dict[str, VisualBertTask] = {task.head: task for task in TASKS.values()}
+
+# What checkpoints say to `trust_remote_code`. Each names every class: `transformers` has models of its own for this model
+# type, and an Auto class would silently build that one where ours is not named.
+AUTO_MAP: dict[str, str] = {
+    "AutoConfig": "configuration_visualbert.VisualBertConfig",
+    "AutoModel": "modeling_visualbert.VisualBertModel",
+    **{task.auto_class: f"modeling_visualbert.{task.head}" for task in TASKS.values()},
+}
+
+
+def custom_pipelines(head: str) -> dict[str, dict]:
+    """What the configuration of a checkpoint says about its pipeline; nothing for a model without a head."""
+    if head not in HEADS:
+        return {}
+    task = HEADS[head]
+    impl = f"pipeline_visualbert.{task.pipeline_class}"
+    return {task.pipeline: {"impl": impl, "pt": [task.auto_class], "type": "multimodal"}}
+
+
+__all__ = ["AUTO_MAP", "HEADS", "TASKS", "VisualBertTask", "custom_pipelines"]
