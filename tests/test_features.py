@@ -80,7 +80,7 @@ def test_a_image_that_is_not_there_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("pictures", "message"),
+    ("images", "message"),
     [
         (
             [(1, regions_of(2)), (2, regions_of(2, dim=5))],
