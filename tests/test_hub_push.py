@@ -249,8 +249,8 @@ def test_a_push_that_fails_half_way_publishes_nothing(hub, small, monkeypatch, s
     [
         ("tester/model", "hf_wrong", {}, "wrong or missing token; log in with `hf auth login` or set HF_TOKEN"),
         ("tester/model", "hf_reader", {}, "this token may not write there"),
-        ("other/model", "hf_tester", {}, "this token may not write there; the name may be another's"),
-        ("other/taken", "hf_tester", {}, "this token may not write there; the name may be another's"),
+        ("other/model", "hf_tester", {}, "this token may not write there; the name may belong to someone else"),
+        ("other/taken", "hf_tester", {}, "this token may not write there; the name may belong to someone else"),
         ("tester/mine", "hf_tester", {"private": True}, "tester/mine exists and is public; expected a private one"),
     ],
     ids=["wrong-token", "read-token", "other-user", "name-taken", "public"],
@@ -277,12 +277,12 @@ def test_a_file_that_is_too_large_is_named(hub, small, monkeypatch):
 
 
 def test_without_a_network_there_is_one_line(small, monkeypatch):
-    with pytest.raises(ConnectionError, match="is not asked: .*HF_HUB_OFFLINE") as raised:
+    with pytest.raises(ConnectionError, match="was not contacted: .*HF_HUB_OFFLINE") as raised:
         push_folder(small, "tester/model", token="hf_tester")
     assert "\n" not in str(raised.value)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(ConnectionError, match="http://127.0.0.1:9 did not take it, or cannot be reached"):
+    with pytest.raises(ConnectionError, match="http://127.0.0.1:9 refused the push or cannot be reached"):
         push_folder(small, "tester/model", token="hf_tester")
 
 
@@ -321,8 +321,8 @@ def test_a_region_encoder_inside_and_one_elsewhere(hub, saved, tmp_path, monkeyp
     [
         (["nowhere", "tester/model"], "nowhere: no such checkpoint folder"),
         (["{empty}", "tester/model"], "no config.json; expected a folder with a model and its processor"),
-        (["{vqa}", "model"], "'model' is no repository name; expected user/name"),
-        (["{vqa}", "a/b/c"], "'a/b/c' is no repository name; expected user/name"),
+        (["{vqa}", "model"], "'model' is not a repository name; expected user/name"),
+        (["{vqa}", "a/b/c"], "'a/b/c' is not a repository name; expected user/name"),
         (["{vqa}", "tester/model", "--facts", "nothing"], "nothing: no such facts file"),
         (["{vqa}", "tester/model", "--facts", "shapes-nlvr2"], "the facts are of VisualBertForVisualReasoning"),
         (["{vqa}", "tester/model", "--metrics", "nowhere.json"], "nowhere.json: no such file"),

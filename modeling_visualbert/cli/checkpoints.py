@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 def add_checkpoint_commands(commands: Any) -> None:
+    """Add the commands to the parser of `visualbert`."""
     command = commands.add_parser("convert", help="convert the authors' checkpoints and published region detectors")
     command.add_argument(
         "source",
@@ -23,23 +24,31 @@ def add_checkpoint_commands(commands: Any) -> None:
     )
     command.add_argument("target", help="folder to write; must not exist")
     command.add_argument("--task", choices=sorted(TASKS), help="head of a .th file (default: guessed from its tensors)")
-    command.add_argument("--num_attention_heads", type=int, help=".th files do not tell (default: hidden size / 64)")
-    command.add_argument("--tokenizer", help="BERT tokenizer to save beside it, so that a processor can be saved too")
-    command.add_argument("--classes", help="file with a detector's classes, one a line, in the order of their ids")
-    command.add_argument("--attributes", help="the same for its attributes")
+    command.add_argument(
+        "--num_attention_heads", type=int, help="for .th files, which do not say (default: hidden size / 64)"
+    )
+    command.add_argument("--tokenizer", help="BERT tokenizer, folder or Hub name; saves the processor beside the model")
+    command.add_argument(
+        "--classes", help="text file with a detector's class names, one per line in the order of their ids"
+    )
+    command.add_argument("--attributes", help="text file with its attribute names, likewise")
     command.set_defaults(run=_convert)
 
     command = commands.add_parser("push", help="publish a checkpoint on the Hugging Face Hub, with card and code")
     command.add_argument("source", help="folder of a checkpoint or of a training run")
     command.add_argument("repo_id", help="user/name")
-    command.add_argument("--facts", help="what the card tells: a YAML file, or a name in hub_cards, such as shapes-vqa")
+    command.add_argument(
+        "--facts", help="facts for the model card: a YAML file, or a name in hub_cards, such as shapes-vqa"
+    )
     command.add_argument("--metrics", help="metrics.json of the run (default: the one beside the checkpoint)")
     command.add_argument("--region_encoder", help="folder or Hub name of a region encoder to put into the checkpoint")
     command.add_argument("--private", action="store_true", help="make the repository private")
     command.add_argument("--revision", help="branch to commit to")
     command.add_argument("--create_pr", action="store_true", help="open a pull request")
-    command.add_argument("--dry_run", action="store_true", help="build it, try it out, list the files; send nothing")
-    command.add_argument("--folder", help="build the repository here and keep it; must not exist")
+    command.add_argument(
+        "--dry_run", action="store_true", help="build and try the repository and list its files, but send nothing"
+    )
+    command.add_argument("--folder", help="folder to build the repository in and keep; must not exist")
     command.set_defaults(run=_push)
 
     command = commands.add_parser("export", help="write a checkpoint as an ONNX file for onnxruntime")

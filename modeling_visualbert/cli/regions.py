@@ -18,41 +18,46 @@ _TOLD = ("scores", "class_ids", "attribute_ids", "attribute_scores")
 
 
 def add_region_commands(commands: Any) -> None:
+    """Add the commands to the parser of `visualbert`."""
     command = commands.add_parser("regions", help="find the regions of an image and draw them")
     command.add_argument("image", help="image file")
     command.add_argument("--region_encoder", required=True, help="folder or Hub name of a region encoder")
-    command.add_argument("--max_regions", type=int, help="only the most confident ones")
+    command.add_argument("--max_regions", type=int, help="keep only this many, the most confident")
     command.add_argument("--picture_out", metavar="FILE", help="draw boxes with attribute, class and confidence")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=_regions)
 
     command = commands.add_parser("extract", help="find the regions of many images and store them")
     command.add_argument("source", help="folder of images, text file with their paths, or a dataset (--image_column)")
-    command.add_argument("target", help="the feature store; an interrupted run goes on where it was")
+    command.add_argument("target", help="feature store to write; an interrupted run is continued")
     command.add_argument("--region_encoder", required=True, help="folder or Hub name of a region encoder")
     _add_store_options(command)
-    command.add_argument("--max_regions", type=int, help="store only the most confident ones of each image")
-    command.add_argument("--batch_size", type=int, default=8, help="images at a time (default: %(default)s)")
-    command.add_argument("--num_workers", type=int, default=2, help="threads that read ahead (default: %(default)s)")
-    command.add_argument("--image_column", help="the source is a dataset, and this is its column of images")
-    command.add_argument("--id_column", help="column of the dataset with image ids (default: the row's number)")
+    command.add_argument(
+        "--max_regions", type=int, help="store only this many regions of each image, the most confident"
+    )
+    command.add_argument("--batch_size", type=int, default=8, help="images per batch (default: %(default)s)")
+    command.add_argument("--num_workers", type=int, default=2, help="threads that load images (default: %(default)s)")
+    command.add_argument("--image_column", help="read the source as a dataset, with the images in this column")
+    command.add_argument("--id_column", help="column of the dataset with the image ids (default: the row number)")
     command.add_argument("--split", default="train", help="split of the dataset (default: %(default)s)")
     command.add_argument("--cpu", action="store_true", help="do not use a GPU")
     command.set_defaults(run=_extract)
 
-    command = commands.add_parser("convert-features", help="convert region features that others published to a store")
+    command = commands.add_parser("convert-features", help="convert published region features to a feature store")
     command.add_argument("source", help="TSV, .th or HDF5 file, or folder of .npy or .npz files")
-    command.add_argument("target", help="the feature store; an interrupted run goes on where it was")
-    command.add_argument("--kind", choices=FEATURE_KINDS, help="what the source is (default: by its suffix)")
+    command.add_argument("target", help="feature store to write; an interrupted run is continued")
+    command.add_argument("--kind", choices=FEATURE_KINDS, help="format of the source (default: from its suffix)")
     _add_store_options(command)
-    command.add_argument("--detector", default="unknown", help="name of the detector, for the index")
-    command.add_argument("--classes", help="file with the detector's classes, one a line, in the order of their ids")
-    command.add_argument("--attributes", help="the same for its attributes")
+    command.add_argument("--detector", default="unknown", help="name of the detector, kept in the index of the store")
+    command.add_argument(
+        "--classes", help="text file with the detector's class names, one per line in the order of their ids"
+    )
+    command.add_argument("--attributes", help="text file with its attribute names, likewise")
     command.set_defaults(run=_convert_features)
 
-    command = commands.add_parser("store", help="what is in a feature store? check it, look at it")
+    command = commands.add_parser("store", help="show, check and draw a feature store")
     command.add_argument("folder", help="the feature store")
-    command.add_argument("--verify", action="store_true", help="read all of it and compare checksums")
+    command.add_argument("--verify", action="store_true", help="read every shard and compare checksums")
     command.add_argument("--sheet", metavar="FILE", help="draw some images with their regions; needs --images")
     command.add_argument("--images", help="folder of the images, or text file with their paths")
     command.add_argument("--ids", choices=IMAGE_IDS, default="stem", help="see `extract` (default: %(default)s)")
@@ -66,12 +71,14 @@ def _add_store_options(command: argparse.ArgumentParser) -> None:
         "--ids",
         choices=IMAGE_IDS,
         default="stem",
-        help="how the store calls an image: the number at the end of its name (COCO, VQA, Flickr30k), the name without "
+        help="image ids of the store: the number at the end of its name (COCO, VQA, Flickr30k), the name without "
         "folder and suffix (NLVR2), or the whole name (default: %(default)s)",
     )
-    command.add_argument("--dtype", choices=DTYPES, default="float16", help="of the features (default: %(default)s)")
     command.add_argument(
-        "--images_per_shard", type=int, default=1000, help="images in one file of the store (default: %(default)s)"
+        "--dtype", choices=DTYPES, default="float16", help="data type of the stored features (default: %(default)s)"
+    )
+    command.add_argument(
+        "--images_per_shard", type=int, default=1000, help="images per file of the store (default: %(default)s)"
     )
 
 
@@ -123,7 +130,7 @@ def _extract(args: argparse.Namespace) -> None:
     if result["failed"]:
         print(
             f"{result['failed']} images could not be read, see {Path(args.target) / 'failed.jsonl'}; "
-            "they are tried again when the command is run again",
+            "run the command again to retry them",
             file=sys.stderr,
         )
 
@@ -161,9 +168,9 @@ def _store(args: argparse.Namespace) -> None:
     else:
         print("\n".join(f"{key:18}{json.dumps(value)}" for key, value in about.items()))
     if args.verify:
-        print("checksums and places of all images are right", file=sys.stderr)
+        print("all checksums and image positions are right", file=sys.stderr)
     if args.sheet:
         if not args.images:
-            raise ValueError("--sheet needs --images: a store holds no images")
+            raise ValueError("--sheet needs --images: a feature store does not hold the images")
         store_sheet(store, dict(list_images(args.images, args.ids)), args.count).save(args.sheet)
         print(f"drawn: {args.sheet}", file=sys.stderr)

@@ -14,14 +14,15 @@ if TYPE_CHECKING:
 
 
 def add_task_commands(commands: Any) -> None:
+    """Add the commands to the parser of `visualbert`."""
     command = _model_command(commands, "ask", _ask, "answer questions about an image (VQA)")
     command.add_argument("image", help="image file")
-    command.add_argument("question", nargs="+", help="one or more questions; the regions are found once")
+    command.add_argument("question", nargs="+", help="one or more questions about the image")
     command.add_argument("--top_k", type=int, default=3, help="answers to each question (default: %(default)s)")
     command.add_argument(
         "--explain",
         action="store_true",
-        help="what the answer rests on: attention rollout, gradient x input, and the answer without each region",
+        help="explain the first answer to each question: attention rollout, gradient x input, and the answer without each region",
     )
 
     command = _model_command(commands, "reason", _reason, "is a sentence true of two images? (NLVR2)")
@@ -37,7 +38,9 @@ def add_task_commands(commands: Any) -> None:
     command.add_argument("question", help='question; "[0]" stands for the first object of the metadata')
     command.add_argument("choice", nargs="+", help="choices, with tags too")
 
-    command = _model_command(commands, "ground", _ground, "find what phrases of a sentence mean (Flickr30k Entities)")
+    command = _model_command(
+        commands, "ground", _ground, "find the regions that phrases of a sentence refer to (Flickr30k Entities)"
+    )
     command.add_argument("image", help="image file")
     command.add_argument("sentence", help="a sentence about the image")
     command.add_argument("phrase", nargs="+", help="phrases of the sentence")
@@ -52,8 +55,10 @@ def add_task_commands(commands: Any) -> None:
 def _model_command(commands: Any, name: str, run: Callable, help_text: str) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=help_text, description=help_text)
     command.add_argument("--model", required=True, help="folder or Hub name of a checkpoint for this task")
-    command.add_argument("--int8", action="store_true", help="8-bit integers in the encoder, for speed on a CPU")
-    command.add_argument("--picture_out", metavar="FILE", help="draw the image with what was found in it")
+    command.add_argument(
+        "--int8", action="store_true", help="run the encoder in 8-bit integers, which is faster on a CPU"
+    )
+    command.add_argument("--picture_out", metavar="FILE", help="save the image with the result drawn on it")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=run)
     return command

@@ -1,7 +1,7 @@
-"""Model cards: facts about a checkpoint (YAML) + what its run measured (`metrics.json`) + a template -> README.md.
+"""Model cards: facts about a checkpoint (YAML), the scores of its run (`metrics.json`) and a template make README.md.
 
-No score is ever typed: what `metrics.json` does not hold is "not measured". Facts files lie in `hub_cards/`; one says
-`based_on: OTHER.yaml` for what it shares with another, and its own entries win.
+Scores come from `metrics.json` only; what it lacks is "not measured". The facts files are in `hub_cards/`. A file that says
+`based_on: OTHER.yaml` inherits the entries of that file and overrides them with its own.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def _read_facts(path: Path) -> dict[str, Any]:
 
 
 def default_facts(head: str, metrics: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """What a card says of a checkpoint about which nothing was written down but the `metrics.json` of its run."""
+    """Facts for a checkpoint without a facts file, from the `metrics.json` of its run."""
     examples: dict[str, dict[str, Any]] = {
         "visual-question-answering": {"question": "What color is the star?", "top_k": 2},
         "visual-multiple-choice": {"question": "What is this?", "choices": ["A star.", "A cat."]},
@@ -116,7 +116,7 @@ def default_facts(head: str, metrics: Mapping[str, Any] | None = None) -> dict[s
 
 
 def _last_split(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of the split that was scored last, under the names that they have in `metrics.json`."""
+    """The scores of the last split in `metrics.json`."""
     splits = metrics.get("splits")
     if not splits:
         return {}
@@ -149,9 +149,9 @@ def build_card(
         repo_id: Where the checkpoint will be, "user/name".
         facts: From [`load_facts`] or [`default_facts`].
         metrics: Content of the run's `metrics.json`, if there is one.
-        region_dim: Length of a region feature when the checkpoint finds no regions itself and the facts refer to no region
-            encoder elsewhere; None when one of both does.
-        printed: What the snippet printed when it was run.
+        region_dim: Length of a region feature, for a checkpoint without a region encoder whose facts do not name one
+            either; None otherwise.
+        printed: Output of the card's code when it was run.
 
     Raises:
         ValueError: `metrics` has no scores of the split that the facts name.
@@ -194,7 +194,7 @@ def build_card(
 
 
 def _call(facts: Mapping[str, Any], region_dim: int | None) -> tuple[dict[str, str], str | None]:
-    """Arguments of the pipeline in the code of a card, and the regions that stand for those of the user, both as Python."""
+    """Arguments of the pipeline in the card's code, and placeholder regions for those of the user, both as Python source."""
     task, example = HEADS[facts["head"]].pipeline, dict(facts["example"])
     is_pair, placeholder = task == "visual-reasoning", None
     names = example.pop("images") if is_pair else [example.pop("image")]
@@ -235,7 +235,7 @@ def _scores(
 
 
 def _eval_results(facts: Mapping[str, Any], rows: list[dict[str, Any]]) -> list[EvalResult]:
-    """The metadata of the scores; none when nobody said what data they are of."""
+    """The scores as metadata; none when the facts do not say which data set they belong to."""
     dataset = facts["dataset"]
     if not rows or dataset["type"] is None:
         return []
@@ -269,7 +269,7 @@ def _settings(metrics: Mapping[str, Any] | None) -> dict[str, str]:
 
 
 def _cost(metrics: Mapping[str, Any] | None) -> dict[str, str]:
-    """What the run recorded of itself. Energy is not metered, so it is not told."""
+    """Hardware, time and memory that the run recorded; energy is not measured."""
     run = (metrics or {}).get("run", {})
     units = {"device": "{}", "processes": "{}", "seconds": "{} s", "peak_memory_mib": "{} MiB", "torch": "{}"}
     names = {
@@ -279,10 +279,10 @@ def _cost(metrics: Mapping[str, Any] | None) -> dict[str, str]:
         "peak_memory_mib": "peak memory",
         "torch": "PyTorch",
     }
-    told = {names[key]: unit.format(run[key]) if key in run else NOT_MEASURED for key, unit in units.items()}
+    costs = {names[key]: unit.format(run[key]) if key in run else NOT_MEASURED for key, unit in units.items()}
     if run.get("args", {}).get("init_from"):
-        told["not included"] = "the training of the checkpoint that it starts from"
-    return {**told, "energy": NOT_MEASURED, "emissions": NOT_MEASURED}
+        costs["not included"] = "the training of the checkpoint that it starts from"
+    return {**costs, "energy": NOT_MEASURED, "emissions": NOT_MEASURED}
 
 
 def _shown(value: Any) -> str:

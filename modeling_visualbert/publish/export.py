@@ -1,7 +1,7 @@
-"""Checkpoints in other forms: 8-bit integers for a CPU, ONNX files of the heads for other run-times.
+"""Other forms of a checkpoint: 8-bit integers for CPUs, and ONNX files for other runtimes.
 
-An ONNX file is what answers from regions: text and region features in, logits out, any number of texts, words and regions. Region
-encoders stay in PyTorch.
+An ONNX file holds the model without its region encoder: text and region features in, logits out, with dynamic numbers of texts,
+words and regions.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def export_onnx(model: PreTrainedModel, path: str | Path, int8: bool = False) ->
     if getattr(model.config, "quantization_config", None) is not None:
         raise ValueError(
             f"{model.config.name_or_path or type(model).__name__} has quantised weights; expected single precision (ONNX files "
-            "get 8-bit integers of their own, with int8)"
+            "are quantised with `int8` instead)"
         )
     try:
         import onnx  # noqa: F401
@@ -82,9 +82,9 @@ def export_onnx(model: PreTrainedModel, path: str | Path, int8: bool = False) ->
 
 
 def int8_config() -> TorchAoConfig:
-    """What makes `from_pretrained(..., quantization_config=int8_config())` load the encoder with 8-bit integers in its linear
-    layers: weights by row, activations as they come, by position. Region encoder, projection of the features and head stay as
-    they are. `save_pretrained` keeps them; a saved checkpoint loads without this.
+    """Configuration for `from_pretrained(..., quantization_config=int8_config())`: the encoder's linear layers in 8-bit integers,
+    weights quantised per row, activations dynamically per position. Region encoder, visual projection and head keep
+    their precision. A checkpoint saved in this form loads without the argument.
 
     Raises:
         ImportError: The packages of the extra `int8` are missing.

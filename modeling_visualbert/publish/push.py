@@ -1,6 +1,6 @@
-"""A checkpoint -> a repository on the Hub: built and tried out offline, then sent in one commit.
+"""Publishes a checkpoint on the Hub: the repository is built and tried offline, then sent in one commit.
 
-folder of a checkpoint ──► repository folder ──► its card's code runs in a process without this package ──► one commit
+checkpoint folder ──► repository folder ──► run the card's code in a process without this package ──► one commit
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from ..features.extract import load_region_encoder
 from ..hub_code.processing_visualbert import VisualBertProcessor
 from .card import build_card, cards_folder, default_facts, load_facts
 
-MAX_FILE_BYTES = 50 * 10**9  # what the Hub takes
+MAX_FILE_BYTES = 50 * 10**9  # limit of the Hub
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """What was, or with `dry_run` would be, sent: `files` by their path in the repository, with their sizes in bytes."""
+    """What was sent, or with `dry_run` would be: sizes in bytes of the `files` by their path in the repository."""
 
     files: dict[str, int]
     url: str | None
@@ -54,32 +54,32 @@ def push_checkpoint(
     token: str | None = None,
 ) -> Pushed:
     """
-    Build the repository of a checkpoint, try it out, and send it to the Hub in one commit.
+    Build the repository of a checkpoint, try it, and send it to the Hub in one commit.
 
     Args:
         source: Folder of a checkpoint, or of a training run (its `best` is taken).
-        repo_id: "user/name". Made when it does not exist; otherwise files of the same names are replaced.
+        repo_id: "user/name". Created when it does not exist; otherwise files of the same names are replaced.
         facts: Facts for the card: a file, or the name of one in `hub_cards/`; see [`load_facts`].
-        metrics: The run's `metrics.json`; found by itself in the folder of the checkpoint or in that of its run.
+        metrics: The run's `metrics.json`; by default the one in the folder of the checkpoint or of its run.
         region_encoder: Folder or Hub name of a region encoder to put into the checkpoint, if it has none.
-        private: Make the repository private; one that exists has to be.
-        revision: Branch to commit to; made when it does not exist.
+        private: Create a private repository; an existing one must be private already.
+        revision: Branch to commit to; created when it does not exist.
         create_pr: Open a pull request instead of committing.
-        dry_run: Build and try out, but send nothing.
+        dry_run: Build and try the repository, but send nothing.
         folder: Where to build and keep the repository; must not exist. A temporary folder when not given.
-        token: Of the Hub; the one of `hf auth login` or of the variable HF_TOKEN when not given.
+        token: Hub token; that of `hf auth login` or of the variable HF_TOKEN when not given.
 
     Raises:
-        ValueError: The checkpoint cannot be used, does not work when tried out, or a file is too large.
+        ValueError: The checkpoint cannot be used, does not work when tried, or a file is too large.
         PermissionError: The token is wrong, or may not write to this repository.
         ConnectionError: The Hub cannot be reached, or refused the commit. Nothing was published then.
     """
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise ValueError(f"{repo_id!r} is no repository name; expected user/name ({error})") from error
+        raise ValueError(f"{repo_id!r} is not a repository name; expected user/name ({error})") from error
     if repo_id.count("/") != 1:
-        raise ValueError(f"{repo_id!r} is no repository name; expected user/name")
+        raise ValueError(f"{repo_id!r} is not a repository name; expected user/name")
     with tempfile.TemporaryDirectory(prefix="visualbert_push_") as temporary:
         target = Path(temporary) / repo_id.split("/")[1] if folder is None else Path(folder)
         build_repository(source, target, repo_id, facts=facts, metrics=metrics, region_encoder=region_encoder)
@@ -100,7 +100,7 @@ def push_folder(
     """
     Send a folder that [`build_repository`] made to the Hub in one commit; see [`push_checkpoint`].
 
-    A repository or branch that was made for the commit is removed again when it fails, so a failed push publishes nothing.
+    When the commit fails, a repository or branch that was created for it is removed again: a failed push publishes nothing.
     """
     files = _files(Path(folder))
     sizes = {name: path.stat().st_size for name, path in files.items()}
@@ -122,11 +122,11 @@ def push_folder(
             )
         except BaseException:
             for step in reversed(undo):
-                with suppress(Exception):  # what cannot be removed now holds no files
+                with suppress(Exception):  # what remains is empty
                     step()
             raise
     except Exception as error:
-        raise _told(error, api, repo_id, sizes) from error
+        raise _explained(error, api, repo_id, sizes) from error
     return Pushed(sizes, str(commit.pr_url or commit.commit_url))
 
 
@@ -140,11 +140,11 @@ def build_repository(
     region_encoder: str | Path | None = None,
 ) -> None:
     """
-    Write everything that the repository `repo_id` holds to the folder `target`, and try it out; see [`push_checkpoint`].
+    Write the files of the repository `repo_id` to the folder `target` and try them; see [`push_checkpoint`].
 
     Raises:
         FileExistsError: `target` exists.
-        ValueError: The checkpoint cannot be used, or does not work when tried out; `target` is removed again.
+        ValueError: The checkpoint cannot be used, or does not work when tried; `target` is removed again.
     """
     target = Path(target)
     if target.exists():
@@ -156,26 +156,26 @@ def build_repository(
         if region_encoder is not None:
             encoder, processor.image_processor = load_region_encoder(str(region_encoder))
             model.attach_region_encoder(encoder)
-        told = default_facts(type(model).__name__, measured) if facts is None else load_facts(facts)
-        if told["head"] != type(model).__name__:
-            raise ValueError(f"{source} is a {type(model).__name__} checkpoint; the facts are of {told['head']}")
-        if told["region_encoder"] and model.config.region_encoder_config is not None:
+        card_facts = default_facts(type(model).__name__, measured) if facts is None else load_facts(facts)
+        if card_facts["head"] != type(model).__name__:
+            raise ValueError(f"{source} is a {type(model).__name__} checkpoint; the facts are of {card_facts['head']}")
+        if card_facts["region_encoder"] and model.config.region_encoder_config is not None:
             raise ValueError(
-                f"the facts refer to {told['region_encoder']}, but the checkpoint has a region encoder inside"
+                f"the facts refer to {card_facts['region_encoder']}, but the checkpoint has a region encoder inside"
             )
-        has_eyes = bool(told["region_encoder"]) or model.config.region_encoder_config is not None
-        region_dim = None if has_eyes else model.config.visual_embedding_dim
+        finds_regions = bool(card_facts["region_encoder"]) or model.config.region_encoder_config is not None
+        region_dim = None if finds_regions else model.config.visual_embedding_dim
         model.save_pretrained(target)
         processor.save_pretrained(target)
         for name in ("handler.py", "requirements.txt"):
             shutil.copyfile(cards_folder() / name, target / name)
         if measured is not None:
             (target / "metrics.json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
-        if has_eyes:
-            _copy_examples(told, target / "examples")
-        (target / "README.md").write_text(build_card(repo_id, told, measured, region_dim), encoding="utf-8")
-        printed = try_repository(target, repo_id, offline=not told["region_encoder"])
-        card = build_card(repo_id, told, measured, region_dim, printed=printed if has_eyes else None)
+        if finds_regions:
+            _copy_examples(card_facts, target / "examples")
+        (target / "README.md").write_text(build_card(repo_id, card_facts, measured, region_dim), encoding="utf-8")
+        printed = try_repository(target, repo_id, offline=not card_facts["region_encoder"])
+        card = build_card(repo_id, card_facts, measured, region_dim, printed=printed if finds_regions else None)
         (target / "README.md").write_text(card, encoding="utf-8")
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
@@ -198,7 +198,7 @@ def try_repository(folder: str | Path, repo_id: str, offline: bool = True) -> st
     ModelCard(text, ignore_metadata_errors=False)
     code = re.search(r"```python\n(.*?)```", text, flags=re.DOTALL)
     if code is None:
-        raise ValueError(f"{folder / 'README.md'}: no Python code to try out")
+        raise ValueError(f"{folder / 'README.md'}: no Python code to try")
     download = f'snapshot_download("{repo_id}")'
     program = f"import sys\nsys.modules['modeling_visualbert'] = None\n{code[1].replace(download, repr(str(folder)))}"
     with tempfile.TemporaryDirectory(prefix="visualbert_modules_") as modules:
@@ -224,7 +224,7 @@ def _checkpoint_folder(source: Path) -> Path:
 
 
 def _find_metrics(folder: Path, given: str | Path | None) -> dict[str, Any] | None:
-    """The run's `metrics.json`; absolute paths in it say nothing to others and are cut to their last part."""
+    """The run's `metrics.json`, with absolute paths of this machine cut to their last part."""
     places = [folder / "metrics.json", folder.parent / "metrics.json"] if given is None else [Path(given)]
     path = next((path for path in places if path.is_file()), None)
     if path is None:
@@ -237,14 +237,14 @@ def _find_metrics(folder: Path, given: str | Path | None) -> dict[str, Any] | No
         raise ValueError(f"{path}: malformed JSON ({error})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: {type(content).__name__}; expected an object with the scores of a run")
-    return _without_places(content)
+    return _without_folders(content)
 
 
-def _without_places(value: Any) -> Any:
+def _without_folders(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_places(item) for key, item in value.items()}
+        return {key: _without_folders(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without_places(item) for item in value]
+        return [_without_folders(item) for item in value]
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
@@ -279,7 +279,7 @@ def _create(api: HfApi, repo_id: str, private: bool) -> bool:
     return True
 
 
-def _told(error: Exception, api: HfApi, repo_id: str, sizes: Mapping[str, int]) -> Exception:
+def _explained(error: Exception, api: HfApi, repo_id: str, sizes: Mapping[str, int]) -> Exception:
     """What went wrong with the Hub, in one line."""
     if isinstance(error, (ValueError, OfflineModeIsEnabled)) and not isinstance(error, HfHubHTTPError):
         largest = max(sizes, key=lambda name: sizes[name])
@@ -288,20 +288,22 @@ def _told(error: Exception, api: HfApi, repo_id: str, sizes: Mapping[str, int]) 
             return ValueError(
                 f"{repo_id}: the Hub refused a file; the largest is {largest}, {sizes[largest]:,} bytes ({text})"
             )
-        return error if isinstance(error, ValueError) else ConnectionError(f"{api.endpoint} is not asked: {text}")
+        return error if isinstance(error, ValueError) else ConnectionError(f"{api.endpoint} was not contacted: {text}")
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, HfHubHTTPError):
         cause = cause.__cause__
     if cause is None:
         text = " ".join(str(error).split())
-        return ConnectionError(f"{repo_id}: {api.endpoint} did not take it, or cannot be reached ({text})")
+        return ConnectionError(f"{repo_id}: {api.endpoint} refused the push or cannot be reached ({text})")
     status, said = cause.response.status_code, " ".join((cause.server_message or str(cause)).split())
     if status == 401:
         return PermissionError(
             f"{repo_id}: wrong or missing token; log in with `hf auth login` or set HF_TOKEN ({said})"
         )
     if status == 403:
-        return PermissionError(f"{repo_id}: this token may not write there; the name may be another's ({said})")
+        return PermissionError(
+            f"{repo_id}: this token may not write there; the name may belong to someone else ({said})"
+        )
     if status == 413:
         largest = max(sizes, key=lambda name: sizes[name])
         return ValueError(f"{largest}: {sizes[largest]:,} bytes, too large for the Hub ({said})")
