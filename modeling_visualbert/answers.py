@@ -1,7 +1,7 @@
-"""Answer vocabularies of VQA: the published one, and how such a list is built from annotations.
+"""Answer vocabularies for VQA: the published one, and a function that builds one from annotations.
 
 The published checkpoints use the 3129 answers of Pythia's `answers_vqa.txt` (BSD-3-Clause, see `assets/NOTICE`): `<unk>` at
-index 0, then the answers in code-point order. LXMERT's list holds the same answers in another order under other indices.
+index 0, then the answers in code-point order. LXMERT's list has the same answers in a different order.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ def pythia_answers() -> tuple[str, ...]:
 
 
 def build_answer_vocabulary(answers_per_question: Iterable[list[str]], min_count: int = 9) -> list[str]:
-    """`<unk>`, then in code-point order the answers that are the most common one of at least `min_count` questions.
+    """`<unk>`, then, in code-point order, the answers that are the most common answer of at least `min_count` questions.
 
-    Answers are normalised as the official evaluation does before they are counted; empty ones are left out. This is how
-    the field built its 3129 answers of VQA v2 train + val (`min_count` 9). Of equally common answers of one question the
-    one given first counts.
+    Answers are normalised like in the official evaluation before they are counted; empty ones are left out. The usual 3129
+    answers of VQA v2 train + val were built this way (`min_count` 9). If several answers of a question are equally common, the
+    first one counts.
     """
     counts = Counter(Counter(map(normalise_answer, answers)).most_common(1)[0][0] for answers in answers_per_question)
     return [UNKNOWN_ANSWER, *sorted(answer for answer, count in counts.items() if count >= min_count and answer)]

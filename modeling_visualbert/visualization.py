@@ -1,4 +1,4 @@
-"""Images of regions: where they are, and how much the answer looked at each of them."""
+"""Images that show regions: where they are, and how much attention the answer paid to each of them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 from .hub_code.explain_visualbert import answer_positions, attention_weights
 from .hub_code.modeling_visualbert import VisualBertForQuestionAnswering
 
-_MIN_WIDTH = 480  # small images are enlarged to this, so that boxes and labels can be read
-_MAX_HEIGHT = 4096  # but narrow ones are not made higher than this
+_MIN_WIDTH = 480  # small images are enlarged to this width, so that boxes and labels are legible
+_MAX_HEIGHT = 4096  # narrow images are not enlarged beyond this height
 _QUIET, _LOUD = (90, 140, 190), (230, 85, 13)
 
 
@@ -21,11 +21,11 @@ def answer_attention(model: VisualBertForQuestionAnswering, **inputs: torch.Tens
     How strongly the answer's `[MASK]` token attends to each region in the last layer, averaged over heads.
 
     Args:
-        model: The model; its attention implementation is switched to "eager" for the call, which returns weights.
+        model: The model; its attention implementation is switched to "eager" for this call, since only that returns weights.
         inputs: Model inputs with `visual_embeds` (not pixels).
 
     Returns:
-        Float tensor of shape `(batch_size, regions)`. Rows do not sum to one: the rest went to words.
+        Float tensor of shape `(batch_size, regions)`. Rows do not sum to one: the remaining attention goes to words.
     """
     weights = attention_weights(model, **inputs)[-1].mean(dim=1)
     text_length = inputs["input_ids"].shape[1]
@@ -34,7 +34,7 @@ def answer_attention(model: VisualBertForQuestionAnswering, **inputs: torch.Tens
 
 
 def attention_color(share: float) -> tuple[int, int, int]:
-    """RGB from blue (0) to orange (1), which colour-blind readers tell apart too."""
+    """RGB colour from blue (0) to orange (1), which colour-blind readers can distinguish."""
     red, green, blue = (round(quiet + (loud - quiet) * share) for quiet, loud in zip(_QUIET, _LOUD, strict=True))
     return red, green, blue
 
@@ -45,13 +45,13 @@ def draw_regions(
     weights: Sequence[float] | None = None,
     labels: Sequence[str] | None = None,
 ) -> Image.Image:
-    """Draw boxes on a copy of the image, enlarged to a width of 480 pixels if it is smaller (narrow ones: as far as they stay
-    below 4096 pixels of height).
+    """Draw boxes on a copy of the image, which is enlarged to a width of 480 pixels if it is smaller (or to a height of 4096
+    pixels, if that comes first).
 
     Args:
         image: The image.
         boxes: x1, y1, x2, y2 in pixels of the image.
-        weights: Strength of each region; the strongest is thick and orange, the others thin and blue.
+        weights: Weight of each region: the strongest is drawn thick and orange, weak ones thin and blue.
         labels: Text of each box.
 
     Raises:
@@ -59,7 +59,7 @@ def draw_regions(
     """
     for name, values in (("weights", weights), ("labels", labels)):
         if values is not None and len(values) != len(boxes):
-            raise ValueError(f"{len(values)} {name} for {len(boxes)} boxes; expected as many")
+            raise ValueError(f"{len(values)} {name} for {len(boxes)} boxes; expected one for each")
     canvas = _enlarged(image)
     scale = canvas.width / image.width
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)
@@ -70,7 +70,7 @@ def draw_regions(
         box = [side * scale for side in boxes[i]]
         draw.rectangle(box, outline=color, width=round(1 + 4 * share))
         if labels is not None:
-            # Inside the image, whatever its end.
+            # Keep the label inside the image.
             left = max(0.0, min(box[0], canvas.width - font.getlength(labels[i])))
             anchor = (left, max(0.0, box[1] - 17))
             draw.rectangle(draw.textbbox(anchor, labels[i], font=font), fill="white")
@@ -81,17 +81,17 @@ def draw_regions(
 def region_labels(
     regions: Mapping[str, torch.Tensor], classes: Sequence[str] | None = None, attributes: Sequence[str] | None = None
 ) -> list[str]:
-    """What is known of each region, as "red car 93%": attribute, class, confidence.
+    """Label of each region, such as "red car 93%": attribute, class and confidence, as far as they are known.
 
     Args:
         regions: Regions of an image; `class_ids`, `attribute_ids` and `scores` may be missing.
-        classes, attributes: Their names by id; without them, "class 5".
+        classes, attributes: Their names by id; without them, a label reads "class 5".
     """
     parts = []
     for key, names, unnamed in (("attribute_ids", attributes, "attribute"), ("class_ids", classes, "class")):
         if key in regions:
             ids = regions[key].tolist()
-            known = [name.split(",")[0] for name in names or []]  # "gray,grey": one of the names is enough
+            known = [name.split(",")[0] for name in names or []]  # of synonyms such as "gray,grey", take the first
             parts.append([known[i] if i < len(known) else f"{unnamed} {i}" for i in ids])
     if "scores" in regions:
         parts.append([f"{score:.0%}" for score in regions["scores"].tolist()])
@@ -99,7 +99,7 @@ def region_labels(
 
 
 def captioned(image: Image.Image, lines: Sequence[str]) -> Image.Image:
-    """The image, enlarged as by [`draw_regions`], with lines of text below; what is too long goes on in the next, indented."""
+    """The image, enlarged as in [`draw_regions`], with lines of text below it; long lines wrap with an indent."""
     image = _enlarged(image)
     font, height, margin = ImageFont.load_default(size=15), 20, 4
     wrapped = [part for line in lines for part in _wrap(line, font, image.width - 2 * margin)]
@@ -129,7 +129,7 @@ def _wrap(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: 
 
 
 def grid(images: Sequence[Image.Image], columns: int = 3, gap: int = 8) -> Image.Image:
-    """Images side by side, in cells as large as the largest.
+    """Images in a grid whose cells have the size of the largest image.
 
     Raises:
         ValueError: There are no images.

@@ -152,7 +152,7 @@ THIRD = r"row 3: image third: "
         (broken(num="many"), r"row 3: 'count' is b'many'; expected a whole number"),
         (broken(num="-4"), r"row 3: 'count' is b'-4'; expected a whole number"),
         (broken(h="1e9"), r"row 3: 'height' is b'1e9'; expected a whole number"),
-        (broken(name="first"), r"row 3: image id 'first' occurs twice; expected each once"),
+        (broken(name="first"), r"row 3: image id 'first' occurs twice; expected it only once"),
         (broken()[:200], r"row 3: \d columns; expected 6, 7, 10 \(is the file cut off\?\)"),
         ("\n", r"row 3: 1 columns"),
         (

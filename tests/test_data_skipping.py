@@ -86,7 +86,7 @@ def annotation(question_id, **fields):
             [annotation(30, answer_type=1)],
             ["a.json: annotation 1: 'answer_type' is 1; exp", "question 1"],
         ),
-        ([question(2**70)], [], ["q.json: question 1: 'question_id' is .*; expected int of 64 bits"]),
+        ([question(2**70)], [], ["q.json: question 1: 'question_id' is .*; expected a 64-bit int"]),
         (["What?", None], [], ["q.json: question 1: key 'question_id'", "q.json: question 2: key 'question_id'"]),
     ],
     ids=[

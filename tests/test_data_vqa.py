@@ -158,7 +158,7 @@ def test_an_annotator_without_an_answer_is_named(tmp_path):
         (
             [question(5), question(6), question(5)],
             [annotation(5), annotation(6)],
-            r"questions.json: question 2: question id 5 occurs twice; expected each once",
+            r"questions.json: question 2: question id 5 occurs twice; expected it only once",
         ),
         (
             [question(5), question(6)],
@@ -173,7 +173,7 @@ def test_an_annotator_without_an_answer_is_named(tmp_path):
         (
             [question(5)],
             [annotation(5), annotation(5)],
-            r"annotations.json: annotation 1: question id 5 occurs twice; expected each once",
+            r"annotations.json: annotation 1: question id 5 occurs twice; expected it only once",
         ),
         (
             [question(4), question(5, image_id=17)],
@@ -183,7 +183,7 @@ def test_an_annotator_without_an_answer_is_named(tmp_path):
         (
             [question(5)],
             [annotation(5, answers=())],
-            r"annotations.json: annotation 0: 'answers' is empty; expected the ten annotators",
+            r"annotations.json: annotation 0: 'answers' is empty; expected those of ten annotators",
         ),
     ],
     ids=["question-twice", "no-annotation", "no-question", "annotation-twice", "images-differ", "no-answers"],
@@ -306,7 +306,7 @@ def test_images_are_found_by_the_number_in_their_name(tmp_path):
 def test_two_images_with_one_number_are_refused(tmp_path):
     for name in ("COCO_train2014_000000000042.jpg", "42.png"):
         (tmp_path / name).touch()
-    with pytest.raises(ValueError, match=r"image id 42 twice, 42.png and COCO_train2014_000000000042.jpg"):
+    with pytest.raises(ValueError, match=r"image id 42 occurs twice: 42.png and COCO_train2014_000000000042.jpg"):
         index_images(tmp_path)
 
 

@@ -101,7 +101,7 @@ def test_grounding(case):
 
 def test_grounding_refuses_what_does_not_fit():
     entity = {"gold": [[0, 0, 1, 1]], "scores": [0.5, 0.5]}
-    with pytest.raises(ValueError, match="sentence 0, phrase 0: 2 scores for 1 proposals; expected as many"):
+    with pytest.raises(ValueError, match="sentence 0, phrase 0: 2 scores for 1 proposals; expected one for each"):
         grounding_recall([{"proposals": [[0, 0, 1, 1]], "entities": [entity]}])
     with pytest.raises(ValueError, match="no phrases"):
         grounding_recall([])

@@ -59,7 +59,7 @@ def test_no_regions_and_no_weight_are_drawn_too(weights):
     ("kwargs", "message"), [({"weights": [1.0]}, "1 weights"), ({"labels": ["a"] * 3}, "3 labels")]
 )
 def test_numbers_must_agree(kwargs, message):
-    with pytest.raises(ValueError, match=f"{message} for 2 boxes; expected as many"):
+    with pytest.raises(ValueError, match=f"{message} for 2 boxes; expected one for each"):
         draw_regions(Image.new("RGB", (50, 50)), [[0, 0, 9, 9]] * 2, **kwargs)
 
 

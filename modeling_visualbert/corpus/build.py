@@ -1,22 +1,22 @@
-"""Writes the embedded corpus: rendered scenes and everything that can be said about them, in official file formats.
+"""Writes the embedded corpus: rendered scenes and texts about them, in the official file formats of the tasks.
 
 ::
 
     <corpus>/
-      corpus.json                                     what was built, with which seed
-      contact_sheet.png                               some images with a question each, to look at
+      corpus.json                                     size and seed
+      contact_sheet.png                               some images with one question each, for a quick look
       images/<split>/shapes_<split>_000000000017.jpg  the images
       scenes/<split>.jsonl                            the scene graphs, see `scenes.py`
       detection/instances_<split>.json                boxes, COCO detection format
       vqa/v2_OpenEnded_shapes_<split>_questions.json  VQA v2 questions
       vqa/v2_shapes_<split>_annotations.json          VQA v2 annotations
       vcr/{train,val,test}.jsonl, vcr/vcr1images/     VCR; metadata beside the images
-      nlvr2/data/{train,dev,test1}.json, nlvr2/images NLVR2; two images to a sentence
+      nlvr2/data/{train,dev,test1}.json, nlvr2/images NLVR2; two images per sentence
       flickr30k/shapes_<split>.txt, Sentences/, ...    Flickr30k Entities, with dependency trees in Trees/
       coco/captions_<split>.{json,conllu}             COCO captions and their dependency trees
 
-Splits are train, val and test; no scene (same objects at nearly the same places) is in two of them. Where a dataset has its own
-names for images they are hard links. Building takes about a minute and the result is kept in the user's cache.
+The splits are train, val and test; no scene (same objects at nearly the same places) is in two of them. Where a dataset names its
+images differently, they are hard links. Building takes about a minute, and the result is kept in the user's cache.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ from .vcr import metadata_record, vcr_records
 from .vqa import vqa_records
 
 SPLITS = ("train", "val", "test")
-FORMAT_VERSION = 3  # raise it when any file of the corpus changes, so that caches are built anew
+FORMAT_VERSION = 3  # increment it when any file of the corpus changes, so that cached corpora are rebuilt
 
 
 @dataclass(frozen=True)
 class CorpusConfig:
     """Size and seed of a corpus; different values give different cache folders.
 
-    With `one_object` there is a single thing in each image: too little to say for anything but boxes and questions.
+    With `one_object`, each image shows a single object, which is too little for tasks other than detection and VQA.
     """
 
     train_scenes: int = 8000
@@ -83,7 +83,7 @@ def ensure_corpus(config: CorpusConfig | None = None, cache_dir: Path | None = N
 
 
 def build_corpus(folder: Path, config: CorpusConfig, progress: bool = True) -> None:
-    """Write a corpus to `folder`, which appears only when it is complete.
+    """Write a corpus to `folder`, which is only created once the corpus is complete.
 
     Raises:
         FileExistsError: `folder` exists.
@@ -107,7 +107,7 @@ def build_corpus(folder: Path, config: CorpusConfig, progress: bool = True) -> N
         try:
             draft.rename(folder)
         except OSError:
-            if not (folder / "corpus.json").is_file():  # else another process was faster and wrote the same
+            if not (folder / "corpus.json").is_file():  # otherwise another process was faster and wrote the same corpus
                 raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -119,7 +119,7 @@ def sample_splits(config: CorpusConfig) -> dict[str, list[Scene]]:
     taken: set[tuple] = set()
     splits: dict[str, list[Scene]] = {}
     image_id = 0
-    for split in reversed(SPLITS):  # test first: growing the training set leaves the test set as it is
+    for split in reversed(SPLITS):  # test first, so that a larger training set leaves the test set unchanged
         splits[split] = []
         for index in range(config.scenes(split)):
             image_id = _FIRST_ID[split] + index
@@ -137,7 +137,7 @@ _FIRST_ID = {"train": 1, "val": 1_000_001, "test": 2_000_001}
 
 
 def image_file_name(split: str, image_id: int) -> str:
-    """Named as COCO does: data type, split, id in twelve digits."""
+    """Named as in COCO: data type, split, id with twelve digits."""
     return f"shapes_{split}_{image_id:012d}.jpg"
 
 
@@ -165,7 +165,7 @@ def detection_record(scenes: list[Scene], split: str) -> dict:
 
 
 def contact_sheet(scenes: list[Scene], questions: list[dict], columns: int = 5) -> Image.Image:
-    """Images in a grid, each above its first question."""
+    """Images in a grid, each with its first question below it."""
     first_question: dict[int, str] = {}
     for question in questions:
         first_question.setdefault(question["image_id"], question["question"])
@@ -214,7 +214,7 @@ def _write_nlvr2(corpus: Path, scenes: list[Scene], split: str, seed: int) -> No
         folder = corpus / "nlvr2" / "images" / pair.directory
         folder.mkdir(parents=True, exist_ok=True)
         for side, scene in enumerate((pair.left, pair.right)):
-            # The suffix says PNG and the file is a JPEG, as in the release.
+            # A JPEG file with the suffix of a PNG, as in the release.
             _link(corpus / "images" / split / _file_name_of(split, scene), folder / f"{pair.name}-img{side}.png")
     _write_lines(corpus / "nlvr2" / "data" / f"{SPLIT_NAMES[split]}.json", nlvr2_records(sets, seed))
 
@@ -244,7 +244,7 @@ def _link(source: Path, target: Path) -> None:
 def _write_images(folder: Path, scenes: list[Scene], split: str, progress: bool) -> None:
     folder.mkdir(parents=True)
     write: Callable[[Scene], None] = partial(_write_image, folder, split)
-    with ThreadPoolExecutor() as pool:  # Pillow and NumPy release the interpreter for most of the work
+    with ThreadPoolExecutor() as pool:  # Pillow and NumPy release the GIL for most of the work
         for _ in tqdm(
             pool.map(write, scenes),
             total=len(scenes),

@@ -1,7 +1,7 @@
 """The embedded corpus as a COCO captions file: five captions for each image.
 
-Captions name objects whose colour tells the shape and the reverse, so that a masked colour or shape can be read off the
-image, and off nothing else in the caption.
+Captions name objects whose colour determines their shape and vice versa, so that a masked colour or shape can be predicted from
+the image and the rest of its phrase, but not from the other words of the caption.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def caption_trees(scenes: list[Scene], seed: int) -> Iterator[str]:
 
 
 def sample_captions(scene: Scene, seed: int) -> list[Node]:
-    """Five captions of the scene, different ones where there is enough to say."""
+    """Five captions of the scene, all different if the scene allows it."""
     rng = Random(f"{seed}/captions/{scene.image_id}")
     captions: list[Node] = []
     said: set[str] = set()
@@ -57,24 +57,24 @@ def sample_captions(scene: Scene, seed: int) -> list[Node]:
 
 def _sample_caption(scene: Scene, rng: Random) -> Node:
     names = {item: rng.choice(clear) for item in scene.objects if (clear := _clear_names(scene, item))}
-    # As people do, captions mostly speak of what is easily named; only the second thing may be one without a clear name.
+    # Like people, captions mostly mention what is easy to name; only the second object may lack a clear name.
     easily = [item for item in names if names[item].count(" ") == 2]  # "a red circle"
     first = _prefer(easily, list(names) or scene.objects, rng)
     others = [item for item in scene.objects if item is not first]
     second = _prefer([item for item in easily if item is not first], others, rng)
-    # An object without a clear name is only "a small thing", so that nothing has to be guessed.
+    # An object without a clear name is called "a small thing", so that no masked word has to be guessed.
     one, other = (noun_phrase(names.get(item, f"a {item.size} thing")) for item in (first, second))
     make = rng.choice((_pair, _relation, _relation, _counted))
     return full_stop(make(scene, first, second, one, other, rng), glued=True).capitalised()
 
 
 def _prefer(these: Sequence[SceneObject], to_those: Sequence[SceneObject], rng: Random) -> SceneObject:
-    """One of the first kind five times in six, if there are any."""
+    """One of `these` five times out of six, if there are any; otherwise one of `to_those`."""
     return rng.choice(these if these and rng.random() < 5 / 6 else to_those)
 
 
 def _clear_names(scene: Scene, item: SceneObject) -> list[str]:
-    """Names whose colour tells the shape and the reverse; size, then place, are said only where that takes them."""
+    """Names in which colour determines shape and vice versa; size, then place, are added only if that needs them."""
     halves = [half for axis in (0, 1) if (half := half_of(scene, item, axis)) is not None]
     for size, places in (("", [""]), (item.size, [""]), ("", halves), (item.size, halves)):
         names = []
@@ -93,7 +93,7 @@ def _clear_names(scene: Scene, item: SceneObject) -> list[str]:
 
 
 def _may_be_in(scene: Scene, item: SceneObject, place: str) -> bool:
-    """Whether somebody could say that the object is in this half: it is, or it lies near the middle."""
+    """Whether the object could be said to be in this half: it is, or it lies near the middle."""
     return not place or half_of(scene, item, HALVES.index(place) // 2) in (place, None)
 
 
@@ -121,7 +121,7 @@ def _relation(scene: Scene, first: SceneObject, second: SceneObject, one: Node, 
 
 def _counted(scene: Scene, first: SceneObject, second: SceneObject, one: Node, other: Node, rng: Random) -> Node:
     things = noun_phrase(f"{_NUMBERS[len(scene.objects)]} things")
-    them = with_case("among", Node("them", "PRON"))  # the predicate of a clause without verb
+    them = with_case("among", Node("them", "PRON"))  # the predicate of a clause without a verb
     them.before.insert(0, ("nsubj", conjunction([one, other])))
     things.after += [("punct", Node(",", "PUNCT", glued=True)), ("parataxis", them)]
     return things

@@ -1,7 +1,7 @@
 """The embedded corpus as official Flickr30k Entities files: five marked sentences and the boxes of each image.
 
-Phrases fit exactly one object, or, in the plural, all objects of a kind (several boxes); `scene` and `notvisual` phrases have
-none. `Trees/` holds the sentences' dependency trees.
+A phrase refers to exactly one object or, in the plural, to all objects of a kind (several boxes); `scene` and `notvisual` phrases
+have no box. `Trees/` contains the dependency trees of the sentences.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _RELATIONS = (("to the left of", "to the right of"), ("above", "below"))
 
 
 class EntityTable:
-    """Numbers the entities of one scene and remembers their boxes; the same objects keep their number."""
+    """Numbers the entities of one scene and remembers their boxes; the same objects always get the same number."""
 
     def __init__(self, scene: Scene):
         self.scene = scene
@@ -38,7 +38,7 @@ class EntityTable:
         return _marked(f"{self._number(())}/scene", words)
 
     def boxes(self) -> dict[int, list[SceneObject]]:
-        """Objects by entity number; none for the scene."""
+        """Objects by entity number; the scene has none."""
         return {number: [self.scene.objects[i] for i in key] for key, number in self.ids.items()}
 
     def _number(self, key: tuple[int, ...]) -> int:
@@ -91,7 +91,7 @@ def _list_sentence(scene: Scene, entities: EntityTable, rng: Random) -> Node:
 
 
 def _plural_sentence(scene: Scene, entities: EntityTable, rng: Random) -> Node:
-    """ "The two red things" are one entity with two boxes."""
+    """A sentence about several objects: "The two red things" are one entity with two boxes."""
     attribute = rng.choice(("color", "shape"))
     counts = Counter(getattr(item, attribute) for item in scene.objects)
     repeated = sorted(value for value, count in counts.items() if count > 1)
@@ -112,7 +112,7 @@ def _plural_sentence(scene: Scene, entities: EntityTable, rng: Random) -> Node:
 
 
 def _scene_sentence(scene: Scene, entities: EntityTable, rng: Random) -> Node:
-    """`notvisual` phrases have the entity number 0, as in the release."""
+    """A sentence with a `notvisual` phrase, whose entity number is 0, as in the release."""
     things = entities.mark(list(scene.objects), f"The {_NUMBERS[len(scene.objects)]} things")
     nothing = Node("nothing", "PRON", opens="[/EN#0/notvisual ", closes="]")
     nothing.after.append(("acl", Node("do", "VERB", before=[("mark", Node("to", "PART"))])))
@@ -120,7 +120,7 @@ def _scene_sentence(scene: Scene, entities: EntityTable, rng: Random) -> Node:
 
 
 def _annotation(scene: Scene, entities: EntityTable) -> str:
-    """Coordinates count from 1 and are whole pixels, as in the release; entities that share a box share an `object`."""
+    """The XML file: coordinates are whole pixels from 1, as in the release; entities that share a box share an `object`."""
     root = Element("annotation")
     SubElement(root, "filename").text = f"{scene.image_id}.jpg"
     size = SubElement(root, "size")

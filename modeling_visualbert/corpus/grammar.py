@@ -1,7 +1,7 @@
 """Sentences of the embedded corpus as dependency trees (Universal Dependencies 2), from which text and CoNLL-U files are written.
 
-A sentence is built from its parts, so its tree is known, not guessed: `above(one, other)` is "One is above other" and knows that
-`one` is the subject.
+Sentences are built from their parts, so their trees are exact and need no parser: `stands(one, "above", other)` is "<one> is
+above <other>" with `one` as the subject.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ _NUMBERS = {"zero", "one", "two", "three", "four", "five", "six"}
 
 @dataclass
 class Node:
-    """A word and what depends on it: (relation, node) pairs before and after it, in the order of the text."""
+    """A word and its dependents: (relation, node) pairs before and after it, in text order."""
 
     form: str
     tag: str  # universal part of speech
     before: list[tuple[str, Node]] = field(default_factory=list)
     after: list[tuple[str, Node]] = field(default_factory=list)
-    opens: str = ""  # markup in front of the word
-    closes: str = ""  # and behind it
-    glued: bool = False  # no blank in front of it
+    opens: str = ""  # markup before the word
+    closes: str = ""  # markup after the word
+    glued: bool = False  # no blank before the word
 
     def in_order(self) -> list[Node]:
-        """The words of this subtree as they follow one another."""
+        """The words of this subtree in text order."""
         words = [word for _, node in self.before for word in node.in_order()]
         return [*words, self, *(word for _, node in self.after for word in node.in_order())]
 
@@ -36,7 +36,7 @@ class Node:
         return "".join(words).lstrip(" ")
 
     def capitalised(self) -> Node:
-        """Itself, the first word with a capital letter."""
+        """The node itself, after capitalising its first word."""
         first = self.in_order()[0]
         first.form = first.form[0].upper() + first.form[1:]
         return self

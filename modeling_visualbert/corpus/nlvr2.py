@@ -1,7 +1,7 @@
-"""The embedded corpus as official NLVR2 files: sentences about pairs of images, JSON lines.
+"""The embedded corpus as official NLVR2 files: sentences about pairs of images, as JSON Lines.
 
-As in NLVR2, a set of eight images makes four pairs and every sentence is asked about all four. It is true of exactly two of
-them, so the sentence alone never tells the answer, and being right about all four is what "consistency" counts.
+As in NLVR2, a set of eight images makes four pairs, and every sentence is used with all four. It is true of exactly two of them,
+so the sentence alone does not reveal the answer; "consistency" counts the sentences that are right for all four pairs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _SETS_PER_DIRECTORY = 100  # NLVR2 spreads its training images over numbered fol
 
 @dataclass(frozen=True)
 class Pair:
-    """Two images that belong together, and where NLVR2 would keep them."""
+    """A pair of images, and where NLVR2 would store it."""
 
     split: str  # NLVR2's name: "train", "dev" or "test1"
     set_number: int
@@ -42,7 +42,7 @@ class Pair:
 
 
 def make_pairs(scenes: list[Scene], split: str) -> list[list[Pair]]:
-    """Sets of four pairs, in the order of the scenes; a last set that would not be full is left out."""
+    """Sets of four pairs, in the order of the scenes; an incomplete last set is left out."""
     size = 2 * PAIRS_PER_SET
     sets = [scenes[start : start + size] for start in range(0, len(scenes) - size + 1, size)]
     return [
@@ -88,7 +88,7 @@ _Made = tuple[str, Truth]
 
 @dataclass(frozen=True)
 class _Kind:
-    """What is spoken of: objects with these attributes."""
+    """The objects that a sentence is about: those with these attributes (None: any)."""
 
     size: str | None
     color: str | None
@@ -111,7 +111,7 @@ class _Kind:
 
 
 def _sample_kind(pairs: list[Pair], rng: Random, attributes: tuple[tuple[str, ...], ...]) -> _Kind:
-    """Attributes of some object of some image, so that what is said is true somewhere."""
+    """Attributes of a random object of a random image, so that the kind exists in the set."""
     pair = rng.choice(pairs)
     item: SceneObject = rng.choice(rng.choice((pair.left, pair.right)).objects)
     used = rng.choice(attributes)
@@ -170,7 +170,7 @@ def _more_on_one_side(pairs: list[Pair], rng: Random) -> _Made | None:
     everything = rng.random() < 0.3
     kind = _Kind(None, None, None) if everything else _sample_kind(pairs, rng, _BROAD)
     if sum(kind.count(pair.left) == kind.count(pair.right) for pair in pairs) > 1:
-        return None  # mostly equal numbers: little to compare
+        return None  # mostly equal numbers, so there is little to compare
     side, word = rng.choice(("left", "right")), rng.choice(("more", "fewer"))
     other = {"left": "right", "right": "left"}[side]
     sentence = f"The {side} image contains {word} {kind.name(plural=True)} than the {other} image."
@@ -189,4 +189,10 @@ _MAKERS: tuple[Callable[[list[Pair], Random], _Made | None], ...] = (
     _number_in_all,
     _more_on_one_side,
 )
-_WEIGHTS = (2.0, 2.0, 1.0, 1.0, 1.5)  # existence, which most sentences are about; the rest is counting
+_WEIGHTS = (
+    2.0,
+    2.0,
+    1.0,
+    1.0,
+    1.5,
+)  # the first two are about existence, like most sentences; the others are about numbers

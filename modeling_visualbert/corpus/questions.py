@@ -1,7 +1,7 @@
 """Questions about a scene, with their answers: colour, shape, size, counting, existence, relation, comparison.
 
-Every question has exactly one right answer, an object is only spoken of by a description that fits no other, and yes/no
-questions are answered "yes" half of the time, so that the text alone says little.
+Every question has exactly one correct answer, objects are described by phrases that fit no other object, and half of the yes/no
+questions have the answer "yes", so that the text alone reveals little.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _RELATIONS: dict[str, Callable[[SceneObject, SceneObject], float]] = {
 
 @dataclass(frozen=True)
 class Question:
-    """A question, its right answer and its kind (one of `KINDS`)."""
+    """A question, its correct answer and its kind (one of `KINDS`)."""
 
     text: str
     answer: str
@@ -37,18 +37,18 @@ class Question:
 
     @property
     def answer_type(self) -> str:
-        """As VQA v2 has it: "yes/no", "number" or "other"."""
+        """As in VQA v2: "yes/no", "number" or "other"."""
         if self.answer in ("yes", "no"):
             return "yes/no"
         return "number" if self.answer.isdigit() else "other"
 
 
 def sample_questions(scene: Scene, count: int, seed: str) -> list[Question]:
-    """Up to `count` different questions about the scene; kinds alternate at random."""
+    """Up to `count` different questions about the scene, of random kinds."""
     rng = Random(seed)
     weights = _ONE_OBJECT_WEIGHTS if len(scene.objects) == 1 else _WEIGHTS
     found: dict[str, Question] = {}
-    for _ in range(20 * count):  # some kinds cannot be asked of some scenes
+    for _ in range(20 * count):  # some kinds do not fit some scenes
         if len(found) == count:
             break
         kind = rng.choices(tuple(_MAKERS), weights=tuple(weights.values()))[0]
@@ -60,7 +60,7 @@ def sample_questions(scene: Scene, count: int, seed: str) -> list[Question]:
 
 
 def describe(scene: Scene, target: SceneObject, rng: Random, avoid: str = "") -> str | None:
-    """A phrase such as "small red circle" or "red thing" that fits only `target` and does not tell its `avoid`."""
+    """A phrase such as "small red circle" or "red thing" that fits only `target` and does not mention its attribute `avoid`."""
     phrases = []
     for use_size, use_color, use_shape in product((False, True), repeat=3):
         used = {"size": use_size, "color": use_color, "shape": use_shape}
@@ -98,9 +98,9 @@ def _ask_count(scene: Scene, rng: Random) -> tuple[str, str]:
         matching = sum(all(v in (None, getattr(o, k)) for k, v in asked.items()) for o in scene.objects)
         words = [word for word in (size, color) if word]
         phrases[matching].append(" ".join([*words, PLURALS[shape] if shape else things]))
-    # First the number, then what to count: otherwise nearly every answer would be 0 or 1.
+    # Choose the answer before the phrase: otherwise nearly every answer would be 0 or 1.
     answer = rng.choice(tuple(phrases))
-    # Short phrases are rare among all combinations but are what people ask.
+    # Short phrases are rare among all combinations, but people prefer them.
     phrase = min(rng.sample(phrases[answer], k=min(3, len(phrases[answer]))), key=lambda p: p.count(" "))
     template = rng.choice(("How many {} are there?", "How many {} are in the picture?", "What number of {} are there?"))
     return template.format(phrase), str(answer)
@@ -108,7 +108,7 @@ def _ask_count(scene: Scene, rng: Random) -> tuple[str, str]:
 
 def _ask_exist(scene: Scene, rng: Random) -> tuple[str, str] | None:
     present = {(o.color, o.shape) for o in scene.objects}
-    # Both words are true of something, together of nothing.
+    # Both attributes occur in the scene, but not on the same object.
     absent = {(a.color, b.shape) for a in scene.objects for b in scene.objects} - present
     if not absent:
         return None
@@ -120,8 +120,8 @@ def _ask_exist(scene: Scene, rng: Random) -> tuple[str, str] | None:
 
 
 def _ask_relation(scene: Scene, rng: Random) -> tuple[str, str] | None:
-    # From easy to hard: where is one thing, where is it as seen from another, is that so? Without the first two the third
-    # is not learned from scratch in the time there is.
+    # From easy to hard: which half is an object in, in which direction is it from another, is this relation true? Without the
+    # first two, the third is not learned from scratch in the available time.
     ask = rng.choices((_ask_half, _ask_direction, _ask_whether), weights=(0.25, 0.4, 0.35))[0]
     return ask(scene, rng)
 
@@ -164,7 +164,7 @@ def _ask_whether(scene: Scene, rng: Random) -> tuple[str, str] | None:
 
 
 def _name(scene: Scene, target: SceneObject) -> str | None:
-    """ "red circle", if there is only one."""
+    """Colour and shape, such as "red circle", if only one object has both."""
     same = [o for o in scene.objects if o.class_name == target.class_name]
     return target.class_name if len(same) == 1 else None
 
@@ -189,7 +189,7 @@ def _compare_numbers(scene: Scene, rng: Random) -> tuple[str, str] | None:
     counts = Counter(item.color for item in scene.objects)
     wanted, word = rng.random() < 0.5, rng.choice(("more", "fewer"))
     pairs = [(a, b) for a, b in permutations(counts, 2) if counts[a] > counts[b]]
-    if not pairs:  # nothing to tell apart; asking would give the answer away
+    if not pairs:  # all counts are equal, so the answer would always be "no"
         return None
     many, few = rng.choice(pairs)
     first, second = (many, few) if (word == "more") == wanted else (few, many)
@@ -198,7 +198,7 @@ def _compare_numbers(scene: Scene, rng: Random) -> tuple[str, str] | None:
 
 # Relations are the hardest to learn and get the most examples.
 _WEIGHTS = {"color": 2.0, "shape": 2.0, "size": 1.0, "count": 2.2, "exist": 1.5, "relation": 5.0, "compare": 2.0}
-# Shape is the last thing that a backbone learns from scratch; asked as often as the rest together, it is not drowned by colour.
+# Shape is the last thing that a backbone learns from scratch, so it is asked more often, lest colour dominate the training.
 _ONE_OBJECT_WEIGHTS = {**_WEIGHTS, "shape": 6.0}
 _MAKERS: dict[str, Callable[[Scene, Random], tuple[str, str] | None]] = {
     "color": partial(_ask_attribute, "color"),

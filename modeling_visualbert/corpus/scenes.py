@@ -1,7 +1,7 @@
-"""Rendered scenes: coloured shapes on a noisy gradient, with the scene graph that made them.
+"""Rendered scenes: coloured shapes on a noisy gradient, with the scene graph that they are rendered from.
 
-A scene is 160 x 128 pixels with three to six objects, each with a shape, a colour and a size. Everything is drawn
-from a seed, so the same seed gives the same image on every machine. One scene in the scene-graph file::
+A scene has 160 x 128 pixels and three to six objects, each with a shape, a colour and a size. Everything follows from a seed,
+so the same seed gives the same image on every machine. One scene in the scene-graph file::
 
     {"image_id": 17, "width": 160, "height": 128, "seed": "0/train/17", "background": [[201, 204, 190], [228, 221, 230]],
      "objects": [{"shape": "star", "color": "red", "size": "big", "center": [41.2, 80.9], "radius": 19.3, "angle": 0.31}]}
@@ -29,9 +29,9 @@ COLORS = {
     "black": (25, 25, 25),
 }
 SIZES = {"small": (8.0, 10.5), "big": (15.0, 19.5)}  # radius of the circumscribed circle, in pixels
-CLASSES = tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES)  # what a detector learns to name
+CLASSES = tuple(f"{color} {shape}" for color in COLORS for shape in SHAPES)  # the classes of the detector
 HALVES = ("left", "right", "top", "bottom")
-CLEAR_OFFSET = 14.0  # pixels between centres before "left of" is said: nobody should have to measure
+CLEAR_OFFSET = 14.0  # pixels between centres from which on "left of" is clear to the eye
 
 _SUPERSAMPLING = 3
 _GAP = 3.0  # free pixels between any two objects, and between an object and the border
@@ -66,7 +66,7 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """An image's whole truth: rendering it again gives the same pixels."""
+    """The complete description of an image: rendering it again gives the same pixels."""
 
     image_id: int
     seed: str
@@ -96,7 +96,13 @@ class Scene:
 
 
 def sample_scene(image_id: int, seed: str, num_objects: tuple[int, int] = (3, 6)) -> Scene:
-    """Draw a scene whose objects do not touch; `seed` decides everything, within the least and greatest number of objects."""
+    """Sample a scene whose objects do not touch.
+
+    Args:
+        image_id: Id of the image.
+        seed: Determines everything in the scene.
+        num_objects: Smallest and largest number of objects.
+    """
     rng = Random(seed)
     r, g, b = (rng.randint(185, 235) for _ in range(3))
     base = (r, g, b)
@@ -120,7 +126,7 @@ def render(scene: Scene) -> Image.Image:
     image = Image.fromarray(canvas.round().astype(np.uint8)).resize((scene.width * scale, scene.height * scale))
     draw = ImageDraw.Draw(image)
     for item in scene.objects:
-        shift = noise.integers(-14, 15, size=3)  # no two reds are quite the same
+        shift = noise.integers(-14, 15, size=3)  # shades of a colour vary a little
         fill = tuple(int(np.clip(channel + s, 0, 255)) for channel, s in zip(COLORS[item.color], shift, strict=True))
         draw.polygon([(x * scale, y * scale) for x, y in item.outline()], fill=fill)
     pixels = np.asarray(image.reduce(scale), dtype=np.int16) + noise.integers(-7, 8, size=canvas.shape, dtype=np.int16)
@@ -128,14 +134,14 @@ def render(scene: Scene) -> Image.Image:
 
 
 def _sample_object(rng: Random, placed: list[SceneObject]) -> SceneObject:
-    # Every third object or so repeats a colour or a shape, so that counting and telling apart are worth asking.
+    # Colours and shapes often repeat, so that questions about counting and distinguishing make sense.
     shape = rng.choice(placed).shape if placed and rng.random() < 0.25 else rng.choice(SHAPES)
     color = rng.choice(placed).color if placed and rng.random() < 0.25 else rng.choice(tuple(COLORS))
     size = rng.choice(tuple(SIZES))
     radius = rng.uniform(*SIZES[size])
     margin = radius + _GAP
     center = (rng.uniform(margin, WIDTH - margin), rng.uniform(margin, HEIGHT - margin))
-    # A square turned by 45 degrees is a diamond: shapes lean a little, never enough to become another one.
+    # A square turned by 45 degrees is a diamond, so shapes are rotated only a little.
     return SceneObject(shape, color, size, center, radius, rng.uniform(-0.25, 0.25))
 
 
@@ -149,7 +155,7 @@ def _unit_outline(shape: str) -> list[tuple[float, float]]:
         return _regular(48, start=0.0)
     if shape == "square":
         return _regular(4, start=math.pi / 4)
-    if shape == "diamond":  # taller than wide, which a leaning square never is
+    if shape == "diamond":  # taller than wide, unlike a rotated square
         return [(0.0, -1.0), (0.62, 0.0), (0.0, 1.0), (-0.62, 0.0)]
     if shape == "triangle":
         return _regular(3, start=-math.pi / 2)
@@ -181,6 +187,6 @@ def _regular(corners: int, start: float) -> list[tuple[float, float]]:
 
 
 def half_of(scene: Scene, item: SceneObject, axis: int) -> str | None:
-    """The half of the image, left or right (`axis` 0), top or bottom (1); `None` near the middle."""
+    """The half of the image that the object is in: left or right (`axis` 0), top or bottom (`axis` 1), `None` near the middle."""
     offset = item.center[axis] - (scene.width, scene.height)[axis] / 2
     return HALVES[2 * axis + (offset > 0)] if abs(offset) >= CLEAR_OFFSET else None

@@ -1,7 +1,8 @@
-"""The embedded corpus as official VCR files: JSON lines with object tags in the text, metadata with boxes and polygons.
+"""The embedded corpus as official VCR files: JSON Lines with object tags in the text, metadata with boxes and polygons.
 
-Objects are called by their shapes, so the image is needed for everything else. The four answers say the same things of the
-same or of other objects of the image; the four rationales all fit question and answer and differ in what neither of them tells.
+Objects are named by their shapes, so the image is needed for everything else. The four answers make similar statements about the
+same or other objects of the image; the four rationales all fit the question and the answer and differ in attributes that neither
+of them mentions.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ NUM_CHOICES = 4
 
 @dataclass(frozen=True)
 class ChoiceQuestion:
-    """A question with its answers and rationales; the right ones come first. `kind` is for tests and statistics."""
+    """A question with its answers and rationales; the correct ones come first. `kind` is for tests and statistics."""
 
     kind: str
     question: Tokens
@@ -73,11 +74,11 @@ def sample_choice_questions(scene: Scene, count: int, rng: Random) -> list[Choic
     for _ in range(40):
         if len(found) == count:
             break
-        # First the kind, then many tries: some kinds fit few objects, and would hardly ever be asked otherwise.
+        # Choose the kind first and try it many times: some kinds fit few objects and would otherwise be rare.
         make = rng.choices(tuple(makers), weights=tuple(makers.values()))[0]
         made = next((made for _ in range(100) if (made := make(scene, rng)) is not None), None)
         if made is None:
-            del makers[make]  # nothing in this image to ask so
+            del makers[make]  # this kind does not fit the image
         else:
             found.setdefault(repr((made.question, made.answers[0])), made)
     return list(found.values())
@@ -86,7 +87,7 @@ def sample_choice_questions(scene: Scene, count: int, rng: Random) -> list[Choic
 def _ask_color(scene: Scene, rng: Random) -> ChoiceQuestion | None:
     target = rng.randrange(len(scene.objects))
     right = scene.objects[target].color
-    # Colours that are there first: who only looks at the whole image must not win.
+    # Prefer colours that occur in the image, so that looking at the whole image is not enough.
     present = sorted({item.color for item in scene.objects} - {right})
     absent = sorted(set(COLORS) - {right, *present})
     wrong = (rng.sample(present, k=len(present)) + rng.sample(absent, k=len(absent)))[: NUM_CHOICES - 1]
@@ -109,7 +110,7 @@ def _ask_which_color(scene: Scene, rng: Random) -> ChoiceQuestion | None:
 
 
 def _ask_which_place(scene: Scene, rng: Random) -> ChoiceQuestion | None:
-    """Which of four is in this half? Three of them are clearly in the other."""
+    """Which of four objects is in this half? The other three are clearly in the other half."""
     chosen = _differently_named(scene, NUM_CHOICES, rng)
     axis = rng.choice((0, 1))
     if chosen is None or any(half_of(scene, scene.objects[i], axis) is None for i in chosen):
@@ -123,14 +124,14 @@ def _ask_which_place(scene: Scene, rng: Random) -> ChoiceQuestion | None:
 
 
 def _ask_direction(scene: Scene, rng: Random) -> ChoiceQuestion | None:
-    """Where is it? One statement is true; no two of them contradict each other, or the text would tell."""
+    """Where is it? One statement is true. No two of them contradict each other, which would reveal the answer."""
     chosen = _differently_named(scene, 3, rng)
     if chosen is None:
         return None
     target, others = chosen[0], chosen[1:]
     here = scene.objects[target].center
     statements: list[tuple[bool, Tokens]] = []
-    # Opposite words on one axis only would tell that the true statement is on that axis.
+    # Opposite words on only one axis would reveal that the true statement is on that axis.
     opposite = rng.random() < 0.5
     says_low_of_first = rng.random() < 0.5, rng.random() < 0.5
     for number, other in enumerate(others):
@@ -150,7 +151,7 @@ def _ask_direction(scene: Scene, rng: Random) -> ChoiceQuestion | None:
 
 
 def _ask_size_and_color(scene: Scene, rng: Random) -> ChoiceQuestion | None:
-    """Two sizes by two colours, one of the four is right."""
+    """Two sizes times two colours; one of the four combinations is correct."""
     target = rng.randrange(len(scene.objects))
     item = scene.objects[target]
     others = sorted({o.color for o in scene.objects} - {item.color})
@@ -173,7 +174,7 @@ def _with_rationales(
     rng: Random,
     told: tuple[str, ...],
 ) -> ChoiceQuestion | None:
-    """Four rationales about the answer's object: two attributes that were not told, right and wrong."""
+    """Four rationales about the object of the answer: two attributes that were not mentioned, each correct or wrong."""
     item = scene.objects[target]
     attributes: dict[str, tuple[str, str]] = {}
     if "size" not in told:
@@ -199,7 +200,7 @@ def _with_rationales(
 
 
 def _differently_named(scene: Scene, count: int, rng: Random) -> list[int] | None:
-    """Objects whose shapes all differ: their names then tell them apart in the text too."""
+    """Objects whose shapes all differ, so that their names distinguish them in the text too."""
     order = rng.sample(range(len(scene.objects)), k=len(scene.objects))
     by_shape = {scene.objects[i].shape: i for i in order}
     chosen = rng.sample(sorted(by_shape.values()), k=len(by_shape))[:count]
@@ -222,7 +223,7 @@ def _tokens(text: str, end: str = ".") -> Tokens:
 _MAKERS: dict[Callable[[Scene, Random], ChoiceQuestion | None], float] = {
     _ask_color: 1.0,
     _ask_which_color: 4.0,  # needs four different shapes
-    _ask_which_place: 12.0,  # needs them in the right places too
+    _ask_which_place: 12.0,  # and they have to be in the right places
     _ask_direction: 1.5,
     _ask_size_and_color: 1.0,
 }

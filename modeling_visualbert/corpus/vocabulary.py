@@ -1,7 +1,7 @@
-"""The WordPiece vocabulary of the embedded corpus: every word of its texts is one piece, anything else is spelled.
+"""The WordPiece vocabulary of the embedded corpus: every word of its texts is one piece, other words are spelled out.
 
-Shipped in `assets/corpus_tokenizer`, so that nothing has to be downloaded. `python -m
-modeling_visualbert.corpus.vocabulary` writes it again; a test keeps file and texts together.
+It ships in `assets/corpus_tokenizer`, so that nothing has to be downloaded. `python -m modeling_visualbert.corpus.vocabulary`
+rewrites it; a test checks that it covers the texts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ no yes zero one two three four five six seven eight nine ten
 
 
 def corpus_vocabulary() -> list[str]:
-    """Special tokens, characters (alone and continued), then words in alphabetical order."""
+    """Special tokens, characters (alone and as continuations), then words in alphabetical order."""
     characters = string.punctuation + string.digits + string.ascii_lowercase
     pieces = [*characters, *(f"##{c}" for c in string.digits + string.ascii_lowercase)]
     words = {*_WORDS.split(), *COLORS, *SHAPES, *PLURALS.values(), *SIZES} - set(pieces)

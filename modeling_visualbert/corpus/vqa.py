@@ -1,4 +1,4 @@
-"""The embedded corpus as official VQA v2 files: questions JSON, annotations JSON with ten annotators each."""
+"""The embedded corpus as official VQA v2 files: questions JSON, and annotations JSON with ten annotators per question."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def vqa_records(scenes: list[Scene], split: str, questions_per_scene: int, seed:
 
 
 def _ten_annotators(question: Question, rng: Random) -> list[dict]:
-    """Usually all agree; in one question of four one or two people err, and some spell the answer differently."""
+    """Usually all agree. In one of four questions, one or two annotators are wrong; some spell the answer differently."""
     wrong = rng.randint(1, 2) if rng.random() < 0.25 else 0
     respelled = rng.randint(1, 2) if question.answer in _SPELLINGS and rng.random() < 0.2 else 0
     answers = [rng.choice(_mistakes(question)) for _ in range(wrong)]
@@ -57,7 +57,7 @@ def _ten_annotators(question: Question, rng: Random) -> list[dict]:
 
 
 def _mistakes(question: Question) -> list[str]:
-    """What a hasty annotator could say instead."""
+    """Wrong answers that a careless annotator could give."""
     answer = question.answer
     if answer in OPPOSITES:
         return [OPPOSITES[answer]]

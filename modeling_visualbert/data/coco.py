@@ -21,7 +21,7 @@ from datasets import Dataset, Features, List, Value
 
 from .files import check_count, check_new, read_json, require, require_path, skipping
 
-# of `captions_<split>.json`
+# Official sizes of `captions_<split>.json`.
 EXPECTED_IMAGES = {"train2014": 82_783, "val2014": 40_504, "train2017": 118_287, "val2017": 5000}
 EXPECTED_CAPTIONS = {"train2014": 414_113, "val2014": 202_654, "train2017": 591_753, "val2017": 25_014}
 FEATURES = Features({"image_id": Value("int64"), "file_name": Value("string"), "captions": List(Value("string"))})
@@ -31,16 +31,16 @@ def load_coco_captions(path: str | Path, exclude: Collection[int] = (), skipped:
     """Read one captions file, in the order of its images.
 
     Args:
-        path: The file. If it has an official name, its size is checked and a difference logged.
-        exclude: Image ids to leave out, such as the VQA minival images when pre-training (the authors train on train2014 and
+        path: The file. If it has an official name, a warning is logged when it is incomplete.
+        exclude: Image ids to leave out, such as the VQA minival images in pre-training (the authors train on train2014 and
             val2014 without them).
-        skipped: Bad records are left out and named here instead of raised. The captions of an image that was left out
-            are left out, and named, too.
+        skipped: If given, bad records are left out and their errors are added to this list instead of being raised. So are
+            the captions of an image that was left out.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: JSON is malformed, a key is missing, an image id or caption id occurs twice, a caption is empty or
-            belongs to an image that is not listed; names file and record.
+        ValueError: The JSON is malformed, a key is missing, an image id or caption id occurs twice, or a caption is empty or
+            belongs to an image that is not listed; the message names the file and the record.
     """
     content = read_json(path)
     images = require(content, "images", str(path), list)

@@ -1,4 +1,4 @@
-"""Reading files of others: every error names the file and the place in it."""
+"""Helpers that read annotation files: every error names the file and the place in it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 @contextmanager
 def skipping(skipped: list[str] | None) -> Iterator[None]:
-    """What is wrong with the one record read inside is raised; given a list, it is noted there and reading goes on.
+    """Read one record inside the block: an error is raised, or, if a list is given, added to it so that reading continues.
 
-    Append the record's row last inside the block, so that it is there as a whole or not at all.
+    Append the record's row in the last statement of the block, so that a row is added completely or not at all.
     """
     try:
         yield
@@ -34,7 +34,7 @@ def read_json(path: str | Path) -> Any:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is not UTF-8 or not JSON; names file, line and column.
+        ValueError: It is not UTF-8 or not JSON; the message names the file, line and column.
     """
     path = Path(path)
     if not path.is_file():
@@ -46,22 +46,22 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_json_lines(path: str | Path, skipped: list[str] | None = None) -> Iterator[tuple[str, Any]]:
-    """(place, record) of each line of a JSON-lines file; the place is for errors, `file: line 3`.
+    """Yield (place, record) for each line of a JSON Lines file; the place, such as `file: line 3`, is for error messages.
 
     Args:
         path: The file.
-        skipped: Malformed lines are left out and named here instead of raised.
+        skipped: If given, malformed lines are left out and their errors are added to this list instead of being raised.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: A line is not JSON or not UTF-8; names file, line and column.
+        ValueError: A line is not JSON or not UTF-8; the message names the file, line and column.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            # Around the yield too: errors of the code that uses the record do not come back in here.
+            # The block may contain the yield: errors in the code that uses the record are not raised here.
             with skipping(skipped):
                 yield f"{path}: line {number}", _parse_line(line.rstrip(b"\r\n"), f"{path}: line {number}")
 
@@ -77,15 +77,15 @@ def _parse(content: bytes, where: str) -> Any:
     try:
         return json.loads(content.decode("utf-8"))
     except json.JSONDecodeError:
-        raise  # the callers name its place
+        raise  # the callers add line and column
     except UnicodeDecodeError as error:
         raise ValueError(f"{where}: not UTF-8 text at byte {error.start}") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested as deep
+    except (ValueError, RecursionError) as error:  # a number with thousands of digits, or thousands of nested brackets
         raise ValueError(f"{where}: malformed JSON: {error}") from error
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """The lines of a text file that are not empty.
+    """The non-empty lines of a text file.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -101,20 +101,24 @@ def read_lines(path: str | Path) -> list[str]:
 
 
 def require(record: Any, key: str, where: str, kind: type | None = None) -> Any:
-    """`record[key]`, or an error that names what is missing where, or what is not of the expected `kind`.
+    """Return `record[key]`, checked; errors name the place, and the key or the value.
 
-    Numbers are of 64 bits (True is none) and text is Unicode (no half surrogate pairs): a table can hold nothing else.
+    Integers must fit into 64 bits (booleans are refused) and text must be valid Unicode (without lone surrogates), because a
+    table can hold nothing else.
+
+    Raises:
+        ValueError: The key is missing, or the value is not of the given `kind`.
     """
     if not isinstance(record, dict) or key not in record:
         raise ValueError(f"{where}: key {key!r} is missing; expected a record with it")
     if kind is not None and not _is_a(record[key], kind):
-        expected = "int of 64 bits" if kind is int else kind.__name__
+        expected = "a 64-bit int" if kind is int else kind.__name__
         raise ValueError(f"{where}: {key!r} is {record[key]!r:.40}; expected {expected}")
     return record[key]
 
 
 def optional(record: Any, key: str, where: str, kind: type | None = None) -> Any:
-    """Like `require`, but None where the key is missing or None."""
+    """Like `require`, but returns None if the key is missing or its value is None."""
     if isinstance(record, dict) and record.get(key) is None:
         return None
     return require(record, key, where, kind)
@@ -129,36 +133,36 @@ def _is_a(value: Any, kind: type) -> bool:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether text can be stored: JSON can spell half a surrogate pair, which is no character."""
+    """Whether the text can be stored: JSON can spell a lone surrogate, which is not a character."""
     return text.isascii() or not re.search("[\ud800-\udfff]", text)
 
 
 def require_path(record: Any, key: str, where: str) -> str:
-    """`record[key]`, a path below a folder that the caller knows; files of others must not lead out of it.
+    """Return `record[key]`, a path relative to a folder that the caller knows and that it must not leave.
 
     Raises:
-        ValueError: It is missing, empty, absolute (here or on Windows) or goes up with "..".
+        ValueError: It is missing, empty, absolute (here or on Windows) or contains "..".
     """
     path = require(record, key, where, str)
-    windows = PureWindowsPath(path)  # takes both kinds of slash
+    windows = PureWindowsPath(path)  # splits at both kinds of slash
     if not path or "\0" in path or windows.anchor or ".." in windows.parts:
         raise ValueError(f"{where}: {key!r} is {path!r}; expected a relative path without '..'")
     return path
 
 
 def check_new(value: Any, seen: set[Any], what: str, where: str) -> None:
-    """Note `value` in `seen`.
+    """Add `value` to `seen`.
 
     Raises:
-        ValueError: It is there already; names it.
+        ValueError: It was there already; the message names it.
     """
     if value in seen:
-        raise ValueError(f"{where}: {what} {value!r} occurs twice; expected each once")
+        raise ValueError(f"{where}: {what} {value!r} occurs twice; expected it only once")
     seen.add(value)
 
 
 def check_count(path: str | Path, count: int, what: str, split: str, expected: Mapping[str, int]) -> None:
-    """Log a warning where an official split is not complete: a sample, or a download that was cut."""
+    """Log a warning if an official split is incomplete: it may be a sample, or a truncated download."""
     full = expected.get(split, count)
     if count != full:
         logger.warning("%s: %d %s; the full %s has %d", path, count, what, split, full)
@@ -184,7 +188,7 @@ def find_one(folder: str | Path, patterns: tuple[str, ...], what: str) -> Path:
 
 
 def index_images(folder: str | Path) -> dict[int, Path]:
-    """Image files below `folder` by the number at the end of their names (`COCO_val2014_000000000042.jpg` is 42).
+    """Image files below `folder`, by the number at the end of their names (`COCO_val2014_000000000042.jpg` has 42).
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -199,13 +203,14 @@ def index_images(folder: str | Path) -> dict[int, Path]:
         if path.suffix.lower() not in IMAGE_SUFFIXES or not number:
             continue
         if int(number[1]) in found:
-            raise ValueError(f"{folder}: image id {int(number[1])} twice, {found[int(number[1])].name} and {path.name}")
+            first = found[int(number[1])].name
+            raise ValueError(f"{folder}: image id {int(number[1])} occurs twice: {first} and {path.name}")
         found[int(number[1])] = path
     return found
 
 
 def index_images_by_name(folder: str | Path) -> dict[str, Path]:
-    """Image files below `folder` by their names without suffix, as NLVR2 has them (`dev-850-0-img0.png`).
+    """Image files below `folder`, by their names without suffix, as NLVR2 identifies them (`dev-850-0-img0.png`).
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -219,6 +224,6 @@ def index_images_by_name(folder: str | Path) -> dict[str, Path]:
         if path.suffix.lower() not in IMAGE_SUFFIXES:
             continue
         if path.stem in found:
-            raise ValueError(f"{folder}: image {path.stem!r} twice, {found[path.stem]} and {path}")
+            raise ValueError(f"{folder}: image {path.stem!r} occurs twice: {found[path.stem]} and {path}")
         found[path.stem] = path
     return found

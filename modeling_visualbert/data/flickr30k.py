@@ -5,7 +5,7 @@ One line of `Sentences/1016887272.txt`::
     [/EN#547/people A group of people] climbing [/EN#548/other a rock] while [/EN#549/people one man] belays
 
 and one object of `Annotations/1016887272.xml` (several names: the box belongs to several entities; several objects with the same
-name: the entity has several boxes; `scene` or `nobndbox` instead of a box: nothing to ground)::
+name: the entity has several boxes; `scene` or `nobndbox` instead of a box: there is nothing to ground)::
 
     <object><name>549</name><bndbox><xmin>164</xmin><ymin>105</ymin><xmax>310</xmax><ymax>407</ymax></bndbox></object>
 
@@ -15,7 +15,7 @@ become one row for each sentence with at least one phrase that has a box::
      "phrases": ["A group of people", "a rock", "one man"], "entity_ids": [547, 548, 549], "entity_types": [["people"], ...],
      "last_words": [3, 6, 9], "boxes": [[[x1, y1, x2, y2], ...], ...]}
 
-`last_words` are indices of words, boxes are pixels as written in the file: counted from 1, which the authors keep.
+`last_words` are indices of words. Boxes are in pixels as written in the file, counted from 1, as in the authors' code.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _OPENING = re.compile(r"\[/EN#([0-9]{1,18})((?:/[^/\s]+)+)")
 
 @dataclass(frozen=True)
 class Phrase:
-    """A marked phrase of a sentence; `first_word` counts from 0."""
+    """A marked phrase of a sentence; `first_word` is an index from 0."""
 
     entity_id: int
     types: tuple[str, ...]
@@ -73,7 +73,7 @@ def parse_sentence(line: str, where: str = "sentence") -> tuple[list[str], list[
     """Words of a marked sentence and its phrases.
 
     Raises:
-        ValueError: A bracket is not closed, not opened, nested or malformed; names `where`.
+        ValueError: A bracket is not closed, not opened, nested or malformed; the message starts with `where`.
     """
     words: list[str] = []
     phrases: list[Phrase] = []
@@ -100,9 +100,9 @@ def parse_sentence(line: str, where: str = "sentence") -> tuple[list[str], list[
 
 
 def first_occurrence(words: Sequence[str], phrase: Sequence[str]) -> int:
-    """Index of the last word of the first place where the phrase's words stand in the sentence; -1 if nowhere.
+    """Index of the last word of the phrase's first occurrence in the sentence; -1 if it does not occur.
 
-    So the authors' loader (after BAN) finds phrases: one that occurs twice gets its first place both times.
+    This is how the authors' loader (following BAN) locates phrases: one that occurs twice gets its first position both times.
     """
     size = len(phrase)
     for start in range(len(words) - size + 1):
@@ -116,8 +116,8 @@ def read_boxes(path: str | Path) -> dict[int, list[list[float]]]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is not XML, declares entities or a document type (refused unread), or a box or the name of its
-            entity is malformed.
+        ValueError: The file is not XML, declares entities or a document type (refused without expanding them), or a box or the
+            name of its entity is malformed.
     """
     path = Path(path)
     if not path.is_file():
@@ -126,7 +126,7 @@ def read_boxes(path: str | Path) -> dict[int, list[list[float]]]:
         root = parse_xml(path, forbid_dtd=True)
     except DefusedXmlException as error:
         raise ValueError(f"{path}: declares a document type or entities ({error}); expected plain XML") from error
-    except (ParseError, LookupError, ValueError) as error:  # the last two: an encoding that is unknown or unsupported
+    except (ParseError, LookupError, ValueError) as error:  # the last two: an unknown or unsupported encoding
         raise ValueError(f"{path}: malformed XML: {error}") from error
     boxes: dict[int, list[list[float]]] = defaultdict(list)
     for number, item in enumerate(root.iter("object")):
@@ -143,19 +143,19 @@ def load_flickr30k(
 ) -> Dataset:
     """Sentences with grounded phrases of the given images (those of `train.txt`, `val.txt` or `test.txt`).
 
-    Phrases whose entity has no box are left out, as in the official evaluation; sentences without any other phrase too.
-    Both are counted in the log.
+    Phrases whose entity has no box are left out, as in the official evaluation, and so are sentences with no other phrase. The
+    log says how many.
 
     Args:
         data_dir: Folder with `Sentences/` and `Annotations/`.
         image_ids: Images to read, in order.
-        positions: `"marked"`, where the phrase stands; `"original"`, its first occurrence, as the authors trained.
-        skipped: A line with broken markup, or an image whose boxes or sentences cannot be read, is left out and named
-            here instead of raised.
+        positions: `"marked"`: where the phrase is marked; `"original"`: its first occurrence, as in the authors' training.
+        skipped: If given, lines with broken markup and images whose boxes or sentences cannot be read are left out, and their
+            errors are added to this list instead of being raised.
 
     Raises:
         FileNotFoundError: The folder or a file of an image is missing.
-        ValueError: A file is malformed, or `positions` is unknown; names file and line.
+        ValueError: A file is malformed, or `positions` is unknown; the message names the file and the line.
     """
     if positions not in ("marked", "original"):
         raise ValueError(f"positions {positions!r}; expected 'marked' or 'original'")
@@ -185,11 +185,11 @@ def load_flickr30k(
 
 
 def read_split(path: str | Path) -> list[int]:
-    """Image ids of a split file, one a line; the number of a full split is checked and a difference logged.
+    """Image ids of a split file, one per line; a warning is logged if an official split is incomplete.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: A line is not a number; names it.
+        ValueError: A line is not a number; the message names the line.
     """
     path = Path(path)
     if not path.is_file():

@@ -4,11 +4,13 @@ One line, shortened::
 
     {"identifier": "dev-850-0-0", "sentence": "The right image shows a curving walkway ...", "label": "False", ...}
 
-becomes (files of real releases are named `.png` and hold JPEG data; the last part of the identifier is the sentence, so
-several sentences share a pair of images)::
+becomes::
 
     {"identifier": "dev-850-0-0", "sentence": "The right image shows ...", "label": 0,
      "images": ["dev-850-0-img0", "dev-850-0-img1"]}
+
+The last part of an identifier numbers the sentence, so several sentences share a pair of images. The image files of the release
+are named `.png` but contain JPEG data.
 """
 
 from __future__ import annotations
@@ -43,16 +45,16 @@ def find_nlvr2_file(data_dir: str | Path, split: str) -> Path:
 
 
 def load_nlvr2(path: str | Path, skipped: list[str] | None = None) -> Dataset:
-    """Read one split, in the order of the file. `label` is 1 for "True", 0 for "False", None where there is none.
+    """Read one split, in the order of the file. `label` is 1 for "True", 0 for "False" and None if there is none.
 
     Args:
         path: The file.
-        skipped: Bad records are left out and named here instead of raised.
+        skipped: If given, bad records are left out and their errors are added to this list instead of being raised.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: A line is malformed, a key is missing, a label or identifier has another form, or an identifier occurs
-            twice; names file and line.
+        ValueError: A line, label or identifier is malformed, a key is missing, or an identifier occurs twice; the message
+            names the file and the line.
     """
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()

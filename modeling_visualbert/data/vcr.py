@@ -1,4 +1,4 @@
-"""VCR (Zellers et al. 2019, https://visualcommonsense.com): JSON lines of questions, a metadata JSON for each image.
+"""VCR (Zellers et al. 2019, https://visualcommonsense.com): questions as JSON Lines, and a metadata JSON for each image.
 
 One line of `val.jsonl`, shortened (a list among the words is a tag: indices of `objects`, counted from 0)::
 
@@ -13,15 +13,15 @@ and the metadata, whose objects are the same (boxes are x1, y1, x2, y2, score; a
     {"names": ["person", ...], "boxes": [[955.7, 52.3, 1551.6, 789.0, 0.999], ...], "segms": [[[[1133, 64], ...]], ...],
      "width": 1920, "height": 797}
 
-become one row, with the objects that its text mentions (person 0, 1 and 2)::
+become one row, with the objects that its texts mention (persons 0, 1 and 2)::
 
     {"annot_id": "val-1", "image": "lsmdc_1054/1054_00.01.46@0.jpg", "metadata": "lsmdc_1054/1054_00.01.46@0.json",
      "question": ["Does", "[0]", "live", "in", "this", "house", "?"], "answer_choices": [["No", ",", "[0]", ...], ...],
      "rationale_choices": [...], "answer_label": 2, "rationale_label": 3, "objects": ["person", "person", "person"],
      "object_ids": [0, 1, 2], "boxes": [[955.7, 52.3, 1551.6, 789.0], ...], "width": 1920, "height": 797}
 
-A tag is one word, "[0]" or "[0,2]", whose numbers count the row's own `objects`; `object_ids` are their indices in the
-metadata. `boxes` are pixels. The whole image, which the model sees as region 0, is not among them: a later stage adds it.
+A tag is one word, "[0]" or "[0,2]", whose numbers are indices into the row's own `objects`; `object_ids` are the indices of these
+objects in the metadata. `boxes` are in pixels. They do not include the whole image, the model's region 0, which is added later.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ Text = list[str | list[int]]
 
 @dataclass(frozen=True)
 class VcrMetadata:
-    """What the metadata file says about an image: one entry for each object in every list, numbers are pixels.
+    """Contents of the metadata file of an image, in pixels; every list has one entry for each object.
 
-    A polygon is a list of points x, y; one of fewer than three points, beside a real one, is kept as it is.
+    A polygon is a list of points x, y. An object with at least one polygon of three points may also have shorter ones.
     """
 
     names: list[str]
@@ -91,8 +91,9 @@ def read_metadata(path: str | Path) -> VcrMetadata:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: JSON is malformed, a key is missing, the size is not positive, the lists differ in length, a box is not
-            five numbers, inverted or off the image, or an object has no polygon of three points; names file and object.
+        ValueError: The JSON is malformed, a key is missing, the size is not positive, the lists differ in length, a box is not
+            five numbers, is inverted or lies outside the image, or an object has no polygon of three points; the message
+            names the file and the object.
     """
     where = str(path)
     content = read_json(path)
@@ -116,24 +117,25 @@ def load_vcr(
     objects: str = "mentioned",
     skipped: list[str] | None = None,
 ) -> Dataset:
-    """Read one split, in the order of the file; labels are None where there are none (test).
+    """Read one split, in the order of the file; labels are None if there are none (test).
 
     Args:
         annotations_file: `train.jsonl`, `val.jsonl` or `test.jsonl`.
         images_dir: The folder `vcr1images`; without it no metadata is read, and `boxes`, `width` and `height` are None.
-        objects: `"mentioned"`: those that the question, the answers and the rationales mention, as the authors do (after
-            R2C). If these mention none, all people; if there are no people, all objects. The word "everyone" adds
-            all people. `"all"`: all. The order is that of the metadata.
-        skipped: Bad records, also those whose metadata is bad, are left out and named here instead of raised.
+        objects: `"mentioned"`: the objects that the question, the answers and the rationales mention, as in the authors' code
+            (following R2C). If they mention none, all people; if there are no people, all objects. The word "everyone" adds
+            all people. `"all"`: all objects. The order is that of the metadata.
+        skipped: If given, records that are bad or have bad metadata are left out, and their errors are added to this list
+            instead of being raised.
 
     Returns:
         A `datasets.Dataset` with the columns of `FEATURES`.
 
     Raises:
         FileNotFoundError: The file, the folder or the metadata of a record is missing.
-        ValueError: A line or its metadata is malformed, they name different objects, a tag is outside the objects, there are
-            not four choices, a label is not one of them, a path leads out of the folder, an annot_id occurs twice, or
-            `objects` is unknown; names file and line.
+        ValueError: A line or its metadata is malformed, they name different objects, a tag refers to an object that does not
+            exist, there are not four choices, a label is not one of them, a path leads out of the folder, an annot_id occurs
+            twice, or `objects` is unknown; the message names the file and the line.
     """
     if objects not in ("mentioned", "all"):
         raise ValueError(f"objects {objects!r}; expected 'mentioned' or 'all'")
@@ -156,7 +158,8 @@ def load_vcr(
 
 
 def objects_to_keep(names: Sequence[str], texts: Iterable[Text]) -> list[int]:
-    """Indices of the objects that the texts mention, in order, with the authors' (R2C's) two additions for people."""
+    """Indices of the objects that the texts mention, in order, by the rules of R2C: "everyone" means all people, and if nothing
+    is mentioned, all people (or, without people, all objects) are kept."""
     people = {index for index, name in enumerate(names) if name == "person"}
     kept: set[int] = set()
     for text in texts:
@@ -169,7 +172,7 @@ def objects_to_keep(names: Sequence[str], texts: Iterable[Text]) -> list[int]:
 
 
 def _row(record: Any, objects: str, where: str) -> dict[str, Any]:
-    """A row but for what the metadata says."""
+    """A row without the columns that come from the metadata."""
     names = require(record, "objects", where, list)
     for name in names:
         _check_name(name, where)
@@ -227,7 +230,7 @@ def _check_text(text: Any, num_objects: int, where: str) -> None:
             _check_tag(item, num_objects, where)
         elif not isinstance(item, str) or not is_unicode(item):
             raise ValueError(f"{where}: {item!r:.40}; expected a word or a list of objects")
-        elif TAG.fullmatch(item):  # could not be told from a tag of the row
+        elif TAG.fullmatch(item):  # in the row, it would look like a tag
             raise ValueError(f"{where}: the word {item!r:.40} looks like a tag; expected a list of objects")
 
 
@@ -240,7 +243,7 @@ def _check_tag(tag: list[Any], num_objects: int, where: str) -> None:
 
 
 def _words(text: Text, new_index: dict[int, int]) -> list[str]:
-    """Words as they are, tags with the numbers of the row's objects. Equal words share memory: a split has millions."""
+    """Words unchanged, tags with indices of the row's objects. Equal words share memory, since a split has millions."""
     return [
         sys.intern(item) if isinstance(item, str) else f"[{','.join(str(new_index[index]) for index in item)}]"
         for item in text
@@ -250,10 +253,10 @@ def _words(text: Text, new_index: dict[int, int]) -> list[str]:
 def _from_metadata(
     names: list[str], kept: list[int], path: Path, read: dict[Path, VcrMetadata], where: str
 ) -> dict[str, Any]:
-    """The columns that come from the metadata file; `read` holds the files that were read before."""
+    """The columns that come from the metadata file; `read` caches files."""
     if path not in read:
         try:
-            # Without the polygons: no column needs them, and those of a whole split fill the memory.
+            # Drop the polygons: no column needs them, and those of a whole split would fill the memory.
             read[path] = replace(read_metadata(path), segms=[])
         except (ValueError, FileNotFoundError) as error:
             raise type(error)(f"{where}: {error}") from error
@@ -285,10 +288,12 @@ def _check_box(box: Any, width: int, height: int, where: str) -> None:
     if x2 < x1 or y2 < y1:
         raise ValueError(f"{where}: box {box[:4]} is inverted; expected x1 <= x2 and y1 <= y2")
     if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
-        raise ValueError(f"{where}: box {box[:4]} is outside the image; expected it on {width} x {height} pixels")
-    # Detectors may overshoot the edge a little; what is larger than the image on every side is no pixel coordinate.
+        raise ValueError(f"{where}: box {box[:4]} is outside the image; expected it within {width} x {height} pixels")
+    # Detectors may overshoot the border slightly, but not by the size of the image.
     if x1 < -width or y1 < -height or x2 > 2 * width or y2 > 2 * height:
-        raise ValueError(f"{where}: box {box[:4]!r:.80} is far off; expected it on {width} x {height} pixels")
+        raise ValueError(
+            f"{where}: box {box[:4]!r:.80} is far outside the image; expected it within {width} x {height} pixels"
+        )
 
 
 def _check_polygons(polygons: Any, where: str) -> None:
@@ -299,9 +304,10 @@ def _check_polygons(polygons: Any, where: str) -> None:
             if not isinstance(point, list) or len(point) != 2 or not (_is_finite(point[0]) and _is_finite(point[1])):
                 raise ValueError(f"{where}: polygon with point {point!r:.40}; expected two finite numbers x, y")
     if not any(len(polygon) >= 3 for polygon in polygons):
-        raise ValueError(f"{where}: polygon is empty; expected one of at least three points")
+        raise ValueError(f"{where}: polygon is empty; expected one with at least three points")
 
 
 def _is_finite(number: Any) -> bool:
-    """Whether a float can hold it: no NaN, which compares as False, no infinity, no int of hundreds of digits, no True."""
+    """Whether it is a number that a finite float can hold: not NaN (which compares as False), not infinite, not too large an
+    int, and not a bool."""
     return type(number) in (int, float) and abs(number) <= sys.float_info.max

@@ -1,4 +1,4 @@
-"""VQA v2 (Goyal et al. 2017, https://visualqa.org/download.html): official questions and annotations JSON.
+"""VQA v2 (Goyal et al. 2017, https://visualqa.org/download.html): the official JSON files of questions and annotations.
 
 One question and its annotation in the files, shortened::
 
@@ -6,7 +6,7 @@ One question and its annotation in the files, shortened::
     {"question_type": "what is this", "multiple_choice_answer": "net", "image_id": 458752, "answer_type": "other",
      "question_id": 458752000, "answers": [{"answer": "net", "answer_confidence": "maybe", "answer_id": 1}, ...]}
 
-become one row of the dataset (`annotation` fields are None for files without annotations, such as test)::
+become one row of the dataset (without an annotations file, as for test, the fields that come from it are None)::
 
     {"question_id": 458752000, "image_id": 458752, "question": "What is this photo taken looking through?",
      "answers": ["net", ...], "question_type": "what is this", "answer_type": "other"}
@@ -38,14 +38,14 @@ FEATURES = Features(
 
 @dataclass(frozen=True)
 class VqaFiles:
-    """Where a split lies. `annotations` is None for splits without answers."""
+    """Paths of the files of a split. `annotations` is None for splits without answers."""
 
     questions: Path
     annotations: Path | None
 
 
 def find_vqa_files(data_dir: str | Path, split: str) -> VqaFiles:
-    """Find the official files of a split below `data_dir`: by name, `*OpenEnded*<split>*questions.json` and the like.
+    """Find the official files of a split below `data_dir` by their names, such as `*OpenEnded*<split>*questions.json`.
 
     Raises:
         FileNotFoundError: There is no questions file.
@@ -79,16 +79,16 @@ def load_vqa(
     Args:
         questions_file: The questions.
         annotations_file: Their answers, if there are any.
-        skipped: Bad records are left out and named here instead of raised. The annotation of a question that was left
-            out, and the question of such an annotation, are left out and named too.
+        skipped: If given, bad records are left out and their errors are added to this list instead of being raised. So are the
+            annotation of a question that was left out, and the question of an annotation that was left out.
 
     Returns:
         A `datasets.Dataset` with the columns of `FEATURES`.
 
     Raises:
         FileNotFoundError: A file is missing.
-        ValueError: JSON is malformed, a key is missing, a question id occurs twice, a question has no annotation or an
-            annotation no question, or their image ids differ. Names the file and the record.
+        ValueError: The JSON is malformed, a key is missing, a question id occurs twice, a question has no annotation or an
+            annotation no question, or their image ids differ; the message names the file and the record.
     """
     content = read_json(questions_file)
     questions = require(content, "questions", str(questions_file), list)
@@ -111,7 +111,7 @@ def load_vqa(
 
 @dataclass(frozen=True)
 class _Annotation:
-    """What the annotations file says to a question, and `where`, for errors."""
+    """The annotation of a question, and `where` it was found, for errors."""
 
     where: str
     image_id: int | None
@@ -133,7 +133,7 @@ def _annotations_by_id(path: str | Path, skipped: list[str] | None) -> dict[int,
 def _annotation(record: Any, where: str) -> _Annotation:
     answers = require(record, "answers", where)
     if not isinstance(answers, list) or not answers:
-        raise ValueError(f"{where}: 'answers' is empty; expected the ten annotators")
+        raise ValueError(f"{where}: 'answers' is empty; expected those of ten annotators")
     fields = {
         "answers": [require(answer, "answer", where, str) for answer in answers],
         "question_type": optional(record, "question_type", where, str),
@@ -153,7 +153,7 @@ def _row(record: Any, where: str) -> dict[str, Any]:
 def _answers_to(
     question: dict[str, Any], annotations: dict[int, _Annotation] | None, where: str, path: str | Path | None
 ) -> dict[str, Any]:
-    """The columns that come from the annotations file; without one they are None."""
+    """The columns that come from the annotations file; None if there is no such file."""
     if annotations is None:
         return {"answers": None, "question_type": None, "answer_type": None}
     annotation = annotations.get(question["question_id"])

@@ -1,7 +1,7 @@
-"""Flickr30k Entities (Plummer et al. 2015): recall of phrases and its upper bound, equal to the evaluation of BAN.
+"""Flickr30k Entities (Plummer et al. 2015): recall of phrases and its upper bound, with the same results as BAN's evaluation.
 
 A proposal matches a phrase if its IoU with *any one* of the phrase's gold boxes is at least 0.5. Phrases without a matching
-proposal count, and are always missed; averages are over the phrases of the whole split.
+proposal count as misses; averages are over the phrases of the whole split.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ Boxes = Sequence[Sequence[float]]
 
 
 def matching_proposals(gold: Boxes, proposals: Boxes, threshold: float = IOU_THRESHOLD) -> list[int]:
-    """Indices of the proposals that match any gold box, ascending. Boxes are x1, y1, x2, y2 in the same unit.
+    """Indices of the proposals that match any gold box, in ascending order. Boxes are x1, y1, x2, y2 in the same unit.
 
     Raises:
-        ValueError: Boxes have not four numbers.
+        ValueError: A box does not have four numbers.
     """
     if not len(gold) or not len(proposals):
         return []
@@ -31,17 +31,17 @@ def matching_proposals(gold: Boxes, proposals: Boxes, threshold: float = IOU_THR
 
 
 def grounding_recall(sentences: Sequence[Mapping]) -> dict[str, float | int]:
-    """Recall@1, 5 and 10 in 0..1 and the upper bound.
+    """Recall@1, 5 and 10 and their upper bound, in 0..1.
 
     Args:
         sentences: Mappings with `proposals` (boxes of the image) and `entities`: for each phrase its `gold` boxes and
-            `scores`, one for each proposal. With fewer than k proposals all of them are tried.
+            `scores`, one for each proposal. With fewer than k proposals, recall@k uses all of them.
 
     Returns:
         `recall_at_1`, `recall_at_5`, `recall_at_10`, `upper_bound` and `num_examples` (phrases).
 
     Raises:
-        ValueError: There are no phrases, or scores and proposals differ in number; names sentence and phrase.
+        ValueError: There are no phrases, or scores and proposals differ in number; the message names sentence and phrase.
     """
     hits, matchable, phrases = dict.fromkeys(RECALLS, 0), 0, 0
     for number, sentence in enumerate(sentences):
@@ -50,7 +50,7 @@ def grounding_recall(sentences: Sequence[Mapping]) -> dict[str, float | int]:
             if len(entity["scores"]) != len(proposals):
                 raise ValueError(
                     f"sentence {number}, phrase {place}: {len(entity['scores'])} scores for {len(proposals)} proposals; "
-                    "expected as many"
+                    "expected one for each"
                 )
             matched = set(matching_proposals(entity["gold"], proposals))
             ranking = sorted(range(len(proposals)), key=lambda i: -entity["scores"][i])

@@ -1,4 +1,4 @@
-"""NLVR2 (Suhr et al. 2019): accuracy and consistency, equal to the official `metrics.py`."""
+"""NLVR2 (Suhr et al. 2019): accuracy and consistency, with the same results as the official `metrics.py`."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ def nlvr2_accuracy(predictions: Mapping[str, str], labels: Mapping[str, str]) ->
     """Accuracy and consistency in 0..1.
 
     Args:
-        predictions: "True" or "False" by identifier (letter case does not matter; anything else is wrong). Identifiers
-            that are not among the labels are ignored.
+        predictions: "True" or "False" by identifier (in any letter case; anything else counts as wrong). Identifiers
+            without a label are ignored.
         labels: "True" or "False" by identifier, `split-set-pair-sentence`.
 
     Returns:
-        `accuracy`, `consistency` (share of sentences right for all their image pairs: identifiers that differ only in the
-        third part) and `num_examples`.
+        `accuracy`, `consistency` (share of sentences that are right for all their image pairs; their identifiers differ only
+        in the third part) and `num_examples`.
 
     Raises:
-        ValueError: There are no labels, an example has no prediction, or an identifier has not four parts.
+        ValueError: There are no labels, an example has no prediction, or an identifier does not have four parts.
     """
     if not labels:
         raise ValueError("no labels to score against")

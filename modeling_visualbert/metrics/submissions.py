@@ -1,6 +1,6 @@
-"""Files that the official evaluations take: VQA v2, NLVR2 and VCR. All is checked before anything is written.
+"""Submission files for the official evaluations of VQA v2, NLVR2 and VCR. All input is checked before anything is written.
 
-Each file holds exactly what was given. That it covers a whole split is for the server (or the metric) to say.
+Each file contains exactly what was passed in; whether it covers a whole split is checked by the server (or the metric).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def write_vqa_results(answers: Mapping[int, str], path: str | Path) -> None:
     """Write the results file of VQA v2: `[{"question_id": 1, "answer": "yes"}, ...]`.
 
     Raises:
-        ValueError: There are no answers, an id is not an integer or an answer is not a string; names the question.
+        ValueError: There are no answers, an id is not an integer or an answer is not a string; the message names the question.
     """
     records = []
     for question_id, answer in _some(answers, "answers").items():
@@ -44,7 +44,7 @@ def write_nlvr2_predictions(predictions: Mapping[str, str], path: str | Path) ->
 
     Raises:
         ValueError: There are no predictions, an identifier is not `split-set-pair-sentence`, or a label is not "True" or
-            "False"; names the identifier.
+            "False"; the message names the identifier.
     """
     lines = []
     for identifier, label in _some(predictions, "predictions").items():
@@ -62,7 +62,7 @@ def write_vcr_leaderboard(
     rationale_probabilities: Sequence[Sequence[Sequence[float]]] | np.ndarray,
     path: str | Path,
 ) -> None:
-    """Write the CSV of the VCR leaderboard, as `eval_for_leaderboard.py` of R2C does.
+    """Write the CSV of the VCR leaderboard, like `eval_for_leaderboard.py` of R2C.
 
     Args:
         annot_ids: The `annot_id` of each question.
@@ -72,7 +72,7 @@ def write_vcr_leaderboard(
 
     Raises:
         ValueError: There are no questions, shapes do not fit, an id is repeated or not a string, or four numbers are not
-            probabilities (finite, in 0..1, with a sum of 1 within 1e-4); names row, id and columns.
+            probabilities (finite, in 0..1, with a sum of 1 within 1e-4); the message names row, id and columns.
     """
     annot_ids = list(_some(annot_ids, "questions"))
     answers = _of_shape(answer_probabilities, (len(annot_ids), NUM_CHOICES), "answer_probabilities")
@@ -93,12 +93,12 @@ def write_vcr_leaderboard(
 def read_vcr_leaderboard(path: str | Path) -> dict[str, list[float]]:
     """The 20 numbers of each `annot_id`, in the order of the file: the rows that `leaderboard_accuracy` scores.
 
-    Numbers may be logits or probabilities.
+    The numbers may be logits or probabilities.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The header is another, there are no rows, a row has not 21 columns, an id is repeated or a value is not
-            a finite number; names file, line and column.
+        ValueError: The header is wrong, there are no rows, a row does not have 21 columns, an id is repeated or a value is not
+            a finite number; the message names the file, line and column.
     """
     with Path(path).open(encoding="utf-8", newline="") as file:
         reader = csv.reader(file)
@@ -121,7 +121,7 @@ def _some(items: Any, what: str) -> Any:
 
 
 def _is_nlvr2_identifier(identifier: str) -> bool:
-    """The official script cuts the line at commas and strips blanks; the metric needs four parts."""
+    """The official script splits lines at commas and strips blanks; the metric needs four parts."""
     is_one_word = "," not in identifier and identifier.split() == [identifier]
     return is_one_word and len(identifier.split("-")) == 4
 
@@ -147,7 +147,7 @@ def _check_ids(ids: Iterable[tuple[str, Any]]) -> None:
 
 
 def _check_probabilities(groups: np.ndarray, annot_ids: Sequence[str]) -> None:
-    """Refuse the first four numbers of (questions, groups, choices) that are no distribution; NaN fails both tests."""
+    """Refuse (questions, groups, choices) in which four numbers are not a distribution; NaN fails both tests."""
     in_range = ((groups >= 0) & (groups <= 1)).all(axis=2)
     wrong = ~(in_range & (np.abs(groups.sum(axis=2) - 1) <= _SUM_TOLERANCE))
     if wrong.any():

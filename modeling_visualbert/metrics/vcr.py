@@ -1,4 +1,4 @@
-"""VCR (Zellers et al. 2019): Q->A, QA->R and Q->AR, equal to the script of the R2C release."""
+"""VCR (Zellers et al. 2019): Q->A, QA->R and Q->AR, with the same results as the script of the R2C release."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def vcr_accuracy(
     answer_labels: Sequence[int],
     rationale_labels: Sequence[int],
 ) -> dict[str, float | int]:
-    """Accuracies in 0..1. Scores may be logits or probabilities; of equal scores the first wins.
+    """Accuracies in 0..1. Scores may be logits or probabilities; ties go to the first choice.
 
     Args:
         answer_scores: Four scores for each question.
@@ -34,7 +34,7 @@ def vcr_accuracy(
     if len(lengths) != 1:
         raise ValueError(
             f"{len(answers)} and {len(rationales)} rows of scores for {len(answer_labels)} and {len(rationale_labels)} "
-            "labels; expected as many of each"
+            "labels; expected the same number of each"
         )
     answer_right = answers == _labels(answer_labels, "answer_labels")
     rationale_right = rationales == _labels(rationale_labels, "rationale_labels")
@@ -55,25 +55,25 @@ def choice_accuracy(scores: Sequence[Sequence[float]], labels: Sequence[int]) ->
     """
     choices = _choices(scores, "scores")
     if len(choices) != len(labels):
-        raise ValueError(f"{len(choices)} rows of scores for {len(labels)} labels; expected as many of each")
+        raise ValueError(f"{len(choices)} rows of scores for {len(labels)} labels; expected the same number of each")
     return float((choices == _labels(labels, "labels")).mean())
 
 
 def leaderboard_accuracy(
     rows: Sequence[Sequence[float]], answer_labels: Sequence[int], rationale_labels: Sequence[int]
 ) -> dict[str, float | int]:
-    """The same from rows of the leaderboard file: 4 answer scores, then 4 rationale scores for each of the 4 answers.
+    """Like `vcr_accuracy`, for rows of the leaderboard file: 4 answer scores, then 4 rationale scores for each answer.
 
-    The evaluation takes the rationales of the correct answer, not of the predicted one.
+    The evaluation uses the rationales of the correct answer, not of the predicted one.
 
     Raises:
-        ValueError: A row has not 20 numbers, lengths differ, or a label is not 0 to 3.
+        ValueError: A row does not have 20 numbers, lengths differ, or a label is not 0 to 3.
     """
     scores = np.asarray(rows, dtype=np.float64)
     if scores.ndim != 2 or scores.shape[1] != NUM_CHOICES * (1 + NUM_CHOICES):
         raise ValueError(f"rows of shape {scores.shape}; expected (questions, 20)")
     if len(scores) != len(answer_labels):
-        raise ValueError(f"{len(scores)} rows for {len(answer_labels)} labels; expected as many of each")
+        raise ValueError(f"{len(scores)} rows for {len(answer_labels)} labels; expected the same number of each")
     rationales = scores[:, NUM_CHOICES:].reshape(-1, NUM_CHOICES, NUM_CHOICES)
     given_correct = rationales[np.arange(len(scores)), _labels(answer_labels, "answer_labels")]
     return vcr_accuracy(scores[:, :NUM_CHOICES].tolist(), given_correct.tolist(), answer_labels, rationale_labels)

@@ -1,7 +1,7 @@
 """VQA v2: official answer normalisation and accuracy, and training targets.
 
-Equal to the official evaluation script (GT-Vision-Lab/VQA, `vqaEval.py`) on every case of `tests/fixtures/golden`. Pure
-functions: lists in, dicts out.
+The results equal those of the official evaluation script (GT-Vision-Lab/VQA, `vqaEval.py`) on every case in
+`tests/fixtures/golden`. All are pure functions: lists in, dicts out.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ _PUNCTUATION: tuple[str, ...] = tuple(_TABLES["punctuation"])
 _ARTICLES = frozenset(_TABLES["articles"])
 _NUMBER_WORDS: dict[str, str] = _TABLES["number_words"]
 _CONTRACTIONS: dict[str, str] = _TABLES["contractions"]
-_DELETABLE_PERIOD = re.compile(r"(?!<=\d)(\.)(?!\d)")  # the look-behind of the reference never matches: kept as it is
-_DELETABLE_PERIODS = int(_TABLES["period_removal_limit"])  # a flag passed where the count belongs
+_DELETABLE_PERIOD = re.compile(
+    r"(?!<=\d)(\.)(?!\d)"
+)  # the official script misspells the look-behind; kept for equality
+_DELETABLE_PERIODS = int(_TABLES["period_removal_limit"])  # the official script passes a flag in place of this count
 _THOUSANDS_COMMA = re.compile(r"(\d)(\,)(\d)")
 
 
@@ -33,7 +35,7 @@ def _process_punctuation(answer: str) -> str:
     processed = answer
     has_thousands_comma = _THOUSANDS_COMMA.search(answer) is not None
     for mark in _PUNCTUATION:
-        # The tests look at the unchanged answer, the replacements accumulate.
+        # The conditions look at the original answer, the replacements accumulate.
         if f"{mark} " in answer or f" {mark}" in answer or has_thousands_comma:
             processed = processed.replace(mark, "")
         else:
@@ -58,13 +60,13 @@ def normalise_answer(answer: str) -> str:
 def question_accuracy(prediction: str, annotator_answers: Sequence[str | Mapping]) -> float:
     """Official accuracy in 0..1 of one answer: the mean over annotators of min(1, agreements among the others / 3).
 
-    Nothing is normalised when all annotators gave the same string.
+    Nothing is normalised if all annotators gave the same string.
 
     Args:
         prediction: The answer to score.
-        annotator_answers: What the annotators said: strings, or records with an `answer`. "The others" are the records
-            that differ from an annotator's own; strings are told apart by position. (Records without `answer_id`
-            that are equal are therefore left out together, as in the official script.)
+        annotator_answers: The annotators' answers: strings, or records with an `answer`. "The others" are the records
+            that differ from an annotator's own; strings are distinguished by their position. (Equal records without
+            `answer_id` are therefore left out together, as in the official script.)
 
     Raises:
         ValueError: There are no annotator answers.
@@ -133,15 +135,15 @@ def soft_targets(
     unknown: str | None = "<unk>",
     rule: str = "visualbert",
 ) -> dict[int, float]:
-    """Training target of a question, as {answer index: score}; answers outside the vocabulary and `unknown` score nothing.
+    """Training target of a question as {answer index: score}, without answers outside the vocabulary and without `unknown`.
 
     Args:
-        annotator_answers: What the annotators said, as it stands in the file.
+        annotator_answers: The annotators' answers, as written in the file.
         answer_to_index: The answer vocabulary.
         unknown: The vocabulary's entry for unknown answers, if it has one.
-        rule: `"visualbert"`, the authors' code: an answer given by c annotators scores min(1, 0.3 c).
-            `"uniform"`, the paper's text: the same probability for each distinct answer.
-            `"mmf"`: answers cleaned as MMF does, repeated up to ten, scored like the official accuracy.
+        rule: `"visualbert"`, as in the authors' code: an answer given by c annotators scores min(1, 0.3 c).
+            `"uniform"`, as in the text of the paper: the same probability for each distinct answer.
+            `"mmf"`: answers are cleaned as in MMF, repeated up to ten, and scored like the official accuracy.
 
     Raises:
         ValueError: The rule is unknown.
