@@ -43,8 +43,8 @@ FORMS = {
     "color": (r"What color is the (.+)\?", r"What is the color of the (.+)\?", r"The (.+) is what color\?"),
     "shape": (r"What shape is the (.+)\?", r"What is the shape of the (.+)\?", r"The (.+) is what shape\?"),
     "size": (r"What size is the (.+)\?", r"Is the (.+) small or big\?", r"Is the (.+) big or small\?"),
-    "count": (r"How many (.+) are there\?", r"How many (.+) are in the image\?", r"What number of (.+) are there\?"),
-    "exist": (r"Is there an? (.+)\?", r"Is an? (.+) in the image\?", r"Can you see an? (.+)\?"),
+    "count": (r"How many (.+) are there\?", r"How many (.+) are in the picture\?", r"What number of (.+) are there\?"),
+    "exist": (r"Is there an? (.+)\?", r"Is an? (.+) in the picture\?", r"Can you see an? (.+)\?"),
     "relation": (
         r"Is the (.+) in the (left or right|top or bottom) half\?",
         r"Is the (.+) (to the left or right of|above or below) the (.+)\?",

@@ -534,9 +534,9 @@ def check_sentence(scene, sentence):
         assert is_related(first, relation[1], second), sentence
     else:
         listed = r"You can see X(?:(?: , X)? and X)? in X \."
-        plural = r"X are in X \.|X are in one image with X \."
+        plural = r"X are in X \.|X are in one picture with X \."
         assert re.fullmatch(f"{listed}|{plural}|X have X to do \\.", said), sentence
-        if said.startswith("X are in one image"):
+        if said.startswith("X are in one picture"):
             group, other = (described(scene, words) for words in phrases)
             assert not set(group) & set(other)
     return said
@@ -665,7 +665,7 @@ def test_captions_are_true():
     assert 0.1 < vague / len(captions) < 0.4
 
 
-def test_a_image_has_five_different_captions():
+def test_an_image_has_five_different_captions():
     by_image = defaultdict(list)
     for scene, caption in captions_of(sampled()[0]):
         by_image[scene["image_id"]].append(caption)

@@ -102,7 +102,7 @@ def test_real_captions(name, images, captions):
         ([{"id": 1}], [], "image 0: key 'file_name' is missing"),
         ([{"id": 1, "file_name": "../1.jpg"}], [], "image 0: 'file_name' is '../1.jpg'; expected a relative path"),
         ([{"id": 2**63, "file_name": "1.jpg"}], [], "image 0: 'id' is 9223372036854775808; expected a 64-bit int"),
-        ([{"id": True, "file_name": "1.jpg"}], [], "image 0: 'id' is True; expected int"),
+        ([{"id": True, "file_name": "1.jpg"}], [], "image 0: 'id' is True; expected a 64-bit int"),
     ],
     ids=["image-twice", "not-listed", "empty", "caption-twice", "missing", "path", "large", "true"],
 )

@@ -177,8 +177,8 @@ FOUR = [["A"]] * 4
         ({"rationale_choices": [*FOUR, ["A"]]}, "5 'rationale_choices'; expected 4"),
         ({"answer_label": 4}, "'answer_label' is 4; expected 0 to 3"),
         ({"rationale_label": -1}, "'rationale_label' is -1; expected 0 to 3"),
-        ({"answer_label": "1"}, "'answer_label' is '1'; expected int"),
-        ({"answer_label": True}, "'answer_label' is True; expected int"),
+        ({"answer_label": "1"}, "'answer_label' is '1'; expected a 64-bit int"),
+        ({"answer_label": True}, "'answer_label' is True; expected a 64-bit int"),
         ({"rationale_choices": None}, "'rationale_label' is 0, but there are no choices; expected 'rationale_choices'"),
         ({"annot_id": "val-0"}, "annot_id 'val-0' occurs twice; expected it only once"),
         ({"annot_id": 1}, "'annot_id' is 1; expected str"),
@@ -267,7 +267,7 @@ NAN, INF = float("nan"), float("inf")
             "object 2: box .* is far outside the image; expected it within 100 x 50",
         ),
         ({"boxes": boxes([1, -51, 3, 4, 0.5])}, "object 2: box .* is far outside the image"),
-        ({"segms": segms([])}, "object 2: polygon is empty; expected one of at least three points"),
+        ({"segms": segms([])}, "object 2: polygon is empty; expected one with at least three points"),
         ({"segms": segms([[]])}, "object 2: polygon is empty"),
         ({"segms": segms([[[1, 1], [2, 2]]])}, "object 2: polygon is empty"),
         ({"segms": segms([[*SQUARE, [1]]])}, r"object 2: polygon with point \[1\]; expected two finite numbers"),
@@ -283,7 +283,7 @@ NAN, INF = float("nan"), float("inf")
         ({"width": 0}, "'width' is 0; expected a positive number of pixels"),
         ({"height": -3}, "'height' is -3; expected a positive number of pixels"),
         ({"height": 2**31}, "'height' is 2147483648; expected a positive number of pixels"),
-        ({"width": 99.5}, "'width' is 99.5; expected int"),
+        ({"width": 99.5}, "'width' is 99.5; expected a 64-bit int"),
     ],
 )
 def test_bad_metadata_is_named(tmp_path, fields, message):

@@ -290,7 +290,7 @@ def test_verifying_finds_images_in_each_others_place(tmp_path):
         (lambda info: info["shards"][0].update(file="../../secret.arrow"), "'file' is .*expected a relative path"),
         (lambda info: info["shards"][0].update(file="/etc/passwd"), "'file' is .*expected a relative path"),
         (lambda info: info["shards"][0].pop("sha256"), "key 'sha256' is missing"),
-        (lambda info: info["shards"][0].update(bytes="many"), "'bytes' is 'many'; expected int"),
+        (lambda info: info["shards"][0].update(bytes="many"), "'bytes' is 'many'; expected a 64-bit int"),
         (lambda info: info.update(shards={}), "'shards' is {}; expected list"),
         (lambda info: info.update(detector="me"), "'detector' is 'me'; expected dict"),
         (lambda info: info.update(dim=0), "features of dim 0; expected at least 1"),
