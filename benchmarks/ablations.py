@@ -1,11 +1,11 @@
-"""The ablations of the paper (Table 5) on the embedded corpus: a task after different pre-trainings and with fewer regions.
+"""The ablations of the paper (Table 5) on the embedded corpus: a task with different pre-training and with fewer regions.
 
     python benchmarks/ablations.py --output_dir runs/ablations        # about half an hour on one CPU core
 
-Every line is the full pipeline with one field or flag changed. The paper starts from BERT; the stand-in here is a model that has
-read the corpus' questions without images. The paper's task is NLVR2 (`--task nlvr2`), which needs thousands of steps on the
-corpus before it leaves chance; VQA shows differences after hundreds. Writes benchmarks/ablations.md with our numbers beside the
-paper's.
+Every row is the full pipeline with one field or flag changed. The paper starts from BERT; here, a model that was trained on the
+questions of the corpus without images takes its place. The paper's task is NLVR2 (`--task nlvr2`), which needs thousands of
+steps on the corpus to rise above chance; VQA shows differences after hundreds. Writes benchmarks/ablations.md with our numbers
+beside those of the paper.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MASKED = {"mlm_probability": 0.3}  # as in examples/recipes/pretraining_corpus.y
 
 @dataclass(frozen=True)
 class Variant:
-    """One line of the table. `coco` and `task` are changes of the arguments of the two stages; `coco` None leaves it out."""
+    """One row of the table. `coco` and `task` change arguments of the two stages; `coco=None` leaves out the first."""
 
     name: str
     flag: str
@@ -44,7 +44,7 @@ VARIANTS = [
     Variant("without BERT initialisation", "no `--init_from` in the COCO stage", 64.7, from_bert=False),
     Variant("without the match objective", "`--no_match`", 64.9, coco={"no_match": True}),
 ]
-# The paper varies 9 to 144 regions of photos; a picture of the corpus has at most six objects.
+# The paper uses 9 to 144 regions of photographs; an image of the corpus has at most six objects.
 REGIONS = [
     Variant(
         f"{ours} region{'s' * (ours > 1)} (paper: {theirs})",
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def run_variant(variant: Variant, args: argparse.Namespace) -> float:
-    """Dev accuracy of the task after the variant's pipeline; stages that variants share are run once."""
+    """Dev accuracy of the task after the pipeline of a variant; stages that variants share are run once."""
     start = bert(args) if variant.from_bert else None
     if variant.coco is not None:
         changed = "_".join([*variant.coco, *([] if variant.from_bert else ["no_bert"])]) or "full"
@@ -91,7 +91,7 @@ def run_variant(variant: Variant, args: argparse.Namespace) -> float:
 
 
 def bert(args: argparse.Namespace) -> Path:
-    """Folder of the stand-in for BERT: masked words of the corpus' questions, no images."""
+    """Folder of the stand-in for BERT, trained on masked words of the questions of the corpus, without images."""
     folder = args.output_dir / "bert"
     steps = args.max_steps or BERT_STEPS
     changes = {"stage": "vqa", "text_only": True, "max_steps": steps, **MASKED}

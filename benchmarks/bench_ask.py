@@ -1,4 +1,4 @@
-"""Time from an image and a question to an answer, warm, with a trained model.
+"""Time from an image and a question to an answer, with a trained, warmed-up model.
 
 python benchmarks/bench_ask.py --model runs/vqa/best --image image.jpg
 """

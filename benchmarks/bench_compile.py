@@ -1,9 +1,9 @@
-"""Compilation on this machine: what the first call costs, what later ones gain, and whether new lengths compile anew.
+"""Compilation on this machine: the cost of the first call, the gain of later ones, and whether new lengths trigger recompilation.
 
     python benchmarks/bench_compile.py [--repeats 5]
 
-A VQA model of BERT-base size with random weights, of the stock class and of ours, each as it is and compiled, taking turns. Then
-batches of lengths that were not seen before come one by one.
+Runs a VQA model of BERT-base size with random weights, of the stock class and of ours, each eager and compiled, in turns.
+Batches with unseen lengths follow one by one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from modeling_visualbert.hub_code.compile_visualbert import compile_model
 
 CASES: dict[str, Callable[[], dict[str, Callable[[], Any]]]] = {
     "forward, 8 x (14 + 36)": lambda: answering(QA, vqa_inputs(8, 36), **VQA),
-    # Torch 2.13 cannot compile attention with dropout for lengths that change, on a CPU.
+    # On a CPU, torch 2.13 cannot compile attention with dropout for varying lengths.
     "fine-tuning step, 16 x (8 to 20 + 36)": lambda: training(
         QA, finetuning_inputs(), **VQA, attention_probs_dropout_prob=0.0
     ),
@@ -30,14 +30,14 @@ CASES: dict[str, Callable[[], dict[str, Callable[[], Any]]]] = {
 
 
 def unseen_batches() -> list[Inputs]:
-    """8 questions each, one of them shorter than the others, of other lengths than any case."""
+    """Batches of 8 questions, one of them shorter than the others, with lengths that no case has."""
     generator = torch.Generator().manual_seed(0)
     lengths = [(9, 20), (17, 50), (23, 37), (12, 100), (31, 64)]  # text and regions
     return [{**texts(generator, [text] * 7 + [text - 2]), **regions(generator, [count] * 8)} for text, count in lengths]
 
 
 def wall(call: Callable[[], Any]) -> float:
-    """Seconds that somebody waits."""
+    """Wall-clock seconds of a call."""
     started = time.perf_counter()
     call()
     return time.perf_counter() - started

@@ -1,10 +1,10 @@
-"""How the demo bears a crowd: warm answers to one visitor, then many visitors at once, and the server's memory.
+"""The demo under load: answer times for one visitor after a warm-up, then for many visitors at once, and the server's memory.
 
     python benchmarks/bench_demo.py --model runs/vqa/best --users 50 --seconds 60 --pause 2
 
-Each visitor opens the page, uploads a picture of their own and asks one question after another, as a browser does: a POST
-to the queue, then a stream of events until the answer is there. On a busy machine the times say
-little, and the processor time of an answer what a quiet one would do. Server and visitors share the machine.
+Each visitor opens the page, uploads an image and asks one question after another, as a browser does: a POST to the queue, then
+a stream of events until the answer arrives. On a busy machine, the times say little; the processor time per answer tells what a
+quiet machine would achieve. Server and visitors share the machine.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ QUESTIONS = (
 
 @dataclass
 class Result:
-    """Seconds of every answer, errors, the server's memory in MB, and the seconds that it kept a processor busy."""
+    """Seconds of every answer, errors, the memory of the server in MB, and the processor seconds that it used."""
 
     seconds: list[float] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Result:
     processor_seconds: float = 0.0
 
     def percentile(self, share: float) -> float:
-        """Milliseconds within which this share of the answers was there."""
+        """Milliseconds within which this share of the answers arrived."""
         ordered = sorted(self.seconds)
         return 1000 * ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
@@ -102,7 +102,7 @@ def memory_mb(process_id: int) -> float:
 
 
 def processor_seconds(process_id: int) -> float:
-    """How long a process has kept processors busy, which other processes on the machine do not change."""
+    """Processor time of a process, which does not depend on other processes on the machine."""
     fields = Path(f"/proc/{process_id}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -131,7 +131,7 @@ class Visitor:
         self.file = {"path": uploaded.json()[0], "meta": {"_type": "gradio.FileData"}}
 
     async def ask(self, question: str) -> None:
-        """Raises RuntimeError with what the server said when it gives no answer."""
+        """Ask one question; raises RuntimeError with the message of the server if there is no answer."""
         data = [self.file, question, "", 0, -1, ""]
         body = {"data": data, "fn_index": 0, "session_hash": self.session}
         joined = await self.client.post("/gradio_api/queue/join", json=body)

@@ -1,10 +1,10 @@
-"""Region detectors of published size with random weights: seconds and peak memory for an image, and where the time goes.
+"""Region detectors of published size with random weights: time and peak memory per image, and which layers take the time.
 
     python benchmarks/bench_detectors.py --threads 2
 
-Each network runs in a process of its own, so that its peak memory is its own. "ResNet" are all convolutions of the ResNet
-with their normalisation, "other layers" the convolutions and linear layers of pyramid, proposals and heads, "the rest" is
-everything else: activations, anchors, box codes, suppression, pooling of regions, selection. Shares are of processor time.
+Each network runs in its own process, so that peak memory is measured separately. "ResNet" means all convolutions of the ResNet
+with their normalisation, "other layers" the convolutions and linear layers of FPN, RPN and heads, "the rest" everything else:
+activations, anchors, box deltas, NMS, RoI pooling, selection. Shares are of processor time.
 """
 
 import argparse
@@ -29,7 +29,7 @@ CASES = {
 
 
 class Stopwatch:
-    """Adds up the processor time inside the layers of a model (wall time would count other processes too)."""
+    """Sums the processor time inside the layers of a model (wall time would include other processes)."""
 
     def __init__(self, model: nn.Module):
         self.seconds = {"ResNet": 0.0, "other": 0.0}
@@ -66,7 +66,7 @@ def run_network(name: str, repeats: int) -> str:
 
 
 def milliseconds(call: Callable[[], object], repeats: int = 9) -> float:
-    """Median, after one to warm up."""
+    """Median time of a call, after one warm-up call."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -76,7 +76,7 @@ def milliseconds(call: Callable[[], object], repeats: int = 9) -> float:
 
 
 def boxes(count: int, clusters: int, generator: torch.Generator) -> torch.Tensor:
-    """Boxes of a 600 x 800 image that crowd around a few objects, as proposals do; each alone if there are as many."""
+    """Boxes of a 600 x 800 image, clustered around a few objects like proposals, or scattered if there are as many objects."""
     centers = torch.rand(clusters, 2, generator=generator) * torch.tensor([800.0, 600.0])
     sizes = torch.exp(torch.rand(clusters, 2, generator=generator) * 2.5 + 3)
     own = torch.randint(clusters, (count,), generator=generator)

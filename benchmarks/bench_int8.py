@@ -1,9 +1,10 @@
-"""8-bit integers and ONNX files against single precision: the same answers, and how fast.
+"""int8 and ONNX compared with single precision: agreement of the answers, and speed.
 
     python benchmarks/bench_int8.py --model runs/vqa/best runs/nlvr2/best runs/vcr/answer/best [--repeats 5]
 
-Agreement is measured on the test split of the embedded corpus with trained models of any task but pre-training; without `--model`
-speed is, on a model of BERT-base size with random weights, the ways taking turns. Needs the extras `train`, `int8` and `onnx`.
+Agreement is measured on the test split of the embedded corpus, with trained models of any task except pre-training. Without
+`--model`, speed is measured on a model of BERT-base size with random weights, in turns. Needs the extras `train`, `int8` and
+`onnx`.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def ways(folder: Path) -> dict[str, nn.Module]:
 
 
 def agreement(folder: Path) -> dict[str, tuple[float, float]]:
-    """The task's metric, and the share of the test examples with the same prediction as in single precision, in percent."""
+    """The metric of the task, and the percentage of test examples with the same prediction as in single precision."""
     build, args_class, changes = TASKS[AutoProcessor.from_pretrained(folder).task]
     args = corpus_args(args_class, Path(tempfile.mkdtemp()), cpu=True, init_from=str(folder), **changes)
     accelerator = make_accelerator(args)
@@ -76,14 +77,14 @@ def agreement(folder: Path) -> dict[str, tuple[float, float]]:
 
 
 def choice(record: dict[str, Any]) -> Any:
-    """What a prediction says, without how sure it is; of ranked regions the first of each phrase."""
+    """A prediction without its score; for ranked regions, the top region of each phrase."""
     if "phrases" in record:
         return [ranked[0]["region"] for ranked in record["phrases"] if ranked]
     return next(record[name] for name in ("answer", "label", "choice") if name in record)
 
 
 def speed(repeats: int) -> dict[str, float]:
-    """How many times as fast as the stock class each way answers 8 x (14 + 36)."""
+    """Speed of each variant relative to the stock class, for 8 x (14 + 36)."""
     models: dict[str, nn.Module] = both_models(QA, **VQA)
     with tempfile.TemporaryDirectory() as folder:
         models["ours"].save_pretrained(folder)  # type: ignore[operator]

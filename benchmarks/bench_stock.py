@@ -1,13 +1,13 @@
-"""Our classes beside those of `transformers`: same weights, same inputs, one process, taking turns.
+"""Our classes compared with those of `transformers`: same weights, same inputs, one process, in turns.
 
     python benchmarks/bench_stock.py [--only NAME ...] [--repeats 5] [--device cuda --dtype bfloat16]     (`make bench`)
 
-Prints a table and appends a line for each row to `benchmarks/results.jsonl`. Models are of BERT-base size with random weights. A
-ratio is the median over pairs of runs that follow one another, so that other work on the machine weighs on both sides alike.
-`share` is the part of the machine's matrix rate that was reached: products of all linear layers that were computed, divided by
-the time and by the rate of one large product in the faster library. Peak memory is what torch allocates beyond model and inputs,
-from the first call on. With `--same_library` both sides multiply with the library that stock uses: what is left without the
-gain that depends on the processor.
+Prints a table and appends a line for each row to `benchmarks/results.jsonl`. Models have BERT-base size and random weights. A
+ratio is the median over pairs of consecutive runs, so that other work on the machine affects both sides equally. `share` is the
+part of the machine's matrix rate that was reached: products of all linear layers that were computed, divided by the time and by
+the rate of one large product in the faster library. Peak memory is what torch allocates on top of the model and its inputs,
+from the first call on. With `--same_library`, both sides use the matrix library of the stock classes, which excludes the gain
+that depends on the processor.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from modeling_visualbert.training.args import TrainArgs
 from modeling_visualbert.training.loop import make_optimizer
 
 RESULTS = Path(__file__).parent / "results.jsonl"
-PLACE: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}  # where both sides compute, and in what
+PLACE: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}  # device and precision of both sides
 Inputs = dict[str, torch.Tensor]
 
 
@@ -85,7 +85,7 @@ def regions(generator: torch.Generator, counts: list[int], dim: int = 2048) -> I
 
 
 def integers(generator: torch.Generator, low: int, high: int, count: int) -> list[int]:
-    """Random numbers, `high` included."""
+    """Random integers up to and including `high`."""
     return torch.randint(low, high + 1, (count,), generator=generator).tolist()
 
 
@@ -103,7 +103,7 @@ def vcr_inputs(batch: int = 4, choices: int = 4) -> Inputs:
     seen = regions(generator, integers(generator, 5, 30, batch), dim=512)
     return {
         **{name: value.unflatten(0, (batch, choices)) for name, value in text.items()},
-        # Stock wants the image once for each choice.
+        # The stock class expects the image once per choice.
         **{name: value[:, None].expand(-1, choices, *value.shape[1:]).contiguous() for name, value in seen.items()},
     }
 
@@ -117,7 +117,7 @@ def nlvr2_inputs(batch: int = 2) -> Inputs:
 
 
 def pretraining_inputs(batch: int = 8) -> Inputs:
-    """36 tokens, 100 regions, 15% of the tokens to predict; labels over text and regions, as stock wants them."""
+    """36 tokens, 100 regions, 15% masked tokens; the labels cover text and regions, as the stock class expects."""
     generator = torch.Generator().manual_seed(0)
     inputs = {**texts(generator, [36] * batch), **regions(generator, [100] * batch)}
     chosen = torch.rand(batch, 36, generator=generator) < 0.15
@@ -128,13 +128,13 @@ def pretraining_inputs(batch: int = 8) -> Inputs:
 
 
 def finetuning_inputs(batch: int = 16) -> Inputs:
-    """Questions as in VQA v2, three or so of the 3129 answers with a small score each."""
+    """Questions as in VQA v2, with targets in which about three of the 3129 answers have a small score."""
     labels = torch.rand(batch, 3129, generator=torch.Generator().manual_seed(0)).clamp(min=0.999) - 0.999
     return {**vqa_inputs(batch, 36, ragged=True), "labels": labels}
 
 
 def masked_positions(labels: torch.Tensor) -> Inputs:
-    """Where there are labels, as our collator says it."""
+    """Positions that have labels, as our collator passes them."""
     places = [row.nonzero()[:, 0] for row in labels != -100]
     return {"masked_positions": nn.utils.rnn.pad_sequence(places, batch_first=True, padding_value=-1)}
 
@@ -152,7 +152,7 @@ def both_models(head: str, **config: Any) -> dict[str, nn.Module]:
 
 
 def placed(inputs: Inputs) -> Inputs:
-    """On the device, features in the precision of the models."""
+    """Inputs on the device, with features in the precision of the models."""
     return {
         name: value.to(**PLACE) if value.is_floating_point() else value.to(PLACE["device"])
         for name, value in inputs.items()
@@ -160,7 +160,7 @@ def placed(inputs: Inputs) -> Inputs:
 
 
 def answering(head: str, inputs: Inputs, **config: Any) -> dict[str, Callable[[], Any]]:
-    """One forward pass of each; checks first that they agree."""
+    """One forward pass of each side, after checking that they agree."""
     models = {side: model.eval() for side, model in both_models(head, **config).items()}
     inputs = placed(inputs)
 
@@ -181,8 +181,8 @@ def answering(head: str, inputs: Inputs, **config: Any) -> dict[str, Callable[[]
 def training(
     head: str, inputs: Inputs, ours: Inputs | None = None, checkpointing: bool = False, **config: Any
 ) -> dict[str, Callable[[], Any]]:
-    """One optimiser step of each: stock with AdamW as `transformers.Trainer` makes it, ours as the training loop does, with what
-    the collator adds for `ours`, and with `--gradient_checkpointing` if asked for."""
+    """One optimiser step of each side: stock with the AdamW of `transformers.Trainer`, ours as in the training loop, with the
+    extra inputs of the collator and, if requested, `--gradient_checkpointing`."""
     models = both_models(head, **config)
     if checkpointing:
         models["ours"].activation_checkpointing_enable()  # type: ignore[operator]
@@ -209,14 +209,14 @@ def training(
 
 
 def pretraining(checkpointing: bool) -> dict[str, Callable[[], Any]]:
-    """A pre-training step; ours knows the masked positions from the collator."""
+    """A pre-training step; ours gets the masked positions from the collator."""
     inputs = pretraining_inputs()
     places = masked_positions(inputs["labels"])
     return training("VisualBertForPreTraining", inputs, places, checkpointing, visual_embedding_dim=2048)
 
 
 def many_questions() -> dict[str, Callable[[], Any]]:
-    """20 questions about one image from pixels: stock detector and stock model one by one; regions once and one batch."""
+    """20 questions about one image from pixels. Stock: detector and model once per question; ours: regions once, one batch."""
     torch.manual_seed(0)
     config = {"visual_embedding_dim": 256, "num_labels": 3129}
     models = {side: model.eval() for side, model in both_models("VisualBertForQuestionAnswering", **config).items()}
@@ -308,7 +308,7 @@ WORKLOADS = {
 
 
 def machine_rate(repeats: int = 8) -> float:
-    """GFLOP/s of one large product, on a CPU in the faster library: the median of several."""
+    """Median GFLOP/s of one large product, on a CPU with the faster library."""
     rows = 1024 if PLACE["device"].type == "cpu" else 16384
     states, weight = torch.randn(rows, 768).to(**PLACE), torch.randn(3072, 768).to(**PLACE)
     with torch.inference_mode():
@@ -317,7 +317,7 @@ def machine_rate(repeats: int = 8) -> float:
 
 
 def seconds(call: Callable[[], Any]) -> float:
-    """Time of one call: that of the processor with one thread, so that other work on the machine does not count."""
+    """Time of one call: with one thread it is processor time, so that other work on the machine does not count."""
     clock = time.process_time if hardware()["clock"] == "processor" else time.perf_counter
     wait = torch.cuda.synchronize if PLACE["device"].type == "cuda" else lambda: None
     wait()
@@ -335,7 +335,7 @@ def product_gflop(call: Callable[[], Any]) -> float:
 
     def count(module: nn.Module, args: tuple, output: torch.Tensor) -> None:
         nonlocal total
-        backward = model.training and module not in seen  # not again where a forward pass is repeated on the way back
+        backward = model.training and module not in seen  # not again if checkpointing repeats the forward pass
         total += 2.0 * output.numel() * module.in_features * (3 if backward else 1)  # type: ignore[operator]
         seen.add(module)
 
@@ -347,7 +347,7 @@ def product_gflop(call: Callable[[], Any]) -> float:
 
 
 def measure(name: str, repeats: int) -> dict[str, Any]:
-    """Times of both sides in turns, after one run to warm up."""
+    """Times of both sides in turns, after one warm-up run."""
     workload = WORKLOADS[name]
     sides = workload.sides()
     for call in sides.values():
@@ -373,8 +373,8 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
 
 
 def peak_memory(call: Callable[[], Any]) -> float:
-    """MiB that torch allocates beyond model and inputs: the most at any time of two calls, the first of which makes the moments
-    of an optimiser."""
+    """Peak MiB that torch allocates on top of model and inputs during two calls; the first one creates the moments of the
+    optimiser."""
     if PLACE["device"].type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -392,7 +392,7 @@ def peak_memory(call: Callable[[], Any]) -> float:
 
 @cache
 def hardware() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """The machine and versions of the measurement."""
     gpu = PLACE["device"].type == "cuda"
     cpu = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE)
     return {
@@ -427,9 +427,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument(
-        "--same_library", action="store_true", help="as on a processor for which torch's library is best"
-    )
+    parser.add_argument("--same_library", action="store_true", help="use torch's default matrix library on both sides")
     args = parser.parse_args()
     linear_visualbert._PREFERS_ONEDNN &= not args.same_library
     PLACE.update(device=torch.device(args.device), dtype=getattr(torch, args.dtype))

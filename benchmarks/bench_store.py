@@ -1,9 +1,9 @@
-"""The feature store beside what the field uses: random reads, opening, and training steps that never wait for data.
+"""The feature store compared with common file formats: random reads, opening, and training steps.
 
 python benchmarks/bench_store.py [--device cuda --num_workers 4 --batch_size 64]
 
-All files are read once before they are timed, so what is measured is reading from the page cache. Reads are of images in random
-order, best of five rounds. The TSV is given what it lacks, an index of its lines.
+All files are read once before they are timed, so reads come from the page cache. Images are read in random order; the best of
+five rounds counts. The TSV gets an index of its lines, which it lacks by itself.
 """
 
 import argparse
@@ -35,12 +35,12 @@ def features(number: int) -> np.ndarray:
 
 
 def images(count: int) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """Regions of images with ids as COCO has them."""
+    """Regions of images with ids as in COCO."""
     return ((f"{number:012d}", {"visual_embeds": features(number)}) for number in range(count))
 
 
 def microseconds(ways: dict[str, Callable[[int], object]], order: Sequence[int]) -> dict[str, float]:
-    """Time of one read in each way: the best of five rounds over all images, the ways taking turns."""
+    """Time of one read in each format: the best of five rounds over all images, in turns."""
     best = dict.fromkeys(ways, float("inf"))
     for _ in range(5):
         for name, read in ways.items():
@@ -61,7 +61,7 @@ def compare_reads(folder: Path, count: int) -> None:
             np.save(folder / f"{number}.npy", array)
             np.save(folder / f"{number}.f32.npy", array.astype(np.float32))
             offsets.append(tsv.tell())
-            # The field's TSV holds float32.
+            # The usual TSV files contain float32.
             tsv.write(b"%d\t%d\t%s\n" % (number, REGIONS, base64.b64encode(array.astype(np.float32).tobytes())))
     store, lines = FeatureStore(folder / "store"), (folder / "a.tsv").open("rb")
 
@@ -109,7 +109,7 @@ print(json.dumps([len(store), 1e3 * opened, after - before, 1e3 * first, memory(
 
 
 def open_large_store(folder: Path, count: int = 120_000) -> None:
-    """Opening a store of as many images as COCO has, in a process of its own."""
+    """Time to open a store with as many images as COCO has, in a separate process."""
     row = np.zeros((2, 8), np.float32)
     write_store(
         folder / "large", ((f"{n:012d}", {"visual_embeds": row}) for n in range(count)), 8, "benchmark", "float16"
@@ -123,7 +123,7 @@ def open_large_store(folder: Path, count: int = 120_000) -> None:
 
 
 def compare_steps(store: FeatureStore, args: argparse.Namespace) -> None:
-    """Training steps with regions from the store and with random tensors, taken in turn in one process."""
+    """Training steps with regions from the store and with random tensors, in turns in one process."""
     torch.manual_seed(0)
     device = torch.device(args.device)
     sizes = {"num_hidden_layers": args.layers, "visual_embedding_dim": DIM, "num_labels": ANSWERS}

@@ -1,4 +1,4 @@
-"""Print how far our numbers are from the authors', as a markdown table:  python benchmarks/golden_table.py"""
+"""Print the differences to the numbers of the authors' code as a markdown table:  python benchmarks/golden_table.py"""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ COLUMNS = ("logits", "states", "loss", "gradients")
 
 
 def columns(found):
-    """The differences of one case by column; what is neither logits, loss nor gradients is a state."""
+    """The differences of one case by column; everything except logits, loss and gradients counts as a state."""
     states = [difference for key, difference in found.items() if key not in COLUMNS]
     return {"states": worst_of(states), **{key: found[key] for key in COLUMNS if key in found}}
 

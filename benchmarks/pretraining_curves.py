@@ -1,9 +1,10 @@
-"""What does each pre-training stage do for each task? Fine-tuning curves at equal steps on the embedded corpus, two seeds.
+"""What each pre-training stage contributes to each task: fine-tuning curves at equal steps on the embedded corpus, two seeds.
 
     python benchmarks/pretraining_curves.py --output_dir runs/curves        # about an hour on one CPU core
 
-Starting points of each task: nothing; the COCO stage; the COCO stage and the stage on the task's own text; and a VQA model, which
-has seen other answers to the same images. Writes docs/pretraining_curves.png and benchmarks/pretraining_curves.md.
+Each task starts from scratch, from the COCO stage, from the COCO stage followed by the stage on the task's own text, and from a
+VQA model, which was trained on other texts about the same images. Writes docs/pretraining_curves.png and
+benchmarks/pretraining_curves.md.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def pretrain(folder: Path, stage: str, start: Path | None, seed: int, args: argp
 
 
 def fine_tune_vqa(folder: Path, seed: int, args: argparse.Namespace) -> Path:
-    """Folder of a VQA model, another earlier stage to start from."""
+    """Folder of a VQA model, another possible starting point."""
     build, args_class, _ = TASKS["vqa"]
     run_once(build, corpus_args(args_class, folder, seed=seed, max_steps=args.max_steps or VQA_STEPS))
     return folder / "best"

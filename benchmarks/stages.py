@@ -1,4 +1,4 @@
-"""Runs on the embedded corpus that the benchmarks compare: one recipe, each run trained once and kept."""
+"""Training runs on the embedded corpus that the benchmarks compare: one recipe, each run trained once and kept."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def corpus_args(args_class: type[Args], output_dir: Path, **changes: Any) -> Arg
 
 
 def run_once(build: Callable[[Args, Accelerator], Task], args: Args, evaluations: int = 1) -> dict[str, Any]:
-    """Train and score on the dev split, or read what an earlier call has written.
+    """Train and score on the dev split, or read the result of an earlier call.
 
     Args:
         build: Arguments and accelerator -> the task.

@@ -1,4 +1,4 @@
-"""Fine-tune VisualBERT on Flickr30k Entities, or on the embedded corpus when no data folder is given.
+"""Fine-tune VisualBERT on Flickr30k Entities, or on the embedded corpus if no data folder is given.
 
     accelerate launch examples/run_flickr30k.py --output_dir runs/flickr30k
     accelerate launch examples/run_flickr30k.py --output_dir runs/flickr30k_full \\

@@ -1,4 +1,4 @@
-"""Fine-tune VisualBERT on NLVR2, or on the embedded corpus when no data folder is given.
+"""Fine-tune VisualBERT on NLVR2, or on the embedded corpus if no data folder is given.
 
     accelerate launch examples/run_nlvr2.py --output_dir runs/nlvr2
     accelerate launch examples/run_nlvr2.py --output_dir runs/nlvr2_full --recipe examples/recipes/nlvr2_finetune.yaml \\

@@ -1,4 +1,4 @@
-"""Pre-train VisualBERT: masked words read with the image, and whether text and image belong together.
+"""Pre-train VisualBERT on masked words and image-text match.
 
     accelerate launch examples/run_pretraining.py --output_dir runs/pretraining
     accelerate launch examples/run_pretraining.py --output_dir runs/coco_vqa --recipe examples/recipes/pretrain_coco_vqa.yaml \\

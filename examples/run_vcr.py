@@ -1,4 +1,4 @@
-"""Fine-tune VisualBERT on VCR, or on the embedded corpus when no data folder is given: Q->A, then QA->R, then both as Q->AR.
+"""Fine-tune VisualBERT on VCR, or on the embedded corpus if no data folder is given: Q->A, then QA->R, then both as Q->AR.
 
     accelerate launch examples/run_vcr.py --output_dir runs/vcr
     accelerate launch examples/run_vcr.py --output_dir runs/vcr_answer --subtask answer \\
@@ -6,9 +6,9 @@
         --init_from visualbert-vcr-pre
 
 On the embedded corpus it starts from `runs/vqa/best` (`make vqa`). Writes the trained models to <output_dir>/answer/best and
-<output_dir>/rationale/best with the usual files beside them, and to <output_dir> joint.json with the accuracies and
-leaderboard_<split>.csv. With `--subtask answer` or `rationale` only that one is trained, in <output_dir> itself;
-`--score_with DIR` then combines it with the other one, trained before in DIR.
+<output_dir>/rationale/best with the usual files beside them, and joint.json with the accuracies and leaderboard_<split>.csv to
+<output_dir>. With `--subtask answer` or `rationale`, only that sub-task is trained, in <output_dir> itself; `--score_with DIR`
+then combines it with the other sub-task, trained earlier in DIR.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Fine-tune VisualBERT on VQA v2, or on the embedded corpus when no data folder is given.
+"""Fine-tune VisualBERT on VQA v2, or on the embedded corpus if no data folder is given.
 
     accelerate launch examples/run_vqa.py --output_dir runs/vqa
     accelerate launch examples/run_vqa.py --output_dir runs/vqa2 --recipe examples/recipes/vqa_finetune.yaml \\

@@ -1,12 +1,12 @@
-"""Train a region detector on images with boxes in COCO format, and make a region encoder of it.
+"""Train a region detector on images with boxes in COCO format, and turn it into a region encoder.
 
     accelerate launch examples/train_detector.py --output_dir runs/detector                      # embedded corpus
     accelerate launch examples/train_detector.py --output_dir runs/detector \\
         --train_annotations boxes_train.json --train_images images/train \\
         --dev_annotations boxes_dev.json --dev_images images/dev
 
-The result in <output_dir>/region_encoder is what `run_vqa.py --region_encoder` takes. The detector that ships with the package
-was made by the first command.
+Pass the result, <output_dir>/region_encoder, to `run_vqa.py --region_encoder`. The first command trained the detector that
+ships with the package.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from modeling_visualbert.training.task import Task, to_device
 
 
 def pixel_batches(task: Task, device: torch.device, batch_size: int = 50) -> Iterator[dict]:
-    """The training images, as the region encoder takes them."""
+    """Batches of the training images, as inputs of the region encoder."""
     rows = task.splits["train"]
     for start in range(0, len(rows), batch_size):
         batch = task.collate([rows[i] for i in range(start, min(start + batch_size, len(rows)))])

@@ -78,16 +78,16 @@ def test_trees_are_of_the_sentences(flickr30k):
             "punct(5, .)",
         ),
         (
-            r"You can see the \w+ , the \w+ and the \w+ in the image \.",
+            r"You can see the \w+ , the \w+ and the \w+ in the picture \.",
             "nsubj(2, You) aux(2, can) root(-, 2) det(4, the) obj(2, 4) punct(7, ,) det(7, the) conj(4, 7) cc(10, and) "
             "det(10, the) conj(4, 10) case(13, in) det(13, the) obl(2, 13) punct(2, .)",
         ),
         (
-            r"The two \w+ things are in the image \.",
+            r"The two \w+ things are in the picture \.",
             "det(3, The) nummod(3, two) amod(3, 2) nsubj(7, 3) cop(7, are) case(7, in) det(7, the) root(-, 7) punct(7, .)",
         ),
         (
-            r"The two \w+s are in one image with the \w+ \.",
+            r"The two \w+s are in one picture with the \w+ \.",
             "det(2, The) nummod(2, two) nsubj(6, 2) cop(6, are) case(6, in) nummod(6, one) root(-, 6) case(9, with) "
             "det(9, the) nmod(6, 9) punct(6, .)",
         ),
@@ -148,7 +148,7 @@ def test_words_that_a_tree_splits(file):
         (["I", "don't", "halt."], "here: word 3 is 'halt.', but the tree has 'stop' there"),
         (["I", "do", "n't", "stop", "."], "here: word 2 is 'do', but the tree has \"don't\" there"),
         (["I", "don't", "stop", ".", "now"], "here: the tree ends before word 5, 'now'"),
-        (["I", "don't"], "here: the tree goes on with 'stop' after the last word of \"I don't\""),
+        (["I", "don't"], "here: the tree continues with 'stop' after the last word of \"I don't\""),
     ],
 )
 def test_trees_of_other_words(file, words, message):
@@ -163,13 +163,13 @@ LINE = "1\tI\t_\tPRON\t_\t_\t0\troot\t_\t_\n"
     ("text", "message"),
     [
         (f"{LINE}\n", "tree 1 has no `# sent_id`"),
-        (f"# sent_id = 7-0\n{LINE}\n# sent_id = 7-0\n{LINE}\n", "sentence 7-0 twice"),
+        (f"# sent_id = 7-0\n{LINE}\n# sent_id = 7-0\n{LINE}\n", "sentence 7-0 occurs twice"),
         ("# sent_id = 7-0\n1\tI\n\n", "sentence 7-0: a line has no column 'head'"),
         ("# sent_id = 7-0\n1 I PRON\n\n", "tree 1 is not CoNLL-U"),
         ("# sent_id = 7-0\n1\tI\t_\tX\t_\t_\tzero\troot\t_\t_\n\n", "tree 1 is not CoNLL-U"),
-        ("# sent_id = 7-0\n2\tI\t_\tX\t_\t_\t0\troot\t_\t_\n\n", "sentence 7-0: token 2 where 1 was expected"),
+        ("# sent_id = 7-0\n2\tI\t_\tX\t_\t_\t0\troot\t_\t_\n\n", "sentence 7-0: found token 2; expected token 1"),
         ("# sent_id = 7-0\n1\tI\t_\tX\t_\t_\t9\tobj\t_\t_\n\n", "sentence 7-0: the head of 'I' is token 9"),
-        ("# sent_id = 7-0\n1\tI\t_\tX\t_\t_\t1\tobj\t_\t_\n\n", "sentence 7-0: the heads of 'I' go in a circle"),
+        ("# sent_id = 7-0\n1\tI\t_\tX\t_\t_\t1\tobj\t_\t_\n\n", "sentence 7-0: the heads of 'I' form a cycle"),
         ("# sent_id = 7-0\n1\tI\t_\tX\t_\t_\t_\tobj\t_\t_\n\n", "sentence 7-0: token 1, 'I', has no head"),
     ],
 )
@@ -182,7 +182,7 @@ def test_broken_files_are_named(file, text, message):
 def test_missing_trees_are_named(file, tmp_path):
     trees = trees_in(file(DONT).parent)
     assert set(trees(7, {0: ["I"]})) == {0}
-    with pytest.raises(ValueError, match=r"7.conllu: no tree of sentence 7-1"):
+    with pytest.raises(ValueError, match=r"7.conllu: no tree for sentence 7-1"):
         trees(7, {0: ["I"], 1: ["you"]})
     with pytest.raises(FileNotFoundError, match=r"8.conllu: no such file"):
         trees(8, {0: ["I"]})

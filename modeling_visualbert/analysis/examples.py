@@ -1,4 +1,4 @@
-"""Images with what chosen heads attend to, for the figures of an analysis."""
+"""Images with the attention of selected heads, for the figures of an analysis."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from .run import Material
 
 
 def make_examples(material: Material, report: Mapping[str, Any], count: int) -> Iterator[tuple[str, Example]]:
-    """(sentence id, example) of the first images of the split that has phrases with boxes; of each the sentence with most of
-    them, and of up to six layers the head that is best where heads were chosen.
+    """Yield (sentence id, example) for the first images of the split that have phrases with boxes.
+
+    Each example is the sentence with the most such phrases, with the best head of each of up to six layers.
 
     Args:
-        material: What was analysed.
-        report: The numbers of it, see [`grounding_report`].
-        count: How many images.
+        material: The analysed checkpoint and data.
+        report: The result of the analysis, see [`grounding_report`].
+        count: Number of images.
     """
     heads = _chosen_heads(report)
     made = 0
@@ -43,7 +44,7 @@ def make_examples(material: Material, report: Mapping[str, Any], count: int) -> 
 
 
 def _chosen_heads(report: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """(layer, head), counted from 1, of at most six layers from first to last."""
+    """(layer, head), counted from 1, for at most six layers from first to last."""
     best = report["entities"]["all"]["best_of_each_layer"]
     places = np.linspace(0, len(best) - 1, min(len(best), MAX_IMAGE_LAYERS)).round().astype(int)
     return [(best[place]["layer"], best[place]["head"]) for place in places]

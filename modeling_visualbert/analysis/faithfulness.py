@@ -1,6 +1,6 @@
-"""Can explanations be trusted? How often the region that a method puts first is one without which the answer is another.
+"""Can explanations be trusted? Measures how often the answer changes without the region that a method ranks first.
 
-Leaving a region out is the honest check; the cheap methods are judged by it, against a region taken at random.
+Masking a region and asking again is the direct test. The cheaper methods are judged by it and compared with a random region.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ def count_faithfulness(
     progress: bool = True,
 ) -> dict[str, HeadCounts]:
     """
-    For each type of question (and for all): how often the answer changes without the region that a method puts first.
+    For each type of question (and for all): how often the answer changes without the region that a method ranks first.
 
     The counts have one layer, and a "head" for each of `METHODS`; a region is right if the answer changes without it.
 
     Args:
         model: A [`VisualBertForQuestionAnswering`] in evaluation mode.
         processor: Its processor.
-        rows: Questions as [`load_vqa`] gives them, those of an image together.
-        regions_of: Gives the regions of images.
-        processes: The processes that work together; all return the whole result.
+        rows: Questions as returned by [`load_vqa`], sorted by image.
+        regions_of: Returns the regions of images.
+        processes: The processes that share the work; each returns the complete result.
         progress: Whether the main process shows a progress bar.
 
     Raises:
-        ValueError: An image's questions are not together, or there is no question about an image with regions.
+        ValueError: The questions about an image are not consecutive, or there is no question about an image with regions.
     """
     found: dict[str, HeadCounts] = {}
     mine = islice(_by_image(rows), processes.rank, None, processes.count)
@@ -76,13 +76,16 @@ def count_faithfulness(
         for kind, counts in part.items():
             merged.setdefault(kind, HeadCounts()).add(counts)
     if not merged:
-        raise ValueError("no question about an image with regions; expected some")
+        raise ValueError("no question about an image with regions; expected at least one")
     return merged
 
 
 def faithfulness_report(found: Mapping[str, HeadCounts]) -> dict[str, Any]:
-    """In percent of the questions, by type of question: `changeable` (there is a region without which the answer changes),
-    `random` (a random region is one), and of each method how often its first region is one, with its 95% interval."""
+    """Percentages of the questions, by type of question.
+
+    `changeable`: there is a region without which the answer changes; `random`: a random region is such a region; for each
+    method: how often the region that it ranks first is such a region, with its 95% interval.
+    """
     return {
         kind: {
             "questions": counts.probes,
@@ -113,7 +116,7 @@ def faithfulness_table(report: Mapping[str, Any]) -> str:
 
 
 def _by_image(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Any, list[Mapping[str, Any]]]]:
-    """Questions of one image after the other."""
+    """Group the questions by image."""
     seen: set[Any] = set()
     current: list[Mapping[str, Any]] = []
     for row in rows:
@@ -123,7 +126,7 @@ def _by_image(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Any, list[Map
         if not current:
             if row["image_id"] in seen:
                 raise ValueError(
-                    f"questions about image {row['image_id']} are not together; expected them sorted by image"
+                    f"questions about image {row['image_id']} are not consecutive; expected them sorted by image"
                 )
             seen.add(row["image_id"])
         current.append(row)
@@ -134,7 +137,7 @@ def _by_image(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Any, list[Map
 def _first_regions(
     explained: Sequence[Mapping[str, Any]], attention_PR: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """[P, M] the region that each method puts first, and [P, R] whether the answer changes without a region."""
+    """[P, M] the region that each method ranks first, and [P, R] whether the answer changes without a region."""
 
     def column(name: str) -> torch.Tensor:
         return torch.tensor([[region[name] for region in question["regions"]] for question in explained])

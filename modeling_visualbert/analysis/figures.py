@@ -1,6 +1,6 @@
 """The figures of the paper's analysis, as PNG and SVG: accuracy of heads by layer, and word x region matrices beside images.
 
-Colours are those of Okabe and Ito, which colour-blind readers tell apart; every figure says its numbers in words below it.
+The colours are those of Okabe and Ito, which colour-blind readers can distinguish; a caption states the numbers of every figure.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .probes import DIRECTIONS
 from .report import LOW_SHARE, best_direction
 
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#666666"
-# A relation has other names in other treebanks: the first that occurs is drawn.
+# The names of a relation in different treebanks: the first that occurs is drawn.
 PAPER_RELATIONS = (("pobj", "obl", "nmod"), ("amod",), ("nsubj",), ("dobj", "obj"))
 MAX_REGIONS = 12
 MAX_IMAGE_LAYERS = 6
@@ -26,15 +26,15 @@ _STYLES = {DIRECTIONS[0]: ("o", BLUE), DIRECTIONS[1]: ("^", ORANGE)}
 
 
 def draw_entities(report: Mapping[str, Any], stem: str | Path) -> list[Path]:
-    """Entity grounding of every head by layer (paper, Figure 3): a dot for each head, small and light where it spends less than
-    20% of its attention on regions.
+    """Entity grounding of every head by layer (paper, Figure 3): one dot per head, small and light if less than 20% of its
+    attention goes to regions.
 
     Args:
-        report: What [`grounding_report`] gives.
-        stem: Where to write: path without suffix.
+        report: The result of [`grounding_report`].
+        stem: Path of the files to write, without suffix.
 
     Returns:
-        The files.
+        Paths of the files.
     """
     found = report["entities"]["all"]
     best, baseline = found["best"], found["baseline"]
@@ -68,14 +68,14 @@ def draw_entities(report: Mapping[str, Any], stem: str | Path) -> list[Path]:
 
 
 def draw_relations(report: Mapping[str, Any], stem: str | Path) -> list[Path]:
-    """Syntactic grounding for four relations (paper, Figure 4), both directions.
+    """Syntactic grounding for four relations (paper, Figure 4), in both directions.
 
     Args:
-        report: What [`grounding_report`] gives.
-        stem: Where to write: path without suffix.
+        report: The result of [`grounding_report`].
+        stem: Path of the files to write, without suffix.
 
     Returns:
-        The files; none if there are no trees.
+        Paths of the files; none if there are no trees.
     """
     relations = four_relations(report["syntax"])
     if not relations:
@@ -119,7 +119,7 @@ def draw_relations(report: Mapping[str, Any], stem: str | Path) -> list[Path]:
 
 
 def four_relations(syntax: Mapping[str, Any]) -> list[str]:
-    """The relations of the paper's Figure 4 that occur, under the names that they have here."""
+    """The relations of the paper's Figure 4 that occur, by their names in this treebank."""
     found = (next((name for name in names if name in syntax), None) for names in PAPER_RELATIONS)
     return [name for name in found if name is not None]
 
@@ -130,12 +130,12 @@ class Example:
 
     Args:
         image: The image.
-        boxes: [R, 4] of its regions, in pixels.
-        labels: What is known of each region.
+        boxes: [R, 4] boxes of its regions, in pixels.
+        labels: Label of each region.
         words: The sentence.
         heads: Name of each head, such as "layer 2, head 3".
         weights: [heads, words, R] attention of each word to each region.
-        right: For words that stand for regions, which.
+        right: The right regions of each word that stands for regions.
     """
 
     image: Image.Image
@@ -150,15 +150,15 @@ class Example:
 def draw_example(example: Example, stem: str | Path, max_regions: int = MAX_REGIONS) -> list[Path]:
     """The image with its boxes beside the word x region matrix of each head (paper, Figures 1 and 5).
 
-    Of more regions than `max_regions` those are drawn that are right or attended to most; the caption says how many are left out.
+    Of more than `max_regions` regions, only the right ones and those attended to most are drawn, and the caption says so.
 
     Args:
-        example: What to draw.
-        stem: Where to write: path without suffix.
-        max_regions: How many regions fit.
+        example: The example to draw.
+        stem: Path of the files to write, without suffix.
+        max_regions: Largest number of regions to draw.
 
     Returns:
-        The files.
+        Paths of the files.
 
     Raises:
         ValueError: There are no regions, or shapes do not fit.
@@ -182,9 +182,7 @@ def draw_example(example: Example, stem: str | Path, max_regions: int = MAX_REGI
             axis.axis("off")
             continue
         weights = example.weights[number][:, shown]
-        largest = (
-            float(weights.max()) or 1.0
-        )  # each head on a scale of its own: which region is strongest is what counts
+        largest = float(weights.max()) or 1.0  # each head has its own scale: only which region is strongest matters
         image = axis.imshow(weights / largest, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto", interpolation="nearest")
         axis.set_title(f"{example.heads[number]}\ndarkest: {largest:.0%}", fontsize=8)
         axis.set_xticks(range(len(shown)), [str(region + 1) for region in shown], fontsize=8)
@@ -238,7 +236,7 @@ def _draw_boxes(axis: Any, example: Example, shown: Sequence[int]) -> None:
         x1, y1, x2, y2 = example.boxes[region]
         colour = ORANGE if region in right else GREY
         axis.plot([x1, x2, x2, x1, x1], [y1, y1, y2, y2, y1], color=colour, linewidth=1.6)
-        # White on the box's colour, inside the image.
+        # White text on the colour of the box, inside the image.
         axis.text(
             max(x1, 3 * scale),
             max(y1, 5 * scale),
@@ -257,7 +255,7 @@ def _draw_boxes(axis: Any, example: Example, shown: Sequence[int]) -> None:
 def _dots(
     axis: Any, heads: Sequence[Mapping[str, Any]], layers: Sequence[int], marker: str, colour: str, shift: float = 0.0
 ) -> None:
-    """One dot a head, side by side within a layer."""
+    """One dot per head, side by side within a layer."""
     per_layer = max(1, len(heads) // len(layers))
     for place, head in enumerate(heads):
         light = head["region_share"] < 100 * LOW_SHARE
@@ -321,7 +319,7 @@ def _pyplot() -> Any:
     import matplotlib
 
     matplotlib.use("Agg")
-    # Text stays text in SVG, and neither time nor chance goes into the file.
+    # Keep text as text in SVG, and keep times and random ids out of the file.
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "visualbert"})
     from matplotlib import pyplot
 

@@ -1,7 +1,7 @@
-"""Entity and syntactic grounding of every attention head (paper, section 5): a checkpoint and images with marked sentences in,
-counts out.
+"""Entity and syntactic grounding of every attention head (paper, section 5): takes a checkpoint and images with marked sentences,
+returns counts.
 
-Images are read, analysed and forgotten a few at a time, so memory does not depend on how many there are.
+Images are read, analysed and discarded a few at a time, so memory does not depend on their number.
 
 Letters: B sentences, T text tokens, R regions, P probes, L layers, H heads.
 """
@@ -36,7 +36,7 @@ RegionsOf = Callable[[Sequence[int]], Iterable[tuple[int, Regions]]]  # image id
 
 @dataclass
 class ReadSentence:
-    """A sentence, what is asked of the attention in it, and its text as the model reads it."""
+    """A sentence with its probes, encoded for the model."""
 
     row: dict[str, Any]
     probes: list[Probe]
@@ -46,13 +46,13 @@ class ReadSentence:
 
 @dataclass
 class Grounding:
-    """What was counted.
+    """The counts of an analysis.
 
     Args:
         counts: By group: `("entities", "all")`, `("entities", <type>)`, `("syntax", <relation>, <direction>)`.
-        layers: Number of each layer that reads regions, from 0.
+        layers: Indices, from 0, of the layers that read regions.
         seen: How many `images`, `sentences` and `phrases` were read.
-        skipped: Bad records that were left out.
+        skipped: Errors of the bad records that were left out.
     """
 
     counts: dict[Group, HeadCounts] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class Grounding:
     skipped: list[str] = field(default_factory=list)
 
     def add(self, other: Grounding) -> None:
-        """Add what another process counted."""
+        """Add the counts of another process."""
         for group, counts in other.counts.items():
             self.counts.setdefault(group, HeadCounts()).add(counts)
         self.layers = self.layers or other.layers
@@ -82,24 +82,24 @@ def count_grounding(
     skip_bad_records: bool = False,
     progress: bool = True,
 ) -> Grounding:
-    """Count what the attention of every layer and head hits, over all sentences of the images.
+    """Count how often the attention of every layer and head hits the right region, over all sentences of the images.
 
     Args:
         model: A VisualBERT with any head, in evaluation mode.
         tokenizer: Its tokenizer.
         data_dir: Folder with the `Sentences/` and `Annotations/` of Flickr30k Entities.
         image_ids: Images to read.
-        regions_of: Gives the regions of images, with boxes in pixels.
-        trees: Gives the dependency trees of an image's sentences; without it there is no syntactic grounding.
-        images_per_batch: Images at a time, with all of their sentences.
+        regions_of: Returns the regions of images, with boxes in pixels.
+        trees: Returns the dependency trees of an image's sentences; without it, there is no syntactic grounding.
+        images_per_batch: Number of images per batch, with all of their sentences.
         max_length: Longest sentence in tokens.
-        processes: The processes that work together; all return the whole result.
-        skip_bad_records: Leave sentences out that cannot be read or do not fit their trees, and name them in `skipped`.
+        processes: The processes that share the work; each returns the complete result.
+        skip_bad_records: Leave out sentences that cannot be read or do not fit their trees, and list their errors in `skipped`.
         progress: Whether the main process shows a progress bar.
 
     Raises:
         FileNotFoundError, ValueError: A file is missing or malformed, a tree does not fit its sentence, or no phrase of
-            the data has a box; names file and sentence.
+            the data has a box; the message names the file and the sentence.
     """
     model.eval()
     batches = _batches(image_ids, images_per_batch)
@@ -162,7 +162,7 @@ def _read_sentences(
 def _boxes(regions: Regions, image_id: int) -> list[list[float]]:
     if "boxes" not in regions:
         raise ValueError(
-            f"image {image_id}: its regions have no boxes; expected some, to compare with the phrases' boxes"
+            f"image {image_id}: its regions have no boxes; expected boxes to compare with those of the phrases"
         )
     return regions["boxes"].tolist()
 
@@ -197,7 +197,7 @@ def _count_batch(
 
 
 def most_confident(regions: Regions) -> int:
-    """The region that the detector is most sure of: the first, where confidences are not stored."""
+    """The region with the highest confidence; the first one if confidences are not stored."""
     scores = regions.get("scores")
     return int(scores.argmax()) if scores is not None and len(scores) else 0
 
@@ -206,8 +206,8 @@ def most_confident(regions: Regions) -> int:
 def _attention_to_regions(
     model: PreTrainedModel, tokenizer: Any, read: Sequence[ReadSentence], regions: Mapping[int, Regions]
 ) -> tuple[list[int], torch.Tensor, torch.Tensor]:
-    """Of all probes of the sentences, in order: whether the region attended to most is right [P, L, H], and the share of
-    attention that goes to regions [P, L, H]; and the layers that these are of."""
+    """For all probes of the sentences, in order: the layers that read regions, whether the region attended to most is right
+    [P, L, H], and the share of attention that goes to regions [P, L, H]."""
     texts = pad_texts([sentence.text for sentence in read], tokenizer)
     images = pad_regions([regions[sentence.row["image_id"]] for sentence in read])
     inputs = {name: tensor.to(model.device) for name, tensor in {**texts, **images}.items()}
@@ -219,7 +219,7 @@ def _attention_to_regions(
         right_PR[place, list(probe.right)] = True
     layers, hits, shares = [], [], []
     for layer, weights_BHSS in enumerate(attention_weights(model, **inputs)):
-        if weights_BHSS.shape[-1] == text_length and num_regions:  # late fusion: this layer reads no regions
+        if weights_BHSS.shape[-1] == text_length and num_regions:  # late fusion: this layer does not read regions
             continue
         weights_PHR = weights_BHSS[rows, :, words, text_length:].float().cpu()
         layers.append(layer)
@@ -236,7 +236,7 @@ def _hits(weights_PHR: torch.Tensor, right_PR: torch.Tensor) -> torch.Tensor:
 
 
 def gathered(found: Any, processes: Processes) -> list[Any]:
-    """What each process found, on all of them."""
+    """The results of all processes, on each of them."""
     if processes.count == 1:
         return [found]
     from accelerate.utils import gather_object

@@ -1,7 +1,7 @@
-"""What is asked of the attention at a word: which regions are right there.
+"""Probes: words at which attention is read, with the regions that are right there.
 
-Entity grounding asks it of phrases, at their last word piece: the regions of the phrase. Syntactic grounding asks it of words
-that a dependency joins, one of which stands for regions: at the other word, those regions (paper, section 5).
+Entity grounding probes a phrase at its last word piece; the regions of the phrase are right. Syntactic grounding probes two words
+joined by a dependency, one of which stands for regions; at the other word, these regions are right (paper, section 5).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from .trees import Edge
 
 Group = tuple[str, ...]
 ENTITIES: Group = ("entities", "all")
-DIRECTIONS = ("at dependent", "at head")  # where the attention is read; the right regions are those of the other word
+DIRECTIONS = ("at dependent", "at head")  # where attention is read; the right regions are those of the other word
 
 
 @dataclass(frozen=True)
 class Probe:
-    """At the word with this index, the regions `right` are right (none fits when it is empty); it counts in all `groups`."""
+    """At the word with this index, the regions in `right` are right (possibly none); the probe counts in all its `groups`."""
 
     word: int
     right: tuple[int, ...]
@@ -28,7 +28,7 @@ class Probe:
 
 
 def entity_probes(row: Mapping[str, Any], boxes: Sequence[Sequence[float]]) -> list[Probe]:
-    """One for each phrase that has a box.
+    """One probe for each phrase that has a box.
 
     Args:
         row: A sentence of Flickr30k Entities, see [`load_flickr30k`].
@@ -41,9 +41,9 @@ def entity_probes(row: Mapping[str, Any], boxes: Sequence[Sequence[float]]) -> l
 
 
 def syntax_probes(row: Mapping[str, Any], edges: Sequence[Edge], boxes: Sequence[Sequence[float]]) -> list[Probe]:
-    """For each dependency and each end of it that stands for regions, one at the other end.
+    """For each dependency, and each of its two words that stands for regions, one probe at the other word.
 
-    A phrase's regions are those of its head: the word that depends on none of the phrase.
+    The regions of a phrase belong to its head, the word that depends on no other word of the phrase.
     """
     head_of = {edge.dependent: edge.head for edge in edges}
     regions: dict[int, tuple[int, ...]] = {}

@@ -1,7 +1,7 @@
-"""What was counted, as numbers to report: which heads are best, how sure that is, and against what.
+"""From counts to a report: which heads are best, with confidence intervals and baselines.
 
-The best of many heads looks better than it is. So heads are chosen on one split (dev) and reported on another (test). With
-one split only, the intervals are made wider instead: as wide as it takes for all heads to be inside theirs together (Bonferroni).
+The best of many heads looks better than it is, so heads are chosen on one split (dev) and reported on another (test). With only
+one split, the intervals are widened instead so that they hold for all heads jointly (Bonferroni).
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from .grounding import Grounding
 from .probes import DIRECTIONS, ENTITIES
 
 CONFIDENCE = 0.95
-MIN_PROBES = 200  # relations that occur less often are reported, but nothing is claimed of them
-LOW_SHARE = 0.2  # heads that spend less of their attention on regions are drawn smaller (paper, Figure 3)
+MIN_PROBES = 200  # relations that occur less often are reported but left out of the summary
+LOW_SHARE = 0.2  # heads with a smaller share of attention on regions are drawn smaller (paper, Figure 3)
 
 
 def grounding_report(test: Grounding, dev: Grounding | None) -> dict[str, Any]:
     """All numbers of an analysis. Accuracies and shares are in percent; layers and heads count from 1.
 
     Args:
-        test: What is reported.
-        dev: What heads are chosen on; with None, the same data with wider intervals.
+        test: The counts to report.
+        dev: The counts on which heads are chosen; with None, heads are chosen on `test` and the intervals are wider.
     """
     choosers = {} if dev is None else dev.counts
     groups = {group: _group_report(counts, choosers.get(group), test.layers) for group, counts in test.counts.items()}
@@ -46,8 +46,8 @@ def grounding_report(test: Grounding, dev: Grounding | None) -> dict[str, Any]:
 
 
 def best_direction(relation: dict[str, Any]) -> dict[str, Any]:
-    """Of the two directions of a relation the one whose best head more surely gains where heads were chosen; with its
-    `direction`."""
+    """The direction of a relation whose best head has the larger lower bound of the gain, on the data where heads were chosen;
+    the result includes its `direction`."""
     named = [{"direction": direction, **report} for direction, report in relation.items()]
     return max(named, key=lambda report: report["best"]["chosen_by_gain_of_at_least"])
 
@@ -58,7 +58,7 @@ def _occurrences(relation: dict[str, Any]) -> int:
 
 def _group_report(counts: HeadCounts, dev: HeadCounts | None, layers: Sequence[int]) -> dict[str, Any]:
     chooser, confidence = dev, CONFIDENCE
-    if chooser is None:  # no dev split, or none of this in it
+    if chooser is None:  # there is no dev split, or it has no probes of this group
         chooser, confidence = counts, 1 - (1 - CONFIDENCE) / counts.h.numel()
     places = [(layer, head) for layer in range(len(layers)) for head in range(counts.h.shape[1])]
 
@@ -71,7 +71,7 @@ def _group_report(counts: HeadCounts, dev: HeadCounts | None, layers: Sequence[i
     return {
         "probes": counts.probes,
         "images": counts.images,
-        "confidence": confidence,  # of each interval; 95% for all heads together where they were chosen on the same data
+        "confidence": confidence,  # of each interval; 95% for all heads jointly if they were chosen on the same data
         "upper_bound": _percent(counts.matchable / counts.probes),
         "chance": _percent(counts.mean_chance()),
         "baseline": _percent(counts.baseline / counts.probes),

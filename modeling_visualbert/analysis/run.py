@@ -1,4 +1,4 @@
-"""One analysis from beginning to end: checkpoint and data -> numbers, tables and figures in a folder."""
+"""A complete analysis: checkpoint and data -> numbers and tables."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ TREES = "Trees"  # folder beside Sentences/ and Annotations/
 
 @dataclass(frozen=True)
 class AnalysisOptions:
-    """What is analysed. Without `data` it is the embedded corpus.
+    """Options of an analysis. Without `data`, the embedded corpus is analysed.
 
     Args:
         model: Folder or Hub name of a checkpoint with any head.
-        data: Folder with Sentences/, Annotations/ and <split>.txt, as Flickr30k Entities has them.
-        images: Folder of the images (default: `data`); read if there are no `features`.
+        data: Folder with Sentences/, Annotations/ and <split>.txt, as in Flickr30k Entities.
+        images: Folder of the images (default: `data`); used if there are no `features`.
         features: Feature store with the regions of the images.
-        trees: Folder with a CoNLL-U file for each image (default: Trees/ in `data`, if it is there).
+        trees: Folder with a CoNLL-U file for each image (default: Trees/ in `data`, if it exists).
         parser: Parser that makes the trees instead, such as `spacy:en_core_web_sm` or `stanza:en`.
-        split: What is reported.
-        dev_split: What the best heads are chosen on; empty for none.
+        split: The split to report.
+        dev_split: The split on which the best heads are chosen; empty for none.
         tokenizer: Folder or Hub name of the tokenizer (default: that of the model).
-        images_per_batch: Images at a time.
-        skip_bad_records: Leave out and list what cannot be read.
+        images_per_batch: Number of images per batch.
+        skip_bad_records: Leave out and list records that cannot be read.
     """
 
     model: str
@@ -58,15 +58,15 @@ class AnalysisOptions:
 
 @dataclass(frozen=True)
 class Material:
-    """What an analysis reads, loaded."""
+    """The loaded checkpoint and data of an analysis."""
 
     model: PreTrainedModel
     tokenizer: Any
     folder: Path
-    image_ids: dict[str, list[int]]  # by role: test and, if there is one, dev
+    image_ids: dict[str, list[int]]  # by role: "test" and, if there is one, "dev"
     regions_of: RegionsOf
     trees: Trees | None
-    paths: Mapping[int, Path]  # images; empty when only their regions are known
+    paths: Mapping[int, Path]  # of the image files; empty if only their regions are known
 
 
 def load_material(options: AnalysisOptions, processes: Processes = ALONE) -> Material:
@@ -76,9 +76,9 @@ def load_material(options: AnalysisOptions, processes: Processes = ALONE) -> Mat
         FileNotFoundError, ValueError: They are not there, or do not fit together.
     """
     if options.trees is not None and options.parser is not None:
-        raise ValueError("both --trees and --parser; expected one of them")
+        raise ValueError("--trees and --parser were both given; expected only one of them")
     if options.images_per_batch < 1:
-        raise ValueError(f"{options.images_per_batch} images at a time; expected at least 1")
+        raise ValueError(f"{options.images_per_batch} images per batch; expected at least 1")
     check_name(options.model)
     model_type = AutoConfig.from_pretrained(options.model).model_type
     if model_type != VisualBertModel.config_class.model_type:
@@ -106,7 +106,7 @@ def load_material(options: AnalysisOptions, processes: Processes = ALONE) -> Mat
 def analyse_grounding(
     material: Material, options: AnalysisOptions, processes: Processes = ALONE, progress: bool = True
 ) -> dict[str, Any]:
-    """The report of a checkpoint on data: see [`grounding_report`]."""
+    """Analyse a checkpoint; for the result, see [`grounding_report`]."""
     found: dict[str, Grounding] = {
         role: count_grounding(
             material.model,
@@ -196,18 +196,18 @@ def regions_from(
     image_ids: Sequence[int],
     images_per_batch: int = 8,
 ) -> tuple[RegionsOf, Mapping[int, Path]]:
-    """Where regions come from: a feature store, or the images through the model's own region encoder.
+    """A source of regions: a feature store, or the model's own region encoder applied to the images.
 
     Args:
         model: The model.
-        name: What it is called, where its image processor is too.
+        name: Folder or Hub name of the model, where its image processor is.
         features: The feature store, if there is one.
         images_dir: Folder of the images.
-        image_ids: Those that will be asked for.
-        images_per_batch: Images at a time.
+        image_ids: The images whose regions will be requested.
+        images_per_batch: Number of images per batch.
 
     Returns:
-        What gives the regions of images, and the image files that are known.
+        A function that returns the regions of images, and the paths of the image files that are known.
 
     Raises:
         FileNotFoundError, ValueError: Images or regions are missing, or the model has no region encoder.
@@ -218,7 +218,7 @@ def regions_from(
         store = FeatureStore(features, model.config.visual_embedding_dim, fingerprint)
         missing = next((image_id for image_id in image_ids if image_id not in store), None)
         if missing is not None:
-            raise ValueError(f"{features}: no regions of image {missing}")
+            raise ValueError(f"{features}: no regions for image {missing}; expected some for every image of the split")
         paths = index_images(images_dir) if images_dir.is_dir() else {}
         return (lambda ids: ((image_id, store[image_id]) for image_id in ids)), paths
     if encoder is None:
@@ -226,9 +226,11 @@ def regions_from(
     paths = index_images(images_dir)
     missing = next((image_id for image_id in image_ids if image_id not in paths), None)
     if missing is not None:
-        raise FileNotFoundError(f"{images_dir}: no image of image {missing}")
+        raise FileNotFoundError(
+            f"{images_dir}: no file for image {missing}; expected one whose name ends in its number"
+        )
     image_processor = AutoImageProcessor.from_pretrained(name)
-    # Images of different sizes are not padded together: a detector finds other regions in them than alone.
+    # Images of different sizes are not padded to form a batch: padding changes the regions that a detector finds.
     batch_size = images_per_batch if resizes_to_one_size(image_processor) else 1
 
     def find(ids: Sequence[int]) -> Iterator[tuple[int, Regions]]:

@@ -1,13 +1,13 @@
-"""Dependency trees of sentences: from CoNLL-U files, or from a parser that is installed.
+"""Dependency trees of sentences: from CoNLL-U files, or from an installed parser.
 
-One file for each image, `Trees/1016887272.conllu` beside `Sentences/1016887272.txt`, with a tree for each line, found by its
-`sent_id`: the image and the number of the line from 0::
+There is one file per image, `Trees/1016887272.conllu` beside `Sentences/1016887272.txt`, with a tree for each line. Its `sent_id`
+is the image and the number of the line, from 0::
 
     # sent_id = 1016887272-3
     1	A	_	DET	_	_	2	det	_	_
     2	group	_	NOUN	_	_	5	nsubj	_	_
 
-A tree may split what the sentence writes as one word ("don't", "circle."): its tokens, put together, must spell the words.
+A tree may split a word of the sentence into several tokens ("don't", "circle."), which must spell the word when joined.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Edge:
-    """Two words of a sentence that a dependency joins; words are indices."""
+    """A dependency between two words of a sentence, given by their indices."""
 
     relation: str
     head: int
@@ -41,9 +41,9 @@ class Edge:
 
 @dataclass(frozen=True)
 class Tree:
-    """Tokens of a sentence, and how it is written: `(form, number of tokens)` for each piece of text between tokens.
+    """Tokens of a sentence, and its spelling in pieces: `(form, number of tokens)`.
 
-    Nearly always the pieces are the tokens; a multiword token ("don't" for "do" and "n't") is one piece of two tokens.
+    Nearly always, a piece is a token; a multiword token ("don't" for "do" and "n't") is one piece with two tokens.
     """
 
     tokens: tuple[Token, ...]
@@ -58,8 +58,8 @@ def read_trees(path: str | Path) -> dict[str, Tree]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is not CoNLL-U, a tree has no or a repeated `sent_id`, or its heads are no tree; names file and
-            sentence.
+        ValueError: It is not CoNLL-U, a tree has a missing or repeated `sent_id`, or its heads do not form a tree; the message
+            names the file and the sentence.
         ImportError: `conllu` is not installed.
     """
     conllu = _import("conllu")
@@ -74,7 +74,7 @@ def read_trees(path: str | Path) -> dict[str, Tree]:
                 if not name:
                     raise ValueError(f"{path}: tree {number} has no `# sent_id`; expected one such as 1016887272-0")
                 if name in trees:
-                    raise ValueError(f"{path}: sentence {name} twice; expected each once")
+                    raise ValueError(f"{path}: sentence {name} occurs twice; expected it only once")
                 trees[name] = _tree(sentence, f"{path}: sentence {name}")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text at byte {error.start}") from error
@@ -84,7 +84,7 @@ def read_trees(path: str | Path) -> dict[str, Tree]:
 
 
 def trees_in(folder: str | Path) -> Trees:
-    """Reads the trees of an image from its file in the folder.
+    """A function that reads the trees of an image from its file in the folder.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -98,19 +98,19 @@ def trees_in(folder: str | Path) -> Trees:
         trees = read_trees(path)
         for number in sentences:
             if f"{image_id}-{number}" not in trees:
-                raise ValueError(f"{path}: no tree of sentence {image_id}-{number}; expected one for each sentence")
+                raise ValueError(f"{path}: no tree for sentence {image_id}-{number}; expected one for each sentence")
         return {number: trees[f"{image_id}-{number}"] for number in sentences}
 
     return read
 
 
 def parser_trees(name: str) -> Trees:
-    """Parses the sentences with a parser that is installed: `spacy:en_core_web_sm` or `stanza:en`.
+    """A function that parses sentences with an installed parser, such as `spacy:en_core_web_sm` or `stanza:en`.
 
-    Both are told what the words are, so that trees fit them. Nothing is downloaded.
+    Parsers receive the sentence as a list of words, so that the trees fit the words. Nothing is downloaded.
 
     Raises:
-        ValueError: The name has another form, or the parser gives no dependencies.
+        ValueError: The name is malformed, or the parser returns no dependencies.
         ImportError: The parser is not installed.
     """
     kind, _, model = name.partition(":")
@@ -130,10 +130,10 @@ def parser_trees(name: str) -> Trees:
 
 
 def edges_of(tree: Tree, words: Sequence[str], where: str) -> list[Edge]:
-    """The dependencies between the words of a sentence; those inside a word that the tree splits are left out.
+    """The dependencies between the words of a sentence; those between tokens of the same word are left out.
 
     Raises:
-        ValueError: The tokens do not spell the words; names `where`, and the first word that differs.
+        ValueError: The tokens do not spell the words; the message names `where` and the first word that differs.
     """
     word_of = _align(tree, words, where)
     edges = []
@@ -144,12 +144,12 @@ def edges_of(tree: Tree, words: Sequence[str], where: str) -> list[Edge]:
 
 
 def _align(tree: Tree, words: Sequence[str], where: str) -> list[int]:
-    """The word that each token is of."""
+    """The index of the word that each token belongs to."""
     word_of: list[int] = []
     word, spelled = 0, ""
     for form, count in tree.pieces:
         if word == len(words):
-            raise ValueError(f"{where}: the tree goes on with {form!r} after the last word of {' '.join(words)!r}")
+            raise ValueError(f"{where}: the tree continues with {form!r} after the last word of {' '.join(words)!r}")
         spelled += form
         if not words[word].startswith(spelled):
             raise ValueError(f"{where}: word {word + 1} is {words[word]!r}, but the tree has {spelled!r} there")
@@ -164,7 +164,7 @@ def _align(tree: Tree, words: Sequence[str], where: str) -> list[int]:
 def _tree(sentence: Any, where: str) -> Tree:
     tokens: list[Token] = []
     pieces: list[tuple[str, int]] = []
-    inside = 0  # tokens of a multiword token that are still to come
+    inside = 0  # how many tokens of a multiword token are still to come
     for record in sentence:
         missing = [column for column in _COLUMNS if column not in record]
         if missing:
@@ -176,9 +176,9 @@ def _tree(sentence: Any, where: str) -> Tree:
                 pieces.append((record["form"], inside))
             continue  # an empty node such as 8.1 is not written
         if number != len(tokens) + 1:
-            raise ValueError(f"{where}: token {number} where {len(tokens) + 1} was expected")
+            raise ValueError(f"{where}: found token {number}; expected token {len(tokens) + 1}")
         if record["head"] is None or record["deprel"] is None:
-            raise ValueError(f"{where}: token {number}, {record['form']!r}, has no head or no relation")
+            raise ValueError(f"{where}: token {number}, {record['form']!r}, has no head or no relation; expected both")
         tokens.append(Token(record["form"], record["head"] - 1, record["deprel"]))
         if inside:
             inside -= 1
@@ -193,10 +193,13 @@ def _check_tree(tokens: Sequence[Token], where: str) -> None:
         place, steps = start, 0
         while place >= 0:
             if tokens[place].head >= len(tokens):
-                raise ValueError(f"{where}: the head of {tokens[place].form!r} is token {tokens[place].head + 1}")
+                head = tokens[place].head + 1
+                raise ValueError(
+                    f"{where}: the head of {tokens[place].form!r} is token {head}; expected at most {len(tokens)}"
+                )
             place, steps = tokens[place].head, steps + 1
             if steps > len(tokens):
-                raise ValueError(f"{where}: the heads of {token.form!r} go in a circle; expected a tree")
+                raise ValueError(f"{where}: the heads of {token.form!r} form a cycle; expected a tree")
 
 
 def _spacy_parser(model: str) -> Callable[[Sequence[str]], Iterable[Token]]:
@@ -209,7 +212,7 @@ def _spacy_parser(model: str) -> Callable[[Sequence[str]], Iterable[Token]]:
     def parse(words: Sequence[str]) -> Iterable[Token]:
         doc = nlp(spacy.tokens.Doc(nlp.vocab, words=list(words)))
         if not doc.has_annotation("DEP"):
-            raise ValueError(f"parser spacy:{model} gives no dependencies; expected a pipeline with a parser")
+            raise ValueError(f"parser spacy:{model} returns no dependencies; expected a pipeline with a parser")
         return [Token(token.text, -1 if token.head.i == token.i else token.head.i, token.dep_) for token in doc]
 
     return parse
