@@ -84,6 +84,15 @@ def test_links_and_images_exist():
         assert (ROOT / target).is_file(), target
 
 
+def test_files_named_in_contributing_exist():
+    folders = (ROOT, ROOT / "modeling_visualbert", ROOT / "modeling_visualbert" / "hub_code")
+    named = set(re.findall(r"`([\w/]+\.(?:py|md|yaml))`", (ROOT / "CONTRIBUTING.md").read_text()))
+    new = {name for name in named if re.search(r"gqa|\b(?:\w+_)?x\.py", name)}
+    assert len(new) >= 6 and len(named - new) >= 20
+    missing = [name for name in named - new if not any((folder / name).is_file() for folder in folders)]
+    assert not missing
+
+
 def test_figures_come_from_the_shipped_detector():
     import json
 
