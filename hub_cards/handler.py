@@ -3,8 +3,8 @@
 {"inputs": {"image": "<base64>", "question": "What color is the star?"}, "parameters": {"top_k": 3}}
     -> [{"answer": "red", "score": 0.98}, ...]
 
-Other tasks take the keys of their pipeline in `inputs`: `images`, two images, and `statement`; `question`, `choices`, `objects`
-and `boxes`; `sentence` and `phrases`; `text`. What is too large is refused before it costs memory, and the message says so.
+Other tasks take the keys of their pipeline in `inputs`: `images` (two images) and `statement`; `question`, `choices`, `objects`
+and `boxes`; `sentence` and `phrases`; `text`. Inputs that are too large are refused with a message before they take up memory.
 """
 
 import base64
@@ -15,10 +15,10 @@ from PIL import Image, UnidentifiedImageError
 from transformers import pipeline
 
 MAX_IMAGE_BYTES = 10_000_000
-MAX_PIXELS = 25_000_000  # decoded it is 75 MB
+MAX_PIXELS = 25_000_000  # 75 MB when decoded
 MAX_CHARACTERS = 2_000  # of one text
 MAX_ITEMS = 100  # of one list: questions, choices, objects, phrases, corners of an outline
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow reads more, some through other programs
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow reads more formats, some through external programs
 
 
 class EndpointHandler:
@@ -30,14 +30,14 @@ class EndpointHandler:
     def __call__(self, data: dict[str, Any]) -> Any:
         """
         Args:
-            data: `inputs`, a dict with the keys that the pipeline takes, images as base64 (a `data:` address is taken too),
-                and optionally `parameters`: `top_k`.
+            data: `inputs`, a dict with the keys that the pipeline takes, images as base64 (or as a `data:` URL), and
+                optionally `parameters` with `top_k`.
 
         Returns:
-            What the pipeline returns, which is plain JSON data.
+            The result of the pipeline, which is plain JSON data.
 
         Raises:
-            ValueError, TypeError: Something is missing, unknown, too large or no image; the message says what.
+            ValueError, TypeError: An input is missing, unknown, too large or not an image; the message says which.
         """
         inputs = data.get("inputs") if isinstance(data, dict) else None
         if not isinstance(inputs, dict):
@@ -49,7 +49,7 @@ class EndpointHandler:
 
 
 def _checked(key: str, value: Any) -> Any:
-    """Images decoded; of everything else only the size is looked at, as the pipeline checks what it is."""
+    """Decode images; check only the size of all other inputs, since the pipeline checks the rest."""
     if key == "image":
         return _image(value)
     if key == "images":
@@ -66,15 +66,13 @@ def _image(encoded: Any) -> Image.Image:
     if encoded.startswith("data:"):
         encoded = encoded.partition(",")[2]
     if len(encoded) > MAX_IMAGE_BYTES * 4 // 3 + 4:
-        raise ValueError(f"an image has more than {MAX_IMAGE_BYTES // 1_000_000} MB; expected at most as many")
+        raise ValueError(f"an image has more than {MAX_IMAGE_BYTES // 1_000_000} MB; expected a smaller one")
     try:
         image = Image.open(io.BytesIO(base64.b64decode(encoded, validate=True)), formats=FORMATS)
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise ValueError(f"an image cannot be read; expected {', '.join(FORMATS)}") from error
     except (ValueError, OSError) as error:
-        raise ValueError(
-            f"an image is no base64, such as {encoded[:20]!r}; paths and addresses are not opened"
-        ) from error
+        raise ValueError(f"an image is {encoded[:20]!r}...; expected base64 (paths and URLs are not opened)") from error
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(
             f"an image has {image.width * image.height / 1e6:.0f} megapixels; expected at most {MAX_PIXELS // 1_000_000}"
@@ -88,9 +86,9 @@ def _check_size(key: str, value: Any, depth: int = 0) -> None:
             raise ValueError(f"{key}: a text of {len(value):,} characters; expected at most {MAX_CHARACTERS:,}")
     elif isinstance(value, list):
         if len(value) > MAX_ITEMS:
-            raise ValueError(f"{key}: a list of {len(value):,}; expected at most {MAX_ITEMS}")
-        if depth == 4:  # objects, their outlines, corners of these, x and y
-            raise ValueError(f"{key}: lists within lists within lists; expected fewer")
+            raise ValueError(f"{key}: a list of {len(value):,} items; expected at most {MAX_ITEMS}")
+        if depth == 4:  # objects, their polygons, points, x and y
+            raise ValueError(f"{key}: more than four nested lists; expected at most four")
         for item in value:
             _check_size(key, item, depth + 1)
     elif not (value is None or isinstance(value, (int, float))):

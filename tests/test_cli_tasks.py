@@ -136,7 +136,7 @@ def test_text_says_the_same_as_json(capsys, saved, files, scene, command):
 
 
 @pytest.mark.parametrize("command", HEADS)
-def test_a_image_is_drawn(capsys, saved, files, tmp_path, command):
+def test_an_image_is_drawn(capsys, saved, files, tmp_path, command):
     out = tmp_path / "drawn.png"
     done = run(capsys, saved, command, arguments(command, files), "--picture_out", str(out))
     assert done.err.splitlines() == [f"drawn: {out}"]
@@ -230,7 +230,7 @@ def test_what_users_get_wrong_ends_with_status_2_and_one_line(capsys, saved, fil
 
 
 @pytest.mark.parametrize("command", HEADS)
-def test_a_image_without_anything_in_it_is_no_accident(capsys, saved, files, tmp_path, command):
+def test_an_image_without_anything_in_it_is_no_accident(capsys, saved, files, tmp_path, command):
     empty = tmp_path / "empty.png"
     Image.new("RGB", (160, 128), "white").save(empty)
     argv = [str(empty), *arguments(command, files)[1:]]

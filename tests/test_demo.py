@@ -123,7 +123,7 @@ def test_regions_are_found_once_and_remembered_for_some_images_only(folders, mon
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_image_without_things_is_answered_or_refused(task, checkpoints, examples):
+def test_an_image_without_things_is_answered_or_refused(task, checkpoints, examples):
     blank = Image.new("RGB", (64, 48), "white")
     example = examples.of_task[task][0]
     text = "What is this ?" if task == "vcr" else example.text

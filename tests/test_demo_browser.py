@@ -189,7 +189,7 @@ def test_bad_images_are_refused_with_a_message(watched, address, tmp_path, bad):
         playwright.expect(files_of(tab)).to_have_count(1, timeout=PATIENCE)
 
 
-def test_asking_without_a_image_is_explained(watched, address):
+def test_asking_without_an_image_is_explained(watched, address):
     tab = watched.open(address)
     clear(tab)
     tab.get_by_role("button", name="Ask").click()

@@ -89,7 +89,7 @@ def test_uploads_that_are_no_good_images_are_refused(client, data, message):
 
 
 @pytest.mark.usefixtures("alive")
-def test_a_image_of_50_megabytes_is_not_taken(client):
+def test_an_image_of_50_megabytes_is_not_taken(client):
     response = client.post("/gradio_api/upload", files={"files": ("big.jpg", bytes(50_000_000))})
     assert response.status_code == 413
     assert response.json()["detail"] == "The upload has 50 MB; at most 10 MB are taken."
@@ -253,7 +253,7 @@ def test_uploads_lie_in_a_folder_of_the_process(client, server):
     assert not (path.parents[3] / "evil<>.png").exists()
 
 
-def test_a_image_that_was_deleted_is_explained(client):
+def test_an_image_that_was_deleted_is_explained(client):
     image = upload(client, image_bytes(6))
     Path(image["path"]).unlink()
     assert "please upload it again" in ask(client, image)

@@ -253,9 +253,14 @@ ANSWERS, TRUE = {"answers": ["yes", "no"]}, {"identifier": "dev-1-0-0", "label":
             "grounding_recall",
             [BOXES] * 2,
             [GOLD, {"gold": []}],
-            "row 1: scores of 1 phrases, gold boxes of 0; expected",
+            "row 1: scores for 1 phrases, gold boxes for 0; expected",
         ),
-        ("grounding_recall", [BOXES], [{"gold": [[[0, 0, 1]]]}], "row 0: a box that is not four numbers; expected x1"),
+        (
+            "grounding_recall",
+            [BOXES],
+            [{"gold": [[[0, 0, 1]]]}],
+            "row 0: a box does not have four numbers; expected x1",
+        ),
         ("grounding_recall", [{**BOXES, "scores": [[1, 2]]}], [GOLD], "sentence 0, phrase 0: 2 scores for 1 proposals"),
     ],
 )

@@ -357,7 +357,7 @@ def raising(error):
     return source
 
 
-def test_whatever_goes_wrong_with_a_image_of_a_dataset_is_listed(folder, finder):
+def test_whatever_goes_wrong_with_an_image_of_a_dataset_is_listed(folder, finder):
     bomb = io.BytesIO()
     Image.new("1", (14000, 14000)).save(bomb, "png")  # beyond twice Pillow's limit: its error is of no built-in type
     sources = {
@@ -377,14 +377,14 @@ def test_whatever_goes_wrong_with_a_image_of_a_dataset_is_listed(folder, finder)
             assert reason in reasons[name]
 
 
-def test_a_image_whose_regions_cannot_be_stored_stops_with_its_name(folder, quarters):
+def test_an_image_whose_regions_cannot_be_stored_stops_with_its_name(folder, quarters):
     encoder, image_processor = load_region_encoder(quarters)
     torch.nn.init.constant_(encoder.scale, 1e6)
     with pytest.raises(ValueError, match=r"image p-\d: 'visual_embeds' does not fit into float16"):
         extract(folder, (encoder, image_processor), options=ExtractionOptions("float16", 4, None, 3))
 
 
-def test_a_image_that_the_encoder_fails_on_is_named(folder, quarters):
+def test_an_image_that_the_encoder_fails_on_is_named(folder, quarters):
     encoder, image_processor = load_region_encoder(quarters)
     sources = list_images(folder)
 
@@ -741,7 +741,7 @@ def test_a_sheet_of_other_images_is_refused(folder, finder, capsys):
     assert "none of the 10 images is in it" in capsys.readouterr().err
 
 
-def test_regions_of_a_image(folder, quarters, capsys):
+def test_regions_of_an_image(folder, quarters, capsys):
     drawn = folder / "drawn.jpg"
     argv = ["regions", str(folder / "p-3.png"), "--region_encoder", str(quarters)]
     assert main([*argv, "--picture_out", str(drawn)]) == 0

@@ -71,7 +71,7 @@ def test_a_store_can_be_moved_and_its_tensors_changed(tmp_path):
     assert torch.equal(store[7]["visual_embeds"], IMAGES[7]["visual_embeds"])
 
 
-def test_a_image_that_is_not_there_is_named(tmp_path):
+def test_an_image_that_is_not_there_is_named(tmp_path):
     store = FeatureStore(write(tmp_path / "store"))
     assert 7 in store
     assert 8 not in store

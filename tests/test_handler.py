@@ -102,7 +102,7 @@ def test_answers_are_those_of_the_pipeline(tmp_path):
             [answer["score"] for answer in expected], abs=1e-5
         )
     assert found[2] == {"error": "question: a text of 1,000,000 characters; expected at most 2,000"}
-    assert "paths and addresses are not opened" in found[3]["error"]
+    assert "paths and URLs are not opened" in found[3]["error"]
 
 
 @pytest.mark.slow
@@ -151,14 +151,14 @@ GOOD = encoded(IMAGES[0])
         ({"inputs": {"image": GOOD, "question": "Is it red?", "other": 1}}, "unknown key 'other'"),
         ({"inputs": {"image": GOOD, "question": 5}}, "question is int"),
         ({"inputs": {"image": GOOD, "question": {"a": 1}}}, "question: dict; expected text"),
-        ({"inputs": {"image": GOOD, "question": ["Is it red?"] * 101}}, "a list of 101; expected at most 100"),
-        ({"inputs": {"image": GOOD, "question": [[[[["a"]]]]]}}, "lists within lists"),
+        ({"inputs": {"image": GOOD, "question": ["Is it red?"] * 101}}, "a list of 101 items; expected at most 100"),
+        ({"inputs": {"image": GOOD, "question": [[[[["a"]]]]]}}, "more than four nested lists"),
         ({"inputs": {"image": GOOD, "question": "Is it red?"}, "parameters": {"top_k": 0}}, "top_k 0"),
         ({"inputs": {"image": GOOD, "question": "Is it red?"}, "parameters": {"batch_size": 9}}, "expected {'top_k'"),
         ({"inputs": {"image": GOOD, "question": "Is it red?"}, "parameters": "x"}, "expected {'top_k'"),
         ({"inputs": {"image": {"visual_embeds": [[0.0]]}, "question": "Is it red?"}}, "an image is dict"),
         ({"inputs": {"image": "/etc/passwd", "question": "Is it red?"}}, "an image"),
-        ({"inputs": {"image": "http://127.0.0.1:9/a.png", "question": "Is it red?"}}, "addresses are not opened"),
+        ({"inputs": {"image": "http://127.0.0.1:9/a.png", "question": "Is it red?"}}, "URLs are not opened"),
         ({"inputs": {"image": base64.b64encode(b"hello").decode(), "question": "Is it red?"}}, "cannot be read"),
         ({"inputs": {"image": "A" * 20_000_000, "question": "Is it red?"}}, "more than 10 MB"),
         ({"inputs": {"image": encoded(Image.new("1", (10_000, 10_000))), "question": "?"}}, "100 megapixels"),

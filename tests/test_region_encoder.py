@@ -261,7 +261,7 @@ def test_best_region_agrees_with_the_library(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_image_alone_gives_the_same_regions(family):
+def test_an_image_alone_gives_the_same_regions(family):
     encoder, pixels = encoder_with(family), images()
     together = encoder(pixels)
     for row in range(len(pixels)):

@@ -287,7 +287,7 @@ def image_store(folder, counts, dim=2054):
     return str(folder)
 
 
-def test_a_image_without_regions_is_a_miss(make, corpus, tmp_path):
+def test_an_image_without_regions_is_a_miss(make, corpus, tmp_path):
     ids = [row["image_id"] for split in ("train", "dev") for row in make()[0].splits[split]]
     store = image_store(tmp_path / "store", {key: 0 if key == 1000001 else 4 for key in sorted(set(ids))}, dim=6)
     task, args = make(features_dir=store)
@@ -300,7 +300,7 @@ def test_a_image_without_regions_is_a_miss(make, corpus, tmp_path):
     assert metrics["num_examples"] == sum(len(row["phrases"]) for row in task.splits["dev"])
 
 
-def test_an_example_of_a_image_without_regions_is_drawn(task):
+def test_an_example_of_an_image_without_regions_is_drawn(task):
     row = first_rows(task, 1)[0]
     drawn = task.draw(task.model, row, {"id": "x", "phrases": [[] for _ in row["phrases"]]})
     assert drawn.width >= 480

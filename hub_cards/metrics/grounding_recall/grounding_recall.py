@@ -8,13 +8,13 @@ from modeling_visualbert.metrics.grounding import grounding_recall
 
 _DESCRIPTION = """
 Recall@1, 5 and 10 of phrases in Flickr30k Entities and its upper bound. A proposal matches a phrase if its IoU with any
-one of the phrase's gold boxes is at least 0.5; phrases without a matching proposal count and are always missed.
+one of the phrase's gold boxes is at least 0.5; phrases without a matching proposal count as misses.
 """
 _KWARGS_DESCRIPTION = """
 Args:
-    predictions: One mapping for each sentence: `proposals`, the boxes of its image, and `scores`, for each phrase one
-        number per proposal.
-    references: One mapping for each sentence: `gold`, for each phrase its boxes.
+    predictions: One mapping per sentence: `proposals`, the boxes of its image, and `scores`, which has one number per
+        proposal for each phrase.
+    references: One mapping per sentence: `gold`, the boxes of each phrase.
         Boxes are x1, y1, x2, y2, all in the same unit.
 
 Returns:
@@ -56,14 +56,16 @@ class GroundingRecall(evaluate.Metric):
 
 
 def _sentence(prediction, reference, where):
-    """The form of the pure function. `evaluate` fills a key that is missing after the first row with None."""
+    """A row in the form of the pure function. `evaluate` sets keys that are missing after the first row to None."""
     proposals, scores = (require(prediction, key, f"predictions, {where}", list) for key in ("proposals", "scores"))
     gold = require(reference, "gold", f"references, {where}", list)
     if len(scores) != len(gold):
-        raise ValueError(f"{where}: scores of {len(scores)} phrases, gold boxes of {len(gold)}; expected as many")
+        raise ValueError(
+            f"{where}: scores for {len(scores)} phrases, gold boxes for {len(gold)}; expected the same number"
+        )
     for boxes in (proposals, *gold):
         if any(len(box) != 4 for box in boxes):
-            raise ValueError(f"{where}: a box that is not four numbers; expected x1, y1, x2, y2")
+            raise ValueError(f"{where}: a box does not have four numbers; expected x1, y1, x2, y2")
     return {
         "proposals": proposals,
         "entities": [{"gold": boxes, "scores": row} for boxes, row in zip(gold, scores, strict=True)],

@@ -7,14 +7,14 @@ from modeling_visualbert.data.files import require
 from modeling_visualbert.metrics.nlvr2 import nlvr2_accuracy
 
 _DESCRIPTION = """
-Accuracy and consistency of NLVR2. Consistency is the share of sentences that are judged right for all their image pairs.
+Accuracy and consistency of NLVR2. Consistency is the share of sentences that are judged correctly for all their image pairs.
 """
 _KWARGS_DESCRIPTION = """
 Args:
     predictions: Mappings with `identifier` (`split-set-pair-sentence`) and `label` ("True" or "False", in any letter case;
-        anything else is wrong). Of a repeated identifier the last row counts, as in the official script.
-    references: Mappings with the same keys, as many as predictions. Rows are joined by identifier: the two may be in
-        different order. Other keys are ignored.
+        anything else counts as wrong). If an identifier is repeated, the last row counts, as in the official script.
+    references: Mappings with the same keys, as many as predictions. Rows are joined by identifier, so the order may
+        differ. Other keys are ignored.
 
 Returns:
     `accuracy` and `consistency` in 0..1, and `num_examples`.
@@ -43,13 +43,13 @@ class Nlvr2Accuracy(evaluate.Metric):
         )
 
     def add_batch(self, *, predictions=None, references=None, **kwargs):
-        """Add rows. Raises ValueError, naming row and key, for what is missing or no string."""
+        """Add rows. Raises ValueError, naming row and key, if a value is missing or not a string."""
         predictions = [_row(prediction, f"predictions, row {row}") for row, prediction in enumerate(predictions)]
         references = [_row(reference, f"references, row {row}") for row, reference in enumerate(references)]
         super().add_batch(predictions=predictions, references=references, **kwargs)
 
     def add(self, *, prediction=None, reference=None, **kwargs):
-        """Add one row. Raises ValueError, naming the key, for what is missing or no string."""
+        """Add one row. Raises ValueError, naming the key, if a value is missing or not a string."""
         super().add(prediction=_row(prediction, "prediction"), reference=_row(reference, "reference"), **kwargs)
 
     def _compute(self, predictions, references):

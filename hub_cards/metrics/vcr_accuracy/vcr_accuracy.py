@@ -11,9 +11,9 @@ Q->A, QA->R and Q->AR of VCR: the answer, the rationale given the correct answer
 """
 _KWARGS_DESCRIPTION = """
 Args:
-    predictions: One mapping for each question: `answer_scores` and `rationale_scores`, four numbers each, the latter given
-        the *correct* answer. Logits or probabilities; of equal scores the first wins.
-    references: One mapping for each question: `answer_label` and `rationale_label`, the index of the right choice, 0 to 3.
+    predictions: One mapping per question: `answer_scores` and `rationale_scores`, four numbers each, the latter given the
+        *correct* answer. Logits or probabilities; ties go to the first choice.
+    references: One mapping per question: `answer_label` and `rationale_label`, the index of the right choice, 0 to 3.
 
 Returns:
     `answer`, `rationale` and `joint` in 0..1, and `num_examples`.
@@ -55,7 +55,7 @@ class VcrAccuracy(evaluate.Metric):
 
 
 def _scores(predictions, key):
-    """A column, without gaps: `evaluate` fills a key that is missing after the first row with None."""
+    """A complete column: `evaluate` sets keys that are missing after the first row to None."""
     column = [require(row, key, f"predictions, row {number}", list) for number, row in enumerate(predictions)]
     for number, scores in enumerate(column):
         if len(scores) != len(_CHOICES):

@@ -12,9 +12,9 @@ min(1, agreements among the other annotators / 3).
 """
 _KWARGS_DESCRIPTION = """
 Args:
-    predictions: One answer for each question, a string.
-    references: One mapping for each question: `answers`, what the annotators said, normally ten strings; and, if known,
-        `question_type` and `answer_type`, strings. Other keys are ignored, so rows of a data set can be given as they are.
+    predictions: One answer per question, a string.
+    references: One mapping per question: `answers`, the annotators' answers, normally ten strings; and, if known, the
+        strings `question_type` and `answer_type`. Other keys are ignored, so rows of a dataset can be passed unchanged.
 
 Returns:
     `overall`, accuracy in percent; `per_question_type` and `per_answer_type`, the same for each type that occurs;
@@ -50,13 +50,13 @@ class VqaAccuracy(evaluate.Metric):
         )
 
     def add_batch(self, *, predictions=None, references=None, **kwargs):
-        """Add rows. Raises ValueError, naming the row, for an answer that is no string."""
+        """Add rows. Raises ValueError, naming the row, if an answer is not a string."""
         predictions = [_text(prediction, row) for row, prediction in enumerate(predictions)]
         references = [_reference(reference, row) for row, reference in enumerate(references)]
         super().add_batch(predictions=predictions, references=references, **kwargs)
 
     def add(self, *, prediction=None, reference=None, **kwargs):
-        """Add one row. Raises ValueError for an answer that is no string."""
+        """Add one row. Raises ValueError if an answer is not a string."""
         super().add(prediction=_text(prediction, 0), reference=_reference(reference, 0), **kwargs)
 
     def _compute(self, predictions, references):
