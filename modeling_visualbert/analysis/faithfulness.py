@@ -1,6 +1,8 @@
 """Can explanations be trusted? Measures how often the answer changes without the region that a method ranks first.
 
 Masking a region and asking again is the direct test. The cheaper methods are judged by it and compared with a random region.
+
+Letters: P questions (probes), M methods, R regions.
 """
 
 from __future__ import annotations
