@@ -18,6 +18,7 @@ from transformers import AutoProcessor, PreTrainedModel
 from ..checkpoints import HEAD_CLASSES, read_task
 from ..features.extract import region_names
 from ..hub_code.explain_visualbert import explain_answers
+from ..hub_code.regions_visualbert import find_regions
 from .drawing import Bars, View
 
 _KEPT_IMAGES = 32  # whose regions are remembered: to ask again, or with another head, finds no regions anew
@@ -105,8 +106,7 @@ class Checkpoint:
                 self._regions.move_to_end(key)
                 return self._regions[key]
         pixels = self.processor.image_processor(images=[image], return_tensors="pt")
-        found = self.model.get_image_features(**pixels)
-        (regions,) = self.processor.post_process_regions(found, pixels["image_sizes"])
+        (regions,) = find_regions(self.model, pixels)
         with self._lock:
             self._regions[key] = regions
             if len(self._regions) > _KEPT_IMAGES:

@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 
 import torch
 from PIL import ExifTags, Image
-from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
@@ -29,7 +28,7 @@ from ..convert.checkpoint_files import naming
 from ..data.files import read_json
 from ..hub_code.image_processing_visualbert import load_image
 from ..hub_code.modeling_region_encoder import RegionEncoder
-from ..hub_code.regions_visualbert import scale_boxes, split_regions
+from ..hub_code.regions_visualbert import encode_boxes, find_regions
 from .draft import StoreDraft, check_plan, make_plan, plan_keys, read_failures
 from .format import Row, encode_row
 from .store import partial_folder
@@ -156,15 +155,9 @@ def _look(
     boxes: Sequence[Sequence[Sequence[float]]] | None,
 ) -> list[dict[str, torch.Tensor]]:
     """The regions of a batch of images, in float32 whatever the encoder computes in."""
-    inputs = image_processor(list(images), return_tensors="pt").to(region_encoder.device)
-    sizes = inputs["image_sizes"].tolist()
-    given = {} if boxes is None else _given_boxes(boxes, sizes)
-    given = {name: tensor.to(region_encoder.device) for name, tensor in given.items()}
-    read = {n: inputs[n] for n in ("pixel_values", "pixel_mask", *region_encoder.region_inputs) if n in inputs}
-    read["pixel_values"] = read["pixel_values"].to(region_encoder.dtype)
-    found = region_encoder(**read, **given)
-    found = {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
-    return split_regions(found, sizes)
+    inputs = dict(image_processor(list(images), return_tensors="pt"))
+    given = {} if boxes is None else encode_boxes(boxes, inputs["image_sizes"].tolist())
+    return find_regions(region_encoder, {**inputs, **given}, torch.float32)
 
 
 def _named(keys: Sequence[Key], name_of: Callable[[Key], str]) -> str:
@@ -222,19 +215,6 @@ def _load(source: ImageOrFile) -> Image.Image:
         raise ValueError(str(error)) from error
     except Exception as error:  # readers of formats fail in their own ways when a file is damaged
         raise ValueError(f"damaged image file ({type(error).__name__}: {error})") from error
-
-
-def _given_boxes(boxes: Sequence[Sequence[Sequence[float]]], sizes: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
-    """Boxes in pixels -> `boxes_unit` [B, R, 4] and `boxes_mask` [B, R]."""
-    units = [
-        scale_boxes(torch.tensor(corners, dtype=torch.float32), (1 / height, 1 / width)).clamp(0.0, 1.0)
-        for corners, (height, width) in zip(boxes, sizes, strict=True)
-    ]
-    masks = [torch.ones(len(unit), dtype=torch.long) for unit in units]
-    return {
-        "boxes_unit": pad_sequence(units, batch_first=True),
-        "boxes_mask": pad_sequence(masks, batch_first=True),
-    }
 
 
 @dataclass(frozen=True)

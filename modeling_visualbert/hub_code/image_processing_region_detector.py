@@ -16,6 +16,7 @@ from transformers.processing_utils import ImagesKwargs
 from .configuration_region_detector import RegionDetectorConfig
 from .detection_ops import polygon_mask, resize_by_factor
 from .image_processing_visualbert import VisualBertImageProcessor, load_image
+from .regions_visualbert import normalise_boxes, pad_boxes
 
 RECIPES = ("interpolate", "factor", "fit")
 _MIN_SIDE = 8  # of a resized image: very long and thin ones would vanish
@@ -201,7 +202,7 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
         classes: Sequence | None = None,
         polygons: Sequence | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Given boxes in units of their images, whose (height, width) are `image_sizes`: `boxes_unit` and `boxes_mask`.
+        """Given boxes, normalised by the `image_sizes` (height, width) of their images: `boxes_unit` and `boxes_mask`.
 
         VCR puts the whole image in front, and has `object_classes` and `object_masks`. Arguments are lists with an item
         for each image; see [`RegionDetectorImageProcessor.preprocess`].
@@ -218,18 +219,16 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
                 raise ValueError(f"boxes {i} of shape {corners.shape}; expected (objects, 4), x1, y1, x2, y2 in pixels")
             corners = corners[:, :4]
             _check_corners(corners, f"boxes {i}")
-            unit = corners / np.array([width, height] * 2)
-            units.append(
-                torch.from_numpy(np.concatenate((np.array([[0.0, 0.0, 1.0, 1.0]] * vcr).reshape(-1, 4), unit)))
-            )
+            unit = normalise_boxes(torch.from_numpy(corners), (height, width)).float()
+            units.append(torch.cat((torch.tensor([[0.0, 0.0, 1.0, 1.0]] * vcr).reshape(-1, 4), unit)))
             if vcr:
                 ids.append(torch.tensor([0, *self._class_numbers(classes, i, len(corners))]))
                 masks.append(self._object_masks(corners, None if polygons is None else polygons[i], i))
-        rows = {"boxes_unit": [unit.float() for unit in units]}
-        rows["boxes_mask"] = [torch.ones(len(unit), dtype=torch.long) for unit in units]
-        if vcr:
-            rows |= {"object_classes": ids, "object_masks": masks}
-        return {name: pad_sequence(values, batch_first=True) for name, values in rows.items()}
+        told = {"object_classes": ids, "object_masks": masks} if vcr else {}
+        return {
+            **pad_boxes(units),
+            **{name: pad_sequence(values, batch_first=True) for name, values in told.items()},
+        }
 
     def _class_numbers(self, classes: Sequence | None, i: int, count: int) -> list[int]:
         if classes is None:

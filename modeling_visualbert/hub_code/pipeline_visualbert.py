@@ -16,7 +16,7 @@ from transformers import Pipeline
 
 from .compile_visualbert import compile_model
 from .explain_visualbert import explain_answers
-from .regions_visualbert import check_regions, join_regions, pad_regions
+from .regions_visualbert import check_regions, find_regions, join_regions, pad_regions
 from .tasks_visualbert import TASKS, VisualBertTask
 
 
@@ -179,10 +179,7 @@ class VisualBertPipeline(Pipeline):
         return [image["regions"] if "regions" in image else next(seen) for image in images]
 
     def _look(self, images: Sequence[dict[str, torch.Tensor]]) -> list[dict[str, torch.Tensor]]:
-        pixels = {name: torch.cat([image[name] for image in images]) for name in images[0]}
-        pixels["pixel_values"] = pixels["pixel_values"].to(self.model.dtype)
-        found = self.model.get_image_features(**pixels)
-        return self.processor.post_process_regions(found, pixels["image_sizes"].tolist())
+        return find_regions(self.model, {name: torch.cat([image[name] for image in images]) for name in images[0]})
 
 
 class VisualBertVQAPipeline(VisualBertPipeline):

@@ -7,7 +7,7 @@ import torch
 from transformers import BatchFeature, ProcessorMixin
 
 from .image_processing_visualbert import VisualBertImageProcessor
-from .regions_visualbert import check_regions, join_regions, pad_regions, scale_boxes, split_regions
+from .regions_visualbert import check_regions, encode_boxes, join_regions, pad_regions, split_regions
 from .tasks_visualbert import TASKS
 from .text_visualbert import (
     EncodedText,
@@ -294,30 +294,28 @@ class VisualBertProcessor(ProcessorMixin):
         objects: Sequence[Any] | None,
         polygons: Sequence[Any] | None,
     ) -> dict[str, torch.Tensor]:
-        """The whole image and given boxes in units of the image, [B, R, 4], with the mask of those that are there; for
-        a detector that is told what the objects are, that too."""
+        """The box of the whole image and the given ones, normalised [B, R, 4], with their mask; for the detector of the
+        published VCR checkpoints also what the objects are."""
         if "pixel_values" not in data:
             raise ValueError("boxes without images; expected images, or regions that were made of these boxes")
         sizes = data["image_sizes"].tolist()
         if len(boxes) != len(sizes):
             raise ValueError(f"boxes for {len(boxes)} images, but {len(sizes)} images; expected as many")
-        units, masks = [], []
-        for i, (given, size) in enumerate(zip(boxes, sizes, strict=True)):
-            corners = given if len(given) else torch.zeros(0, 4)
-            checked = check_regions(
-                {"visual_embeds": torch.zeros(len(given), 1), "boxes": corners, "image_size": size},
+        checked = [
+            check_regions(
+                {
+                    "visual_embeds": torch.zeros(len(given), 1),
+                    "boxes": given if len(given) else torch.zeros(0, 4),
+                    "image_size": size,
+                },
                 None,
                 f"boxes {i}",
             )["boxes"]
-            whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]] * self.whole_image).reshape(-1, 4)
-            unit = scale_boxes(checked, (1 / size[0], 1 / size[1])).clamp(0.0, 1.0)
-            units.append(torch.cat((whole, unit)))
-            masks.append(torch.ones(len(units[-1]), dtype=torch.long))
-        pad = torch.nn.utils.rnn.pad_sequence
-        encoded = {
-            "boxes_unit": pad(units, batch_first=True),
-            "visual_attention_mask": pad(masks, batch_first=True),
-        }
+            for i, (given, size) in enumerate(zip(boxes, sizes, strict=True))
+        ]
+        given = encode_boxes(checked, sizes, self.whole_image)
+        # Beside pixels the mask has this name: the regions will be those of the boxes.
+        encoded = {"boxes_unit": given["boxes_unit"], "visual_attention_mask": given["boxes_mask"]}
         if getattr(self.image_processor, "recipe", None) == "fit":  # that of the published VCR checkpoints
             told = self.image_processor.encode_objects(sizes, boxes, objects, polygons)
             encoded |= {name: told[name] for name in ("object_classes", "object_masks")}

@@ -1,7 +1,7 @@
 """Boxes and regions: the numbers that pass from an image to the text model.
 
-A *region* is a box with a feature vector. Regions cross the house as mappings with these keys, never as a class (a
-class reached through two copies of this file would be two classes):
+A *region* is a box with a feature vector. The regions of an image are a mapping with these keys, not an instance of a
+class (a checkpoint brings a copy of this file along, and a class that is defined in two files is two classes):
 
     visual_embeds          float [R, V]  one feature per region
     visual_attention_mask  int   [R]     1 = a region, 0 = padding (batches only)
@@ -12,8 +12,11 @@ class reached through two copies of this file would be two classes):
     attribute_scores       float [R]     its confidence in 0..1 (optional)
     image_size             int   [2]     height, width of the image in pixels (optional, needed to draw)
 
-`boxes` of a single image are in pixels of the original image. Inside the model, where the original size is
-unknown, they are in units of the image (0..1) and the key is `boxes_unit`. Letters: B batch, R regions, V feature.
+`boxes` of a single image are in pixels of the original image. Inside the model, where the original size is unknown,
+they are normalised: divided by the width and height of the image, so that they lie in 0..1. Their key is `boxes_unit`
+then. [`find_regions`] is the way from pixels to regions, [`encode_boxes`] the way from boxes in pixels to model inputs.
+
+Letters: B batch, R regions, V feature.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 _PER_REGION = ("scores", "class_ids", "attribute_ids", "attribute_scores")  # what may be known of a region
 _KNOWN = ("visual_embeds", "boxes", "scores", "class_ids", "image_size", "attribute_ids", "attribute_scores")
@@ -39,9 +43,43 @@ def corners_to_center(boxes: torch.Tensor) -> torch.Tensor:
 
 
 def scale_boxes(boxes: torch.Tensor, image_size: Sequence[float]) -> torch.Tensor:
-    """[..., 4] corner boxes from units of the image to pixels; `image_size` is (height, width). Back with their inverses."""
+    """[..., 4] normalised corner boxes to pixels; `image_size` is (height, width)."""
     height, width = (float(side) for side in image_size)
     return boxes * boxes.new_tensor([width, height, width, height])
+
+
+def normalise_boxes(boxes: torch.Tensor, image_size: Sequence[float]) -> torch.Tensor:
+    """[..., 4] corner boxes in pixels to normalised ones; `image_size` is (height, width)."""
+    height, width = image_size
+    return scale_boxes(boxes, (1 / height, 1 / width))
+
+
+def pad_boxes(boxes: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Normalised boxes [R, 4] of B images, padded to the longest list: `boxes_unit` [B, R, 4], and `boxes_mask` [B, R] with 1
+    for a box and 0 for padding."""
+    masks = [torch.ones(len(rows), dtype=torch.long) for rows in boxes]
+    return {
+        "boxes_unit": pad_sequence(list(boxes), batch_first=True),
+        "boxes_mask": pad_sequence(masks, batch_first=True),
+    }
+
+
+def encode_boxes(
+    boxes: Sequence[Any], image_sizes: Sequence[Sequence[int]], whole_image: bool = False
+) -> dict[str, torch.Tensor]:
+    """Boxes in pixels that regions are wanted of -> what region encoders read: `boxes_unit` and `boxes_mask`, see [`pad_boxes`].
+
+    Args:
+        boxes: For each image corner boxes [R, 4] (tensor or list), which are cut at its border.
+        image_sizes: (height, width) of each image.
+        whole_image: Whether to put the box of the whole image before the others.
+    """
+    whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]] * whole_image).reshape(-1, 4)
+    rows = []
+    for corners, size in zip(boxes, image_sizes, strict=True):
+        given = torch.as_tensor(corners, dtype=torch.float32).reshape(len(corners), 4)
+        rows.append(torch.cat((whole, normalise_boxes(given, size).clamp(0.0, 1.0))))
+    return pad_boxes(rows)
 
 
 def box_iou(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -73,7 +111,7 @@ def suppress_overlaps(boxes: torch.Tensor, keep: torch.Tensor, threshold: float)
 
 
 def box_geometry(boxes_unit: torch.Tensor) -> torch.Tensor:
-    """[..., 4] corner boxes in units of the image -> [..., 9]: corners, centre, width, height, area."""
+    """[..., 4] normalised corner boxes -> [..., 9]: corners, centre, width, height, area."""
     center = corners_to_center(boxes_unit)
     return torch.cat((boxes_unit, center, center[..., 2:3] * center[..., 3:4]), dim=-1)
 
@@ -152,6 +190,34 @@ def join_regions(images: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torc
     return {"visual_embeds": torch.cat(features), "visual_token_type_ids": torch.cat(segments)}
 
 
+@torch.no_grad()
+def find_regions(
+    model: Any, inputs: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None
+) -> list[dict[str, torch.Tensor]]:
+    """
+    Pixels -> regions: one mapping for each image, boxes in pixels of the original image (see the module's docstring).
+
+    Args:
+        model: A region encoder, or a VisualBERT with one inside.
+        inputs: What the image processor made of the images: `pixel_values`, `image_sizes` and what else the region encoder
+            reads; `boxes_unit` and `boxes_mask` of [`encode_boxes`] when given boxes are to be described.
+        dtype: Floating point type of the result; the one that the model computes in when not given.
+
+    Raises:
+        ValueError: The model is a VisualBERT without a region encoder.
+    """
+    read = {name: value.to(model.device) for name, value in inputs.items()}
+    read["pixel_values"] = read["pixel_values"].to(model.dtype)
+    if hasattr(model, "get_image_features"):
+        found = model.get_image_features(**read)
+    else:  # a region encoder takes only what it reads
+        names = ("pixel_values", "pixel_mask", "boxes_unit", "boxes_mask", *model.region_inputs)
+        found = model(**{name: read[name] for name in names if name in read})
+    if dtype is not None:
+        found = {name: value.to(dtype) if value.is_floating_point() else value for name, value in found.items()}
+    return split_regions(found, inputs["image_sizes"].tolist())
+
+
 def split_regions(
     batch: Mapping[str, torch.Tensor], image_sizes: Sequence[Sequence[int]]
 ) -> list[dict[str, torch.Tensor]]:
@@ -226,7 +292,11 @@ __all__ = [
     "center_to_corners",
     "check_regions",
     "corners_to_center",
+    "encode_boxes",
+    "find_regions",
     "join_regions",
+    "normalise_boxes",
+    "pad_boxes",
     "pad_regions",
     "scale_boxes",
     "split_regions",

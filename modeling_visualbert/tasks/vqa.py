@@ -22,6 +22,7 @@ from ..data.vqa2 import find_vqa_files, load_vqa
 from ..hub_code.image_processing_visualbert import load_image
 from ..hub_code.modeling_visualbert import VisualBertForQuestionAnswering
 from ..hub_code.processing_visualbert import VisualBertProcessor
+from ..hub_code.regions_visualbert import find_regions, pad_regions
 from ..metrics.submissions import write_vqa_results
 from ..metrics.vqa import normalise_answer, soft_targets, vqa_accuracy
 from ..training.task import Batch, Predictions, Rows, Task, count_examples, to_device
@@ -181,11 +182,9 @@ def _draw(
 ) -> Image.Image:
     """A question: regions weighted by attention, the answer and what most annotators said."""
     image = load_image(task.images[row["image_id"]])
-    batch = to_device(dict(task.processor(images=[image], text=[row["question"]])), model.device)
-    found = model.get_image_features(batch.pop("pixel_values"), batch.pop("pixel_mask", None))
-    (regions,) = task.processor.post_process_regions(found, batch.pop("image_sizes"))
-    batch |= {"visual_embeds": found.visual_embeds, "visual_attention_mask": found.visual_attention_mask}
-    weights = answer_attention(model, **batch)[0, : len(regions["boxes"])].tolist()
+    (regions,) = find_regions(model, task.processor.image_processor(images=[image], return_tensors="pt"))
+    inputs = {**task.processor(text=[row["question"]]), **pad_regions([regions])}
+    weights = answer_attention(model, **to_device(inputs, model.device))[0].tolist()
     lines = [row["question"], f"answer: {prediction['answer']} ({prediction['score']:.0%})"]
     if row["answers"] is not None:
         lines[1] += f"   annotators: {Counter(row['answers']).most_common(1)[0][0]}"
