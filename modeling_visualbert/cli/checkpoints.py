@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..hub_code.tasks_visualbert import TASKS
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from ..hub_code.processing_visualbert import VisualBertProcessor
 
 
 def add_checkpoint_commands(commands: Any) -> None:
@@ -28,6 +23,11 @@ def add_checkpoint_commands(commands: Any) -> None:
         "--num_attention_heads", type=int, help="for .th files, which do not say (default: hidden size / 64)"
     )
     command.add_argument("--tokenizer", help="BERT tokenizer, folder or Hub name; saves the processor beside the model")
+    command.add_argument(
+        "--region_encoder",
+        help="region encoder to put into the checkpoint: a folder, the file or Hub name of a published detector, or pythia-x101, "
+        "frcnn-vg or detectron-r101, which are downloaded",
+    )
     command.add_argument(
         "--classes", help="text file with a detector's class names, one per line in the order of their ids"
     )
@@ -62,47 +62,30 @@ def add_checkpoint_commands(commands: Any) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    from ..checkpoints import check_name
-    from ..convert import convert_original_checkpoint, convert_published_checkpoint, convert_region_detector, summarise
+    from ..convert import convert_region_detector, summarise
+    from ..convert.assemble import Assembled, assemble
     from ..convert.region_detector import is_region_detector, name_outputs
-    from ..hub_code.modeling_region_detector import RegionDetector
 
-    target, processor = Path(args.target), None
+    target = Path(args.target)
     if target.exists():
         raise FileExistsError(f"{target} exists; choose another folder or remove it")
     if is_region_detector(args.source):
-        model, processor, report = convert_region_detector(args.source)
+        if args.tokenizer or args.region_encoder:
+            raise ValueError(
+                f"{args.source} is a region detector; expected no --tokenizer and no --region_encoder for it"
+            )
+        model, image_processor, report = convert_region_detector(args.source)
         name_outputs(model.config, args.classes, args.attributes)
+        made = Assembled(model, image_processor, report)
     elif args.classes or args.attributes:
         raise ValueError(f"{args.source} is not a region detector's file; expected one with --classes and --attributes")
-    elif Path(args.source).is_file():
-        heads = {} if args.num_attention_heads is None else {"num_attention_heads": args.num_attention_heads}
-        model, report = convert_original_checkpoint(args.source, args.task, **heads)
     else:
-        check_name(args.source)
-        model, report = convert_published_checkpoint(args.source)
-    if args.tokenizer and not isinstance(model, RegionDetector):
-        processor = _processor_of(model, args.tokenizer)
-    model.save_pretrained(target)
-    if processor is not None:
-        processor.save_pretrained(target)
-    (target / "key_report.txt").write_text("".join(f"{line}\n" for line in report), encoding="utf-8")
-    print(f"{type(model).__name__}: {summarise(report)}; every key in {target / 'key_report.txt'}")
-
-
-def _processor_of(model: PreTrainedModel, tokenizer: str) -> VisualBertProcessor:
-    from transformers import AutoTokenizer
-
-    from ..hub_code.image_processing_region_detector import RegionDetectorImageProcessor
-    from ..hub_code.processing_visualbert import VisualBertProcessor
-
-    names, detector = model.config.id2label, model.config.region_encoder_config
-    return VisualBertProcessor(
-        image_processor=None if detector is None else RegionDetectorImageProcessor.for_config(detector),
-        tokenizer=AutoTokenizer.from_pretrained(tokenizer),
-        answers=[names[i] for i in sorted(names)] if type(model).__name__ == TASKS["vqa"].head else None,
-        region_dim=model.config.visual_embedding_dim,
-    )
+        heads = {} if args.num_attention_heads is None else {"num_attention_heads": args.num_attention_heads}
+        made = assemble(args.source, args.task, args.tokenizer, args.region_encoder, **heads)
+    made.save(target)
+    print(f"{type(made.model).__name__}: {summarise(made.report)}; every key in {target / 'key_report.txt'}")
+    for part in made.missing:
+        print(f"not in {target}: {part}")
 
 
 def _push(args: argparse.Namespace) -> None:

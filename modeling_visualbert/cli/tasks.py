@@ -54,7 +54,13 @@ def add_task_commands(commands: Any) -> None:
 
 def _model_command(commands: Any, name: str, run: Callable, help_text: str) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=help_text, description=help_text)
-    command.add_argument("--model", required=True, help="folder or Hub name of a checkpoint for this task")
+    command.add_argument(
+        "--model",
+        required=True,
+        help="folder or Hub name of a checkpoint for this task; published ones such as uclanlp/visualbert-vqa are completed",
+    )
+    command.add_argument("--region_encoder", help="for a bare checkpoint: region encoder, see `visualbert convert`")
+    command.add_argument("--tokenizer", help="for a bare checkpoint: BERT tokenizer, folder or Hub name")
     command.add_argument(
         "--int8", action="store_true", help="run the encoder in 8-bit integers, which is faster on a CPU"
     )
@@ -215,15 +221,17 @@ def _load_pipeline(task_name: str, args: argparse.Namespace) -> Any:
     from transformers import pipeline
 
     from ..checkpoints import read_task
+    from ..convert.assemble import complete_checkpoint
     from ..publish.export import int8_config
 
-    task, config = read_task(args.model, task_name)
+    name = complete_checkpoint(args.model, args.region_encoder, args.tokenizer)
+    task, config = read_task(name, task_name)
     saved = getattr(config, "quantization_config", None) or {}
     is_int8 = saved.get("quant_method") == "torchao"
     if saved and args.int8 and not is_int8:
         raise ValueError(f"{args.model} was quantised by {saved.get('quant_method')}; --int8 needs single precision")
     options = {"quantization_config": int8_config()} if args.int8 and not is_int8 else {}
-    return pipeline(task.pipeline, model=args.model, model_kwargs=options)
+    return pipeline(task.pipeline, model=str(name), model_kwargs=options)
 
 
 def _check_top_k(args: argparse.Namespace) -> None:

@@ -46,15 +46,6 @@ TASKS: dict[str, VisualBertTask] = {
             text_key="question",
         ),
         VisualBertTask(
-            name="vcr",
-            head="VisualBertForMultipleChoice",
-            auto_class="AutoModelForMultipleChoice",
-            pipeline="visual-multiple-choice",
-            pipeline_class="VisualBertMultipleChoicePipeline",
-            text_key="question",
-            processor_arguments=("choices", "objects", "boxes", "polygons"),
-        ),
-        VisualBertTask(
             name="nlvr2",
             head="VisualBertForVisualReasoning",
             auto_class="AutoModelForSequenceClassification",
@@ -62,6 +53,15 @@ TASKS: dict[str, VisualBertTask] = {
             pipeline_class="VisualBertReasoningPipeline",
             text_key="statement",
             num_images=2,
+        ),
+        VisualBertTask(
+            name="vcr",
+            head="VisualBertForMultipleChoice",
+            auto_class="AutoModelForMultipleChoice",
+            pipeline="visual-multiple-choice",
+            pipeline_class="VisualBertMultipleChoicePipeline",
+            text_key="question",
+            processor_arguments=("choices", "objects", "boxes", "polygons"),
         ),
         VisualBertTask(
             name="flickr30k",

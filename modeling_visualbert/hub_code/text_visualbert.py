@@ -28,6 +28,46 @@ class EncodedText:
     alignment: dict[int, list[int]] = field(default_factory=dict)
 
 
+def check_tokenizer(tokenizer, vocab_size: int, task: str | None = None, name: str = "tokenizer") -> None:
+    """
+    Refuse a tokenizer that does not fit a model.
+
+    Args:
+        tokenizer: A BERT tokenizer.
+        vocab_size: Number of word pieces of the model.
+        task: Task of the processor; VQA needs `?` as a word piece.
+        name: What to call the tokenizer in an error.
+
+    Raises:
+        ValueError: It has another size, or lacks a special token.
+    """
+    if len(tokenizer) != vocab_size:
+        raise ValueError(
+            f"{name}: a tokenizer of {len(tokenizer)} word pieces, but the model has {vocab_size}; expected the tokenizer that "
+            "the model was trained with"
+        )
+    check_special_tokens(tokenizer, task, name)
+
+
+def check_special_tokens(tokenizer, task: str | None = None, name: str = "tokenizer") -> None:
+    """
+    Refuse a tokenizer without the tokens that every text has; see [`check_tokenizer`].
+
+    Raises:
+        ValueError: It lacks one of them.
+    """
+    tokens = ("cls_token", "sep_token", "mask_token", "pad_token", "unk_token")
+    named = {token: getattr(tokenizer, token, None) for token in tokens}
+    wanted = [*named.values(), *(["?"] if task == "vqa" else [])]
+    vocabulary = tokenizer.get_vocab()
+    for text, token in zip(wanted, [*named, "the question mark"], strict=False):
+        if text is None or text not in vocabulary:
+            raise ValueError(
+                f"{name}: the tokenizer has no {text or token}; expected a BERT tokenizer with [CLS], [SEP], "
+                "[MASK], [PAD], [UNK]" + (" and ?" if task == "vqa" else "")
+            )
+
+
 def encode_question(tokenizer, question: str, max_length: int, name: str = "question") -> EncodedText:
     """VQA: `[CLS] where is the cat ? [MASK] [SEP]`, lower-cased, without commas and other question marks.
 
@@ -284,6 +324,8 @@ def _string(text: object, name: str) -> str:
 
 __all__ = [
     "EncodedText",
+    "check_special_tokens",
+    "check_tokenizer",
     "encode_choice",
     "encode_pair",
     "encode_question",

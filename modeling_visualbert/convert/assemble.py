@@ -1,0 +1,254 @@
+"""Complete checkpoints from published parts: model and answers, the processor of the right task, tokenizer, region encoder.
+
+source (.th file, folder or Hub name) ──► model ─┐
+tokenizer, folder or Hub name ───────────────────┼──► a folder that `ask`, pipelines, training and `push` open
+region encoder: file, folder or Hub name ────────┘
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedModel
+
+from ..checkpoints import check_name
+from ..corpus.build import default_cache_dir
+from ..downloads import fetch, hub_folder
+from ..features.extract import load_region_encoder
+from ..hub_code.configuration_visualbert import VisualBertConfig
+from ..hub_code.image_processing_region_detector import RegionDetectorImageProcessor
+from ..hub_code.processing_visualbert import VisualBertProcessor
+from ..hub_code.tasks_visualbert import HEADS
+from ..hub_code.text_visualbert import check_tokenizer
+from ..published import (
+    PublishedCheckpoint,
+    PublishedDetector,
+    authors_files,
+    published_checkpoints,
+    published_detectors,
+    published_tokenizer,
+)
+from .checkpoint_files import KeyReport
+from .region_detector import convert_region_detector, is_region_detector
+from .visualbert import convert_original_checkpoint, convert_published_checkpoint
+
+_CHECKPOINT_FILES = ("config.json", "*.safetensors", "pytorch_model.bin")
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+_DETECTOR_FILES = ("config.*", "preprocessor_config.json", "pytorch_model.bin", "*.safetensors")
+
+
+@dataclass
+class Assembled:
+    """
+    What [`assemble`] made.
+
+    Args:
+        model: The model, with its region encoder where there is one.
+        processor: Its processor; None without a tokenizer.
+        report: What became of every tensor.
+        missing: What a complete checkpoint would have beside it, each with the argument that adds it.
+    """
+
+    model: PreTrainedModel
+    processor: VisualBertProcessor | None
+    report: list[KeyReport]
+    missing: list[str] = field(default_factory=list)
+
+    def save(self, folder: str | Path) -> None:
+        """Write model, processor and key report."""
+        self.model.save_pretrained(folder)
+        if self.processor is not None:
+            self.processor.save_pretrained(folder)
+        (Path(folder) / "key_report.txt").write_text("".join(f"{line}\n" for line in self.report), encoding="utf-8")
+
+
+def assemble(
+    source: str | Path,
+    task: str | None = None,
+    tokenizer: str | None = None,
+    region_encoder: str | Path | None = None,
+    **config_kwargs: Any,
+) -> Assembled:
+    """
+    Put a published checkpoint, its tokenizer and its region encoder together.
+
+    Args:
+        source: A `.th` file of the authors, or a folder or Hub name in the layout of `uclanlp/visualbert-*`.
+        task: Head of a `.th` file; guessed from its tensors when not given.
+        tokenizer: Folder or Hub name of a BERT tokenizer.
+        region_encoder: Region encoder of ours (folder or Hub name), a published detector (file, folder or Hub name), or the name
+            of one in `assets/published.yaml`, such as "pythia-x101", which is downloaded.
+        config_kwargs: Fields of [`VisualBertConfig`] that a `.th` file does not tell.
+
+    Raises:
+        FileNotFoundError: There is no such file, folder or tokenizer.
+        ValueError: Parts are damaged or do not fit together: features of another length, a tokenizer of another size.
+    """
+    if Path(source).is_file():
+        model, report = convert_original_checkpoint(source, task, **config_kwargs)
+    else:
+        check_name(source)
+        model, report = convert_published_checkpoint(source)
+    found = HEADS[type(model).__name__]
+    missing = []
+    image_processor = None
+    if model.config.region_encoder_config is not None:  # the file of a VCR model holds its detector
+        image_processor = RegionDetectorImageProcessor.for_config(model.config.region_encoder_config)
+    if region_encoder is not None:
+        encoder, image_processor = open_region_encoder(region_encoder)
+        model.attach_region_encoder(encoder)
+    elif image_processor is None:
+        missing.append(
+            "region encoder (add it with --region_encoder; without it the model reads precomputed features only)"
+        )
+    processor = None
+    if tokenizer is None:
+        missing.append(f"tokenizer and processor (add them with --tokenizer, such as {published_tokenizer()})")
+    else:
+        processor = VisualBertProcessor(
+            image_processor,
+            open_tokenizer(tokenizer, model.config, found.name),
+            task=found.name,
+            answers=_answers(model.config) if found.name == "vqa" else None,
+            region_dim=model.config.visual_embedding_dim,
+            alignment="original" if found.name == "vcr" else "subword",
+        )
+    return Assembled(model, processor, report, missing)
+
+
+def _answers(config: VisualBertConfig) -> list[str]:
+    return [config.id2label[index] for index in sorted(config.id2label)]
+
+
+def open_tokenizer(name: str | Path, config: VisualBertConfig, task: str | None = None) -> Any:
+    """
+    A BERT tokenizer that fits a model.
+
+    Raises:
+        FileNotFoundError: The folder has no tokenizer. (`AutoTokenizer` would make one up.)
+        ValueError: It has another size than the model's vocabulary, or lacks a special token.
+    """
+    check_name(name, "tokenizer")
+    if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in _TOKENIZER_FILES):
+        raise FileNotFoundError(f"{name}: no tokenizer in this folder; expected {' or '.join(_TOKENIZER_FILES)}")
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    check_tokenizer(tokenizer, config.vocab_size, task, str(name))
+    return tokenizer
+
+
+def open_region_encoder(name: str | Path) -> tuple[Any, Any]:
+    """
+    A region encoder and its image processor from whatever names one; see [`assemble`].
+
+    Raises:
+        FileNotFoundError, ValueError: There is nothing of that name, or it is no region encoder.
+    """
+    known = {detector.hub: detector for detector in published_detectors().values() if detector.hub is not None}
+    known |= published_detectors()
+    if not Path(name).exists() and str(name) in known:
+        return _published_detector(known[str(name)])
+    if is_region_detector(name) and Path(name).exists():
+        detector, image_processor, _ = convert_region_detector(name)
+        return detector, image_processor
+    return load_region_encoder(name)
+
+
+def _published_detector(detector: PublishedDetector) -> tuple[Any, Any]:
+    if not detector.is_published:
+        raise ValueError(
+            f"{detector.title} was not published alone; the authors' .th files hold it: download one with a browser from "
+            f"{authors_files()} and convert that"
+        )
+    if detector.hub is not None:
+        folder = hub_folder(detector.hub, _DETECTOR_FILES)
+        encoder, image_processor, _ = convert_region_detector(folder)
+        return encoder, image_processor
+    weights, *others = (fetch(file) for file in detector.files)
+    encoder, image_processor, _ = convert_region_detector(weights, *others[:1])
+    return encoder, image_processor
+
+
+def complete_checkpoint(
+    name: str | Path, region_encoder: str | Path | None = None, tokenizer: str | Path | None = None
+) -> Path | str:
+    """
+    A checkpoint that answers from images: `name` itself if it is complete, else one that is assembled once in the cache.
+
+    Args:
+        name: A complete checkpoint of ours, a published one (Hub name), or a folder in the layout of a published one.
+        region_encoder, tokenizer: What it lacks; see [`assemble`]. Known for published names.
+
+    Raises:
+        FileNotFoundError: It looks like a folder and is not there.
+        ValueError: It is not known what it lacks; the message names the arguments.
+    """
+    published = published_checkpoints().get(str(name)) if not Path(name).exists() else None
+    if published is None and not Path(name).is_dir():
+        check_name(name)
+        if region_encoder is None and tokenizer is None:
+            return name  # of the Hub; opening it says what is wrong
+    elif published is None and (Path(name) / "processor_config.json").is_file():
+        if region_encoder is not None or tokenizer is not None:
+            raise ValueError(f"{name} is complete; expected no --region_encoder and no --tokenizer for it")
+        return name
+    region_encoder, tokenizer = _parts(name, published, region_encoder, tokenizer)
+    target = _cache_folder(name, region_encoder, tokenizer)
+    if (target / "key_report.txt").is_file():  # written last
+        return target
+    source = hub_folder(str(name), _CHECKPOINT_FILES) if not Path(name).exists() else name
+    assembled = assemble(source, tokenizer=tokenizer, region_encoder=region_encoder)
+    draft = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    assembled.save(draft)
+    draft.rename(target)
+    return target
+
+
+def _parts(
+    name: str | Path,
+    published: PublishedCheckpoint | None,
+    region_encoder: str | Path | None,
+    tokenizer: str | Path | None,
+) -> tuple[str, str]:
+    """The region encoder and tokenizer to use: those given, or else those of the published checkpoint."""
+    if published is not None and region_encoder is None and published.detector.is_published:
+        region_encoder = published.detector.name
+    if published is not None and tokenizer is None:
+        tokenizer = published_tokenizer()
+    if region_encoder is None and published is not None:
+        raise ValueError(
+            f"{name} has no region encoder: its {published.detector.title} was not published alone. Download the authors' .th "
+            f"file, which holds it, with a browser from {authors_files()}, convert it with `visualbert convert` and pass the "
+            "result as --model"
+        )
+    absent = {"--region_encoder": region_encoder, "--tokenizer": tokenizer}
+    if lacking := [flag for flag, value in absent.items() if value is None]:
+        known = ", ".join(detector.name for detector in published_detectors().values() if detector.is_published)
+        raise ValueError(
+            f"{name} is a bare checkpoint without processor, tokenizer and region encoder; expected {' and '.join(lacking)} "
+            f"(region encoders: a folder, a file or one of {known}; tokenizer of the published ones: {published_tokenizer()})"
+        )
+    return str(region_encoder), str(tokenizer)
+
+
+def _cache_folder(name: str | Path, region_encoder: str, tokenizer: str) -> Path:
+    """Where the checkpoint of these parts is kept; parts that are files count with their size and time of change."""
+    parts = [_identity(part) for part in (name, region_encoder, tokenizer)]
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+    return default_cache_dir() / "checkpoints" / f"{Path(name).name}-{digest}"
+
+
+def _identity(part: str | Path) -> list[Any]:
+    path = Path(part)
+    if not path.exists():
+        return [str(part)]
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [str(path.resolve()), *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)]
+
+
+__all__ = ["Assembled", "assemble", "complete_checkpoint", "open_region_encoder", "open_tokenizer"]

@@ -1,0 +1,126 @@
+"""Downloads of what others published: Hub repositories through the Hub's cache, files at other addresses through ours.
+
+Nothing is downloaded that the user did not ask for. What is large is announced with its size and address first; an interrupted
+download is continued; with `HF_HUB_OFFLINE` only the caches are used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
+from huggingface_hub.utils import filter_repo_objects
+from tqdm.auto import tqdm
+
+from .corpus.build import default_cache_dir
+from .published import PublishedFile
+
+ANNOUNCED_MEGABYTES = 100  # from here on a download is announced
+MIRROR = "VISUALBERT_MIRROR"  # environment variable: an address to use instead of https://dl.fbaipublicfiles.com
+_ATTEMPTS = 3
+_CHUNK = 1 << 20
+
+
+def hub_folder(name: str, patterns: Sequence[str]) -> Path:
+    """
+    The local copy of the files of a Hub repository that match `patterns`, downloaded if they are not in the Hub's cache.
+
+    Raises:
+        OSError: The repository does not exist or cannot be reached, or the files are not cached and `HF_HUB_OFFLINE` is set.
+    """
+    if not constants.HF_HUB_OFFLINE:
+        _announce_repository(name, patterns)
+    return Path(snapshot_download(name, allow_patterns=list(patterns)))
+
+
+def _announce_repository(name: str, patterns: Sequence[str]) -> None:
+    listed = HfApi().model_info(name, files_metadata=True).siblings or []
+    wanted = filter_repo_objects(listed, allow_patterns=list(patterns), key=lambda file: file.rfilename)
+    sizes = [file.size or 0 for file in wanted if not isinstance(try_to_load_from_cache(name, file.rfilename), str)]
+    _announce(f"{name} from {constants.ENDPOINT}", sum(sizes) / 1e6)
+
+
+def _announce(what: str, megabytes: float) -> None:
+    if megabytes >= ANNOUNCED_MEGABYTES:
+        print(f"downloading {what} ({megabytes:,.0f} MB)", file=sys.stderr)
+
+
+def fetch(file: PublishedFile) -> Path:
+    """
+    A file at a public address, downloaded if it is not in the cache (`$MODELING_VISUALBERT_CACHE/downloads`).
+
+    Raises:
+        FileNotFoundError: It is not in the cache, and `HF_HUB_OFFLINE` is set.
+        ConnectionError: The server cannot be reached, refuses the file or keeps breaking off; what has arrived is kept.
+        OSError: There is not enough space on the disk.
+        ValueError: The server sends something else, such as an HTML page.
+    """
+    name = file.url.rsplit("/", 1)[-1]
+    folder = default_cache_dir() / "downloads" / hashlib.sha256(file.url.encode()).hexdigest()[:12]
+    path, partial = folder / name, folder / f"{name}.partial"
+    if path.is_file():
+        return path
+    if constants.HF_HUB_OFFLINE:
+        raise FileNotFoundError(f"{file.url}: not downloaded yet, and HF_HUB_OFFLINE is set; expected it at {path}")
+    folder.mkdir(parents=True, exist_ok=True)
+    _announce(file.url, file.megabytes)
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            _continue_download(file.url, partial)
+            break
+        except (ConnectionError, TimeoutError, urllib.error.URLError) as error:
+            if attempt == _ATTEMPTS or isinstance(error, urllib.error.HTTPError):
+                raise ConnectionError(
+                    f"{file.url}: cannot be downloaded ({_reason(error)}); run the command again to continue, or put the "
+                    f"file at {path}"
+                ) from error
+    os.replace(partial, path)
+    return path
+
+
+def _continue_download(url: str, partial: Path) -> None:
+    """Append to the partial file what is missing of it."""
+    have = partial.stat().st_size if partial.is_file() else 0
+    address = url.replace("https://dl.fbaipublicfiles.com", os.environ.get(MIRROR, "https://dl.fbaipublicfiles.com"))
+    request = urllib.request.Request(address, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        answer: Any = urllib.request.urlopen(request, timeout=60)
+    except urllib.error.HTTPError as error:
+        if error.code == 416 and have:  # nothing is missing
+            return
+        raise
+    with answer:
+        if answer.headers.get_content_type() == "text/html":
+            raise ValueError(f"{url}: the server sent an HTML page; expected the file")
+        mode = "ab" if answer.status == 206 else "wb"
+        start = have if mode == "ab" else 0
+        left = int(answer.headers["Content-Length"] or 0)
+        free = shutil.disk_usage(partial.parent).free
+        if left > free:
+            raise OSError(f"{partial}: {left:,} bytes to download, but {free:,} bytes of free space")
+        with (
+            partial.open(mode) as out,
+            tqdm(
+                total=start + left, initial=start, unit="B", unit_scale=True, desc=partial.stem, disable=left < _CHUNK
+            ) as bar,
+        ):
+            while chunk := answer.read(_CHUNK):
+                out.write(chunk)
+                bar.update(len(chunk))
+    if left and partial.stat().st_size != start + left:
+        raise ConnectionError(f"broke off after {partial.stat().st_size:,} of {start + left:,} bytes")
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(getattr(error, "reason", None) or error).split()) or type(error).__name__
+
+
+__all__ = ["fetch", "hub_folder"]

@@ -1,0 +1,258 @@
+"""Published checkpoints are completed: model, answers, the processor of the right task, tokenizer, region encoder."""
+
+import http.server
+import json
+import threading
+
+import pytest
+import torch
+from published_layouts import NUM_ANSWERS, VOCABULARY, write_checkpoint, write_tokenizer
+from tiny_checkpoints import PIPELINE_TASKS
+from transformers import AutoProcessor, pipeline
+
+from modeling_visualbert.checkpoints import read_task
+from modeling_visualbert.cli import main
+from modeling_visualbert.convert.assemble import complete_checkpoint, open_tokenizer
+from modeling_visualbert.corpus.scenes import render, sample_scene
+from modeling_visualbert.downloads import fetch
+from modeling_visualbert.hub_code.configuration_visualbert import VisualBertConfig
+from modeling_visualbert.publish.card import cards_folder, load_facts
+from modeling_visualbert.published import PublishedFile, published_checkpoints, published_detectors
+from modeling_visualbert.tasks.common import DETECTOR
+
+DIM = 73  # of the region encoder that ships with the package
+CALLS = {
+    "vqa": {"question": "What is on the table?", "top_k": 2},
+    "nlvr2": {"statement": "the left image shows a star"},
+    "vcr": {
+        "question": "what is [0]?",
+        "choices": ["[0] is red", "[0] is blue"],
+        "objects": ["star"],
+        "boxes": [[5, 9, 40, 44]],
+    },
+    "flickr30k": {"sentence": "a red star", "phrases": ["a red star"]},
+    "pretraining": {"text": "a [MASK] star", "top_k": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """Folder with a tokenizer, a checkpoint of each head in the published layout, and an image."""
+    folder = tmp_path_factory.mktemp("parts")
+    write_tokenizer(folder / "tokenizer")
+    for task in PIPELINE_TASKS:
+        write_checkpoint(folder / task, task, DIM)
+    render(sample_scene(3, "assemble")).save(folder / "image.png")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MODELING_VISUALBERT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("task", PIPELINE_TASKS)
+def test_convert_writes_a_complete_checkpoint(task, parts, tmp_path, capsys):
+    target = tmp_path / "complete"
+    flags = ["--tokenizer", str(parts / "tokenizer"), "--region_encoder", str(DETECTOR)]
+    assert main(["convert", str(parts / task), str(target), *flags]) == 0
+    assert "not in" not in capsys.readouterr().out
+    processor = AutoProcessor.from_pretrained(target)
+    assert processor.task == task
+    assert processor.alignment == ("original" if task == "vcr" else "subword")
+    assert (processor.answers is not None) == (task == "vqa")
+    found, config = read_task(target)
+    assert found.name == task and config.pad_token_id == 0
+    if task == "vqa":
+        assert len(processor.answers) == NUM_ANSWERS and processor.answers[3117] == config.id2label[3117] == "yes"
+    images = (str(parts / "image.png"),) * 2 if task == "nlvr2" else str(parts / "image.png")
+    answer = pipeline(PIPELINE_TASKS[task], model=str(target))(images, **CALLS[task])
+    assert answer
+
+
+def test_what_is_missing_is_said_with_the_argument_that_adds_it(parts, tmp_path, capsys):
+    assert main(["convert", str(parts / "vqa"), str(tmp_path / "bare")]) == 0
+    out = capsys.readouterr().out
+    assert f"not in {tmp_path / 'bare'}: region encoder (add it with --region_encoder; " in out
+    assert (
+        f"not in {tmp_path / 'bare'}: tokenizer and processor (add them with --tokenizer, such as google-bert/" in out
+    )
+
+
+def test_features_of_another_length_are_refused_before_anything_is_written(parts, tmp_path, capsys):
+    write_checkpoint(tmp_path / "other", "vqa", 2048)
+    flags = ["--tokenizer", str(parts / "tokenizer"), "--region_encoder", str(DETECTOR)]
+    assert main(["convert", str(tmp_path / "other"), str(tmp_path / "target"), *flags]) == 2
+    assert "the region encoder makes features of 73 numbers, the model reads 2048" in capsys.readouterr().err
+    assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "message"),
+    [
+        (
+            [*VOCABULARY, "dog"],
+            f"a tokenizer of {len(VOCABULARY) + 1} word pieces, but the model has {len(VOCABULARY)}",
+        ),
+        (
+            ["?" if word == "[MASK]" else word for word in VOCABULARY if word != "?"] + ["dog"],
+            "word pieces, but the model has",
+        ),
+        ([word for word in VOCABULARY if word != "?"] + ["dog"], r"the tokenizer has no \?"),
+    ],
+)
+def test_tokenizers_that_do_not_fit_are_refused(vocabulary, message, tmp_path):
+    config = VisualBertConfig(vocab_size=len(VOCABULARY))
+    folder = write_tokenizer(tmp_path / "tokenizer", vocabulary)
+    with pytest.raises(ValueError, match=message):
+        open_tokenizer(folder, config, "vqa")
+
+
+def test_no_tokenizer_is_made_up(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(
+        FileNotFoundError, match=r"empty: no tokenizer in this folder; expected tokenizer.json or vocab.txt"
+    ):
+        open_tokenizer(tmp_path / "empty", VisualBertConfig())
+
+
+def test_ask_completes_a_bare_checkpoint_once(parts, cache, capsys):
+    argv = ["ask", "--model", str(parts / "vqa"), str(parts / "image.png"), "What is on the table?", "--json"]
+    assert main(argv) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and "expected --region_encoder and --tokenizer" in line and "pythia-x101" in line
+    flags = ["--tokenizer", str(parts / "tokenizer"), "--region_encoder", str(DETECTOR)]
+    assert main([*argv, *flags]) == 0
+    first = json.loads(capsys.readouterr().out)
+    (made,) = (cache / "checkpoints").iterdir()
+    changed = (made / "model.safetensors").stat().st_mtime_ns
+    assert main([*argv, *flags]) == 0
+    assert json.loads(capsys.readouterr().out) == first
+    assert (made / "model.safetensors").stat().st_mtime_ns == changed
+    assert main([*argv[:2], str(made), *argv[3:], *flags]) == 2
+    assert "is complete; expected no --region_encoder" in capsys.readouterr().err
+
+
+def test_a_changed_part_is_assembled_again(parts, tmp_path, cache):
+    source = write_checkpoint(tmp_path / "mine", "nlvr2", DIM)
+    arguments = {"region_encoder": DETECTOR, "tokenizer": parts / "tokenizer"}
+    first = complete_checkpoint(source, **arguments)
+    assert complete_checkpoint(source, **arguments) == first
+    weights = torch.load(source / "pytorch_model.bin", weights_only=True)
+    torch.save({name: value + 1 for name, value in weights.items()}, source / "pytorch_model.bin")
+    assert complete_checkpoint(source, **arguments) != first
+
+
+def test_vcr_says_where_its_detector_is():
+    with pytest.raises(
+        ValueError, match=r"not published alone. Download the authors' .th file.*github.com/uclanlp/visualbert"
+    ):
+        complete_checkpoint("uclanlp/visualbert-vcr")
+
+
+def test_the_table_agrees_with_the_cards():
+    cards = {
+        facts["source"]: facts for facts in (load_facts(path) for path in cards_folder().glob("visualbert-*.yaml"))
+    }
+    assert set(cards) == set(published_checkpoints())
+    for name, checkpoint in published_checkpoints().items():
+        assert read_head(cards[name]) == checkpoint.task
+        assert checkpoint.detector.region_dim == checkpoint.region_dim
+    assert {detector.name for detector in published_detectors().values() if not detector.is_published} == {"vcr-r50"}
+
+
+def read_head(facts):
+    from modeling_visualbert.hub_code.tasks_visualbert import HEADS
+
+    return HEADS[facts["head"]].name
+
+
+class _Files(http.server.BaseHTTPRequestHandler):
+    """Serves one file with ranges; `server.cut` breaks the first answers off after so many bytes."""
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        content, server = self.server.content, self.server
+        server.ranges.append(self.headers.get("Range"))
+        if self.path.endswith("page"):
+            return self._send(200, b"<html>", {"Content-Type": "text/html"})
+        if self.path.endswith("gone"):
+            return self._send(404, b"")
+        start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").rstrip("-"))
+        if start >= len(content):
+            return self._send(416, b"")
+        rest = content[start:]
+        cut = server.cuts.pop(0) if server.cuts else len(rest)
+        self._send(206 if start else 200, rest[:cut], {"Content-Length": str(len(rest))})
+
+    def _send(self, status, content, headers=()):
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), "Content-Type": "x/y", **dict(headers)}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+        self.close_connection = True
+
+
+@pytest.fixture
+def files(monkeypatch):
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Files)
+    server.content, server.cuts, server.ranges = bytes(range(256)) * 500, [], []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server.url = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    yield server
+    server.shutdown()
+
+
+def test_a_download_that_breaks_off_is_continued(files, cache, capsys):
+    files.cuts = [1000, 2000]
+    path = fetch(PublishedFile(f"{files.url}/weights.pth", 670))
+    assert path.read_bytes() == files.content and path.is_relative_to(cache)
+    assert files.ranges == [None, "bytes=1000-", "bytes=3000-"]
+    assert capsys.readouterr().err == f"downloading {files.url}/weights.pth (670 MB)\n"
+    assert fetch(PublishedFile(f"{files.url}/weights.pth", 670)) == path
+    assert len(files.ranges) == 3
+
+
+def test_what_has_arrived_is_kept_for_the_next_call(files):
+    files.cuts = [10, 10, 10]
+    with pytest.raises(
+        ConnectionError, match=r"weights.pth: cannot be downloaded \(broke off after 30 of 128,000 bytes\); run"
+    ):
+        fetch(PublishedFile(f"{files.url}/weights.pth", 1))
+    assert fetch(PublishedFile(f"{files.url}/weights.pth", 1)).read_bytes() == files.content
+    assert files.ranges[-1] == "bytes=30-"
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("page", ValueError, "page: the server sent an HTML page; expected the file"),
+        ("gone", ConnectionError, r"gone: cannot be downloaded \(Not Found\)"),
+    ],
+)
+def test_other_answers_are_named(files, name, error, message):
+    with pytest.raises(error, match=message):
+        fetch(PublishedFile(f"{files.url}/{name}", 1))
+
+
+def test_no_server_is_one_line_and_offline_asks_nobody(files, monkeypatch):
+    files.shutdown()
+    files.server_close()
+    with pytest.raises(ConnectionError, match=r"cannot be downloaded \(.*refused"):
+        fetch(PublishedFile(f"{files.url}/weights.pth", 1))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        FileNotFoundError, match=r"not downloaded yet, and HF_HUB_OFFLINE is set; expected it at .*weights.pth"
+    ):
+        fetch(PublishedFile(f"{files.url}/weights.pth", 1))
+
+
+def test_a_full_disk_is_found_before_it_is_full(files, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1000})())
+    with pytest.raises(OSError, match="128,000 bytes to download, but 1,000 bytes of free space"):
+        fetch(PublishedFile(f"{files.url}/weights.pth", 1))
