@@ -12,6 +12,7 @@ import pytest
 import torch
 from golden_cases import GOLDEN
 from PIL import Image
+from published_layouts import VOCABULARY, write_tokenizer
 from tiny_checkpoints import ANSWERS, tiny_checkpoint
 from transformers import (
     AutoConfig,
@@ -318,7 +319,8 @@ def test_a_missing_checkpoint_is_named(tmp_path, images, capsys, command):
 
 def test_convert_writes_model_processor_and_report(tmp_path, capsys):
     target = tmp_path / "converted"
-    tokenizer = PACKAGE / "assets" / "corpus_tokenizer"
+    words = [f"word{number}" for number in range(120 - len(VOCABULARY))]  # the model has 120
+    tokenizer = write_tokenizer(tmp_path / "tokenizer", [*VOCABULARY, *words])
     flags = ["--num_attention_heads", "4", "--tokenizer", str(tokenizer)]
     assert main(["convert", str(GOLDEN / "vqa.th"), str(target), *flags]) == 0
     assert "VisualBertForQuestionAnswering: 61 loaded" in capsys.readouterr().out
