@@ -152,7 +152,7 @@ THIRD = r"row 3: image third: "
         (broken(num="many"), r"row 3: 'count' is b'many'; expected a whole number"),
         (broken(num="-4"), r"row 3: 'count' is b'-4'; expected a whole number"),
         (broken(h="1e9"), r"row 3: 'height' is b'1e9'; expected a whole number"),
-        (broken(name="first"), r"row 3: image id 'first' occurs twice; expected it only once"),
+        (broken(name="first"), r"row 3: image first twice; expected each image once"),
         (broken()[:200], r"row 3: \d columns; expected 6, 7, 10 \(is the file cut off\?\)"),
         ("\n", r"row 3: 1 columns"),
         (
@@ -428,7 +428,10 @@ def test_a_hostile_array_is_refused_and_not_run(tmp_path):
             {"a": (torch.zeros(2, DIM), torch.zeros(3, 4))},
             r"image 'a': image a: 'boxes' has shape \(3, 4\); expected \(2, 4\)",
         ),
-        ({"a": (torch.zeros(2, DIM),), "a.npz": (torch.zeros(2, DIM),)}, "image 'a.npz': image id 'a' occurs twice"),
+        (
+            {"a": (torch.zeros(2, DIM),), "a.npz": (torch.zeros(2, DIM),)},
+            "image 'a.npz': image a twice; expected each image once",
+        ),
     ],
 )
 def test_a_chunk_of_something_else_is_named(tmp_path, chunk, message):
@@ -497,7 +500,7 @@ def test_hdf5_with_a_group_for_each_image(tmp_path, h5py):
     [
         (None, "no names of images; expected 'image_ids' in it, or a .json or .txt file beside it"),
         ("a\nb\n", "2 names for 3 images"),
-        ("a\nb\na\n", "row 2: image id 'a' occurs twice"),
+        ("a\nb\na\n", "row 2: image a twice; expected each image once"),
     ],
 )
 def test_hdf5_without_names(tmp_path, h5py, names, message):

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from modeling_visualbert.features import format as store_format
 from modeling_visualbert.features.draft import StoreDraft
-from modeling_visualbert.features.format import IDS_SCHEMA, SCHEMA, decode_row, encode_row, sha256_of, write_table
+from modeling_visualbert.features.format import IDS_SCHEMA, SCHEMA, decode_row, encode_row, sha256_of, write_batches
 from modeling_visualbert.features.store import FeatureStore, partial_folder, write_store
 
 ROOT = Path(__file__).parents[1]
@@ -203,9 +204,9 @@ def damaged_index(folder, change):
 
 def rewrite_ids(folder, rows):
     """Replace the sorted ids by others, with size and checksum to match."""
-    count, size, sha256 = write_table(
-        folder / "ids.arrow", IDS_SCHEMA, (dict(zip(IDS_SCHEMA.names, row, strict=True)) for row in rows)
-    )
+    records = [dict(zip(IDS_SCHEMA.names, row, strict=True)) for row in rows]
+    batch = pa.RecordBatch.from_pylist(records, schema=IDS_SCHEMA)
+    count, size, sha256 = write_batches(folder / "ids.arrow", IDS_SCHEMA, [batch])
     damaged_index(
         folder, lambda info: info.update(ids={"file": "ids.arrow", "bytes": size, "sha256": sha256}, num_images=count)
     )
@@ -311,14 +312,90 @@ def test_a_shard_with_fewer_rows_than_the_index_says_is_named(tmp_path):
 
 def test_a_file_that_is_no_shard_is_named(tmp_path):
     path = write(tmp_path / "store") / "data" / "shard-00000.arrow"
-    schema = pa.schema([("text", pa.string())])
-    _, size, _ = write_table(path, schema, iter([{"text": "not regions"}]))
+    batch = pa.record_batch({"text": ["not regions"]})
+    _, size, _ = write_batches(path, batch.schema, [batch])
     damaged_index(tmp_path / "store", lambda info: info["shards"][0].update(bytes=size))
     with pytest.raises(ValueError, match=r"shard-00000.arrow: columns \['text'\]; expected .*image_id"):
         FeatureStore(tmp_path / "store")["image-0"]
 
 
+# Stores of earlier versions: `store` and `cut.partial`, which was interrupted after its first shard
+
+
+def counted_regions(count):
+    """Regions of numbers that float16 can hold."""
+    numbers = np.arange(count * DIM, dtype=np.float32).reshape(count, DIM)
+    return {
+        "visual_embeds": torch.from_numpy(numbers / 8),
+        "boxes": torch.from_numpy(numbers[:, :4] + np.float32(0.1)),
+        "scores": torch.from_numpy(numbers[:, 0] / 100),
+        "class_ids": torch.arange(count),
+        "attribute_ids": torch.arange(count) + 7,
+        "attribute_scores": torch.from_numpy(numbers[:, 1] / 100),
+        "image_size": torch.tensor([30, 40 + count]),
+    }
+
+
+def stored_pairs():
+    """What was written into the stored stores, in order."""
+    bare = {"visual_embeds": counted_regions(1)["visual_embeds"]}
+    return [*((f"image-{count}", counted_regions(count)) for count in (3, 0, 2, 1)), ("été", bare)]
+
+
+STORED = Path(__file__).parent / "fixtures" / "store"
+STORED_OPTIONS = {
+    "dtype": "float16",
+    "images_per_shard": 2,
+    "names": {"classes": ["cat", "dog", "hat"], "attributes": None},
+    "source": {"file": "a.tsv"},
+}
+
+
+def test_a_store_of_an_earlier_version_opens():
+    store = FeatureStore(STORED / "store", expect_dim=DIM, expect_detector="0123abcd")
+    assert list(store) == ["image-0", "image-1", "image-2", "image-3", "été"]
+    for image_id, written in stored_pairs():
+        assert_equal_regions(store[image_id], written)
+    assert (store.info["classes"], store.info["attributes"]) == (["cat", "dog", "hat"], None)
+    store.verify()
+
+
+def test_the_format_is_that_of_earlier_versions(tmp_path):
+    """The same files with the same columns and rows; the index has the same keys in the same order."""
+    write(tmp_path / "store", stored_pairs(), **STORED_OPTIONS)
+    assert sorted(contents(tmp_path / "store")) == sorted(contents(STORED / "store"))
+    for path in STORED.glob("store/**/*.arrow"):
+        old, new = (
+            pa.ipc.open_stream(file.read_bytes()).read_all() for file in (path, tmp_path / path.relative_to(STORED))
+        )
+        assert new.equals(old, check_metadata=True)
+    old, new = (json.loads((folder / "store" / "index.json").read_text()) for folder in (STORED, tmp_path))
+    for info in (old, new):
+        for record in (info["ids"], *info["shards"]):
+            record.update(bytes=0, sha256="")  # another version of pyarrow may write other bytes
+    assert json.dumps(new) == json.dumps(old)
+
+
+def test_an_interrupted_run_of_an_earlier_version_resumes(tmp_path):
+    shutil.copytree(STORED / "cut.partial", tmp_path / "store.partial")
+    first = (tmp_path / "store.partial" / "data" / "shard-00000.arrow").read_bytes()
+    write(tmp_path / "store", stored_pairs(), resume=True, **STORED_OPTIONS)
+    assert (tmp_path / "store" / "data" / "shard-00000.arrow").read_bytes() == first
+    for image_id, written in stored_pairs():
+        assert_equal_regions(FeatureStore(tmp_path / "store")[image_id], written)
+
+
 # Interruption
+
+
+def test_a_shard_of_several_record_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_format, "_BATCH_BYTES", 100)
+    store = FeatureStore(write(tmp_path / "store", [(i, regions_of(i)) for i in range(9)], images_per_shard=9))
+    with pa.memory_map(str(tmp_path / "store" / "data" / "shard-00000.arrow")) as source:
+        assert len(pa.ipc.open_stream(source).read_all().to_batches()) > 3
+    for number in range(9):
+        assert_equal_regions(store[number], regions_of(number))
+    store.verify()
 
 
 def test_the_same_regions_give_the_same_bytes(tmp_path):

@@ -1,20 +1,20 @@
-"""A feature store being written: shard by shard, by any number of processes, to be left and taken up again at any point.
+"""A feature store that is being written: shard by shard, by any number of processes, and resumable at any point.
 
-It lies in `<store>.partial` until it is complete::
+Until it is complete it is kept in `<store>.partial`::
 
-    plan.json                      what the store will hold; a run that goes on with it must want the same
-    data/shard-00000.arrow ...     complete shards (each appears under its name when it is complete)
-    parts/00000.json ...           rows, size and checksum of each, and the images of it that could not be read
+    plan.json                      what the store will hold; a resumed run must have the same plan
+    data/shard-00000.arrow ...     complete shards (each appears under its name only once it is complete)
+    parts/00000.json ...           rows, size and checksum of each shard, and which of its images could not be read
 
-What a shard holds depends on the images alone, so it does not matter when it is written, or by which process: a store
-that was interrupted ends with the bytes of one that was not.
+The contents of a shard depend only on the images, not on when or by which process it is written, so a run that was
+interrupted ends with exactly the bytes of one that was not.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +23,37 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..data.files import read_json, read_json_lines
-from .format import FORMAT, IDS_SCHEMA, SCHEMA, Row, atomic_file, read_table, write_json, write_table
+from .format import (
+    FORMAT,
+    IDS_SCHEMA,
+    SCHEMA,
+    Row,
+    read_table,
+    repeated_id,
+    write_batches,
+    write_json,
+    write_rows,
+    write_text,
+)
 
 _INDEX, _IDS, _FAILED, _PLAN, _PARTS = "index.json", "ids.arrow", "failed.jsonl", "plan.json", "parts"
 _CARD = "README.md"
+_EMPTY = {"file": None, "rows": 0, "regions": 0, "bytes": 0, "sha256": ""}  # `datasets` cannot open a file without rows
 Failure = dict[str, Any]
 
 
 class StoreDraft:
-    """The folder in which a store is written; see the module. `begin` makes it, `finish` makes a store of it."""
+    """The folder in which a store is written; see the module. `begin` creates it, `finish` turns it into a store."""
 
     def __init__(self, folder: Path, final: Path):
         self.folder, self.final = folder, final
 
     @classmethod
     def begin(cls, folder: Path, final: Path, plan: Mapping[str, Any]) -> StoreDraft:
-        """Start a draft, or go on with the one that is there.
+        """Start a draft, or resume the existing one.
 
         Raises:
-            ValueError: The one that is there was started to become another store; names what differs.
+            ValueError: The existing one was started with another plan; names what differs.
         """
         (folder / "data").mkdir(parents=True, exist_ok=True)
         (folder / _PARTS).mkdir(exist_ok=True)
@@ -52,62 +64,55 @@ class StoreDraft:
         return cls(folder, final)
 
     @classmethod
-    def reopen(cls, final: Path, folder: Path, shards_to_redo: Iterable[int]) -> StoreDraft:
-        """Make a draft of a complete store again, in which some shards are missing.
+    def reopen(cls, final: Path, folder: Path, plan: Mapping[str, Any], shards_to_redo: Iterable[int]) -> StoreDraft:
+        """Turn a complete store with this plan back into a draft, in which some shards are missing.
 
-        Until it is finished there is no store under the final name; what is interrupted goes on when it is called again.
+        Until it is finished, there is no store under the final name. If this is interrupted, the next call resumes it.
         """
-        info = read_json(final / _INDEX)
-        per_shard = info["images_per_shard"]
-        failures = read_failures(final)
+        info, failures, per_shard = read_json(final / _INDEX), read_failures(final), plan["images_per_shard"]
         redo = set(shards_to_redo)
         final.rename(folder)
         (folder / _PARTS).mkdir(exist_ok=True)
         draft = cls(folder, final)
-        by_number = {_shard_number(shard["file"]): shard for shard in info["shards"]}
+        shards = {shard["file"]: shard for shard in info["shards"]}
         for number in range(-(-info["source"]["images"] // per_shard)):
             failed = [f for f in failures if f["position"] // per_shard == number]
-            shard = by_number.get(number, {"file": None, "rows": 0, "regions": 0, "bytes": 0, "sha256": ""})
             if number not in redo:
-                write_json(draft._part(number), {**shard, "failed": failed})
-        write_json(folder / _PLAN, {key: info[key] for key in plan_keys()})
+                write_json(draft._part(number), {**shards.get(_shard_file(number), _EMPTY), "failed": failed})
+        write_json(folder / _PLAN, dict(plan))
         (folder / _INDEX).unlink()
         return draft
 
     def part(self, number: int) -> dict[str, Any] | None:
-        """What is known of a shard that is complete, else None."""
+        """The record of a shard, or None if it is not complete."""
         return read_json(self._part(number)) if self._part(number).is_file() else None
 
     def image_ids(self, number: int) -> list[str]:
         """The images in a complete shard."""
         part = self.part(number)
-        return [] if part is None or part["file"] is None else _ids_of(self.folder / part["file"]).to_pylist()
+        if part is None or part["file"] is None:
+            return []
+        return read_table(self.folder / part["file"], SCHEMA)["image_id"].to_pylist()
 
     def write_shard(self, number: int, rows: Iterable[Row], failed: Sequence[Failure] = ()) -> None:
-        """Write a shard and note that it is complete.
+        """Write a shard and record that it is complete.
 
         Args:
             number: Its number.
             rows: Its rows, in order.
-            failed: Images that belong into it and could not be read.
+            failed: Images that belong in it but could not be read.
 
         Raises:
-            OSError: It could not be written; a full disk is called so.
+            OSError: It could not be written, for example because the disk is full.
         """
-        name = f"data/shard-{number:05d}.arrow"
-        regions = 0
-
-        def counted() -> Iterator[Row]:
-            nonlocal regions
-            for row in rows:
-                regions += row["num_regions"]
-                yield row
-
-        count, size, sha256 = write_table(self.folder / name, SCHEMA, counted())
-        part = {"file": name, "rows": count, "regions": regions, "bytes": size, "sha256": sha256}
-        if not count:  # `datasets` cannot open what holds no rows
-            (self.folder / name).unlink()
-            part = {"file": None, "rows": 0, "regions": 0, "bytes": 0, "sha256": ""}
+        path = self.folder / _shard_file(number)
+        count, size, sha256 = write_rows(path, rows)
+        if count:
+            regions = pc.sum(read_table(path, SCHEMA)["num_regions"]).as_py()
+            part = {"file": _shard_file(number), "rows": count, "regions": regions, "bytes": size, "sha256": sha256}
+        else:
+            path.unlink()
+            part = _EMPTY
         write_json(self._part(number), {**part, "failed": list(failed)})
 
     def discard(self, number: int) -> None:
@@ -115,12 +120,12 @@ class StoreDraft:
         self._part(number).unlink()
 
     def finish(self, num_shards: int) -> None:
-        """All shards are there: write the index and give the store its name.
+        """Write the index once all shards are there, and give the store its final name.
 
         Raises:
             ValueError: A shard is missing, or an image id occurs twice.
         """
-        if not (self.folder / _INDEX).is_file():  # else it was interrupted after this
+        if not (self.folder / _INDEX).is_file():  # otherwise it was interrupted after writing the index
             parts = [self.part(number) for number in range(num_shards)]
             missing = [number for number, part in enumerate(parts) if part is None]
             if missing:
@@ -131,51 +136,44 @@ class StoreDraft:
             self._write_index([part for part in parts if part is not None])
         shutil.rmtree(self.folder / _PARTS, ignore_errors=True)
         (self.folder / _PLAN).unlink(missing_ok=True)
-        for path in (*self.folder.glob(".*.tmp"), *self.folder.glob("data/.*.tmp")):  # of killed processes
+        for path in (*self.folder.glob(".*.tmp"), *self.folder.glob("data/.*.tmp")):  # left by killed processes
             path.unlink()
         self.folder.rename(self.final)
 
     def _write_index(self, parts: Sequence[dict[str, Any]]) -> None:
-        shards = [
-            {key: value for key, value in part.items() if key != "failed"} for part in parts if part["file"] is not None
-        ]
-        ids_bytes, ids_sha256 = self._write_ids([self.folder / shard["file"] for shard in shards])
+        shards = [{k: v for k, v in part.items() if k != "failed"} for part in parts if part["file"] is not None]
+        ids_bytes, ids_sha256 = self._write_ids([shard["file"] for shard in shards])
         failed = [failure for part in parts for failure in part["failed"]]
         (self.folder / _FAILED).unlink(missing_ok=True)
         if failed:
-            with atomic_file(self.folder / _FAILED) as file:
-                file.write("".join(json.dumps(failure) + "\n" for failure in failed).encode())
+            write_text(self.folder / _FAILED, "".join(json.dumps(failure) + "\n" for failure in failed))
         info = read_json(self.folder / _PLAN) | {
             "num_images": sum(shard["rows"] for shard in shards),
             "num_regions": sum(shard["regions"] for shard in shards),
             "ids": {"file": _IDS, "bytes": ids_bytes, "sha256": ids_sha256},
             "shards": shards,
         }
-        with atomic_file(self.folder / _CARD) as file:
-            file.write(_card(info).encode())
+        write_text(self.folder / _CARD, _card(info))
         write_json(self.folder / _INDEX, info)
 
-    def _write_ids(self, paths: Sequence[Path]) -> tuple[int, str]:
-        columns = [_ids_of(path) for path in paths]
-        ids = pa.concat_arrays(columns) if columns else pa.array([], pa.string())
-        order = pc.sort_indices(ids)
-        ids = ids.take(order)
-        twice = pc.equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)
-        if twice.any():
-            raise ValueError(f"{self.folder}: image {ids[int(twice.argmax())]} twice; expected each image once")
-        lengths = [len(column) for column in columns]
-        shard = np.repeat(np.arange(len(paths), dtype=np.int32), lengths)
-        row = np.concatenate([np.arange(length, dtype=np.int32) for length in (0, *lengths)])
-        batch = pa.record_batch([ids, pa.array(shard).take(order), pa.array(row).take(order)], schema=IDS_SCHEMA)
-        with (
-            atomic_file(self.folder / _IDS) as file,
-            pa.ipc.new_stream(pa.PythonFile(file, mode="w"), IDS_SCHEMA) as writer,
-        ):
-            writer.write_batch(batch)
-        return file.bytes, file.digest.hexdigest()
+    def _write_ids(self, files: Sequence[str]) -> tuple[int, str]:
+        tables = [IDS_SCHEMA.empty_table()]
+        for number, file in enumerate(files):
+            ids = read_table(self.folder / file, SCHEMA)["image_id"]
+            places = [pa.array(np.full(len(ids), number, np.int32)), pa.array(np.arange(len(ids), dtype=np.int32))]
+            tables.append(pa.table([ids, *places], schema=IDS_SCHEMA))
+        table = pa.concat_tables(tables).sort_by("image_id")
+        batch = pa.record_batch([column.combine_chunks() for column in table.columns], schema=IDS_SCHEMA)
+        if (twice := repeated_id(batch["image_id"])) is not None:
+            raise ValueError(f"{self.folder}: image {twice} twice; expected each image once")
+        return write_batches(self.folder / _IDS, IDS_SCHEMA, [batch])[1:]
 
     def _part(self, number: int) -> Path:
         return self.folder / _PARTS / f"{number:05d}.json"
+
+
+def _shard_file(number: int) -> str:
+    return f"data/shard-{number:05d}.arrow"
 
 
 def make_plan(
@@ -190,34 +188,34 @@ def make_plan(
     if images_per_shard < 1:
         raise ValueError(f"{images_per_shard} images in a shard; expected at least 1")
     about = {"name": detector} if isinstance(detector, str) else dict(detector)
+    listed = {key: (names or {}).get(key) for key in ("classes", "attributes")}
     return {
         "format": FORMAT,
         "dim": dim,
         "dtype": dtype,
         "detector": {"name": about.pop("name"), "fingerprint": about.pop("fingerprint", None), **about},
-        "classes": _listed(names, "classes"),
-        "attributes": _listed(names, "attributes"),
+        **{key: None if found is None else list(found) for key, found in listed.items()},
         "images_per_shard": images_per_shard,
         "source": dict(source or {}),
     }
 
 
-def plan_keys() -> tuple[str, ...]:
-    """The keys of a plan."""
-    return tuple(make_plan(1, "float32", "", 1))
-
-
 def check_plan(folder: Path, started: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """
     Raises:
-        ValueError: A store was started (or made) to become another one; names what differs.
+        ValueError: A store was started (or completed) with another plan; names what differs.
     """
     for key in wanted:
         if started.get(key) != wanted[key]:
+            was, now = json.dumps(started.get(key)), json.dumps(wanted[key])
             raise ValueError(
-                f"{folder} was started with {key} {_short(started.get(key))}, not {_short(wanted[key])}; go on with the "
-                "same, remove it, or choose another folder"
+                f"{folder} was started with {key} {_short(was)}, not {_short(now)}; use the same settings, remove it, or "
+                "choose another folder"
             )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def read_failures(folder: Path) -> list[Any]:
@@ -226,7 +224,7 @@ def read_failures(folder: Path) -> list[Any]:
 
 
 def _card(info: Mapping[str, Any]) -> str:
-    """A dataset card, which also tells `load_dataset` which files hold the rows."""
+    """The dataset card, which also tells `load_dataset` which files hold the rows."""
     detector = info["detector"]
     return f"""---
 configs:
@@ -248,21 +246,3 @@ rows = load_dataset("this folder, or its name on the Hub", split="train", stream
 regions = decode_row(next(iter(rows)), dim={info["dim"]}, dtype="{info["dtype"]}")
 ```
 """
-
-
-def _listed(names: Mapping[str, Sequence[str] | None] | None, key: str) -> list[str] | None:
-    found = (names or {}).get(key)
-    return None if found is None else list(found)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-def _ids_of(path: Path) -> pa.Array:
-    return read_table(path, SCHEMA).column("image_id").combine_chunks()
-
-
-def _shard_number(file: str) -> int:
-    return int(Path(file).stem.removeprefix("shard-"))

@@ -1,4 +1,4 @@
-"""Images -> regions, in batches, through any region encoder; and a whole collection of images -> a feature store."""
+"""Images -> regions, in batches, with any region encoder; and a whole collection of images -> a feature store."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,14 +28,14 @@ from ..data.files import read_json
 from ..hub_code.image_processing_visualbert import load_image
 from ..hub_code.modeling_region_encoder import RegionEncoder
 from ..hub_code.regions_visualbert import encode_boxes, find_regions
-from .draft import StoreDraft, check_plan, make_plan, plan_keys, read_failures
+from .draft import Failure, StoreDraft, check_plan, make_plan, read_failures
 from .format import Row, encode_row
 from .store import partial_folder
 
 logger = logging.getLogger(__name__)
 
 Key = TypeVar("Key", bound=Hashable)
-ImageOrFile = Path | str | Image.Image | Callable[[], Image.Image]  # a callable opens the image, but need not read it
+ImageOrFile = Path | str | Image.Image | Callable[[], Image.Image]  # a callable opens the image; it need not decode it
 OnError = Callable[[Any, Exception], None]
 
 
@@ -47,31 +46,28 @@ def load_region_encoder(name: str | Path) -> tuple[RegionEncoder, Any]:
         name: Folder or Hub name; its `config.json` says which kind it is.
 
     Raises:
-        FileNotFoundError: It looks like a folder of this machine and is not there.
-        ValueError: It is something else than a region encoder, or its weights are damaged or lack tensors.
+        FileNotFoundError: It can only be a local folder, and there is none.
+        ValueError: It is not a region encoder, or its weights are damaged or lack tensors.
     """
     name = str(name)
     check_name(name, "region encoder")
     config = AutoConfig.from_pretrained(name)
     encoder, info = None, {}
     if getattr(config, "region_dim", None) is not None:
-        with naming(name):  # safetensors' errors name no file
+        with naming(name):  # safetensors' errors do not name the file
             encoder, info = AutoModel.from_pretrained(name, output_loading_info=True)
     if not isinstance(encoder, RegionEncoder):
         raise ValueError(f"{name} is a {config.model_type!r} checkpoint; expected a region encoder")
-    if missing := sorted(info["missing_keys"]):  # they would be random numbers
-        told = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        raise ValueError(f"{name}: the weights are without {told}; expected every tensor of {type(encoder).__name__}")
+    if missing := sorted(info["missing_keys"]):  # they would be initialised at random
+        names = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise ValueError(f"{name}: the weights lack {names}; expected every tensor of {type(encoder).__name__}")
     return encoder.eval(), AutoImageProcessor.from_pretrained(name)
 
 
 def describe_detector(encoder: Any, image_processor: Any) -> dict[str, Any]:
-    """What made the regions of a store, for its index: hashes, so that another detector or preprocessing is noticed."""
-    config = {
-        k: v
-        for k, v in encoder.config.to_dict().items()
-        if k not in ("_name_or_path", "auto_map", "transformers_version")
-    }
+    """The `detector` of a store's index, with hashes by which another detector or other preprocessing is noticed."""
+    unrelated = ("_name_or_path", "auto_map", "transformers_version")
+    config = {name: value for name, value in encoder.config.to_dict().items() if name not in unrelated}
     return {
         "name": type(encoder).__name__,
         "fingerprint": encoder.fingerprint(),
@@ -81,22 +77,19 @@ def describe_detector(encoder: Any, image_processor: Any) -> dict[str, Any]:
 
 
 def image_processor_fields(image_processor: Any) -> dict[str, Any]:
-    """What it does to images, without what says where its code lies."""
+    """The settings that say what it does to images, without the location of its code."""
     return {k: v for k, v in json.loads(image_processor.to_json_string()).items() if k != "auto_map"}
 
 
 def region_names(encoder: Any) -> dict[str, list[str] | None]:
-    """Names of a region encoder's `classes` and `attributes`, by their ids; None where it has none."""
+    """A region encoder's names of `classes` and `attributes`, in the order of their ids; None where it has none."""
     config = encoder.config
     labels = getattr(getattr(config, "detector_config", None) or config, "id2label", None) or {}
     classes = [str(labels[number]) for number in sorted(labels)]
     if all(name == f"LABEL_{number}" for number, name in enumerate(classes)):
         classes = []
     attributes = getattr(config, "attribute_names", None)
-    return {
-        "classes": classes or None,
-        "attributes": None if attributes is None else [str(name) for name in attributes],
-    }
+    return {"classes": classes or None, "attributes": None if attributes is None else [str(a) for a in attributes]}
 
 
 @torch.inference_mode()
@@ -116,21 +109,22 @@ def extract_regions(
     """Yield (image key, regions with boxes in pixels) for each (image key, image), in order.
 
     Args:
-        region_encoder, image_processor: What finds the regions.
-        images: Images or their files; keys are what the caller likes.
-        batch_size: Images in one forward pass.
+        region_encoder, image_processor: The detector.
+        images: Images or image files, each with any hashable key.
+        batch_size: Images per forward pass.
         total: Number of images, for the progress bar.
-        progress: Whether to show one.
-        boxes: By image key, boxes x1, y1, x2, y2 in pixels to describe instead of finding some.
-        on_error: Told of images that cannot be used, which are then left out; without it they are raised.
-        num_workers: Threads that read the next batches while this one is looked at.
-        group: Of an image key; only neighbours with an equal group share a batch.
-        name_of: What to call the image of a key in an error.
+        progress: Whether to show a progress bar.
+        boxes: By image key, given boxes x1, y1, x2, y2 in pixels, to be described instead of detected ones.
+        on_error: Called with the key and the error of each image that cannot be read, which is then left out; by default
+            the error is raised.
+        num_workers: Threads that read the next batch while the current one is processed.
+        group: Function of the key; only consecutive images with equal results share a batch.
+        name_of: Name of the image with this key, for error messages.
 
     Raises:
-        ValueError, FileNotFoundError, TypeError: An image cannot be used; see [`load_image`].
-        ValueError: Image processor or region encoder fail; names the images. `on_error` is not told: what they can read
-            but not use says something about them, and maybe about all images.
+        ValueError, FileNotFoundError, TypeError: An image cannot be read; see [`load_image`].
+        ValueError: The image processor or the region encoder failed; names the images. This is never passed to `on_error`,
+            because it may concern all images rather than this one.
     """
     region_encoder.eval()
     with tqdm(total=total, desc="finding regions", unit="image", disable=not progress) as bar:
@@ -138,32 +132,17 @@ def extract_regions(
             bar.update(len(batch))
             keys, loaded = zip(*batch, strict=True)
             try:
-                found = _look(
-                    region_encoder, image_processor, loaded, None if boxes is None else [boxes[k] for k in keys]
-                )
+                inputs = dict(image_processor(list(loaded), return_tensors="pt"))
+                if boxes is not None:
+                    inputs |= encode_boxes([boxes[key] for key in keys], inputs["image_sizes"].tolist())
+                found = find_regions(region_encoder, inputs, torch.float32)  # whatever dtype the encoder computes in
             except torch.OutOfMemoryError:
-                raise  # of the machine, not of these images
+                raise  # the machine is to blame, not these images
             except Exception as error:
-                raise ValueError(f"{_named(keys, name_of)}: no regions can be found ({error})") from error
+                names = ", ".join(name_of(key) for key in keys)
+                which = f"image {names}" if len(keys) == 1 else f"one of {len(keys)} images ({names})"
+                raise ValueError(f"{which}: no regions can be found ({error})") from error
             yield from zip(keys, found, strict=True)
-
-
-def _look(
-    region_encoder: RegionEncoder,
-    image_processor: Any,
-    images: Sequence[Image.Image],
-    boxes: Sequence[Sequence[Sequence[float]]] | None,
-) -> list[dict[str, torch.Tensor]]:
-    """The regions of a batch of images, in float32 whatever the encoder computes in."""
-    inputs = dict(image_processor(list(images), return_tensors="pt"))
-    given = {} if boxes is None else encode_boxes(boxes, inputs["image_sizes"].tolist())
-    return find_regions(region_encoder, {**inputs, **given}, torch.float32)
-
-
-def _named(keys: Sequence[Key], name_of: Callable[[Key], str]) -> str:
-    if len(keys) == 1:
-        return f"image {name_of(keys[0])}"
-    return f"one of {len(keys)} images ({', '.join(name_of(key) for key in keys)})"
 
 
 def _batches(
@@ -177,49 +156,42 @@ def _batches(
 def _loaded_batches(
     batches: Iterable[list[tuple[Key, ImageOrFile]]], num_workers: int, on_error: OnError | None
 ) -> Iterator[list[tuple[Key, Image.Image]]]:
-    """Batches of loaded images, without those that cannot be read (nor batches of such); threads read ahead."""
-    batches = iter(batches)
+    """Batches of loaded images, without those that cannot be read; threads, if any, read one batch ahead."""
+    read_ahead = 1 if num_workers else 0
     with ThreadPoolExecutor(max(1, num_workers)) as executor:
-
-        def start(source: ImageOrFile) -> Future | Callable[[], Image.Image]:
-            return executor.submit(_load, source) if num_workers else partial(_load, source)
-
-        ahead: deque[list[tuple[Key, Any]]] = deque()
-        while True:
-            for batch in islice(batches, max(1, 2 * bool(num_workers)) - len(ahead)):
-                ahead.append([(key, start(source)) for key, source in batch])
-            if not ahead:
-                return
+        started: deque[Iterator[tuple[Key, Image.Image | Exception]]] = deque()
+        for batch in chain(batches, [[]] * read_ahead):
+            started.append(executor.map(_load, batch) if num_workers else map(_load, batch))
+            if len(started) <= read_ahead:
+                continue
             loaded = []
-            for key, image in ahead.popleft():
-                try:
-                    loaded.append((key, image.result() if isinstance(image, Future) else image()))
-                except (ValueError, FileNotFoundError, TypeError) as error:
-                    if on_error is None:
-                        raise
-                    on_error(key, error)
+            for key, image in started.popleft():
+                if isinstance(image, Image.Image):
+                    loaded.append((key, image))
+                elif on_error is None:
+                    raise image
+                else:
+                    on_error(key, image)
             if loaded:
                 yield loaded
 
 
-def _load(source: ImageOrFile) -> Image.Image:
-    """
-    Raises:
-        ValueError, FileNotFoundError, TypeError: It cannot be used, for whatever reason.
-    """
+def _load(pair: tuple[Key, ImageOrFile]) -> tuple[Key, Image.Image | Exception]:
+    """The image, or the ValueError, FileNotFoundError or TypeError that says why it cannot be read."""
+    key, source = pair
     try:
-        return load_image(source() if callable(source) else source)
-    except (ValueError, FileNotFoundError, TypeError):
-        raise
-    except OSError as error:  # Pillow's, of bytes that are no image
-        raise ValueError(str(error)) from error
-    except Exception as error:  # readers of formats fail in their own ways when a file is damaged
-        raise ValueError(f"damaged image file ({type(error).__name__}: {error})") from error
+        return key, load_image(source() if callable(source) else source)
+    except (ValueError, FileNotFoundError, TypeError) as error:
+        return key, error
+    except OSError as error:  # from Pillow, when the bytes are not an image
+        return key, ValueError(str(error))
+    except Exception as error:  # image readers fail in ways of their own when a file is damaged
+        return key, ValueError(f"damaged image file ({type(error).__name__}: {error})")
 
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that extract together: which of them this is, its device, and how it waits for the others."""
+    """The processes that extract together: the rank and device of this one, and how it waits for the others."""
 
     rank: int = 0
     count: int = 1
@@ -228,31 +200,31 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that prepares and finishes the store."""
+        """Whether this process prepares and finishes the store."""
         return self.rank == 0
 
 
 def launched_processes(cpu: bool = False) -> Processes:
-    """The processes that `accelerate launch` or `torchrun` started, on one machine or many; else this one alone."""
+    """The processes started by `accelerate launch` or `torchrun`, on one machine or many; otherwise just this one."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes(device=torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu"))
     from accelerate import PartialState
 
-    # A process waits for the slowest one, which may be hours behind.
+    # The slowest process may be hours behind the others.
     state = PartialState(cpu=cpu, timeout=timedelta(days=30))
     return Processes(state.process_index, state.num_processes, state.device, state.wait_for_everyone)
 
 
 @dataclass(frozen=True)
 class ExtractionOptions:
-    """How a store is extracted. `batch_size` and `num_workers` may differ between a run and its continuation.
+    """How a store is extracted. A resumed run may use another `batch_size` or `num_workers`.
 
-    The regions of `images_per_shard` images are in memory until their shard is written, in each process.
+    Each process keeps the regions of `images_per_shard` images in memory until their shard is written.
     """
 
     dtype: str = "float16"
     images_per_shard: int = 1000
-    max_regions: int | None = None  # keep only the first of each image: the most confident ones
+    max_regions: int | None = None  # per image, the most confident ones; None: all
     batch_size: int = 32
     num_workers: int = 0
 
@@ -266,29 +238,29 @@ def extract_store(
     processes: Processes = Processes(),
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Find the regions of many images and store them. Interrupted at any point, it goes on where it was.
+    """Find the regions of many images and store them. A run that was interrupted, at any point, resumes when called again.
 
-    Each process makes whole shards. Images that cannot be read are listed in `failed.jsonl` of the store and are tried
-    again when it is called again, also when the store is complete otherwise: it is in `<folder>.partial` meanwhile, and if that
-    is interrupted, until the next call. An image that can be read but whose regions
-    cannot be found or stored (the encoder fails on it, a feature is not finite or too large for the dtype) stops everything:
-    the encoder or the options are wrong, and other images may be concerned. The shards that are complete are kept.
+    Each process makes whole shards. Images that cannot be read are listed in the store's `failed.jsonl` and tried again by
+    every later call, even when the store is otherwise complete; while their shards are made again (or until the next call, if
+    that is interrupted), the store is back in `<folder>.partial`. An image that can be read, but whose regions cannot be
+    found or stored (the encoder fails on it, or a feature is not finite or too large for the dtype), stops the run: the
+    encoder or the options are wrong, and other images may be affected too. Complete shards are kept.
 
     Args:
-        folder: The store; until it is complete, it is in `<folder>.partial`.
-        images: (image id, image) pairs, ids being unique; the same on every process.
-        encoder, image_processor: What finds the regions.
-        options: How they are stored.
+        folder: The store; until it is complete, it is kept in `<folder>.partial`.
+        images: (image id, image) pairs with unique ids; the same in every process.
+        encoder, image_processor: The detector.
+        options: How the regions are found and stored.
         processes: The processes that work together.
         progress: Whether the main process shows a progress bar.
 
     Returns:
-        `num_images` in the store, how many `failed`, and how many `images` were looked at this time, in `seconds` (by all
-        processes; only the main one knows).
+        `num_images` in the store, how many `failed`, and how many `images` this run processed, in how many `seconds` (over
+        all processes; only correct in the main process).
 
     Raises:
-        ValueError: An id comes twice, or the folder holds a store (or the start of one) with other images or options.
-            Or the regions of an image cannot be found or stored; names it.
+        ValueError: An id occurs twice; the folder holds a store, or part of one, with other images or options; or the
+            regions of an image cannot be found or stored (names the image).
         OSError: The disk is full.
     """
     folder, started = Path(folder), time.time()
@@ -297,11 +269,17 @@ def extract_store(
     processes.wait()
     if not (folder / "index.json").is_file():
         draft = StoreDraft(partial_folder(folder), folder)
-        num_shards = -(-len(images) // options.images_per_shard)
-        # By number, not by what is left to do: processes need not agree on what they see of a network folder.
+        per_shard = options.images_per_shard
+        num_shards = -(-len(images) // per_shard)
+        # By shard number, not by what is left to do: on a network folder, processes may not see the same files yet.
         mine = [n for n in range(processes.rank, num_shards, processes.count) if draft.part(n) is None]
         encoder.to(processes.device)
-        _extract_shards(draft, mine, images, encoder, image_processor, options, progress and processes.is_main)
+        shards = {number: range(len(images))[number * per_shard : (number + 1) * per_shard] for number in mine}
+        total, hidden = sum(map(len, shards.values())), not (progress and processes.is_main)
+        with tqdm(total=total, desc="finding regions", unit="image", disable=hidden) as bar:
+            for number, positions in shards.items():
+                rows, failed = _extract_shard(positions, images, encoder, image_processor, options, bar)
+                draft.write_shard(number, rows, failed)
         processes.wait()
         if processes.is_main:
             draft.finish(num_shards)
@@ -331,21 +309,21 @@ def _extraction_plan(
 
 
 def _prepare(folder: Path, plan: Mapping[str, Any], images: Sequence[tuple[str, ImageOrFile]]) -> int:
-    """Bring the folder into the state that all processes go on from: complete, or a draft without shards to be redone.
+    """Prepare the folder for all processes: it is either complete, or a draft without the shards that are to be redone.
 
     Returns:
-        Number of images to look at.
+        Number of images to process.
     """
     partial, per_shard = partial_folder(folder), plan["images_per_shard"]
     folder.parent.mkdir(parents=True, exist_ok=True)
     if (partial / "index.json").is_file():  # interrupted after the last shard
         StoreDraft(partial, folder).finish(0)
     if (folder / "index.json").is_file():
-        check_plan(folder, {key: read_json(folder / "index.json").get(key) for key in plan_keys()}, plan)
+        check_plan(folder, read_json(folder / "index.json"), plan)
         readable = _readable_again(read_failures(folder), images)
         if not readable:
             return 0
-        draft = StoreDraft.reopen(folder, partial, {position // per_shard for position in readable})
+        draft = StoreDraft.reopen(folder, partial, plan, {position // per_shard for position in readable})
     elif folder.exists():
         raise FileExistsError(f"{folder} exists and is no feature store; remove it or choose another folder")
     else:
@@ -356,37 +334,14 @@ def _prepare(folder: Path, plan: Mapping[str, Any], images: Sequence[tuple[str, 
         if part is not None and _readable_again(part["failed"], images):
             draft.discard(start // per_shard)
             part = None
-        left += 0 if part is not None else len(images[start : start + per_shard])
+        left += len(images[start : start + per_shard]) if part is None else 0
     return left
 
 
 def _readable_again(failures: Sequence[Mapping[str, Any]], images: Sequence[tuple[str, ImageOrFile]]) -> list[int]:
-    """Positions of images that failed and can be read now."""
-    failed: list[int] = []
-    positions = [failure["position"] for failure in failures]
-    again = ([(position, images[position][1])] for position in positions)
-    for _ in _loaded_batches(again, 0, lambda position, error: failed.append(position)):
-        pass
-    return sorted(set(positions) - set(failed))
-
-
-def _extract_shards(
-    draft: StoreDraft,
-    numbers: Sequence[int],
-    images: Sequence[tuple[str, ImageOrFile]],
-    encoder: Any,
-    image_processor: Any,
-    options: ExtractionOptions,
-    progress: bool,
-) -> None:
-    """Make these shards."""
-    per_shard = options.images_per_shard
-    slices = {number: range(number * per_shard, min((number + 1) * per_shard, len(images))) for number in numbers}
-    total = sum(len(positions) for positions in slices.values())
-    with tqdm(total=total, desc="finding regions", unit="image", disable=not progress) as bar:
-        for number, positions in slices.items():
-            rows, failed = _extract_shard(positions, images, encoder, image_processor, options, bar)
-            draft.write_shard(number, (rows[position] for position in positions if position in rows), failed)
+    """Positions of the images that failed but can be read now."""
+    loaded = (_load((failure["position"], images[failure["position"]][1])) for failure in failures)
+    return [position for position, image in loaded if isinstance(image, Image.Image)]
 
 
 def _extract_shard(
@@ -396,26 +351,25 @@ def _extract_shard(
     image_processor: Any,
     options: ExtractionOptions,
     bar: Any,
-) -> tuple[dict[int, Row], list[dict[str, Any]]]:
-    """Rows by position, and what could not be read, in order."""
+) -> tuple[list[Row], list[Failure]]:
+    """The rows of a shard and the images of it that could not be read, both in order."""
     rows: dict[int, Row] = {}
-    failed: list[dict[str, Any]] = []
+    failed: dict[int, Failure] = {}
 
     def note(position: int, error: Exception) -> None:
         image_id, source = images[position]
         name = str(source) if isinstance(source, (str, Path)) else image_id
-        failed.append({"position": position, "image_id": image_id, "name": name, "reason": str(error)})
+        failed[position] = {"position": position, "image_id": image_id, "name": name, "reason": str(error)}
         logger.warning("%s: %s", image_id, error)
         bar.update()
 
-    # Only images of one size share a batch, unless all are resized to one: they are not padded, which would make a
-    # detector find other regions beside other images.
+    # Unless all images are resized to one size, only images of equal size share a batch: padding would make a detector
+    # find other regions depending on the images beside.
     size_of = {} if resizes_to_one_size(image_processor) else {p: _image_size(images[p][1]) for p in positions}
-    ordered = sorted(positions, key=lambda position: (size_of.get(position, (0, 0)), position))
     found = extract_regions(
         encoder,
         image_processor,
-        ((position, images[position][1]) for position in ordered),
+        [(position, images[position][1]) for position in sorted(positions, key=lambda p: (size_of.get(p, (0, 0)), p))],
         options.batch_size,
         progress=False,
         on_error=note,
@@ -427,26 +381,26 @@ def _extract_shard(
         kept = {k: v if k == "image_size" else v[: options.max_regions] for k, v in regions.items()}
         rows[position] = encode_row(images[position][0], kept, encoder.config.region_dim, options.dtype)
         bar.update()
-    return rows, sorted(failed, key=lambda failure: failure["position"])
+    return [rows[position] for position in sorted(rows)], [failed[position] for position in sorted(failed)]
 
 
 def resizes_to_one_size(image_processor: Any) -> bool:
-    """Whether all images have one size when they reach the detector, so that any of them may share a batch."""
+    """Whether all images reach the detector in one size, so that any of them may share a batch."""
     size = getattr(image_processor, "size", None) or {}
     return bool(getattr(image_processor, "do_resize", True)) and "height" in dict(size) and "width" in dict(size)
 
 
 def _image_size(source: ImageOrFile) -> tuple[int, int]:
-    """Width and height as it is shown, from the image's header; what cannot be read is found out when it is loaded."""
+    """Width and height of the upright image, from its header; (0, 0) if it cannot be read, which loading it will report."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large images, which are refused by name later
+            warnings.simplefilter("ignore")  # about very large images, which are refused by name later
             if isinstance(source, Image.Image):
                 return source.size
             with source() if callable(source) else Image.open(source) as image:
                 lies_on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
                 return image.size[::-1] if lies_on_its_side else image.size
-    except Exception:  # readers of formats fail in their own ways when a file is damaged
+    except Exception:  # image readers fail in ways of their own when a file is damaged
         return 0, 0
 
 
