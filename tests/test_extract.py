@@ -652,7 +652,7 @@ def test_extract_store_and_sheet_from_the_command_line(folder, encoder_folder, t
     captured = capsys.readouterr()
     about = json.loads(captured.out)
     assert (about["num_images"], about["shards"], about["dtype"], about["classes"]) == (6, 3, "float16", 0)
-    assert "checksums and places of all images are right" in captured.err
+    assert "all checksums and image positions are right" in captured.err
     assert Image.open(sheet).width > 960
     assert main(["store", str(tmp_path / "out")]) == 0
     assert "num_images        6" in capsys.readouterr().out
