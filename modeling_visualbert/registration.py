@@ -110,10 +110,11 @@ def _register_models() -> None:
 
     from .hub_code import modeling_visualbert as models
     from .hub_code.configuration_visualbert import VisualBertConfig
+    from .hub_code.pixels_visualbert import REGION_ENCODERS
     from .hub_code.tasks_visualbert import TASKS
 
     modeling_auto.AutoModel.register(VisualBertConfig, models.VisualBertModel, exist_ok=True)
-    for encoder in models.REGION_ENCODERS.values():
+    for encoder in REGION_ENCODERS.values():
         modeling_auto.AutoModel.register(encoder.config_class, encoder, exist_ok=True)
     for task in TASKS.values():
         auto_class = getattr(modeling_auto, task.auto_class)

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from .hub_code.explain_visualbert import answer_positions, attention_weights
+from .hub_code.explain_visualbert import attention_weights
 from .hub_code.modeling_visualbert import VisualBertForQuestionAnswering
+from .hub_code.sequence_visualbert import answer_positions
 
 _MIN_WIDTH = 480  # small images are enlarged to this width, so that boxes and labels are legible
 _MAX_HEIGHT = 4096  # narrow images are not enlarged beyond this height

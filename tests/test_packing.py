@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from modeling_visualbert.hub_code import linear_visualbert, packing_visualbert
-from modeling_visualbert.hub_code.linear_visualbert import Linear, linear
+from modeling_visualbert.hub_code.linear_visualbert import Linear, linear, use_plain_linear
 from modeling_visualbert.hub_code.packing_visualbert import Packing, packed_kernel
+from modeling_visualbert.hub_code.sequence_visualbert import answer_positions
 
 close = {"atol": 2e-5, "rtol": 1e-5}
 ALL = list(MODELS)
@@ -76,6 +77,21 @@ def test_neither_padding_nor_unread_positions_are_computed(head):
     masked = labels["masked_positions"].shape[1] if head == "pretraining" else 0
     read = {"pretraining": 1 + masked, "flickr30k": 4 + inputs["visual_embeds"].shape[1]}.get(head, 1)
     assert rows == [visible, texts * read]
+
+
+def test_answers_are_read_at_the_last_token_but_one():
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0]])
+    for given in (mask, mask.bool(), mask.float()):
+        assert answer_positions(given).tolist() == [3, 2, 0, 0]
+    model, inputs = tiny_model("vqa"), inputs_for("vqa", batch=5)
+    read = []
+    base_of(model).register_forward_pre_hook(
+        lambda _, args, kwargs: read.append(kwargs["read_positions"]), with_kwargs=True
+    )
+    model(**inputs)
+    model(**{name: value for name, value in inputs.items() if name != "attention_mask"})
+    lengths = inputs["attention_mask"].sum(dim=1, keepdim=True)
+    assert torch.equal(read[0], lengths - 2) and torch.equal(read[1], torch.full_like(lengths, 9 - 2))
 
 
 def test_positions_may_be_invisible_in_any_pattern():
@@ -256,7 +272,7 @@ def test_the_gpu_kernel_of_torch_gives_the_same(head, monkeypatch):
     expected = what_is_read(head, model, inputs)
     calls = []
     monkeypatch.setattr(packing_visualbert, "varlen_attn", lambda *args: (calls.append(1), attend_rows(*args))[1])
-    monkeypatch.setattr("modeling_visualbert.hub_code.modeling_visualbert.packed_kernel", lambda *_: "varlen")
+    monkeypatch.setattr(packing_visualbert, "packed_kernel", lambda *_: "varlen")
     torch.testing.assert_close(what_is_read(head, model, inputs), expected, **close)
     assert len(calls) == 2
 
@@ -329,7 +345,7 @@ def test_who_reads_padding_gets_what_the_full_computation_has(head, hidden, bypa
     model = tiny_model(head, bypass_transformer=bypass)
     inputs = hide_the_text(inputs_for(head, batch=4), {1: hidden, 2: 1})
     found = what_is_read_in(head, model, inputs)
-    monkeypatch.setattr("modeling_visualbert.hub_code.modeling_visualbert.packed_kernel", lambda *_: None)
+    monkeypatch.setattr(packing_visualbert, "packed_kernel", lambda *_: None)
     torch.testing.assert_close(found, what_is_read_in(head, model, inputs), **close)
 
 
@@ -417,3 +433,49 @@ def test_the_file_of_the_linear_layer_loads_twice():
     torch.compiler.reset()
     compiled = torch.compile(linear, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(states, weight), F.linear(states, weight), **close)
+
+
+def linear_types(model):
+    return {type(module) for module in model.modules() if isinstance(module, nn.Linear)}
+
+
+@pytest.mark.parametrize("head", ALL)
+def test_plain_linear_layers_by_a_call(head, onednn):
+    model, inputs = tiny_model(head), inputs_for(head)
+    assert linear_types(model) == {Linear}
+    names, expected = list(model.state_dict()), meaningful(head, model(**inputs), inputs)
+    assert use_plain_linear(model) is model and linear_types(model) == {nn.Linear}
+    torch.testing.assert_close(meaningful(head, model(**inputs), inputs), expected, atol=1e-6, rtol=1e-6)
+    assert list(model.state_dict()) == names
+
+
+@pytest.mark.parametrize("head", ALL)
+def test_plain_linear_layers_by_the_environment(head, onednn, monkeypatch, tmp_path):
+    model, inputs = tiny_model(head), inputs_for(head)
+    model.save_pretrained(tmp_path)
+    monkeypatch.setenv("VISUALBERT_PLAIN_LINEAR", "1")
+    plain = MODELS[head].from_pretrained(tmp_path)
+    assert linear_types(plain) == {nn.Linear} and linear_types(model) == {Linear}
+    found, expected = (meaningful(head, m(**inputs), inputs) for m in (plain, model))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+    monkeypatch.setenv("VISUALBERT_PLAIN_LINEAR", "0")
+    assert linear_types(MODELS[head].from_pretrained(tmp_path)) == {Linear}
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*quantized tensor creation functions:UserWarning")  # torch 2.13, by its own code
+def test_quantize_dynamic_reaches_plain_linear_layers():
+    """It looks for `nn.Linear` exactly."""
+    model, inputs = tiny_model("vqa"), inputs_for("vqa")
+    expected = model(**inputs).logits
+    count = sum(isinstance(module, nn.Linear) for module in model.modules())
+
+    def quantised(model):
+        found = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+        return found, sum(type(module) is torch.ao.nn.quantized.dynamic.Linear for module in found.modules())
+
+    assert quantised(model)[1] == 0
+    found, reached = quantised(use_plain_linear(model))
+    assert reached == count > 12
+    error = (found(**inputs).logits - expected).norm() / expected.norm()
+    assert 1e-5 < error < 0.1

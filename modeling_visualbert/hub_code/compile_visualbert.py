@@ -18,27 +18,27 @@ logger = logging.getLogger(__name__)
 
 def compile_model(model: nn.Module, training: bool = False) -> bool:
     """
-    Compile the forward pass of a model in place. The first call takes about a minute, which the log tells, later ones less
-    than before.
+    Compile the forward pass of a model in place. The first call takes about a minute (the log says how long), later ones less
+    time than without compilation.
 
-    One graph serves all lengths and batch sizes (a batch of one gets its own), so it works on padded batches; on a CPU, where
-    padding is not computed otherwise, ragged batches are faster without it (`benchmarks/NOTES.md`).
+    One graph serves all lengths and batch sizes (a batch of one gets its own), so padding is computed. Without compilation a
+    CPU leaves it out, which is faster for texts of very different lengths (`benchmarks/NOTES.md`).
 
     Args:
-        model: A model on the device that it will run on.
+        model: A model, already on the device where it will run.
         training: Whether it will be trained.
 
     Returns:
-        Whether it will be compiled. Where it cannot be, one line of the log says why, and the model runs as it did: there is
-        no C++ compiler (on a GPU: no Triton), or it would be trained on a CPU with dropout in the attention (torch 2.13 does
-        not compile that for lengths that change). A compiler that fails at the first call ends the same way.
+        Whether the model will be compiled. If not, the log says why in one line, and the model runs uncompiled: there is no
+        C++ compiler (on a GPU: no Triton), or it would be trained on a CPU with dropout in the attention (which torch 2.13
+        cannot compile for varying lengths). The same happens later when the compiler fails during the first call.
     """
     if obstacle := _obstacle(model, training):
         logger.warning("%s: the model runs without compilation", obstacle)
         return False
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
-            maybe_install_capturing_hooks(module)  # its lock cannot be traced
+            maybe_install_capturing_hooks(module)  # done now because the lock that it takes cannot be traced
     model.compile(dynamic=True)
     compiled: Any = model._compiled_call_impl
 
@@ -46,7 +46,7 @@ def compile_model(model: nn.Module, training: bool = False) -> bool:
         started = time.perf_counter()
         try:
             output = compiled(*args, **kwargs)
-        except BackendCompilerFailed as error:  # missing headers, say; nothing was computed yet
+        except BackendCompilerFailed as error:  # for example missing headers; nothing has been computed yet
             model._compiled_call_impl = None
             logger.warning("%s: the model runs without compilation", " ".join(str(error).splitlines()[:2]))
             return model(*args, **kwargs)
@@ -62,9 +62,8 @@ def _obstacle(model: nn.Module, training: bool) -> str | None:
     device, config = next(model.parameters()).device.type, getattr(model, "config", None)
     if device == "cuda":
         return None if has_triton() else "no Triton on this machine"
-    compiler = os.environ.get(
-        "CXX", {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
-    )  # torch takes no other
+    # The one that torch would use.
+    compiler = os.environ.get("CXX", {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++"))
     if shutil.which(compiler) is None:
         return f"no C++ compiler ({compiler}; $CXX names another) on this machine"
     if training and device == "cpu" and getattr(config, "attention_probs_dropout_prob", 0.0) > 0:

@@ -1,7 +1,7 @@
-"""Why this answer? Attention rollout, gradient x input, and the honest check: what is the answer without a region?
+"""Why this answer? Attention rollout, gradient x input, and a direct test: what is the answer without a region?
 
-The first two say what a model may have looked at; only the third removes something and looks again. How often they agree is a
-property of the checkpoint, see `visualbert check-explanations`.
+The first two suggest what the model may have used; only the third removes a region and runs the model again. How often they agree
+depends on the checkpoint, see `visualbert check-explanations`.
 
 Letters: B batch, T text tokens, R regions, S = T + R, L labels.
 """
@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-_ROWS = 128  # of a batch without a region each
+from .sequence_visualbert import answer_positions
+
+_ROWS = 128  # batch size when each region in turn is left out
 
 
 def attention_weights(model: PreTrainedModel, **inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -22,12 +24,11 @@ def attention_weights(model: PreTrainedModel, **inputs: torch.Tensor) -> tuple[t
     With late fusion the layers that read only text give [B, H, T, T]; the last one has the regions too.
 
     Args:
-        model: A VisualBERT of any head. Only "eager" attention returns its weights, so the model is switched to it for the
-            call.
+        model: A VisualBERT with any head. Only "eager" attention returns weights, so the model is switched to it for the call.
         inputs: Model inputs.
 
     Raises:
-        ValueError: The model returns no weights even then.
+        ValueError: Even then the model returns no weights.
     """
     implementation = model.config._attn_implementation
     model.set_attn_implementation("eager")
@@ -43,11 +44,6 @@ def attention_weights(model: PreTrainedModel, **inputs: torch.Tensor) -> tuple[t
     return tuple(attentions)
 
 
-def answer_positions(attention_mask: torch.Tensor) -> torch.Tensor:
-    """[B] text positions that answers to questions are read from: the `[MASK]` before the last token."""
-    return attention_mask.sum(dim=1) - 2
-
-
 @torch.inference_mode()
 def attention_rollout(
     model: PreTrainedModel, positions: torch.Tensor | None = None, **inputs: torch.Tensor
@@ -55,11 +51,11 @@ def attention_rollout(
     """
     How much of each word piece and region reaches a position through all layers (Abnar and Zuidema, arXiv 2005.00928).
 
-    Each layer passes on half of a state and half of what its attention, averaged over heads, mixes in.
+    Each layer passes on half of a state, and half of the mixture that its attention (averaged over heads) makes.
 
     Args:
-        model: A VisualBERT of any head.
-        positions: [B] the position that is read; where answers to questions are read when not given.
+        model: A VisualBERT with any head.
+        positions: [B] the position that is read. When not given, the one that answers to questions are read from.
         inputs: Model inputs with `visual_embeds` (not pixels) and `attention_mask`.
 
     Returns:
@@ -85,17 +81,15 @@ def gradient_x_input(model: PreTrainedModel, labels: torch.Tensor, **inputs: tor
 
     Args:
         model: A VisualBERT whose `logits` are [B, L].
-        labels: [B] the labels that are explained.
+        labels: [B] the labels to explain.
         inputs: Model inputs with `input_ids`, `visual_embeds` (not pixels) and `attention_mask`.
 
     Returns:
-        [B, S], text before regions; negative for what speaks against the label.
+        [B, S], text before regions; negative values speak against the label.
     """
     _check_inputs(inputs)
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-    ):  # a caller may be in inference mode: copies can have gradients
+    # The caller may be in inference mode, whose tensors have no gradients; copies made outside of it do.
+    with torch.inference_mode(False), torch.enable_grad():
         copied = {name: tensor.clone() for name, tensor in inputs.items()}
         words_BTD = model.get_input_embeddings()(copied.pop("input_ids")).detach().requires_grad_()
         regions_BRV = copied.pop("visual_embeds").expand(len(words_BTD), -1, -1).clone().requires_grad_()
@@ -111,7 +105,7 @@ def gradient_x_input(model: PreTrainedModel, labels: torch.Tensor, **inputs: tor
 @torch.inference_mode()
 def logits_without_each_region(model: PreTrainedModel, **inputs: torch.Tensor) -> torch.Tensor:
     """
-    The logits that are left when one region is taken away: [B, R, L]; rows of padded regions are those with all regions.
+    The logits when one region is left out, for each region: [B, R, L]. For a padded region they are those with all regions.
 
     Args:
         model: A VisualBERT whose `logits` are [B, L].
@@ -137,7 +131,7 @@ def logits_without_each_region(model: PreTrainedModel, **inputs: torch.Tensor) -
 @torch.inference_mode()
 def explain_answers(model: PreTrainedModel, processor: Any, inputs: Mapping[str, torch.Tensor]) -> list[dict[str, Any]]:
     """
-    What the best answer to each question rests on, in three ways.
+    What the best answer to each question depends on, in three ways.
 
     Args:
         model: A [`VisualBertForQuestionAnswering`].
@@ -146,9 +140,9 @@ def explain_answers(model: PreTrainedModel, processor: Any, inputs: Mapping[str,
 
     Returns:
         For each question `{"answer", "score", "words": [...], "regions": [...]}`. Each word piece has its `piece`, `rollout`
-        (share of what reaches the answer, in 0..1) and `gradient` (what it adds to the log-probability of the answer, to
-        first order). Each region, in the order of the inputs, has these two, and what happens without it: `drop`, by how
-        much the probability of the answer falls, and `answer_without`, the best answer then.
+        (its share of what reaches the answer, in 0..1) and `gradient` (what it adds to the log-probability of the answer, to
+        first order). Each region, in the order of the inputs, has the last two and what happens without it: `drop`, how much
+        the probability of the answer falls, and `answer_without`, the best answer then.
 
     Raises:
         ValueError: The inputs are pixels, or the processor has no answers.
@@ -195,13 +189,12 @@ def _check_inputs(inputs: Mapping[str, torch.Tensor]) -> None:
     for name in ("visual_embeds", "attention_mask"):
         if name not in inputs:
             raise ValueError(
-                f"explanations need `{name}`; expected what the processor makes of a text and precomputed regions "
+                f"explanations need `{name}`; expected the processor's outputs for a text and precomputed regions "
                 "(`model.get_image_features` finds the regions of images)"
             )
 
 
 __all__ = [
-    "answer_positions",
     "attention_rollout",
     "attention_weights",
     "explain_answers",

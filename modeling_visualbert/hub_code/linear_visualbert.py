@@ -1,10 +1,16 @@
-"""The linear layer of the model, on a CPU in the faster of the two matrix libraries that torch carries.
+"""The linear layer of the model: on a CPU, the faster of the two matrix libraries that come with torch.
 
-Torch multiplies single-precision matrices with Intel's MKL, which keeps its AVX-512 kernels for Intel's processors: on others
-it runs at half the rate of the chip. oneDNN, which torch carries too (for convolutions), uses them everywhere. Both are
-single precision and differ by rounding only; figures are in `benchmarks/NOTES.md`.
+Torch multiplies single-precision matrices with Intel's MKL, which uses its AVX-512 kernels on Intel's processors only; others run
+at half their speed. oneDNN, which torch has too (for convolutions), uses AVX-512 everywhere. Both compute in single precision
+and differ by rounding only; figures are in `benchmarks/NOTES.md`. Products with torchao's 8-bit weights are faster here too.
+
+Switching it off: [`Linear`] is a subclass of `nn.Linear`, which tools overlook that ask for `type(module) is nn.Linear`, such as
+`torch.ao.quantization.quantize_dynamic` and bitsandbytes. For a model that is loaded already, call [`use_plain_linear`]; for
+tools that replace layers during loading, set the environment variable `VISUALBERT_PLAIN_LINEAR=1` first. The model then has plain
+`nn.Linear` layers with the same names and weights.
 """
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -15,8 +21,8 @@ from torch.nn import functional as F
 
 
 def prefers_onednn() -> bool:
-    """Whether oneDNN multiplies single-precision matrices faster here: torch has both libraries, the processor has AVX-512 and is
-    not Intel's. A rule instead of a measurement, so that one machine always gives the same bits."""
+    """Whether oneDNN multiplies single-precision matrices faster here: torch has both libraries, and the processor has AVX-512
+    and is not Intel's. It is a rule, not a measurement, so that a machine always gives the same bits."""
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkl.is_available()):
         return False
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise") or torch.backends.cpu.get_cpu_capability() != "AVX512":
@@ -29,11 +35,33 @@ def prefers_onednn() -> bool:
 
 
 _PREFERS_ONEDNN = prefers_onednn()
-_WORTHWHILE = 2**22  # multiplications from which on the faster library wins back what calling it costs
+_WORTHWHILE = 2**22  # multiplications from which on the faster library makes up for the cost of calling it
+
+
+def make_linear(in_features: int, out_features: int) -> nn.Linear:
+    """A linear layer of the model: [`Linear`], or `nn.Linear` when the environment variable `VISUALBERT_PLAIN_LINEAR` is 1."""
+    if os.environ.get("VISUALBERT_PLAIN_LINEAR") == "1":
+        return nn.Linear(in_features, out_features)
+    return Linear(in_features, out_features)
+
+
+def use_plain_linear(model: nn.Module) -> nn.Module:
+    """Turn all [`Linear`] layers of a model into plain `nn.Linear`, in place; weights and hooks stay. Returns the model."""
+    for module in model.modules():
+        if type(module) is Linear:
+            module.__class__ = nn.Linear  # type: ignore[assignment]
+    return model
+
+
+class Linear(nn.Linear):
+    """`nn.Linear`, computed by [`linear`]."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return linear(input, self.weight, self.bias)
 
 
 def linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """`torch.nn.functional.linear`, in the faster library."""
+    """`torch.nn.functional.linear` in the faster library."""
     if _is_int8(states, weight):
         return _int8_product(states, weight, bias)
     if not _onednn_takes(states, weight):
@@ -41,13 +69,6 @@ def linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     if torch.is_grad_enabled():
         return _OneDnnLinear.apply(states, weight, bias)
     return _product(states, weight, bias)
-
-
-class Linear(nn.Linear):
-    """`nn.Linear` in the faster library."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return linear(input, self.weight, self.bias)
 
 
 def _onednn_takes(states: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -58,7 +79,7 @@ def _onednn_takes(states: torch.Tensor, weight: torch.Tensor) -> bool:
         and states.device.type == "cpu"
         and states.dim() > 1
         and (torch.compiler.is_compiling() or states.numel() * weight.shape[0] >= _WORTHWHILE)
-        # Not a quantised, distributed or otherwise special tensor.
+        # Neither quantised nor distributed nor any other kind of tensor.
         and type(weight) in (torch.Tensor, nn.Parameter)
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_exporting()
@@ -66,8 +87,8 @@ def _onednn_takes(states: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 def _is_int8(states: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether the weight is one that torchao's `Int8DynamicActivationInt8WeightConfig` made, on a CPU and outside of a compiler:
-    torchao's own code is made for that, and for its other configurations."""
+    """Whether the weight was made by torchao's `Int8DynamicActivationInt8WeightConfig` and is used on a CPU, not compiled.
+    Everything else, such as weights of its other configurations, is left to torchao's own code."""
     return (
         type(weight).__name__ == "Int8Tensor"
         and _rounds_as_we_do(weight)
@@ -81,7 +102,7 @@ def _is_int8(states: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 def _rounds_as_we_do(weight: Any) -> bool:
-    """A scale for each row of the weight and for each position of the states, symmetric, all of the 8 bits, nothing else."""
+    """One symmetric scale per row of the weight and per position of the states, over all 8 bits, and nothing else."""
     how = getattr(weight, "act_quant_kwargs", None)
     return (
         how is not None
@@ -95,7 +116,7 @@ def _rounds_as_we_do(weight: Any) -> bool:
 
 
 def _int8_product(states: torch.Tensor, weight: Any, bias: torch.Tensor | None) -> torch.Tensor:
-    """What torchao computes, each position quantised to 8 bits by its own scale, in a third of its operations."""
+    """What torchao computes (each position quantised to 8 bits with its own scale) in a third of the operations."""
     scales = states.abs().amax(dim=-1, keepdim=True).clamp_(min=1e-9).div_(127.5)
     quantised = states.div(scales).round_().clamp_(-128, 127).to(torch.int8)
     products = torch._int_mm(quantised.flatten(0, -2), weight.qdata.t()).to(torch.float32)
@@ -104,12 +125,12 @@ def _int8_product(states: torch.Tensor, weight: Any, bias: torch.Tensor | None) 
 
 
 def _product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    if torch.compiler.is_compiling():  # its code generator takes this operator for constant weights only
+    if torch.compiler.is_compiling():  # its code generator supports the operator below for constant weights only
         return _opaque_product(states, weight, bias)
     return torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
 
 
-# Code from the Hub may be loaded beside the package: an operator for each.
+# This file may be loaded twice, from the package and from a checkpoint: each needs an operator name of its own.
 @torch.library.custom_op("modeling_visualbert::" + re.sub(r"\W", "_", __name__), mutates_args=())
 def _opaque_product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     if states.numel() == 0:
@@ -123,7 +144,7 @@ def _(states, weight, bias):
 
 
 class _OneDnnLinear(torch.autograd.Function):
-    """The same with gradients, which are products of the same kind."""
+    """The product with gradients, which are such products themselves."""
 
     generate_vmap_rule = True
 
@@ -147,4 +168,4 @@ class _OneDnnLinear(torch.autograd.Function):
         return for_states, for_weight, for_bias
 
 
-__all__ = ["Linear", "linear", "prefers_onednn"]
+__all__ = ["Linear", "linear", "make_linear", "prefers_onednn", "use_plain_linear"]
