@@ -12,7 +12,7 @@ from transformers import pipeline
 from modeling_visualbert.corpus.scenes import render, sample_scene
 from modeling_visualbert.corpus.vcr import metadata_record
 from modeling_visualbert.hub_code import pipeline_visualbert, tasks_visualbert
-from modeling_visualbert.hub_code.explain_visualbert import explain_answers
+from modeling_visualbert.hub_code.explain_visualbert import attention_weights, explain_answers
 
 TASKS = list(PIPELINE_TASKS)
 
@@ -299,3 +299,67 @@ def test_explained_answers(pipes, scenes):
     assert alone["answers"][:2] == close(explained[1]["answers"])
     bare = pipe({"image": {"visual_embeds": regions["visual_embeds"]}, "question": item["question"][1]}, explain=True)
     assert all("box" not in region for region in bare["regions"])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_attention_to_the_regions(pipes, scenes, task):
+    """Beside the same results, in batches too, the attention of a layer; a head of it differs, all heads average to it."""
+    pipe, items = pipes[task], [item_of(task, scenes, 0), item_of(task, scenes, 1, many=True)]
+    found = pipe(items, attention=0, batch_size=2)
+    assert found == close([pipe(item, attention=0) for item in items])
+    assert [found[0]["result"], [row["result"] for row in found[1]]] == close(pipe(items))
+    heads = [pipe(items[0], attention=(0, head))["attention"] for head in range(4)]
+    assert heads[0] != pytest.approx(heads[1], abs=1e-3)
+    assert found[0]["attention"] == pytest.approx(torch.tensor(heads).mean(dim=0).tolist(), abs=1e-6)
+    assert 0.0 < sum(found[0]["attention"]) < 1.0
+    images = items[0]["images"] if task == "nlvr2" else [items[0]["image"]]
+    objects = {name: items[0][name] for name in ("objects", "boxes") if name in items[0]}
+    assert len(heads[0]) == sum(len(pipe.find_regions(image, **objects)["boxes"]) for image in images)
+    assert pipe.model.config._attn_implementation != "eager"
+    for wrong in (1, -1, (0, 4), (1, 0)):
+        with pytest.raises(ValueError, match=r"attention .*; expected a layer from 0 to 0, or .* a head from 0 to 3"):
+            pipe(items[0], attention=wrong)
+
+
+READERS = {
+    "vqa": lambda ids, mask, sep: [ids.index(mask)],
+    "nlvr2": lambda ids, mask, sep: [0],
+    "flickr30k": lambda ids, mask, sep: [2, 7],  # "the [star] is above the red [square]" after [CLS]
+    "pretraining": lambda ids, mask, sep: [i for i, piece in enumerate(ids) if piece == mask],
+}
+
+
+@pytest.mark.parametrize("task", READERS)
+def test_attention_is_that_of_the_position_that_is_read(pipes, scenes, task):
+    pipe, item = pipes[task], item_of(task, scenes)
+    images = item.pop("images") if task == "nlvr2" else [item.pop("image")]
+    regions = [pipe.find_regions(image) for image in images]
+    text = {"text": item.pop(pipe.about.text_key), **item}
+    inputs = pipe.processor(images=[regions] if task == "nlvr2" else regions, **{k: [v] for k, v in text.items()})
+    weights_SS = attention_weights(pipe.model, **inputs)[0][0, 2]
+    ids, tokenizer = inputs["input_ids"][0].tolist(), pipe.processor.tokenizer
+    positions = READERS[task](ids, tokenizer.mask_token_id, tokenizer.sep_token_id)
+    expected = weights_SS[positions, len(ids) :].mean(dim=0)
+    given = {pipe.image_key: regions if task == "nlvr2" else regions[0], pipe.about.text_key: text.pop("text"), **text}
+    assert pipe(given, attention=(0, 2))["attention"] == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+def test_attention_of_multiple_choice_is_that_of_the_best_choice(pipes, scenes):
+    pipe, item = pipes["vcr"], item_of("vcr", scenes)
+    both = pipe(item, attention=0)
+    assert [row["index"] for row in both["result"]] == [row["index"] for row in pipe(item)]
+    choices = {"choices": item["choices"], "objects": item["objects"], "boxes": item["boxes"]}
+    inputs = pipe.processor(images=[item["image"]], text=[item["question"]], **{k: [v] for k, v in choices.items()})
+    weights_SS = attention_weights(pipe.model, **inputs)[0][both["result"][0]["index"]].mean(dim=0)
+    expected = weights_SS[0, inputs["input_ids"].shape[-1] :]
+    assert both["attention"] == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+def test_a_layer_that_reads_words_only_has_no_attention_to_regions(checkpoints, scenes):
+    model, processor = checkpoints["vqa"]
+    late = type(model)(type(model.config)(**{**model.config.to_dict(), "bypass_transformer": True})).eval()
+    late.load_state_dict(model.state_dict(), strict=False)
+    pipe = pipeline("visual-question-answering", model=late, processor=processor)
+    item = item_of("vqa", scenes)
+    assert pipe(item, attention=0)["attention"] is None
+    assert len(pipe(item, attention=1)["attention"]) == len(pipe.find_regions(item["image"])["boxes"])

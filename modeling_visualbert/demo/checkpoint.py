@@ -1,5 +1,4 @@
-"""What the demo asks of a model: images and text -> scores, and the regions that a layer and head look at, or that an answer
-rests on."""
+"""What the demo shows of a checkpoint: the results of its pipeline as bars, images with regions, and a line about them."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from transformers import AutoProcessor, PreTrainedModel
 
 from ..checkpoints import HEAD_CLASSES, read_task
 from ..features.extract import region_names
-from ..hub_code.explain_visualbert import explain_answers
+from ..hub_code import pipeline_visualbert
 from ..hub_code.regions_visualbert import find_regions
 from .drawing import Bars, View
 
@@ -63,8 +62,10 @@ class Checkpoint:
             raise ValueError(f"{name} has no region encoder, so it cannot read images; expected one that has")
         self.name = name
         self.model: PreTrainedModel = HEAD_CLASSES[task.name].from_pretrained(name).eval()
-        self.model.set_attn_implementation("eager")  # the one that returns the weights
+        self.model.set_attn_implementation("eager")  # for all calls: several threads share the model
         self.processor = AutoProcessor.from_pretrained(name)
+        pipeline_class = getattr(pipeline_visualbert, task.pipeline_class)
+        self.pipeline = pipeline_class(model=self.model, processor=self.processor, device=self.model.device)
         self.task: str = self.processor.task
         self.num_layers: int = config.num_hidden_layers + int(config.bypass_transformer)
         self.num_heads: int = config.num_attention_heads
@@ -134,76 +135,67 @@ class Checkpoint:
             return [""] * len(regions["boxes"])
         return [self._class_names[number] for number in regions["class_ids"].tolist()]
 
+    def _ask(self, look: Look, *args: Any, **options: Any) -> tuple[Any, list[float] | None]:
+        """The result of the pipeline, and the attention to each region; None if the layer sees no regions."""
+        attention = look.layer if look.head is None else (look.layer, look.head)
+        found = self.pipeline(*args, **options, attention=attention)
+        return found["result"], found["attention"]
+
     def _answer_question(self, images: list, text: str, _: list, look: Look) -> Answer:
-        inputs = self.processor(images=[self.regions(images[0])], text=[text])
-        outputs = self.model(**inputs, output_attentions=True)
-        (best,) = self.processor.post_process_question_answering(outputs, top_k=_TOP_K)
-        bars = [Bars("", [(answer["answer"], answer["score"]) for answer in best])]
-        if look.explanation is not None:
-            (explained,) = explain_answers(self.model, self.processor, inputs)
-            reasons, measure, note = _explanation(explained, look.explanation)
-            return Answer(bars, [replace(self.view(images[0], reasons), measure=measure)], note)
-        reader = int(inputs["attention_mask"].sum()) - 2  # the [MASK] after the question
-        weights = _attention(outputs, inputs, 0, [reader], look)
-        return Answer(bars, [self.view(images[0], weights)], _note("the answer's [MASK]", weights, look))
+        regions = self.regions(images[0])
+        if look.explanation is None:
+            answers, weights = self._ask(look, regions, text, top_k=_TOP_K)
+            view, note = self.view(images[0], weights), _note("the answer's [MASK]", weights, look)
+        else:
+            explained = self.pipeline(regions, text, top_k=_TOP_K, explain=True)
+            answers = explained["answers"]
+            reasons, measure, note = _explanation(answers[0], explained["regions"], look.explanation)
+            view = replace(self.view(images[0], reasons), measure=measure)
+        bars = Bars("", [(answer["answer"], answer["score"]) for answer in answers])
+        return Answer([bars], [view], note)
 
     def _judge_sentence(self, images: list, text: str, _: list, look: Look) -> Answer:
         found = [self.regions(image) for image in images]
-        inputs = self.processor(images=[found], text=[text])
-        outputs = self.model(**inputs, output_attentions=True)
-        scores = outputs.logits[0].float().softmax(dim=-1).tolist()
-        weights = _attention(outputs, inputs, 0, [0], look)
+        judged, weights = self._ask(look, found, text)
+        other = "False" if judged["label"] == "True" else "True"
+        bars = Bars("", [(judged["label"], judged["score"]), (other, 1.0 - judged["score"])])
         count = len(found[0]["boxes"])
         parts = [None, None] if weights is None else [weights[:count], weights[count:]]
         views = [self.view(image, part) for image, part in zip(images, parts, strict=True)]
-        rows = sorted(zip(("False", "True"), scores, strict=True), key=lambda row: -row[1])
-        return Answer([Bars("", rows)], views, _note("[CLS]", weights, look))
+        return Answer([bars], views, _note("[CLS]", weights, look))
 
     def _choose(self, images: list, text: str, choices: list, look: Look) -> Answer:
         objects = self.objects(images[0])
-        inputs = self.processor(
-            images=[images[0]], text=[text], choices=[choices], objects=[list(objects.names)], boxes=[objects.boxes]
-        )
-        outputs = self.model(**inputs, output_attentions=True)
-        (result,) = self.processor.post_process_multiple_choice(outputs)
-        whole = int(self.processor.whole_image)
-        weights = _attention(outputs, inputs, result["choice"], [0], look)
-        view = View(
-            objects.image, objects.boxes, objects.names, weights[whole:] if weights else None, marks=objects.marks
-        )
-        rows = sorted(zip(choices, result["scores"], strict=True), key=lambda row: -row[1])
-        return Answer([Bars("", rows)], [view], _note("[CLS] with the best choice", weights, look))
+        chosen, weights = self._ask(look, images[0], text, choices, list(objects.names), objects.boxes)
+        of_objects = weights[int(self.processor.whole_image) :] if weights else None
+        bars = Bars("", [(choice["text"], choice["score"]) for choice in chosen])
+        note = _note("[CLS] with the best choice", weights, look)
+        return Answer([bars], [replace(objects, weights=of_objects)], note)
 
     def _ground_phrases(self, images: list, text: str, _: list, look: Look) -> Answer:
         sentence, phrases, last_words = split_phrases(text)
         regions = self.regions(images[0])
         if not len(regions["boxes"]):
             raise ValueError("Nothing was found in this image that a phrase could mean.")
-        inputs = self.processor(images=[regions], text=[sentence], phrases=[last_words])
-        outputs = self.model(**inputs, output_attentions=True)
-        (grounded,) = self.processor.post_process_phrase_grounding(outputs, [regions], [len(phrases)])
-        best = [found[0] for found in grounded]
-        weights = _attention(outputs, inputs, 0, inputs["region_to_phrase_position"][0].tolist(), look)
+        grounded, weights = self._ask(look, regions, sentence, last_words)
+        best = [found["regions"][0] for found in grounded]
         marks: dict[int, str] = {}  # several phrases may mean one thing
         for phrase, found in zip(phrases, best, strict=True):
             marks[found["region"]] = " = ".join(filter(None, (marks.get(found["region"]), phrase)))
-        rows = [(phrase, found["score"]) for phrase, found in zip(phrases, best, strict=True)]
+        bars = Bars("", [(phrase, found["score"]) for phrase, found in zip(phrases, best, strict=True)], ranked=False)
         view = self.view(images[0], weights, list(marks.items()))
-        return Answer([Bars("", rows, ranked=False)], [view], _note("the phrases", weights, look))
+        return Answer([bars], [view], _note("the phrases", weights, look))
 
     def _fill_masks(self, images: list, text: str, _: list, look: Look) -> Answer:
         if "[MASK]" not in text:
             raise ValueError("Please write a text with at least one [MASK] to fill.")
-        inputs = self.processor(images=[self.regions(images[0])], text=[text])
-        outputs = self.model(**inputs, output_attentions=True)
-        (result,) = self.processor.post_process_pretraining(outputs, inputs["input_ids"], top_k=_TOP_K)
-        masks = (inputs["input_ids"][0] == self.processor.tokenizer.mask_token_id).nonzero()[:, 0].tolist()
-        weights = _attention(outputs, inputs, 0, masks, look)
+        filled, weights = self._ask(look, self.regions(images[0]), text, top_k=_TOP_K)
+        count = len(filled["words"])
         bars = [
-            Bars(f"[MASK] {number}" if len(masks) > 1 else "", [(word["word"], word["score"]) for word in words])
-            for number, words in enumerate(result["words"], start=1)
+            Bars(f"[MASK] {number}" if count > 1 else "", [(word["word"], word["score"]) for word in words])
+            for number, words in enumerate(filled["words"], start=1)
         ]
-        reader = "[MASK]" if len(masks) == 1 else f"all {len(masks)} [MASK]"
+        reader = "[MASK]" if count == 1 else f"all {count} [MASK]"
         return Answer(bars, [self.view(images[0], weights)], _note(reader, weights, look))
 
 
@@ -232,34 +224,25 @@ def split_phrases(text: str) -> tuple[str, list[str], list[int]]:
     return " ".join(words), phrases, last_words
 
 
-def _attention(outputs: Any, inputs: Any, row: int, readers: list[int], look: Look) -> list[float] | None:
-    """How strongly some text positions attend to each region, averaged over them; None if this layer sees no regions."""
-    weights_HSS = outputs.attentions[look.layer][row]
-    text_length = inputs["input_ids"].shape[-1]
-    if weights_HSS.shape[-1] == text_length:
-        return None  # late fusion: all layers but the last read words only
-    weights_SS = weights_HSS.mean(dim=0) if look.head is None else weights_HSS[look.head]
-    return weights_SS[readers, text_length:].mean(dim=0).tolist()
-
-
-def _explanation(explained: dict[str, Any], name: str) -> tuple[list[float], str, str]:
+def _explanation(answer: dict[str, Any], regions: list[dict[str, Any]], name: str) -> tuple[list[float], str, str]:
     """What speaks for the answer by region, in units of what, and a line that says it."""
-    regions, answer = explained["regions"], explained["answer"]
     weights = [max(0.0, region[name]) for region in regions]
     if name == "rollout":
         note = f"Attention rollout: {sum(weights):.0%} of what reaches the answer's [MASK] comes from regions."
         return weights, "of what reaches the answer", note
     if name == "gradient":
         total = sum(weights) or 1.0
-        note = f"Gradient x input: what each region adds to the log-probability of “{answer}”, to first order."
+        note = (
+            f"Gradient x input: what each region adds to the log-probability of “{answer['answer']}”, to first order."
+        )
         return [weight / total for weight in weights], "of what regions add", note
     if not any(weights):
-        note = f"Asked again without each region, the answer stays as probable as it is: {explained['score']:.0%}."
+        note = f"Asked again without each region, the answer stays as probable as it is: {answer['score']:.0%}."
         return weights, "less probable without it", note
     strongest = regions[weights.index(max(weights))]
-    fall = f"“{answer}” falls from {explained['score']:.0%} to {explained['score'] - strongest['drop']:.0%}"
+    fall = f"“{answer['answer']}” falls from {answer['score']:.0%} to {answer['score'] - strongest['drop']:.0%}"
     other = strongest["answer_without"]
-    then = f", and the answer would be “{other}”" if other != answer else ""
+    then = f", and the answer would be “{other}”" if other != answer["answer"] else ""
     note = f"Asked again without each region: without the one that matters most {fall}{then}."
     return weights, "less probable without it", note
 

@@ -30,18 +30,26 @@ def attention_weights(model: PreTrainedModel, **inputs: torch.Tensor) -> tuple[t
     Raises:
         ValueError: Even then the model returns no weights.
     """
+    return tuple(outputs_with_attention(model, **inputs).attentions)
+
+
+def outputs_with_attention(model: PreTrainedModel, **inputs: torch.Tensor) -> Any:
+    """The model's outputs with `attentions`; see [`attention_weights`]. A model that runs with "eager" attention already is
+    only read, so that threads may share it."""
     implementation = model.config._attn_implementation
-    model.set_attn_implementation("eager")
+    if implementation != "eager":
+        model.set_attn_implementation("eager")
     try:
-        attentions = model(**inputs, output_attentions=True).attentions
+        outputs = model(**inputs, output_attentions=True)
     finally:
-        model.set_attn_implementation(implementation)
-    if not attentions or any(weights is None for weights in attentions):
+        if implementation != "eager":
+            model.set_attn_implementation(implementation)
+    if not outputs.attentions or any(weights is None for weights in outputs.attentions):
         raise ValueError(
             f"{type(model).__name__} returns no attention weights (it was loaded with {implementation!r} attention); "
             "expected a model that can run with attn_implementation='eager'"
         )
-    return tuple(attentions)
+    return outputs
 
 
 @torch.inference_mode()
@@ -200,4 +208,5 @@ __all__ = [
     "explain_answers",
     "gradient_x_input",
     "logits_without_each_region",
+    "outputs_with_attention",
 ]

@@ -1,9 +1,10 @@
 """Image + text -> answers in one call: a pipeline for each of the five tasks.
 
-The arrows of each call: image -> regions (once, whatever is asked about them) -> processor -> model -> plain dicts.
+What a call does: image -> regions (once, whatever is asked about them) -> processor -> model -> plain dicts.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,28 @@ from torch.nn import functional as F
 from transformers import Pipeline
 
 from .compile_visualbert import compile_model
-from .explain_visualbert import explain_answers
+from .explain_visualbert import answer_positions, explain_answers, outputs_with_attention
 from .regions_visualbert import check_regions, find_regions, join_regions, pad_regions
 from .tasks_visualbert import TASKS, VisualBertTask
 
 
 class VisualBertPipeline(Pipeline):
     """
-    What the pipelines share. A call is about one image with one text or a list of texts, or it gets a dict with these
-    keys, or an iterable of such dicts, of which `batch_size` go through the model at once. In place of an image stand
-    precomputed regions: a mapping with `visual_embeds` of shape `(regions, dim)` and what else [`VisualBertProcessor`] takes,
-    or what `find_regions` returned. Results are plain dicts; those of a list of texts are a list. With `compile=True` when it
-    is made, the model is compiled in place (see [`compile_model`]).
+    What the pipelines share. A call is about one image with one text or a list of texts; or it gets a dict with these keys, or
+    an iterable of such dicts, of which `batch_size` go through the model at once. In place of an image it takes precomputed
+    regions: a mapping with `visual_embeds` of shape `(regions, dim)` and the other keys that [`VisualBertProcessor`] accepts, or
+    what `find_regions` returned. Results are plain dicts; those of a list of texts are a list.
+
+    With `attention=layer` or `attention=(layer, head)`, both counted from 0, each result is a dict: `"result"` is what the call
+    returns otherwise, `"attention"` is how strongly the position that it is read from attends to each region in this layer,
+    averaged over the layer's heads or in one head. Each pipeline says which position this is; the weights of several are
+    averaged. What is missing to 1 goes to words. For a layer that reads no regions (late fusion) it is None. A model whose
+    attention is not "eager", the only one that returns weights, is switched to it for the call.
+
+    With `compile=True` when the pipeline is made, the model is compiled in place (see [`compile_model`]).
 
     Raises (when called):
-        TypeError: An item is no dict, a key or argument is unknown, or a text is no string.
+        TypeError: An item is not a dict, a key or argument is unknown, or a text is not a string.
         ValueError: Something is missing or empty, or the image cannot be used.
     """
 
@@ -42,6 +50,7 @@ class VisualBertPipeline(Pipeline):
     image_key = "image"
     keys: tuple[str, ...] = ("image", "question")  # of an item
     optional_keys: tuple[str, ...] = ()
+    _results: Callable[..., list]  # what the model and its processor found, options -> the result of each text
 
     def __init__(self, *args, compile: bool = False, **kwargs):
         super().__init__(*args, **kwargs)
@@ -60,42 +69,46 @@ class VisualBertPipeline(Pipeline):
     @torch.inference_mode()
     def find_regions(self, image, **objects) -> dict[str, torch.Tensor]:
         """
-        The regions of one image, to be passed in its place to any number of calls.
+        The regions of one image, which any number of calls take in place of the image.
 
         Args:
             image: A path, PIL image or array.
-            objects: Multiple choice: `objects`, `boxes` and `polygons` that the regions are to describe.
+            objects: Multiple choice: the `objects` whose regions are wanted, with `boxes` and `polygons`.
 
         Returns:
-            `visual_embeds` and, one for each region, `boxes` (x1, y1, x2, y2 in pixels of the image), `scores`,
-            `class_ids` and what else the region encoder finds; `image_size` (height, width). On the CPU.
+            `visual_embeds` and, for each region, `boxes` (x1, y1, x2, y2 in pixels of the image), `scores`, `class_ids` and what
+            else the region encoder finds; `image_size` (height, width). All on the CPU.
         """
         prepared = self._ensure_tensor_on_device(self._prepare({"image": image, **objects}, image), self.device)
         return self._ensure_tensor_on_device(self._regions_of([prepared])[0], torch.device("cpu"))
 
-    def _sanitize_parameters(self, top_k: int | None = None):
+    def _sanitize_parameters(self, top_k: int | None = None, attention: int | tuple[int, int] | None = None):
         if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
             raise ValueError(f"top_k {top_k!r}; expected at least 1")
-        return {}, {}, {} if top_k is None else {"top_k": top_k}
+        return {}, _given(attention=attention), _given(top_k=top_k)
 
     def _run(self, first: Any, rest: dict[str, Any], batch_size: int | None, **options) -> Any:
         """The result of a call's arguments: one item given as arguments, one as a dict, or an iterable of dicts."""
-        options = {**self._postprocess_params, **self._sanitize_parameters(**options)[2]}
-        if any(rest[key] is not None for key in rest):
-            given = {key: value for key, value in rest.items() if value is not None}
-            return self._answer([{self.image_key: first, **given}], options)[0]
+        _, forward, shown = self._sanitize_parameters(**options)
+        answer = partial(
+            self._answer,
+            forward={**self._forward_params, **forward},
+            shown={**self._postprocess_params, **shown},
+        )
+        if given := _given(**rest):
+            return answer([{self.image_key: first, **given}])[0]
         if isinstance(first, Mapping):
-            return self._answer([first], options)[0]
+            return answer([first])[0]
         if first is None or isinstance(first, (str, Path, Image.Image, np.ndarray, torch.Tensor)):
             raise ValueError(f"no {self.about.text_key}; expected {self._expected()}")
         size = batch_size or self._batch_size or 1
-        return list(chain.from_iterable(self._answer(chunk, options) for chunk in _chunks(first, size)))
+        return list(chain.from_iterable(answer(chunk) for chunk in _chunks(first, size)))
 
-    def _answer(self, items: Sequence[Any], options: dict[str, Any]) -> list:
-        """Results of a batch of items; texts of all of them go through the model together."""
+    def _answer(self, items: Sequence[Any], forward: dict[str, Any], shown: dict[str, Any]) -> list:
+        """Results of a batch of items; the texts of all of them go through the model together."""
         for item in items:
             self._check_item(item)
-        results = iter(self.run_single(items, self._preprocess_params, self._forward_params, options))
+        results = iter(self.run_single(items, self._preprocess_params, forward, shown))
         texts = [item[self.about.text_key] for item in items]
         return [next(results) if isinstance(text, str) else [next(results) for _ in text] for text in texts]
 
@@ -124,7 +137,7 @@ class VisualBertPipeline(Pipeline):
             "inputs": dict(self.processor(**arguments)),
             "arguments": arguments,
             "counts": counts,
-            "pictures": [[self._prepare(item, image) for image in self._images(item)] for item in items],
+            "images": [[self._prepare(item, image) for image in self._images(item)] for item in items],
         }
 
     def _text_arguments(self, item: Mapping[str, Any]) -> dict[str, list]:
@@ -136,32 +149,65 @@ class VisualBertPipeline(Pipeline):
         return [item[self.image_key]]
 
     def _prepare(self, item: Mapping[str, Any], image: Any) -> dict[str, Any]:
-        """Checked regions, or pixels and what the region encoder reads beside them."""
+        """Checked regions, or pixels and the other inputs of the region encoder."""
         if isinstance(image, Mapping):
             return {"regions": check_regions(image, self.processor.region_dim)}
         return dict(self.processor.image_processor(images=[image], return_tensors="pt"))
 
-    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
-        images = model_inputs["pictures"]
+    def _forward(self, model_inputs: dict[str, Any], attention: int | tuple[int, int] | None = None) -> dict[str, Any]:
+        images, counts = model_inputs["images"], model_inputs["counts"]
         found = iter(self._regions_of([image for item in images for image in item]))
         regions = [[next(found) for _ in item] for item in images]
         visual = pad_regions([self._joined(item) for item in regions])
         visual = self._ensure_tensor_on_device(visual, self.device)
         visual["visual_embeds"] = visual["visual_embeds"].to(self.model.dtype)
-        # Each image is looked at once, whatever is asked about it; the regions of a single one serve all texts as they are.
+        # The regions of a single image serve all texts as they are.
         if len(images) > 1:
-            repeats = torch.tensor(model_inputs["counts"], device=self.device)
+            repeats = torch.tensor(counts, device=self.device)
             visual = {name: value.repeat_interleave(repeats, dim=0) for name, value in visual.items()}
-        inputs = {**model_inputs["inputs"], **visual}
-        return {
-            "outputs": dict(self.model(**self._aligned(inputs))),
+        inputs = self._aligned({**model_inputs["inputs"], **visual})
+        result = {
             "inputs": model_inputs["inputs"],
             "visual": visual,
             "arguments": model_inputs["arguments"],
-            "regions": [
-                item[0] for item, count in zip(regions, model_inputs["counts"], strict=True) for _ in range(count)
-            ],
+            "regions": [item[0] for item, count in zip(regions, counts, strict=True) for _ in range(count)],
         }
+        if attention is None:
+            return {**result, "outputs": dict(self.model(**inputs))}
+        outputs = dict(outputs_with_attention(self.model, **inputs))
+        weights = self._attention_to_regions(outputs.pop("attentions"), outputs, inputs, attention)
+        return {**result, "outputs": outputs, "attention": weights}
+
+    def _attention_to_regions(
+        self,
+        attentions: Sequence[torch.Tensor],
+        outputs: dict[str, torch.Tensor],
+        inputs: dict[str, torch.Tensor],
+        attention: int | tuple[int, int],
+    ) -> list[list[float] | None]:
+        """For each text the weights of the regions, see the class."""
+        layer, head = (attention, None) if isinstance(attention, int) else attention
+        if not 0 <= layer < len(attentions) or not (head is None or 0 <= head < attentions[layer].shape[1]):
+            raise ValueError(
+                f"attention {attention!r}; expected a layer from 0 to {len(attentions) - 1}, or such a layer and a head from 0 "
+                f"to {attentions[0].shape[1] - 1}"
+            )
+        weights_NHSS, text_length = attentions[layer], inputs["input_ids"].shape[-1]
+        readers = self._readers(outputs, inputs)
+        if weights_NHSS.shape[-1] == text_length:
+            return [None] * len(readers)  # late fusion: all layers but the last read words only
+        num_regions = inputs["visual_attention_mask"].sum(dim=1).expand(len(readers)).tolist()
+        found: list[list[float] | None] = []
+        for (row, positions), count in zip(readers, num_regions, strict=True):
+            weights_SS = weights_NHSS[row].mean(dim=0) if head is None else weights_NHSS[row, head]
+            found.append(weights_SS[positions, text_length : text_length + count].mean(dim=0).tolist())
+        return found
+
+    def _readers(
+        self, outputs: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor]
+    ) -> list[tuple[int, list[int]]]:
+        """For each text its row in the batch and the positions that its result is read from: here `[CLS]`."""
+        return [(row, [0]) for row in range(len(inputs["input_ids"]))]
 
     def _joined(self, regions: Sequence[Mapping[str, torch.Tensor]]) -> Mapping[str, torch.Tensor]:
         """The regions of an item's images as those of one."""
@@ -170,8 +216,17 @@ class VisualBertPipeline(Pipeline):
     def _aligned(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return inputs
 
+    def postprocess(self, found: dict[str, Any], **options) -> list:
+        results = self._results(found, **options)
+        if "attention" not in found:
+            return results
+        return [
+            {"result": result, "attention": weights}
+            for result, weights in zip(results, found["attention"], strict=True)
+        ]
+
     def _regions_of(self, images: Sequence[dict[str, Any]]) -> list[dict[str, torch.Tensor]]:
-        """Regions of each image. Not every detector ignores padding, so only images of one size are seen together."""
+        """Regions of each image. Not every detector ignores padding, so only images of one size share a batch."""
         unseen = [image for image in images if "regions" not in image]
         shapes = {tuple((name, value.shape) for name, value in image.items()) for image in unseen}
         batches = [unseen] if len(shapes) == 1 else [[image] for image in unseen]
@@ -202,6 +257,7 @@ class VisualBertVQAPipeline(VisualBertPipeline):
         top_k: int | None = None,
         batch_size: int | None = None,
         explain: bool | None = None,
+        attention: int | tuple[int, int] | None = None,
     ) -> Any:
         """
         Args:
@@ -211,19 +267,24 @@ class VisualBertVQAPipeline(VisualBertPipeline):
             top_k: How many answers to each question; 5 when not given.
             batch_size: How many dicts of an iterable go through the model at once; 1 when not given.
             explain: Whether to say what the best answer rests on.
+            attention: A layer, or a layer and a head, whose attention is returned too, see [`VisualBertPipeline`]: that of the
+                `[MASK]` that the answer is read from.
 
         Returns:
             For each question `[{"answer": "red", "score": 0.97}, ...]`, scores falling and in 0..1. With `explain`
             `{"answers": [...], "words": [...], "regions": [...]}`, see [`explain_answers`]; regions have their `box` too,
             where it is known.
         """
-        return self._run(image, {"question": question}, batch_size, top_k=top_k, explain=explain)
+        return self._run(image, {"question": question}, batch_size, top_k=top_k, explain=explain, attention=attention)
 
-    def _sanitize_parameters(self, top_k: int | None = None, explain: bool | None = None):
-        *rest, options = super()._sanitize_parameters(top_k)
-        return *rest, options if explain is None else {**options, "explain": explain}
+    def _sanitize_parameters(self, top_k=None, attention=None, explain: bool | None = None):
+        *rest, options = super()._sanitize_parameters(top_k, attention)
+        return *rest, {**options, **_given(explain=explain)}
 
-    def postprocess(self, found: dict[str, Any], top_k: int = 5, explain: bool = False) -> list:
+    def _readers(self, outputs, inputs):
+        return [(row, [position]) for row, position in enumerate(answer_positions(inputs["attention_mask"]).tolist())]
+
+    def _results(self, found: dict[str, Any], top_k: int = 5, explain: bool = False) -> list:
         answers = self.processor.post_process_question_answering(found["outputs"]["logits"], top_k=top_k)
         if not explain:
             return answers
@@ -266,6 +327,7 @@ class VisualBertMultipleChoicePipeline(VisualBertPipeline):
         polygons: list | None = None,
         top_k: int | None = None,
         batch_size: int | None = None,
+        attention: int | tuple[int, int] | None = None,
     ) -> list:
         """
         Args:
@@ -279,12 +341,14 @@ class VisualBertMultipleChoicePipeline(VisualBertPipeline):
                 published checkpoints only, and its box when not given.
             top_k: How many choices to return; all when not given.
             batch_size: How many dicts of an iterable go through the model at once; 1 when not given.
+            attention: A layer, or a layer and a head, whose attention is returned too, see [`VisualBertPipeline`]: that of
+                `[CLS]` where the question is read with its best choice.
 
         Returns:
             For each question `[{"index": 2, "text": "[0] is red.", "score": 0.96}, ...]`, scores falling and in 0..1.
         """
         rest = {"question": question, "choices": choices, "objects": objects, "boxes": boxes, "polygons": polygons}
-        return self._run(image, rest, batch_size, top_k=top_k)
+        return self._run(image, rest, batch_size, top_k=top_k, attention=attention)
 
     def _text_arguments(self, item: Mapping[str, Any]) -> dict[str, list]:
         arguments = super()._text_arguments(item)
@@ -314,7 +378,12 @@ class VisualBertMultipleChoicePipeline(VisualBertPipeline):
         alignment = F.pad(inputs["image_text_alignment"], (0, 0, 0, max(0, missing)), value=-1)
         return {**inputs, "image_text_alignment": alignment}
 
-    def postprocess(self, found: dict[str, Any], top_k: int | None = None) -> list:
+    def _readers(self, outputs, inputs):
+        num_choices = inputs["input_ids"].shape[1]
+        best = self.processor.post_process_multiple_choice(outputs)
+        return [(row * num_choices + result["choice"], [0]) for row, result in enumerate(best)]
+
+    def _results(self, found: dict[str, Any], top_k: int | None = None) -> list:
         results = []
         scored = self.processor.post_process_multiple_choice(found["outputs"]["logits"])
         for result, choices in zip(scored, found["arguments"]["choices"], strict=True):
@@ -342,7 +411,11 @@ class VisualBertReasoningPipeline(VisualBertPipeline):
     keys = ("images", "statement")
 
     def __call__(
-        self, images=None, statement: str | list[str] | None = None, batch_size: int | None = None
+        self,
+        images=None,
+        statement: str | list[str] | None = None,
+        batch_size: int | None = None,
+        attention: int | tuple[int, int] | None = None,
     ) -> list | dict:
         """
         Args:
@@ -350,11 +423,13 @@ class VisualBertReasoningPipeline(VisualBertPipeline):
                 the keys `images` and `statement`, or an iterable of such dicts.
             statement: One statement or a list of statements about the two images.
             batch_size: How many dicts of an iterable go through the model at once; 1 when not given.
+            attention: A layer, or a layer and a head, whose attention is returned too, see [`VisualBertPipeline`]: that of
+                `[CLS]` to the regions of the left image, then of the right one.
 
         Returns:
             For each statement `{"label": "True", "score": 0.98}`, the label "True" or "False", the score being its own.
         """
-        return self._run(images, {"statement": statement}, batch_size)
+        return self._run(images, {"statement": statement}, batch_size, attention=attention)
 
     def _images(self, item: Mapping[str, Any]) -> Sequence[Any]:
         images = item["images"]
@@ -365,7 +440,7 @@ class VisualBertReasoningPipeline(VisualBertPipeline):
     def _joined(self, regions: Sequence[Mapping[str, torch.Tensor]]) -> Mapping[str, torch.Tensor]:
         return join_regions(regions)
 
-    def postprocess(self, found: dict[str, Any]) -> list:
+    def _results(self, found: dict[str, Any]) -> list:
         return self.processor.post_process_visual_reasoning(found["outputs"]["logits"])
 
 
@@ -391,6 +466,7 @@ class VisualBertGroundingPipeline(VisualBertPipeline):
         phrases: list | None = None,
         top_k: int | None = None,
         batch_size: int | None = None,
+        attention: int | tuple[int, int] | None = None,
     ) -> list:
         """
         Args:
@@ -401,13 +477,16 @@ class VisualBertGroundingPipeline(VisualBertPipeline):
                 sentences, a list of such lists.
             top_k: How many regions for each phrase; 1 when not given.
             batch_size: How many dicts of an iterable go through the model at once; 1 when not given.
+            attention: A layer, or a layer and a head, whose attention is returned too, see [`VisualBertPipeline`]: the mean over
+                the last word pieces of the phrases.
 
         Returns:
             For each sentence a list with, for each phrase, `{"phrase": ..., "regions": [{"score": 0.8, "box": {"xmin": ...,
             "ymin": ..., "xmax": ..., "ymax": ...}, "region": 3}, ...]}`: scores falling and in 0..1, boxes in pixels of the
             image, `region` the number of the region. No regions where none was found in the image.
         """
-        return self._run(image, {"sentence": sentence, "phrases": phrases}, batch_size, top_k=top_k)
+        rest = {"sentence": sentence, "phrases": phrases}
+        return self._run(image, rest, batch_size, top_k=top_k, attention=attention)
 
     def _text_arguments(self, item: Mapping[str, Any]) -> dict[str, list]:
         arguments = super()._text_arguments(item)
@@ -423,7 +502,10 @@ class VisualBertGroundingPipeline(VisualBertPipeline):
             raise ValueError("regions without 'boxes'; expected x1, y1, x2, y2 in pixels for each region")
         return prepared
 
-    def postprocess(self, found: dict[str, Any], top_k: int = 1) -> list:
+    def _readers(self, outputs, inputs):
+        return [(row, places[places >= 0].tolist()) for row, places in enumerate(inputs["region_to_phrase_position"])]
+
+    def _results(self, found: dict[str, Any], top_k: int = 1) -> list:
         phrases = found["arguments"]["phrases"]
         grounded = self.processor.post_process_phrase_grounding(
             found["outputs"]["logits"], found["regions"], [len(given) for given in phrases], top_k
@@ -459,6 +541,7 @@ class VisualBertMaskedCaptionPipeline(VisualBertPipeline):
         text_pair: str | list[str] | None = None,
         top_k: int | None = None,
         batch_size: int | None = None,
+        attention: int | tuple[int, int] | None = None,
     ) -> list | dict:
         """
         Args:
@@ -468,12 +551,15 @@ class VisualBertMaskedCaptionPipeline(VisualBertPipeline):
             text_pair: A second text for each: two captions are what the match head was trained on.
             top_k: How many words for each mask; 5 when not given.
             batch_size: How many dicts of an iterable go through the model at once; 1 when not given.
+            attention: A layer, or a layer and a head, whose attention is returned too, see [`VisualBertPipeline`]: the mean over
+                all `[MASK]`; that of `[CLS]` for a text without one.
 
         Returns:
             For each text `{"words": [[{"word": "red", "score": 0.9}, ...], ...], "match": 0.97}`: for each mask the best word
             pieces, and the probability that text and image belong together.
         """
-        return self._run(image, {"text": text, "text_pair": text_pair}, batch_size, top_k=top_k)
+        rest = {"text": text, "text_pair": text_pair}
+        return self._run(image, rest, batch_size, top_k=top_k, attention=attention)
 
     def _text_arguments(self, item: Mapping[str, Any]) -> dict[str, list]:
         arguments = super()._text_arguments(item)
@@ -486,7 +572,11 @@ class VisualBertMaskedCaptionPipeline(VisualBertPipeline):
             raise ValueError(f"{len(pairs)} second texts for {len(arguments['text'])} texts; expected as many")
         return {**arguments, "text_pair": pairs}
 
-    def postprocess(self, found: dict[str, Any], top_k: int = 5) -> list:
+    def _readers(self, outputs, inputs):
+        is_mask = inputs["input_ids"] == self.processor.tokenizer.mask_token_id
+        return [(row, places.nonzero()[:, 0].tolist() or [0]) for row, places in enumerate(is_mask)]
+
+    def _results(self, found: dict[str, Any], top_k: int = 5) -> list:
         return self.processor.post_process_pretraining(found["outputs"], found["inputs"]["input_ids"], top_k)
 
 
@@ -519,6 +609,10 @@ def _listed(values: Any, name: str) -> list:
     if not isinstance(values, (list, tuple)):
         raise TypeError(f"{name} is {type(values).__name__}; expected a string or a list")
     return list(values)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _with_named_sides(region: dict[str, Any]) -> dict[str, Any]:
