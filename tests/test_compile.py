@@ -5,9 +5,9 @@ import logging
 import pytest
 import torch
 from helpers import inputs_for, meaningful, tiny_model
-from test_training import toy_args, toy_task
 from tiny_checkpoints import tiny_checkpoint
 from torch._dynamo.exc import BackendCompilerFailed
+from toy_training import toy_args, toy_task
 from transformers import pipeline
 
 from modeling_visualbert.data.files import read_json_lines

@@ -51,9 +51,9 @@ class StepPlan:
         """Forward passes of one process in a step."""
         return self.batch_size // (self.num_processes * self.micro_size)
 
-    def num_steps(self, epochs: float) -> int:
-        """Number of steps nearest to `epochs` passes over the data, at least one."""
-        return max(1, math.floor(epochs * self.num_examples / self.batch_size + 0.5))
+    def num_steps(self, epochs: float, max_steps: int | None = None) -> int:
+        """`max_steps` if given, otherwise the number of steps nearest to `epochs` passes over the data, at least one."""
+        return max_steps or max(1, math.floor(epochs * self.num_examples / self.batch_size + 0.5))
 
     def step_indices(self, step: int) -> list[int]:
         """Indices of the examples of a step, over all processes."""

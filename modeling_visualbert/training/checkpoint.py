@@ -36,15 +36,23 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if (path / _STATE).is_file())
 
 
-def load_checkpoint(accelerator: Accelerator, path: Path) -> dict:
-    """Load model and optimiser, and return what was given to [`save_checkpoint`] as `state`.
+def read_state(path: Path) -> dict:
+    """What was given to [`save_checkpoint`] as `state`.
 
     Raises:
         FileNotFoundError: The folder is not a complete checkpoint.
     """
     if not (path / _STATE).is_file():
-        raise FileNotFoundError(
-            f"{path}: not a complete checkpoint ({_STATE} is missing); it was half written or is none"
-        )
-    accelerator.load_state(str(path))
+        raise FileNotFoundError(f"{path}: not a complete checkpoint ({_STATE} is missing)")
     return read_json(path / _STATE)
+
+
+def load_checkpoint(accelerator: Accelerator, path: Path) -> dict:
+    """Load model and optimiser, and return the state.
+
+    Raises:
+        FileNotFoundError: The folder is not a complete checkpoint.
+    """
+    state = read_state(path)
+    accelerator.load_state(str(path))
+    return state

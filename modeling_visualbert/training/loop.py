@@ -30,7 +30,8 @@ from ..data.files import read_json_lines
 from ..hub_code.compile_visualbert import compile_model
 from .args import TrainArgs
 from .batches import AugmentedRows, MicroBatches, StepPlan
-from .checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from .checkpoint import list_checkpoints, load_checkpoint, read_state, save_checkpoint
+from .resume import changed_args, check_steps, describe_changes, saved_args
 from .task import LABELS, Batch, Predictions, Task, to_device
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ def train(task: Task, args: TrainArgs, accelerator: Accelerator | None = None) -
     model, optimizer = accelerator.prepare(task.model, make_optimizer(task.model, args))
     if args.compile:
         compile_model(task.model, training=True)
-    progress = _resume(accelerator, output_dir, args) if args.resume else Progress()
+    progress = _resume(accelerator, output_dir, args, plan) if args.resume else Progress()
     if accelerator.is_main_process:
         _list_skipped(task.skipped, output_dir)
     log = RunLog(output_dir, accelerator, progress.step)
@@ -120,7 +121,7 @@ def _run_steps(
 ) -> None:
     """All steps that are left, with their logging, evaluations and checkpoints; `progress` is moved along."""
     output_dir = Path(args.output_dir)
-    last_step = args.max_steps or plan.num_steps(args.epochs)
+    last_step = plan.num_steps(args.epochs, args.max_steps)
     eval_steps = max(1, round(plan.num_steps(1.0) / args.evals_per_epoch))
     batches = _batches(task, plan, args, accelerator, progress.step, last_step)
     bar = tqdm(
@@ -151,7 +152,7 @@ def _run_steps(
             _note_evaluation(task, model, metrics, progress, output_dir, accelerator)
             log.write(progress.step, {f"dev_{k}": v for k, v in metrics.items() if isinstance(v, float)})
         if saves and not is_last:
-            state = _run_state(progress, args)
+            state = _run_state(progress, args, plan)
             save_checkpoint(accelerator, output_dir / "checkpoints", progress.step, state, args.keep_checkpoints)
     bar.close()
 
@@ -342,36 +343,26 @@ def _list_skipped(skipped: Sequence[str], output_dir: Path) -> None:
         logger.warning("%d bad records left out, listed in %s", len(skipped), output_dir / "skipped.txt")
 
 
-# What may differ between a run and its continuation without changing a single bit of the result.
-_FREE_ARGS = frozenset(
-    [
-        "resume",
-        "output_dir",
-        "save_steps",
-        "keep_checkpoints",
-        "log_steps",
-        "num_workers",
-        "eval_batch_size",
-    ]
-)
+def _run_state(progress: Progress, args: TrainArgs, plan: StepPlan) -> dict:
+    return {"progress": asdict(progress), **saved_args(args), "train_examples": plan.num_examples}
 
 
-def _run_state(progress: Progress, args: TrainArgs) -> dict:
-    return {"progress": asdict(progress), "args": asdict(args)}
-
-
-def _resume(accelerator: Accelerator, output_dir: Path, args: TrainArgs) -> Progress:
+def _resume(accelerator: Accelerator, output_dir: Path, args: TrainArgs, plan: StepPlan) -> Progress:
+    """Load the newest checkpoint, once its arguments are found to fit; a line of the log says which of them changed."""
     checkpoints = list_checkpoints(output_dir / "checkpoints")
     if not checkpoints:
         return Progress()
-    state = load_checkpoint(accelerator, checkpoints[-1])
-    for name, value in asdict(args).items():
-        if name not in _FREE_ARGS and state["args"].get(name) != value:
-            raise ValueError(
-                f"{checkpoints[-1]} was trained with {name}={state['args'].get(name)!r}, not {value!r}; expected the same"
-            )
-    logger.info("resuming from %s", checkpoints[-1])
-    return Progress(**state["progress"])
+    newest = checkpoints[-1]
+    state = read_state(newest)
+    progress = Progress(**state["progress"])
+    changed = changed_args(newest, state, args)
+    check_steps(newest, state, progress.step, args, plan)
+    load_checkpoint(accelerator, newest)
+    if accelerator.is_main_process and changed:
+        logger.warning("resuming from %s with %s", newest, describe_changes(changed, args, plan))
+    elif accelerator.is_main_process:
+        logger.info("resuming from %s", newest)
+    return progress
 
 
 def _step_seed(seed: int, step: int, process: int) -> int:
