@@ -363,8 +363,8 @@ def _extract_shard(
         logger.warning("%s: %s", image_id, error)
         bar.update()
 
-    # Unless all images are resized to one size, only images of equal size share a batch: padding would make a detector
-    # find other regions depending on the images beside.
+    # Unless all images are resized to one size, only images of equal size share a batch: with padding, the regions that a
+    # detector finds would depend on the other images of the batch.
     size_of = {} if resizes_to_one_size(image_processor) else {p: _image_size(images[p][1]) for p in positions}
     found = extract_regions(
         encoder,

@@ -19,14 +19,13 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import math
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -54,18 +53,9 @@ _BATCH_BYTES = 16 * 2**20  # approximate size of the record batches in which row
 Row = dict[str, Any]
 
 
-class ArrayColumn(NamedTuple):
-    """A column of arrays of shape [R, *tail]."""
-
-    key: str  # in a mapping of regions
-    dtype: np.dtype  # little-endian on every machine
-    tail: tuple[int, ...]
-    bytes_per_region: int
-
-
 @lru_cache
-def array_columns(dim: int, dtype: str) -> Mapping[str, ArrayColumn]:
-    """The array columns of a store, by name; all but the features may be null.
+def array_columns(dim: int, dtype: str) -> Mapping[str, np.dtype]:
+    """Name and type (of one region, little-endian on every machine) of each array column; all but the features may be null.
 
     Raises:
         ValueError: A store cannot hold such features.
@@ -74,13 +64,13 @@ def array_columns(dim: int, dtype: str) -> Mapping[str, ArrayColumn]:
         raise ValueError(f"dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
     if dim < 1:
         raise ValueError(f"features of dim {dim}; expected at least 1")
-    columns = {}
-    for name in ARRAYS:
-        key = "visual_embeds" if name == "features" else name
-        kind = np.dtype(dtype if name == "features" else "int32" if name.endswith("_ids") else "float32")
-        tail = {"features": (dim,), "boxes": (4,)}.get(name, ())
-        columns[name] = ArrayColumn(key, kind.newbyteorder("<"), tail, math.prod(tail) * kind.itemsize)
-    return columns
+    special = {"features": (np.dtype(dtype).newbyteorder("<"), (dim,)), "boxes": ("<f4", (4,))}
+    return {name: np.dtype(special.get(name, "<i4" if name.endswith("_ids") else "<f4")) for name in ARRAYS}
+
+
+def _key(column: str) -> str:
+    """The key of a column in a mapping of regions."""
+    return "visual_embeds" if column == "features" else column
 
 
 def encode_row(image_id: object, regions: Mapping[str, Any], dim: int, dtype: str) -> Row:
@@ -103,23 +93,23 @@ def encode_row(image_id: object, regions: Mapping[str, Any], dim: int, dtype: st
     count = len(regions["visual_embeds"])
     row: Row = {"image_id": name, "height": height, "width": width, "num_regions": count}
     for column, kind in array_columns(dim, dtype).items():
-        value = regions.get(kind.key)
-        row[column] = None if value is None else _to_bytes(value, kind, count, f"{where}: '{kind.key}'")
+        value = regions.get(_key(column))
+        row[column] = None if value is None else _to_bytes(value, kind, count, f"{where}: '{_key(column)}'")
     return row
 
 
-def _to_bytes(value: Any, kind: ArrayColumn, count: int, where: str) -> bytes:
+def _to_bytes(value: Any, kind: np.dtype, count: int, where: str) -> bytes:
     array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-    if array.shape != (count, *kind.tail):
-        raise ValueError(f"{where} has shape {array.shape}; expected {(count, *kind.tail)}")
-    if kind.dtype.kind == "i":
+    if array.shape != (count, *kind.shape):
+        raise ValueError(f"{where} has shape {array.shape}; expected {(count, *kind.shape)}")
+    if kind.base.kind == "i":
         if not np.array_equal(array, array.astype(np.int32)):
             raise ValueError(f"{where} holds {array.max()}; expected whole numbers of 32 bits")
     elif not np.isfinite(array).all():
         raise ValueError(f"{where} holds NaN or infinity; expected finite numbers")
-    elif kind.dtype.itemsize == 2 and np.abs(array).max(initial=0.0) > np.finfo(np.float16).max:
+    elif kind.base.itemsize == 2 and np.abs(array).max(initial=0.0) > np.finfo(np.float16).max:
         raise ValueError(f"{where} does not fit into float16; expected values up to 65504, or dtype float32")
-    return np.ascontiguousarray(array, dtype=kind.dtype).tobytes()
+    return np.ascontiguousarray(array, dtype=kind.base).tobytes()
 
 
 def decode_row(row: Mapping[str, Any], dim: int, dtype: str) -> dict[str, torch.Tensor]:
@@ -135,7 +125,7 @@ def decode_row(row: Mapping[str, Any], dim: int, dtype: str) -> dict[str, torch.
 
 
 def shape_arrays(
-    data: Mapping[str, np.ndarray], count: int, columns: Mapping[str, ArrayColumn], where: str
+    data: Mapping[str, np.ndarray], count: int, columns: Mapping[str, np.dtype], where: str
 ) -> dict[str, np.ndarray]:
     """The bytes of a row's columns -> arrays by their keys in a mapping of regions, without copying.
 
@@ -147,12 +137,12 @@ def shape_arrays(
     arrays = {}
     for name, raw in data.items():
         kind = columns[name]
-        if raw.size != count * kind.bytes_per_region:
+        if raw.size != count * kind.itemsize:
             raise ValueError(
-                f"{where}: {raw.size} bytes of '{name}' stored, expected {count * kind.bytes_per_region} "
-                f"for {kind.dtype.name} of shape {(count, *kind.tail)}"
+                f"{where}: {raw.size} bytes of '{name}' stored, expected {count * kind.itemsize} "
+                f"for {kind.base.name} of shape {(count, *kind.shape)}"
             )
-        arrays[kind.key] = raw.view(kind.dtype).reshape(count, *kind.tail)
+        arrays[_key(name)] = raw.view(kind.base).reshape(count, *kind.shape)
     return arrays
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-import torch
 from PIL import Image
 
 from ..hub_code.image_processing_visualbert import load_image
@@ -45,21 +44,10 @@ def _drawn(store: FeatureStore, image_id: str, source: ImageOrFile) -> Image.Ima
         raise ValueError(
             f"{source}: {image.width} x {image.height} pixels, but its regions are of {width} x {height} pixels"
         )
-    drawn = draw_strongest(image, regions, store.info["classes"], store.info["attributes"])
+    order = regions["scores"].argsort(descending=True, stable=True) if "scores" in regions else slice(None)
+    kept = {name: value if name == "image_size" else value[order][:_DRAWN] for name, value in regions.items()}
+    labels = region_labels(kept, store.info["classes"], store.info["attributes"])
+    drawn = draw_regions(image, kept["boxes"].tolist(), kept["scores"].tolist() if "scores" in kept else None, labels)
     drawn.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
     count = len(regions["boxes"])
     return captioned(drawn, [f"{image_id}: {count} regions{f', {_DRAWN} drawn' if count > _DRAWN else ''}"])
-
-
-def draw_strongest(
-    image: Image.Image,
-    regions: Mapping[str, torch.Tensor],
-    classes: Sequence[str] | None = None,
-    attributes: Sequence[str] | None = None,
-    count: int = _DRAWN,
-) -> Image.Image:
-    """The most confident regions drawn into an image, with attribute, class and confidence."""
-    order = regions["scores"].argsort(descending=True, stable=True) if "scores" in regions else slice(None)
-    kept = {name: value if name == "image_size" else value[order][:count] for name, value in regions.items()}
-    weights = kept["scores"].tolist() if "scores" in kept else None
-    return draw_regions(image, kept["boxes"].tolist(), weights, region_labels(kept, classes, attributes))
