@@ -253,7 +253,8 @@ class _Ids(_File):
             raise ValueError(f"{self.path}: {problem}; expected each image once, sorted")
         self.ids, self.shards, self.rows = ids, shards.to_numpy(), rows.to_numpy()
         width = max(1, pc.max(pc.binary_length(ids)).as_py() or 0)
-        padded = pc.ascii_rpad(ids, width=width, padding="\0")  # pads to a number of bytes, in whatever script
+        # Pads to a number of bytes, whatever the script. Arrow's own pool would keep the memory that is only needed meanwhile.
+        padded = pc.ascii_rpad(ids, width=width, padding="\0", memory_pool=pa.system_memory_pool())
         self._sorted = np.frombuffer(padded.buffers()[2] or b"", f"S{width}", len(ids))
 
     def place(self, image_id: str) -> tuple[int, int] | None:
