@@ -449,6 +449,14 @@ def test_plain_linear_layers_by_a_call(head, onednn):
     assert list(model.state_dict()) == names
 
 
+def test_plain_linear_layers_of_a_copy_from_a_checkpoint():
+    spec = importlib.util.spec_from_file_location("a_checkpoint.linear_visualbert", linear_visualbert.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    layers = use_plain_linear(nn.ModuleList([module.make_linear(7, 5), nn.LayerNorm(5), nn.Bilinear(2, 3, 4)]))
+    assert [type(layer) for layer in layers] == [nn.Linear, nn.LayerNorm, nn.Bilinear]
+
+
 @pytest.mark.parametrize("head", ALL)
 def test_plain_linear_layers_by_the_environment(head, onednn, monkeypatch, tmp_path):
     model, inputs = tiny_model(head), inputs_for(head)

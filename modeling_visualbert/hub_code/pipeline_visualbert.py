@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from transformers import Pipeline
 
 from .compile_visualbert import compile_model
-from .explain_visualbert import answer_positions, explain_answers, outputs_with_attention
+from .explain_visualbert import explain_answers, outputs_with_attention
 from .regions_visualbert import check_regions, find_regions, join_regions, pad_regions
+from .sequence_visualbert import answer_positions
 from .tasks_visualbert import TASKS, VisualBertTask
 
 
