@@ -5,6 +5,7 @@ import json
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import pytest
 import torch
@@ -234,7 +235,7 @@ def test_images_of_phones_are_opened(tmp_path):
     "bad", ["megapixels", "bomb", "bytes", "text", "svg", "eps", "cut", "animated", "tiny", "empty"]
 )
 def test_bad_uploads_are_refused_in_one_sentence(bad, tmp_path):
-    path, message = tmp_path / "upload", "is no image that can be read"
+    path, message = tmp_path / "upload", "cannot be read as an image"
     image = Image.new("L", (32, 32))
     if bad == "megapixels":
         saved(Image.new("1", (10_000, 10_000)), path, format="PNG")
@@ -348,6 +349,26 @@ def page(checkpoints, examples, tmp_path, monkeypatch):
 def test_two_models_of_a_task_have_tabs_of_their_own(page):
     titles = [(block.label, block.elem_id) for block in page.blocks.values() if type(block).__name__ == "Tab"]
     assert titles == [("Compare", "vb-nlvr2"), ("Ask", "vb-vqa"), ("Ask 2", "vb-vqa_2")]
+
+
+def routes_of(router):
+    """Paths of a web application and of the routers that it includes."""
+    for route in router.routes:
+        if hasattr(route, "path"):
+            yield route.path
+        else:
+            yield from routes_of(route.original_router)
+
+
+def test_the_routes_of_gradio_are_those_that_the_limits_were_written_for(page):
+    """A gradio with other routes needs a look at `limits._ROUTES`, and then its routes in the list."""
+    from gradio.routes import App
+
+    known = json.loads((Path(__file__).parent / "fixtures" / "gradio_routes.json").read_text())
+    routes = set(routes_of(App.create_app(page)))
+    assert sorted(routes) == sorted([*known["served"], *known["refused"]])
+    example = {path: re.sub(r"\{\w+(:path)?\}", lambda match: "a1/b" if match[1] else "a1", path) for path in routes}
+    assert sorted(path for path in routes if limits._ROUTES.fullmatch(example[path])) == sorted(known["served"])
 
 
 def test_images_of_visitors_are_deleted_but_not_the_examples(page, tmp_path):

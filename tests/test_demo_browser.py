@@ -176,7 +176,7 @@ def test_bad_images_are_refused_with_a_message(watched, address, tmp_path, bad):
         message = "100 megapixels; at most 25 are taken"
     elif bad == "text":
         path.write_text("no image")
-        message = "no image that can be read"
+        message = "cannot be read as an image"
     else:
         path.write_bytes(os.urandom(12_000_000))
         message = "exceed the maximum allowed size"

@@ -77,8 +77,8 @@ def test_a_question_is_answered(client):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"hello", "no image that can be read"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no image that can be read"),
+        (b"hello", "cannot be read as an image"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "cannot be read as an image"),
         (image_bytes(0)[:300], "damaged"),
         (encoded(Image.new("1", (10_000, 10_000))), "100 megapixels; at most 25"),
     ],

@@ -51,6 +51,8 @@ class View:
 
 def bars_html(groups: Sequence[Bars]) -> str:
     """Each group as a list of names with bars and percentages."""
+    # Not gradio's `Label`: it holds one group (there is one for each [MASK]), sorts the rows (phrases keep the order of the
+    # sentence) and keeps them by name, so that of two equal choices or phrases one would be lost.
     return "".join(_group(group) for group in groups)
 
 

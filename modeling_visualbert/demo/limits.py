@@ -28,6 +28,8 @@ MAX_KEPT_BYTES = 500_000_000  # of such images on disk
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow reads more, some through other programs
 
 # What the page and `gradio_client` ask for. Gradio has more, such as fetching files from elsewhere, which nobody here needs.
+# Routes are gradio's internals: these are those of 6.31. tests/fixtures/gradio_routes.json lists what is let through and what is
+# not; a test fails when the installed gradio has other routes.
 _ROUTES = re.compile(
     r"/(?:|config/?|theme\.css|favicon\.ico|manifest\.json|robots\.txt|(?:assets|static|svelte)/.*"
     r"|gradio_api/(?:info/?|startup-events|theme\.css|heartbeat/\w+|queue/(?:join|data)|upload|upload_progress|cancel|reset/?"
@@ -58,7 +60,7 @@ def open_image(path: str | Path) -> Image.Image:
                 )
             return load_image(image, "The image")
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ValueError(f"This is no image that can be read; {', '.join(FORMATS)} are.") from error
+        raise ValueError(f"The file cannot be read as an image; expected {', '.join(FORMATS)}.") from error
     except ValueError:
         raise
     except Exception as error:  # readers of formats fail in their own ways when a file is damaged
