@@ -8,6 +8,8 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from .hub_code import modeling_visualbert
+from .hub_code.modeling_region_encoder import RegionEncoder
+from .hub_code.pixels_visualbert import REGION_ENCODERS
 from .hub_code.tasks_visualbert import HEADS, VisualBertTask
 
 HEAD_CLASSES: dict[str, type[PreTrainedModel]] = {  # by task
@@ -26,9 +28,9 @@ def check_name(name: str | Path, what: str = "checkpoint") -> None:
         raise FileNotFoundError(f"{name}: no such {what} folder")
 
 
-def architecture(config: PretrainedConfig) -> str:
-    """Name of the class that a checkpoint was saved as; "unknown" when its configuration does not say."""
-    return (config.architectures or ["unknown"])[0]
+def architecture(config: PretrainedConfig, default: str = "unknown") -> str:
+    """Name of the class that a checkpoint was saved as; `default` when its configuration does not say."""
+    return (config.architectures or [default])[0]
 
 
 def read_task(name: str | Path, expected: str | None = None) -> tuple[VisualBertTask, Any]:
@@ -61,4 +63,17 @@ def load_model(name: str | Path, expected: str | None = None) -> PreTrainedModel
     return HEAD_CLASSES[task.name].from_pretrained(name).eval()
 
 
-__all__ = ["HEAD_CLASSES", "architecture", "check_name", "load_model", "read_task"]
+def load_inner_region_encoder(name: str | Path) -> RegionEncoder | None:
+    """
+    The region encoder inside a VisualBERT checkpoint, in evaluation mode, without reading the rest of the weights; None if there
+    is none inside.
+    """
+    config = AutoConfig.from_pretrained(name)
+    inner = getattr(config, "region_encoder_config", None)
+    if inner is None:
+        return None
+    prefix = {r"^(visual_bert\.)?region_encoder\.": ""}
+    return REGION_ENCODERS[inner.model_type].from_pretrained(name, config=inner, key_mapping=prefix).eval()
+
+
+__all__ = ["HEAD_CLASSES", "architecture", "check_name", "load_inner_region_encoder", "load_model", "read_task"]

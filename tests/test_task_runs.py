@@ -213,7 +213,7 @@ def test_two_processes_with_micro_batches_take_the_steps_of_one(finished, cache,
 def test_a_missing_vqa_model_says_what_to_do(cache, in_cache, tmp_path):
     done = start(cache, tmp_path, "nlvr2", "--output_dir", "runs/nlvr2", *RUN)
     assert done.returncode != 0
-    assert "runs/vqa/best: no such checkpoint; train the earlier stage first" in done.stderr
+    assert "runs/vqa/best: no such checkpoint folder; train the earlier stage first" in done.stderr
     assert not (tmp_path / "runs" / "nlvr2" / "metrics.json").exists()
 
 

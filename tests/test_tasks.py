@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from helpers import tiny_config
 from PIL import Image
+from tiny_checkpoints import tiny_checkpoint
 from tiny_detectors import tiny_detector
 from transformers import BertConfig, BertModel
 
-from modeling_visualbert import QueryRegionEncoder, VisualBertImageProcessor
+from modeling_visualbert import QueryRegionEncoder, VisualBertImageProcessor, VisualBertModel
 from modeling_visualbert.answers import pythia_answers
+from modeling_visualbert.checkpoints import load_inner_region_encoder
 from modeling_visualbert.corpus.vocabulary import corpus_tokenizer
 from modeling_visualbert.features.store import write_store
 from modeling_visualbert.metrics.vqa import soft_targets
@@ -202,6 +205,26 @@ def test_a_region_encoder_of_the_starting_point_is_kept(args, tmp_path):
     assert any(torch.equal(weight, other) for other in again.model.visual_bert.region_encoder.parameters())
 
 
+@pytest.mark.parametrize("kind", ["vqa", "flickr30k", "pretraining", "base"])
+def test_the_region_encoder_inside_a_checkpoint_is_loaded_alone(kind, tmp_path, capfd):
+    model, _ = tiny_checkpoint("vqa" if kind == "base" else kind)
+    (model.visual_bert if kind == "base" else model).save_pretrained(tmp_path)
+    capfd.readouterr()
+    encoder = load_inner_region_encoder(tmp_path)
+    assert "UNEXPECTED" not in capfd.readouterr().err
+    expected = model.visual_bert.region_encoder
+    assert type(encoder) is type(expected) and not encoder.training
+    assert encoder.fingerprint() == expected.fingerprint()
+    assert encoder.state_dict().keys() == expected.state_dict().keys()
+    for name, weight in expected.state_dict().items():
+        assert torch.equal(encoder.state_dict()[name], weight), name
+
+
+def test_no_region_encoder_inside_a_checkpoint(tmp_path):
+    VisualBertModel(tiny_config()).save_pretrained(tmp_path)
+    assert load_inner_region_encoder(tmp_path) is None
+
+
 def test_features_of_too_few_images_are_refused(args, tmp_path):
     task = vqa_task(args(text_only=True), Accelerator(cpu=True))
     task.splits = {"train": task.splits["train"]}
@@ -231,7 +254,7 @@ def test_training_the_region_encoder_needs_pixels(args):
 @pytest.mark.parametrize("from_pixels", [False, True])
 def test_a_missing_image_is_named_before_training(args, tmp_path, from_pixels):
     Image.new("RGB", (160, 128)).save(tmp_path / "000000000001.png")
-    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}: no image of image 2 \(79 are missing\)"):
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path}: no file of image 2 \(79 are missing\)"):
         vqa_task(args(images_dir=str(tmp_path), from_pixels=from_pixels), Accelerator(cpu=True))
 
 

@@ -216,7 +216,7 @@ def test_a_missing_image_is_named(make, corpus, tmp_path):
     shutil.copytree(corpus / "images", tmp_path / "images")
     (gone,) = (tmp_path / "images").rglob("*1000003.jpg")
     gone.unlink()
-    with pytest.raises(FileNotFoundError, match=r"no image of image 1000003 \(1 are missing\)"):
+    with pytest.raises(FileNotFoundError, match=r"no file of image 1000003 \(1 are missing\)"):
         make(images_dir=str(tmp_path / "images"))
 
 

@@ -169,7 +169,7 @@ def test_one_missing_image_of_a_pair_is_named(make, corpus, tmp_path, from_pixel
     shutil.copytree(corpus / "nlvr2" / "images", tmp_path / "images")
     (gone,) = (tmp_path / "images").rglob("shapes_dev-1-2-img1.png")
     gone.unlink()
-    with pytest.raises(FileNotFoundError, match=r"no image of image shapes_dev-1-2-img1 \(1 are missing\)"):
+    with pytest.raises(FileNotFoundError, match=r"no file of image shapes_dev-1-2-img1 \(1 are missing\)"):
         make(images_dir=str(tmp_path / "images"), from_pixels=from_pixels)
 
 

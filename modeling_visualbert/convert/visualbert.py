@@ -108,7 +108,7 @@ def convert_published_checkpoint(path: str | Path, **config_kwargs) -> tuple[Pre
         raise ValueError(f"{path}: no config.json; expected one beside the weights of a VisualBERT checkpoint")
     with naming(_file(path, "config.json")):
         config = VisualBertConfig.from_pretrained(path, **config_kwargs)
-    found = architecture(config) if config.architectures else TASKS["pretraining"].head
+    found = architecture(config, default=TASKS["pretraining"].head)
     if found not in HEADS:
         raise ValueError(f"{path}: architecture {found!r}; expected one of {', '.join(HEADS)}")
     task = HEADS[found]

@@ -61,6 +61,11 @@ class RegionEncoder(PreTrainedModel):
     base_model_prefix = "region_encoder"
     input_modalities = ("image",)
     region_inputs: tuple[str, ...] = ()
+    # The rest of a VisualBERT: a region encoder can be loaded from the checkpoint that it is a part of.
+    _keys_to_ignore_on_load_unexpected = (
+        r"^(visual_bert\.)?(embeddings|encoder|pooler|additional_layer)\.",
+        r"^(cls|attention)\.",
+    )
 
     def fingerprint(self) -> str:
         """Hash of configuration and weights: two encoders with the same one find the same regions."""

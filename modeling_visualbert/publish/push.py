@@ -78,7 +78,7 @@ def push_checkpoint(
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise ValueError(f"{repo_id!r} is not a repository name; expected user/name ({error})") from error
-    if repo_id.count("/") != 1:
+    if "/" not in repo_id:
         raise ValueError(f"{repo_id!r} is not a repository name; expected user/name")
     with tempfile.TemporaryDirectory(prefix="visualbert_push_") as temporary:
         target = Path(temporary) / repo_id.split("/")[1] if folder is None else Path(folder)

@@ -21,19 +21,19 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
+from ..checkpoints import check_name, load_inner_region_encoder
+from ..convert.checkpoint_files import naming
 from ..corpus.build import CorpusConfig, default_cache_dir, ensure_corpus
 from ..corpus.vocabulary import ASSETS
 from ..features.extract import describe_detector, extract_regions, image_processor_fields, load_region_encoder
 from ..features.format import FORMAT
 from ..features.store import FeatureStore, write_store
-from ..hub_code import modeling_visualbert
 from ..hub_code.configuration_grid_encoder import GridRegionEncoderConfig
 from ..hub_code.configuration_visualbert import VisualBertConfig
 from ..hub_code.image_processing_visualbert import VisualBertImageProcessor
 from ..hub_code.modeling_grid_encoder import GridRegionEncoder
 from ..hub_code.modeling_region_detector import RegionDetector
 from ..hub_code.modeling_region_encoder import RegionEncoder
-from ..hub_code.modeling_visualbert import VisualBertModel
 from ..training.args import TrainArgs
 
 SMALL_BACKBONE = "small"
@@ -117,10 +117,13 @@ def load_tokenizer(args: TaskArgs) -> Any:
     """The tokenizer asked for, that of the starting point, or that of the embedded corpus.
 
     Raises:
-        FileNotFoundError: `init_from` looks like a folder of this machine and is not there.
+        FileNotFoundError: `init_from` can only be a folder of this machine and is not there.
     """
-    if args.init_from is not None and args.init_from.count("/") > 1 and not Path(args.init_from).is_dir():
-        raise FileNotFoundError(f"{args.init_from}: no such checkpoint; {_HOW_TO_INIT}")
+    if args.init_from is not None:
+        try:
+            check_name(args.init_from)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}; {_HOW_TO_INIT}") from None
     return AutoTokenizer.from_pretrained(args.tokenizer or args.init_from or ASSETS / "corpus_tokenizer")
 
 
@@ -267,13 +270,10 @@ def _region_encoder(args: TaskArgs) -> tuple[RegionEncoder, VisualBertImageProce
     if args.grid_backbone is not None:
         return _grid_encoder(args)
     if args.region_encoder is None and args.init_from is not None:
-        config = AutoConfig.from_pretrained(args.init_from)
-        if getattr(config, "region_encoder_config", None) is not None:
-            # The class it was saved as, so that nothing is reported as missing or unexpected.
-            saved_as = getattr(modeling_visualbert, (config.architectures or [""])[0], VisualBertModel)
-            base = saved_as.from_pretrained(args.init_from)
-            encoder = getattr(base, "visual_bert", base).region_encoder
-            return encoder.eval(), AutoImageProcessor.from_pretrained(args.init_from)
+        with naming(args.init_from):  # safetensors' errors name no file
+            encoder = load_inner_region_encoder(args.init_from)
+        if encoder is not None:
+            return encoder, AutoImageProcessor.from_pretrained(args.init_from)
     if args.region_encoder is None and args.features_dir is not None:
         return None, None
     return load_region_encoder(args.region_encoder or DETECTOR)
@@ -313,7 +313,7 @@ def _limit_regions(encoder: RegionEncoder | None, count: int | None) -> None:
 def _existing(images_dir: Path, paths: Mapping[Any, Path], keys: Sequence[Any]) -> dict[Hashable, Path]:
     missing = [key for key in keys if key not in paths]
     if missing:
-        raise FileNotFoundError(f"{images_dir}: no image of image {missing[0]} ({len(missing)} are missing)")
+        raise FileNotFoundError(f"{images_dir}: no file of image {missing[0]} ({len(missing)} are missing)")
     return {key: paths[key] for key in keys}
 
 
