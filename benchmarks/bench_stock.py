@@ -36,8 +36,9 @@ from transformers.models.visual_bert import modeling_visual_bert as stock
 from transformers.models.visual_bert.configuration_visual_bert import VisualBertConfig as StockConfig
 
 import modeling_visualbert
-from modeling_visualbert import QueryRegionEncoder, VisualBertConfig, linear_visualbert
+from modeling_visualbert import QueryRegionEncoder, VisualBertConfig
 from modeling_visualbert.features.store import FeatureStore, write_store
+from modeling_visualbert.hub_code import linear_visualbert
 from modeling_visualbert.hub_code.linear_visualbert import linear
 from modeling_visualbert.training.args import TrainArgs
 from modeling_visualbert.training.loop import make_optimizer

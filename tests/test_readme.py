@@ -1,5 +1,7 @@
 """The README says what works: its Python runs, its commands parse, its links and images exist."""
 
+import importlib
+import json
 import re
 import shlex
 from pathlib import Path
@@ -93,9 +95,80 @@ def test_files_named_in_contributing_exist():
     assert not missing
 
 
-def test_figures_come_from_the_shipped_detector():
-    import json
+RESULTS = json.loads((ROOT / "benchmarks" / "results" / "tasks.json").read_text())
+GOLDEN = json.loads((ROOT / "benchmarks" / "results" / "golden.json").read_text())["logits, states, loss, gradients"]
+SPEED = [json.loads(line) for line in (ROOT / "benchmarks" / "results.jsonl").read_text().splitlines()]
 
+
+def table_rows():
+    """Cells of every table row, headers left out."""
+    lines = README.splitlines()
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        if line.startswith("|") and not line.startswith("|-") and not following.startswith("|-"):
+            yield [cell.strip().replace("*", "") for cell in line.strip("|").split("|")]
+
+
+ROWS = {row[0].split(" (")[0]: row for row in table_rows() if row[1] not in ("eager", "sdpa")}
+GOLDEN_ROWS = {f"{row[0]}, {row[1]}": row[2:] for row in table_rows() if row[1] in ("eager", "sdpa")}
+TASK_ROWS = {**RESULTS["tasks"], **RESULTS["vqa_by_kind_of_question"]}
+
+
+def decimals(text):
+    return [float(number) for number in re.findall(r"\d+\.\d+", text)]
+
+
+@pytest.mark.parametrize("name", TASK_ROWS)
+def test_scores_are_those_of_the_results_file(name):
+    assert decimals(" ".join(ROWS[name])) == list(TASK_ROWS[name].values())
+
+
+def test_differences_to_the_authors_code_are_those_of_the_results_file():
+    assert {name: [number or "-" for number in numbers] for name, numbers in GOLDEN.items()} == GOLDEN_ROWS
+
+
+@pytest.fixture(scope="module")
+def bench_stock():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        return importlib.import_module("bench_stock")
+
+
+def speed_cells(bench_stock, found):
+    """A row of the README from a measurement: the two shares, and the two peaks, stand in one cell each."""
+    title, *numbers, share, our_share, peak, our_peak = re.split(r" ?\| ?", bench_stock.row(found["workload"], found))[
+        1:-1
+    ]
+    shares = f"{share}, {our_share}" if share else ""
+    return [title, *(number.replace("*", "") for number in numbers), shares, f"{peak}, {our_peak}"]
+
+
+def test_times_and_memory_are_those_of_the_results_file(bench_stock):
+    for name, workload in bench_stock.WORKLOADS.items():
+        measured = [found for found in SPEED if found["workload"] == name and "ours_mib" in found]
+        row = next(row for row in table_rows() if row[0] == workload.title)
+        assert row in [speed_cells(bench_stock, found) for found in measured], row
+
+
+def test_every_row_with_figures_is_compared(bench_stock):
+    known = {*TASK_ROWS, *(workload.title.split(" (")[0] for workload in bench_stock.WORKLOADS.values())}
+    with_figures = {name for name, row in ROWS.items() if any(re.search(r"\d\.\d|\d%|^\d+$", cell) for cell in row[1:])}
+    assert with_figures - known == {"`pad_token_id`", "segment of the regions when none is given"}  # settings
+    assert {row[0] for row in table_rows() if decimals(row[0])} <= {"Flickr30k: recall@1 (upper bound 100.0)"}
+
+
+def test_decimals_and_percentages_of_the_text_are_those_of_the_results_file():
+    tables_out = "\n".join(line for line in README.splitlines() if not line.startswith("|"))
+    text = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", "", tables_out, flags=re.DOTALL)
+    versions = set(
+        re.findall(r"\d+\.\d+", (ROOT / "pyproject.toml").read_text() + (ROOT / "constraints.txt").read_text())
+    )
+    known = {number for numbers in RESULTS["elsewhere"].values() for number in numbers} | versions
+    found = re.findall(r"(?<![-\w.])(?:\d+(?:\.\d+)?%|\d+\.\d+)(?![\w.])", text)
+    assert len(found) > 20
+    assert not set(found) - known
+
+
+def test_figures_come_from_the_shipped_detector():
     regions = json.loads((ROOT / "modeling_visualbert/assets/shapes_detector/metrics.json").read_text())
     test = regions["splits"]["test"]
     assert f"mAP50 {test['map50']:.3f}, mAP {test['map']:.3f}" in README
