@@ -126,6 +126,12 @@ def test_save_and_load(kind, tmp_path):
             assert torch.equal(value, detector(**inputs)[name]), name
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_the_detector_of_vcr_reads_objects(kind):
+    assert KINDS[kind]().reads_objects == processor_for(kind).reads_objects == (kind == "given")
+    assert "reads_objects" not in KINDS[kind]().to_dict() and "reads_objects" not in processor_for(kind).to_dict()
+
+
 @pytest.mark.parametrize("kind", ["c4", "given"])
 def test_batching_changes_nothing(kind):
     """The pyramid detectors are different on purpose, see the recorded batch of two."""
@@ -400,7 +406,7 @@ def test_wrong_recipes_are_named(fields, message):
         ({"boxes": [[1, 2, 3, 4]], "classes": [1, 2]}, "classes 0: 2 classes for 1 boxes"),
         ({"boxes": [[1, 2, 3, 4]], "classes": ["yeti"]}, "classes 0: unknown class 'yeti'"),
         ({"boxes": [[1, 2, 3]], "classes": [1]}, r"boxes 0 of shape \(1, 3\)"),
-        ({"boxes": [[1, 2, 3, 4]], "classes": [1], "polygons": []}, "polygons 0: of 0 objects for 1 boxes"),
+        ({"boxes": [[1, 2, 3, 4]], "classes": [1], "polygons": []}, "polygons 0: those of 0 objects for 1 boxes"),
         ({"boxes": [[1, 2, 3, 4]], "classes": [5]}, "classes 0: class 5; expected 0 to 4, or a name"),
         ({"boxes": [[1, 2, 3, 4]], "classes": [-1]}, "classes 0: class -1; expected 0 to 4, or a name"),
         ({"boxes": [[1, 2, 3, 4]], "classes": [1.5]}, "classes 0: 1.5; expected a number or a name of a class"),

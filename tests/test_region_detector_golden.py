@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from modeling_visualbert.features.extract import ExtractionOptions, extract_store
 from modeling_visualbert.features.store import FeatureStore
 from modeling_visualbert.hub_code.detection_ops import clip_boxes, decode_boxes
-from modeling_visualbert.hub_code.modeling_region_detector import BOX_CODE_WEIGHTS, Described
+from modeling_visualbert.hub_code.modeling_region_detector import BOX_DELTA_WEIGHTS, Described
 
 LIMITS = {
     "pixels": 1e-3,
@@ -132,7 +132,7 @@ def test_c4_head():
 def test_c4_selection():
     case, network = golden(C4), detector(C4)
     proposals, described = case["outputs/proposals"], c4_described(case)
-    all_boxes = decode_boxes(described.box_deltas, proposals, BOX_CODE_WEIGHTS)
+    all_boxes = decode_boxes(described.box_deltas, proposals, BOX_DELTA_WEIGHTS)
     assert_close(clip_boxes(all_boxes, true_size(C4)), case["outputs/boxes_all_clipped"], "boxes", 0.1)
     found = network.select(described, proposals, true_size(C4), torch.ones(2))
     kept = case["outputs/nms_keep"]
@@ -294,7 +294,7 @@ def test_detectron_selection(prefix, limits, monkeypatch):
     assert torch.equal(found["visual_embeds"], recorded["region_features"])
     assert_close(found["scores"], recorded["max_conf"], "probabilities", 0.1)
     assert_close(found["boxes_unit"] / scale[0], recorded["boxes"], "boxes", 0.1)
-    inside = decode_boxes(described.box_deltas, proposals / scale[0], BOX_CODE_WEIGHTS, legacy=True)
+    inside = decode_boxes(described.box_deltas, proposals / scale[0], BOX_DELTA_WEIGHTS, legacy=True)
     size = case["inputs/image_rgb_uint8"].shape[:2]
     assert_close(clip_boxes(inside, size, legacy=True), case["outputs/pred_boxes_original_image"], "boxes", 0.1)
 

@@ -570,7 +570,7 @@ def _image_processor(config: RegionDetectorConfig, settings: Mapping) -> RegionD
     while isinstance(mean, list) and len(mean) == 1:  # Detectron's is an image of one pixel
         mean = mean[0]
     fields: dict[str, Any] = {}
-    if short and long and config.head != "given":
+    if short and long and not config.reads_objects:
         fields["size"] = {"shortest_edge": int(short), "longest_edge": int(long)}
     if mean:
         fields["image_mean"] = [float(number) for number in mean]

@@ -8,7 +8,7 @@ from transformers import PretrainedConfig
 HEADS = ("c4", "fpn", "given")
 NORM_STATISTICS = ("frozen", "running", "batch")
 
-# The 80 categories of COCO by ascending category id, one to a word or "_"-joined words.
+# The 80 categories of COCO in the order of their ids; "_" joins the words of a name.
 _COCO = """
 person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant stop_sign parking_meter bench bird
 cat dog horse sheep cow elephant bear zebra giraffe backpack umbrella handbag tie suitcase frisbee skis snowboard
@@ -24,38 +24,39 @@ WHOLE_IMAGE = "whole image"  # class 0 of the VCR detector
 @strict
 class RegionDetectorConfig(PretrainedConfig):
     r"""
-    Configuration of [`RegionDetector`]: a ResNet or ResNeXt, what proposes boxes, what describes them, which are kept.
+    Configuration of [`RegionDetector`]: a ResNet or ResNeXt, how boxes are proposed and described, and which are kept.
 
     The defaults are those of the bottom-up attention detector (`RegionDetectorConfig.bottom_up_attention_vg()`); the
     other published ones are `pythia_x101()`, `pythia_x152()`, `detectron_r101_coco()` and `vcr_resnet50()`.
 
     Args:
         head (`str`, *optional*, defaults to `"c4"`):
-            What describes a region. `"c4"`: RoIPool on one map and the last stage of the ResNet, attributes, continuous
-            boxes. `"fpn"`: RoIAlign on a feature pyramid and two linear layers, legacy boxes (x2 - x1 + 1 pixels wide).
+            The part that describes a region. `"c4"`: RoIPool on one map and the last stage of the ResNet, attributes,
+            continuous boxes. `"fpn"`: RoIAlign on a feature pyramid and two linear layers, legacy boxes (x2 - x1 + 1 pixels
+            wide).
             `"given"`: boxes, masks and classes are inputs (VCR), RoIAlign on one map and the last stage of the ResNet.
         depths (`list[int]`, *optional*, defaults to `[3, 4, 23, 3]`):
             Blocks of the four stages.
         stem_channels, res2_channels (`int`, *optional*, default to 64 and 256):
-            Channels behind the first convolution and behind the first stage; each further stage doubles them.
+            Channels after the first convolution and after the first stage; each further stage doubles them.
         groups, group_width (`int`, *optional*, default to 1 and 64):
-            Groups of the 3x3 convolutions and channels of each in the first stage.
+            Groups of the 3x3 convolutions, and channels of each group in the first stage.
         stride_in_1x1 (`bool`, *optional*, defaults to `True`):
-            Whether a stage shrinks the map in its first 1x1 convolution (or in its first 3x3).
+            Whether a stage shrinks the map in its first 1x1 convolution rather than in its first 3x3 convolution.
         ceil_pooling (`bool`, *optional*, defaults to `True`):
-            Caffe's pooling behind the first convolution: no padding, sizes rounded up. Otherwise padding 1, rounded down.
+            Caffe's pooling after the first convolution: no padding, sizes rounded up. Otherwise padding 1, rounded down.
         last_stage_dilation (`int`, *optional*, defaults to 2):
             Dilation of the 3x3 convolutions of the last stage, for `"c4"`.
         norm_eps (`float`, *optional*, defaults to 1e-5):
             Epsilon of the batch normalisations.
         norm_statistics (`str`, *optional*, defaults to `"frozen"`):
             `"frozen"`: batch normalisation is a fixed scale and shift. `"running"`: ordinary batch normalisation.
-            `"batch"`: the backbone always uses the statistics of the batch, in evaluation too, and the rest is as with
-            "running": what the authors' `freeze_detector` meant in the torch of its time.
+            `"batch"`: the backbone uses the statistics of the batch even in evaluation, and the rest is as with
+            `"running"`; this is what the authors' `freeze_detector` meant in the torch version of its time.
         freeze_backbone (`bool`, *optional*, defaults to `False`):
-            Keep the backbone (not the head) as it is when the detector is trained: the authors' `freeze_detector`.
+            Leave the backbone (not the head) unchanged when the detector is trained: the authors' `freeze_detector`.
         fpn_channels (`int`, *optional*, defaults to 256):
-            Channels of the pyramid.
+            Channels of the feature pyramid.
         rpn_channels (`int`, *optional*, defaults to 512):
             Channels of the proposal network.
         anchor_sizes (`list[list[int]]`, *optional*, defaults to `[[64, 128, 256, 512]]`):
@@ -63,43 +64,43 @@ class RegionDetectorConfig(PretrainedConfig):
         anchor_ratios (`list[float]`, *optional*, defaults to `[0.5, 1.0, 2.0]`):
             Height / width of the anchors.
         rpn_pre_nms, rpn_post_nms (`int`, *optional*, default to 6000 and 300):
-            Proposals of each map before and after suppression.
+            Proposals of each map before and after nms.
         rpn_total (`int`, *optional*, defaults to 300):
-            Proposals of an image.
+            Proposals for an image.
         rpn_nms_threshold (`float`, *optional*, defaults to 0.7):
-            IoU above which the weaker proposal is dropped.
+            IoU above which the weaker of two proposals is dropped.
         roi_size (`int`, *optional*, defaults to 14):
             Bins on each side of a pooled region.
         sampling_ratio (`int`, *optional*, defaults to 0):
             Samples of RoIAlign on each side of a bin; 0 adapts to the size of the region.
         canonical_scale, canonical_level (`int`, *optional*, default to 224 and 4):
-            A box of this side is read from this level of the pyramid.
+            A box with sides of this length is read from this level of the pyramid.
         hidden_dim (`int`, *optional*, defaults to 1024):
             `"fpn"`: width of fc6 and fc7, and so of the region feature. `"given"`: length of the region feature.
         num_classes (`int`, *optional*, defaults to 1600):
-            Classes without the background; for `"given"` class 0 is the whole image. Named by `id2label`, if given.
+            Number of classes, not counting the background; for `"given"` class 0 is the whole image. `id2label` names them.
         num_attributes (`int`, *optional*, defaults to 400):
-            `"c4"`: attributes, without "none of them".
+            `"c4"`: number of attributes, not counting "none of them".
         attribute_names (`list[str]`, *optional*):
             Names of the attributes.
         class_embedding_dim (`int`, *optional*, defaults to 256):
-            Length of the class embedding that attributes (`"c4"`) or features (`"given"`) are made with.
+            Length of the class embedding from which attributes (`"c4"`) or features (`"given"`) are computed.
         attribute_hidden_dim (`int`, *optional*, defaults to 512):
             `"c4"`: hidden size of the attribute classifier.
         mask_channels, mask_size (`int`, *optional*, default to 32 and 14):
-            `"given"`: channels that the mask of a region is added to, and side of that mask.
+            `"given"`: number of channels that a region's mask is added to, and side of that mask.
         dropout (`float`, *optional*, defaults to 0.1):
             `"given"`: dropout before the last linear layer.
         class_loss_weight (`float`, *optional*, defaults to 1.0):
-            `"given"`: weight of the class loss in the loss of a model that trains this detector along, as in R2C.
+            `"given"`: weight of the class loss in the loss of a model trained together with this detector, as in R2C.
         nms_thresholds (`list[float]`, *optional*, defaults to `[0.5, 0.6, 0.7]`):
-            Suppression among the regions to return. `"c4"` takes the first that leaves `min_regions`, or else the last;
-            `"fpn"` has one, which acts class by class.
+            Thresholds of the nms among the regions to return. `"c4"` takes the first that leaves `min_regions`, or else
+            the last; `"fpn"` has one, applied class by class.
         min_regions, max_regions (`int`, *optional*, default to 36 and 36):
-            How many regions to return. With fewer confident ones than `min_regions`, the best are taken.
+            How many regions to return. If fewer than `min_regions` are confident, the best are taken.
         score_threshold (`float`, *optional*):
-            `"fpn"`: confidence of a confident region. If their number is in between the limits, they come in the order of
-            the proposals. Without it the `max_regions` best are returned, best first.
+            `"fpn"`: score from which a region counts as confident. If their number is within the limits, they come in the
+            order of the proposals. Without it the `max_regions` best are returned, best first.
     """
 
     model_type = "region_detector"
@@ -172,8 +173,13 @@ class RegionDetectorConfig(PretrainedConfig):
             )
 
     @property
+    def reads_objects(self) -> bool:
+        """Whether it is VCR's detector: it describes objects whose boxes, classes and outlines are given, and finds none."""
+        return self.head == "given"
+
+    @property
     def legacy_boxes(self) -> bool:
-        """Whether boxes hold whole pixels, x2 - x1 + 1 of them."""
+        """Whether boxes are made of whole pixels and so are x2 - x1 + 1 wide."""
         return self.head == "fpn"
 
     @property
@@ -183,7 +189,7 @@ class RegionDetectorConfig(PretrainedConfig):
 
     @property
     def num_anchors(self) -> int:
-        """Anchors of one cell."""
+        """Number of anchors of one cell."""
         return len(self.anchor_sizes[0]) * len(self.anchor_ratios)
 
     @classmethod
@@ -241,7 +247,7 @@ class RegionDetectorConfig(PretrainedConfig):
 
     @classmethod
     def vcr_resnet50(cls, **fields) -> "RegionDetectorConfig":
-        """ResNet-50 on given boxes: R2C's SimpleDetector, trained along with the VCR checkpoints."""
+        """ResNet-50 on given boxes: R2C's SimpleDetector, trained together with the VCR checkpoints."""
         published = {
             "head": "given",
             "depths": [3, 4, 6, 3],
@@ -256,7 +262,7 @@ class RegionDetectorConfig(PretrainedConfig):
 
 
 def _named(names: tuple[str, ...], fields: dict) -> dict[str, dict]:
-    """Names of the classes, unless other classes are asked for."""
+    """Names of the classes, unless `fields` set other classes."""
     if fields.keys() & {"num_classes", "id2label"}:
         return {}
     return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}

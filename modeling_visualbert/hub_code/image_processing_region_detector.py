@@ -1,4 +1,4 @@
-"""Images (and, for VCR, boxes, polygons and classes) -> inputs of a region detector, by the recipe it was trained with."""
+"""Images (and, for VCR, boxes, polygons and classes) -> inputs of a region detector, by the recipe of its training."""
 
 import math
 import operator
@@ -19,11 +19,11 @@ from .image_processing_visualbert import VisualBertImageProcessor, load_image
 from .regions_visualbert import normalise_boxes, pad_boxes
 
 RECIPES = ("interpolate", "factor", "fit")
-_MIN_SIDE = 8  # of a resized image: very long and thin ones would vanish
+_MIN_SIDE = 8  # of a resized image, so that very long and thin ones keep some pixels
 
 
 class RegionDetectorImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
-    """Fields of [`RegionDetectorImageProcessor`] beside those that `transformers` knows."""
+    """Fields of [`RegionDetectorImageProcessor`] in addition to those of `transformers`."""
 
     recipe: str
     channel_order: str
@@ -35,19 +35,19 @@ class RegionDetectorImagesKwargs(ImagesKwargs, total=False):  # type: ignore[cal
 
 class RegionDetectorImageProcessor(VisualBertImageProcessor):
     r"""
-    Prepares images as the published detectors were given them. `recipe` is one of:
+    Prepares images as in the training of the published detectors. `recipe` is one of:
 
-    * `"interpolate"` (bottom-up attention): float bilinear resize without antialiasing so that the shorter side is
+    * `"interpolate"` (bottom-up attention): bilinear resize of floats without antialiasing so that the shorter side is
       `size["shortest_edge"]` but the longer at most `size["longest_edge"]`, then mean and deviation, BGR in 0..255.
-    * `"factor"` (Pythia, Detectron): mean subtracted first, then resized as OpenCV does it by a factor, BGR in 0..255,
-      padded on the right and below to multiples of `pad_to_multiple`.
-    * `"fit"` (VCR): fitted into `size` (height, width) with Pillow's bilinear resize, in the middle of black pixels (anywhere
-      with `random_place`, for training), RGB in 0..1, then mean and deviation.
+    * `"factor"` (Pythia, Detectron): the mean is subtracted first, then OpenCV's resize by a factor, BGR in 0..255, padded
+      on the right and at the bottom to multiples of `pad_to_multiple`.
+    * `"fit"` (VCR): fitted into `size` (height, width) with Pillow's bilinear resize, centred on a black canvas (at a random
+      place with `random_place`, for training), RGB in 0..1, then mean and deviation.
 
     Returns a `BatchFeature` with `pixel_values` of shape `(batch_size, 3, height, width)`; `image_sizes` of shape
-    `(batch_size, 2)`, original height and width; `picture_windows` of shape `(batch_size, 4)`, where the image is in
-    `pixel_values` (x1, y1, x2, y2, to a fraction of a pixel); and, only if there is padding, `pixel_mask`. With `boxes`
-    also `boxes_unit` and `boxes_mask`, and for VCR `object_classes` and `object_masks`, the whole image first.
+    `(batch_size, 2)`, original height and width; `picture_windows` of shape `(batch_size, 4)`, where the image lies in
+    `pixel_values` (x1, y1, x2, y2, to a fraction of a pixel); and `pixel_mask` if there is padding. With `boxes` also
+    `boxes_unit` (normalised boxes) and `boxes_mask`, and for VCR `object_classes` and `object_masks`, the whole image first.
     """
 
     valid_kwargs = RegionDetectorImagesKwargs
@@ -73,10 +73,15 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
         if not all(self.size[name] for name in needed):
             raise ValueError(f"size {dict(self.size)}; expected {' and '.join(needed)} for recipe {self.recipe!r}")
 
+    @property
+    def reads_objects(self) -> bool:
+        """Whether it is the image processor of VCR's detector, see `RegionDetectorConfig.reads_objects`."""
+        return self.recipe == "fit"
+
     @classmethod
     def for_config(cls, config: RegionDetectorConfig, **fields) -> "RegionDetectorImageProcessor":
-        """The recipe of the published detector with this kind of head; `fields` are those that should differ."""
-        if config.head == "given":
+        """The image processor of the published detector with this kind of head; `fields` override its own."""
+        if config.reads_objects:
             vcr: dict[str, Any] = {
                 "recipe": "fit",
                 "size": {"height": 384, "width": 768},
@@ -99,8 +104,8 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
             return_tensors: `"pt"`.
             boxes: Boxes to describe, x1, y1, x2, y2 in pixels, [R, 4] for each image.
             classes: VCR: the class of each box, by number or name.
-            polygons: VCR: for each box a list of polygons, each a list of (x, y) in pixels; without them an object fills
-                its box.
+            polygons: VCR: for each box a list of polygons, each a list of (x, y) in pixels. Without them every object
+                fills its box.
             kwargs: Fields of this processor to override.
 
         Raises:
@@ -177,7 +182,7 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
         return torch.tensor(numbers, dtype=torch.float32)[:, None, None]
 
     def _pad(self, pixels: list[torch.Tensor], windows: list[tuple[float, ...]]) -> dict[str, torch.Tensor]:
-        """Zeros on the right and below, up to the largest image and a multiple of `pad_to_multiple`."""
+        """Pad with zeros on the right and at the bottom, to the largest image and a multiple of `pad_to_multiple`."""
         multiple = self.pad_to_multiple
         height, width = (
             math.ceil(max(side) / multiple) * multiple
@@ -202,12 +207,12 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
         classes: Sequence | None = None,
         polygons: Sequence | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Given boxes, normalised by the `image_sizes` (height, width) of their images: `boxes_unit` and `boxes_mask`.
+        """Boxes in pixels -> normalised boxes, by the `image_sizes` (height, width): `boxes_unit` and `boxes_mask`.
 
-        VCR puts the whole image in front, and has `object_classes` and `object_masks`. Arguments are lists with an item
-        for each image; see [`RegionDetectorImageProcessor.preprocess`].
+        For VCR the whole image comes first, and there are `object_classes` and `object_masks`. The arguments are lists with
+        an item for each image; see [`RegionDetectorImageProcessor.preprocess`].
         """
-        vcr = self.recipe == "fit"
+        with_objects = self.reads_objects
         for name, values in (("boxes", boxes), ("classes", classes), ("polygons", polygons)):
             if values is not None and len(values) != len(image_sizes):
                 raise ValueError(f"{name} for {len(values)} images, but {len(image_sizes)} images; expected as many")
@@ -215,19 +220,19 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
         for i, (height, width) in enumerate(image_sizes):
             corners = np.asarray(boxes[i], dtype=np.float64)
             corners = corners.reshape(len(corners), -1 if len(corners) else 4)
-            if corners.shape[1] not in (4, 5):  # VCR's have a confidence behind
+            if corners.shape[1] not in (4, 5):  # VCR's end with a confidence
                 raise ValueError(f"boxes {i} of shape {corners.shape}; expected (objects, 4), x1, y1, x2, y2 in pixels")
             corners = corners[:, :4]
             _check_corners(corners, f"boxes {i}")
             unit = normalise_boxes(torch.from_numpy(corners), (height, width)).float()
-            units.append(torch.cat((torch.tensor([[0.0, 0.0, 1.0, 1.0]] * vcr).reshape(-1, 4), unit)))
-            if vcr:
+            units.append(torch.cat((torch.tensor([[0.0, 0.0, 1.0, 1.0]] * with_objects).reshape(-1, 4), unit)))
+            if with_objects:
                 ids.append(torch.tensor([0, *self._class_numbers(classes, i, len(corners))]))
                 masks.append(self._object_masks(corners, None if polygons is None else polygons[i], i))
-        told = {"object_classes": ids, "object_masks": masks} if vcr else {}
+        objects = {"object_classes": ids, "object_masks": masks} if with_objects else {}
         return {
             **pad_boxes(units),
-            **{name: pad_sequence(values, batch_first=True) for name, values in told.items()},
+            **{name: pad_sequence(values, batch_first=True) for name, values in objects.items()},
         }
 
     def _class_numbers(self, classes: Sequence | None, i: int, count: int) -> list[int]:
@@ -245,10 +250,12 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
         return numbers
 
     def _object_masks(self, corners: np.ndarray, polygons: Sequence | None, i: int) -> torch.Tensor:
-        """[1 + objects, mask_size, mask_size], the first that of the whole image."""
+        """Masks [1 + objects, mask_size, mask_size]; the first is that of the whole image."""
         size = self.mask_size
         if polygons is not None and len(polygons) != len(corners):
-            raise ValueError(f"polygons {i}: of {len(polygons)} objects for {len(corners)} boxes; expected as many")
+            raise ValueError(
+                f"polygons {i}: those of {len(polygons)} objects for {len(corners)} boxes; expected as many"
+            )
         masks = np.ones((len(corners) + 1, size, size), dtype=np.float32)
         for j, box in enumerate(corners if polygons is not None else ()):
             masks[j + 1] = polygon_mask(box, polygons[j], size)  # type: ignore[index]
@@ -256,10 +263,7 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
 
 
 def _check_corners(corners: np.ndarray, what: str) -> None:
-    """
-    Raises:
-        ValueError: A box is not finite or inverted.
-    """
+    """Refuse boxes that are not finite or are inverted."""
     for row, box in enumerate(corners.tolist()):
         if not all(map(math.isfinite, box)):
             raise ValueError(f"{what}: row {row} is {box}; expected finite numbers")
@@ -280,7 +284,7 @@ def _class_number(value: Any, class_names: Sequence[str], i: int) -> int:
 
 
 def _plain(name: str) -> str:
-    """Class names of COCO are spelled with blanks, in VCR without."""
+    """A class name in one spelling: COCO writes it with blanks, VCR without."""
     return name.lower().replace(" ", "").replace("_", "")
 
 

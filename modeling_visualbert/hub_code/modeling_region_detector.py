@@ -1,9 +1,9 @@
 """The Faster R-CNN family in plain PyTorch: ResNet -> proposals -> regions with features, classes and attributes.
 
-Four published detectors are configurations of it (`RegionDetectorConfig`). The file reads in the order in which it runs:
-backbone, pyramid, proposals, the three heads, the detector. Numbers agree with the original code bases, stage by stage,
+The published detectors are configurations of it (`RegionDetectorConfig`). The file follows the order of computation:
+backbone, pyramid, proposals, the three heads, the detector. Every stage agrees numerically with the original code bases,
 see `tests/test_region_detector_golden.py`. Boxes are corners in pixels of the network's input unless a name says
-otherwise; a RoI is a box with the index of its image in front.
+otherwise; a RoI is the index of an image followed by a box.
 
 Letters: B images, C channels, H, W cells, N proposals or RoIs, K classes, R regions kept, V region feature, A anchors.
 """
@@ -35,16 +35,18 @@ from .detection_ops import (
 from .image_processing_region_detector import RegionDetectorImageProcessor
 from .modeling_region_encoder import RegionEncoder, RegionEncoderOutput
 
-PROPOSAL_CODE_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
-BOX_CODE_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
-_ROIS_AT_ONCE = 16  # through the last stage of a ResNet; bounds memory, and such a chunk stays near the processor
+PROPOSAL_DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
+BOX_DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+_ROIS_AT_ONCE = (
+    16  # through the last stage of a ResNet; bounds memory, and a chunk of this size fits the processor's cache
+)
 
 
 class NormedConv(nn.Conv2d):
-    """Convolution and batch normalisation. With fixed statistics both are one convolution.
+    """Convolution and batch normalisation; with fixed statistics both are computed as one convolution.
 
-    `statistics` is one of `config.norm_statistics`; "batch" means those of the batch, in evaluation too. `added` says that
-    the output is added to a shortcut.
+    `statistics` is one of the values of `config.norm_statistics`; `"batch"` means those of the batch even in evaluation.
+    `added` says that the output is added to a shortcut.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class NormedConv(nn.Conv2d):
         return self._conv_forward(maps_BCHW, weight, bias)
 
     def folded(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weight and bias of the convolution that does both."""
+        """Weight and bias of the one convolution that includes the normalisation."""
         mean, variance = self.norm.running_mean, self.norm.running_var
         assert mean is not None and variance is not None
         scale = self.norm.weight * torch.rsqrt(variance + self.norm.eps)
@@ -84,7 +86,7 @@ class NormedConv(nn.Conv2d):
 
 @contextmanager
 def _folded_once(module: nn.Module) -> Iterator[None]:
-    """Fold the convolutions of a module once for all calls in this block, instead of in each of them."""
+    """Fold the convolutions of a module once for all calls in this block, instead of once per call."""
     convs = [conv for conv in module.modules() if isinstance(conv, NormedConv) and conv.statistics == "frozen"]
     for conv in convs:
         conv.kept = conv.folded()
@@ -132,7 +134,7 @@ def _stage(stage: int, stride: int, config: RegionDetectorConfig, dilation: int 
 
 
 class Stem(nn.Module):
-    """7x7 convolution and pooling: a quarter of the size."""
+    """7x7 convolution and pooling, to a quarter of the size."""
 
     def __init__(self, config: RegionDetectorConfig):
         super().__init__()
@@ -163,7 +165,7 @@ class ResNetBackbone(nn.Module):
 
 
 class FeaturePyramid(nn.Module):
-    """P2 .. P6 from C2 .. C5: each level adds the enlarged next coarser one."""
+    """P2 .. P6 from C2 .. C5: each level adds the next coarser one, enlarged."""
 
     def __init__(self, config: RegionDetectorConfig):
         super().__init__()
@@ -181,7 +183,7 @@ class FeaturePyramid(nn.Module):
 
 
 class ProposalNetwork(nn.Module):
-    """Objectness and box codes of every anchor, and the boxes that come of them."""
+    """Objectness and box deltas of every anchor, and the proposals made from them."""
 
     def __init__(self, config: RegionDetectorConfig):
         super().__init__()
@@ -192,12 +194,12 @@ class ProposalNetwork(nn.Module):
         self.deltas = nn.Conv2d(config.rpn_channels, config.num_anchors * 4, 1)
 
     def forward(self, map_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits [B, A, H, W] and codes [B, 4 A, H, W] of one map."""
+        """Objectness logits [B, A, H, W] and box deltas [B, 4 A, H, W] of one map."""
         hidden = F.relu(self.conv(map_BCHW), inplace=True)
         return self.logits(hidden), self.deltas(hidden)
 
     def anchors(self, level: int, map_BCHW: torch.Tensor) -> torch.Tensor:
-        """[H * W * A, 4] anchors of a map (or of what this network says of it), on its device."""
+        """Anchors [H * W * A, 4] of a map (or of this network's output for it), on its device."""
         config, stride = self.config, self.stride(level)
         if config.legacy_boxes:
             cells_A4 = legacy_cell_anchors(stride, config.anchor_sizes[level], config.anchor_ratios).float()
@@ -206,14 +208,14 @@ class ProposalNetwork(nn.Module):
         return grid_anchors(cells_A4.to(map_BCHW.device), map_BCHW.shape[2:], stride)
 
     def stride(self, level: int) -> int:
-        """Pixels of the input between two cells."""
+        """Distance of two cells in pixels of the input."""
         return 4 << level if self.config.head == "fpn" else 16
 
     @torch.no_grad()
     def propose(
         self, maps: Sequence[torch.Tensor], limits_hw: Sequence[Sequence[float]]
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Proposals [N, 4] of each image with their objectness [N], best first; boxes end at `limits_hw`."""
+        """Proposals [N, 4] of each image and their objectness [N], best first; boxes are clipped to `limits_hw`."""
         levels = []
         for level, map_BCHW in enumerate(maps):
             logits_BAHW, deltas_BXHW = self(map_BCHW)
@@ -223,7 +225,7 @@ class ProposalNetwork(nn.Module):
     def best_of_levels(
         self, levels: Sequence[Sequence[tuple[torch.Tensor, torch.Tensor]]]
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """For each image the best proposals of all maps, by falling objectness."""
+        """The best proposals of all maps for each image, by falling objectness."""
         found = []
         for image in zip(*levels, strict=True):
             boxes_N4, scores_N = (torch.cat(parts) for parts in zip(*image, strict=True))
@@ -235,17 +237,17 @@ class ProposalNetwork(nn.Module):
     def level_proposals(
         self, level: int, logits_BAHW: torch.Tensor, deltas_BXHW: torch.Tensor, limits_hw: Sequence[Sequence[float]]
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Proposals of one map, for each image."""
+        """Proposals of one map for each image."""
         config, legacy = self.config, self.config.legacy_boxes
         anchors_N4 = self.anchors(level, logits_BAHW)
         scores_BN = logits_BAHW.permute(0, 2, 3, 1).flatten(1).float()
-        scores_BN = scores_BN.sigmoid() if legacy else scores_BN  # what the original sorts by
-        codes_BN4 = deltas_BXHW.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3).float()
+        scores_BN = scores_BN.sigmoid() if legacy else scores_BN  # the original sorts by these
+        deltas_BN4 = deltas_BXHW.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3).float()
         found = []
-        for scores_N, codes_N4, limit_hw in zip(scores_BN, codes_BN4, limits_hw, strict=True):
+        for scores_N, deltas_N4, limit_hw in zip(scores_BN, deltas_BN4, limits_hw, strict=True):
             scores_N, order_N = scores_N.sort(descending=True, stable=True)
             scores_N, order_N = scores_N[: config.rpn_pre_nms], order_N[: config.rpn_pre_nms]
-            boxes_N4 = decode_boxes(codes_N4[order_N], anchors_N4[order_N], PROPOSAL_CODE_WEIGHTS, legacy)
+            boxes_N4 = decode_boxes(deltas_N4[order_N], anchors_N4[order_N], PROPOSAL_DELTA_WEIGHTS, legacy)
             boxes_N4 = clip_boxes(boxes_N4, limit_hw, legacy)
             if not legacy:
                 solid_N = (boxes_N4[:, 2:] > boxes_N4[:, :2]).all(dim=1)
@@ -257,7 +259,7 @@ class ProposalNetwork(nn.Module):
 
 @dataclass
 class Described:
-    """What a head says of N RoIs: features [N, V], class logits [N, K + 1] (or [N, K]), box codes, attribute logits."""
+    """What a head computes for N RoIs: features [N, V], class logits [N, K + 1] (or [N, K]), box deltas, attribute logits."""
 
     features: torch.Tensor
     class_logits: torch.Tensor
@@ -266,7 +268,7 @@ class Described:
 
 
 class C4Head(nn.Module):
-    """The last stage of the ResNet on RoIPool'd regions, its mean as feature; background is the last class."""
+    """The last stage of the ResNet on RoIPool'd regions, their mean as feature; the background is the last class."""
 
     def __init__(self, config: RegionDetectorConfig):
         super().__init__()
@@ -287,14 +289,14 @@ class C4Head(nn.Module):
             chunks = [self.res5(self.pool(maps, some)).mean(dim=(2, 3)) for some in rois_N5.split(_ROIS_AT_ONCE)]
         features_NV = torch.cat(chunks)
         logits_NK = self.classes(features_NV)
-        # The class that attributes are told by may be the background, unlike the class that is reported.
+        # The attributes are computed for the likeliest class even if that is the background, which is never reported.
         embedded = self.class_embedding(logits_NK.argmax(dim=1))
         hidden = F.relu(self.attribute_hidden(torch.cat((features_NV, embedded), dim=1)))
         return Described(features_NV, logits_NK, self.deltas(features_NV), self.attributes(hidden))
 
 
 class PyramidHead(nn.Module):
-    """Two linear layers on RoIAlign'd regions; the feature is the first one's output, background is class 0."""
+    """Two linear layers on RoIAlign'd regions; the feature is the output of the first, the background is class 0."""
 
     def __init__(self, config: RegionDetectorConfig):
         super().__init__()
@@ -305,11 +307,11 @@ class PyramidHead(nn.Module):
         self.deltas = nn.Linear(config.hidden_dim, (config.num_classes + 1) * 4)
 
     def levels(self, boxes_N4: torch.Tensor) -> torch.Tensor:
-        """[N] which of the maps P2 .. P5 a box is read from, 0 .. 3."""
+        """Which of the maps P2 .. P5 each box is read from, as [N] numbers 0 .. 3."""
         return fpn_levels(boxes_N4, self.config.canonical_scale, self.config.canonical_level, 2, 5)
 
     def pool(self, maps: Sequence[torch.Tensor], rois_N5: torch.Tensor) -> torch.Tensor:
-        """[N, C, roi_size, roi_size]."""
+        """Pooled RoIs [N, C, roi_size, roi_size]."""
         config, levels_N = self.config, self.levels(rois_N5[:, 1:])
         order, pooled = [], []
         for level in range(4):
@@ -327,7 +329,7 @@ class PyramidHead(nn.Module):
 
 
 class GivenBoxesHead(nn.Module):
-    """VCR: boxes, masks and classes are known. The class logits are for the additional loss only."""
+    """VCR: boxes, masks and classes are given; the class logits only serve the additional loss."""
 
     def __init__(self, config: RegionDetectorConfig):
         super().__init__()
@@ -341,7 +343,7 @@ class GivenBoxesHead(nn.Module):
         self.classes = nn.Linear(size, config.num_classes)
 
     def pool(self, maps: Sequence[torch.Tensor], rois_N5: torch.Tensor, masks_NHW: torch.Tensor) -> torch.Tensor:
-        """[N, C, roi_size, roi_size]; the mask is added to the first channels."""
+        """Pooled RoIs [N, C, roi_size, roi_size]; the mask is added to the first channels."""
         pooled = roi_align(maps[-1], rois_N5, self.config.roi_size, 1 / 16, self.config.sampling_ratio)
         added = self.masks(masks_NHW[:, None] - 0.5)
         return pooled + F.pad(added, (0, 0, 0, 0, 0, pooled.shape[1] - added.shape[1]))
@@ -375,9 +377,9 @@ class RegionDetector(RegionEncoder):
         super().__init__(config)
         self.backbone = ResNetBackbone(config)
         self.fpn = FeaturePyramid(config) if config.head == "fpn" else None
-        self.rpn = None if config.head == "given" else ProposalNetwork(config)
+        self.rpn = None if config.reads_objects else ProposalNetwork(config)
         self.head = _HEADS[config.head](config)
-        if config.norm_statistics == "batch":  # a property of the authors' backbone; the head has running statistics
+        if config.norm_statistics == "batch":  # in the authors' code this is so of the backbone only
             for conv in self._normed_convs(self.head):
                 conv.statistics = "running"
         self.post_init()
@@ -390,11 +392,11 @@ class RegionDetector(RegionEncoder):
                 init.zeros_(tensor)
             for tensor in (module.weight, module.running_var):
                 init.ones_(tensor)
-            return  # the class of `transformers` counts on `num_batches_tracked`
+            return  # the method of the parent class needs `num_batches_tracked`
         super()._init_weights(module)
         if isinstance(module, NormedConv):
             init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if module.added:  # in small steps: fixed normalisation would not hold a hundred layers in check
+            if module.added:  # small, as a fixed normalisation would let a hundred layers diverge
                 init.constant_(module.norm.weight, 0.2)
         elif isinstance(module, nn.Conv2d):
             init.normal_(module.weight, std=0.01)
@@ -404,7 +406,7 @@ class RegionDetector(RegionEncoder):
         return (conv for conv in module.modules() if isinstance(conv, NormedConv))
 
     def requires_grad_(self, requires_grad: bool = True) -> "RegionDetector":
-        """As in torch, but what the configuration freezes stays frozen."""
+        """As in torch, except that what the configuration freezes stays frozen."""
         super().requires_grad_(requires_grad)
         if self.config.freeze_backbone:
             self.backbone.requires_grad_(False)
@@ -437,22 +439,21 @@ class RegionDetector(RegionEncoder):
             pixel_mask (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
                 1 for a pixel of the image, 0 for padding.
             boxes_unit (`torch.FloatTensor` of shape `(batch_size, regions, 4)`, *optional*):
-                Boxes to describe instead of those that would be found; corners in units of the image (0..1). The
-                detector of VCR needs them.
+                Normalised boxes to describe instead of finding some. VCR's detector needs them.
             boxes_mask (`torch.LongTensor` of shape `(batch_size, regions)`, *optional*):
                 1 for a given box, 0 for padding.
             image_sizes (`torch.LongTensor` of shape `(batch_size, 2)`, *optional*):
-                Original height and width: the pyramid detectors compare their regions in pixels of the original.
+                Original height and width, because the pyramid detectors compare regions in pixels of the original.
             picture_windows (`torch.FloatTensor` of shape `(batch_size, 4)`, *optional*):
-                Where the image is in `pixel_values`: x1, y1, x2, y2, to a fraction of a pixel. Guessed from
-                `pixel_mask` when not given, which may move boxes by half a pixel.
+                Where the image lies in `pixel_values`: x1, y1, x2, y2, to a fraction of a pixel. If not given, it is
+                derived from `pixel_mask`, which may move boxes by half a pixel.
             object_masks (`torch.FloatTensor` of shape `(batch_size, regions, mask_size, mask_size)`, *optional*):
-                VCR: which part of its box an object fills; all of it when not given.
+                VCR: which part of its box each object fills; all of it if not given.
             object_classes (`torch.LongTensor` of shape `(batch_size, regions)`, *optional*):
-                VCR: classes of the objects.
+                VCR: class of each object.
 
         Raises:
-            ValueError: An input is missing, or has another shape than the detector needs.
+            ValueError: An input is missing or has the wrong shape.
         """
         maps = self.feature_maps(pixel_values)
         windows_B4 = _windows(pixel_values, pixel_mask) if picture_windows is None else picture_windows.float()
@@ -460,7 +461,7 @@ class RegionDetector(RegionEncoder):
             mask_BR = torch.ones_like(boxes_unit[..., 0]) if boxes_mask is None else boxes_mask
             boxes_BR4 = _from_unit(boxes_unit, windows_B4, mask_BR)
             rois_N5 = _rois([boxes[kept] for boxes, kept in zip(boxes_BR4, mask_BR.bool(), strict=True)])
-            if self.config.head == "given":
+            if self.config.reads_objects:
                 described, loss = self._describe_objects(maps, rois_N5, mask_BR, object_masks, object_classes)
                 return self._given(described, boxes_unit, mask_BR, object_classes, loss)
             return self._given(self.head(maps, rois_N5), boxes_unit, mask_BR)
@@ -480,10 +481,10 @@ class RegionDetector(RegionEncoder):
     # ---------------------------------------------------------------------------------------------------- stages
 
     def feature_maps(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
-        """The maps that regions are read from: P2 .. P6, or that of the last stage before the head."""
+        """The maps that regions are read from: P2 .. P6, or the map of the last stage before the head."""
         if pixel_values.dim() != 4 or pixel_values.shape[1] != 3:
             raise ValueError(f"pixel_values of shape {tuple(pixel_values.shape)}; expected (batch, 3, height, width)")
-        # Convolutions are as fast or faster in this layout, and all channels of a cell, which pooling reads, lie together.
+        # Convolutions are at least as fast in this layout, and the channels of a cell, which pooling reads, are adjacent.
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         if self.fpn is None:
             return self.backbone(pixel_values)[-1:]
@@ -497,8 +498,8 @@ class RegionDetector(RegionEncoder):
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Boxes [N, 4] and objectness [N] of each image.
 
-        The pyramid detectors let proposals reach into the padding, of the whole batch too, as the original does: what they
-        find depends a little on the other images.
+        As in the original, the pyramid detectors clip proposals to the padded batch, not to the image, so their regions
+        depend slightly on the other images.
         """
         if self.rpn is None:
             raise ValueError(
@@ -514,13 +515,13 @@ class RegionDetector(RegionEncoder):
     def select(
         self, described: Described, proposals_N4: torch.Tensor, limit_hw: Sequence[float], scale_2: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """The regions of one image to return, out of its N proposals.
+        """Choose the regions to return from the N proposals of one image.
 
         Args:
-            described: What the head says of them.
+            described: What the head computed for them.
             proposals_N4: Their boxes.
             limit_hw: Size of the image in `pixel_values`.
-            scale_2: How many of its pixels there are for one of the original, across and down.
+            scale_2: Pixels of the input per pixel of the original, across and down.
         """
         if self.config.head == "c4":
             return self._select_c4(described, proposals_N4, limit_hw)
@@ -529,14 +530,14 @@ class RegionDetector(RegionEncoder):
     def _select_c4(
         self, described: Described, proposals_N4: torch.Tensor, limit_hw: Sequence[float]
     ) -> dict[str, torch.Tensor]:
-        """One suppression over the best foreground class of each proposal. The box returned is that class's, but the
-        feature is that of the proposal."""
+        """One nms over the best foreground class of each proposal. The box is that of the class, but the feature that of
+        the proposal."""
         assert described.box_deltas is not None and described.attribute_logits is not None
         scores_N, classes_N = described.class_logits.softmax(dim=1)[:, :-1].max(dim=1)
-        codes_N4 = described.box_deltas.unflatten(1, (-1, 4))[
+        deltas_N4 = described.box_deltas.unflatten(1, (-1, 4))[
             torch.arange(len(classes_N), device=classes_N.device), classes_N
         ]
-        boxes_N4 = clip_boxes(decode_boxes(codes_N4.detach(), proposals_N4, BOX_CODE_WEIGHTS), limit_hw)
+        boxes_N4 = clip_boxes(decode_boxes(deltas_N4.detach(), proposals_N4, BOX_DELTA_WEIGHTS), limit_hw)
         keep_R = torch.zeros(0, dtype=torch.long, device=boxes_N4.device)
         for threshold in self.config.nms_thresholds:
             keep_R = nms(boxes_N4, scores_N.detach(), threshold)[: self.config.max_regions]
@@ -555,7 +556,7 @@ class RegionDetector(RegionEncoder):
     def _select_pyramid(
         self, described: Described, proposals_N4: torch.Tensor, scale_2: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """A proposal's confidence is its best class score that survives that class's suppression. Boxes stay proposals."""
+        """A proposal's confidence is its best class score that survives that class's nms. Boxes are the proposals'."""
         config = self.config
         scores_NK = described.class_logits.softmax(dim=1)[:, 1:]
         original_N4 = proposals_N4 / scale_2.repeat(2)
@@ -585,15 +586,15 @@ class RegionDetector(RegionEncoder):
         max_detections: int = 100,
     ) -> dict[str, torch.Tensor]:
         """
-        What these pyramid networks return as plain object detectors: regressed boxes, suppressed class by class. Not what
-        features are taken from, but the better boxes to look at.
+        What the pyramid networks find as ordinary object detectors: regressed boxes after an nms for each class. These are
+        not the boxes that features are taken from, but they fit the objects better.
 
         Returns:
             `boxes` [R, 4] in pixels of `pixel_values`, `scores` [R] and `class_ids` [R], ordered by class.
         """
         assert described.box_deltas is not None
         scores_NK = described.class_logits.softmax(dim=1)[:, 1:]
-        boxes_NX = decode_boxes(described.box_deltas, proposals_N4, BOX_CODE_WEIGHTS, legacy=True)
+        boxes_NX = decode_boxes(described.box_deltas, proposals_N4, BOX_DELTA_WEIGHTS, legacy=True)
         boxes_NK4 = clip_boxes(boxes_NX, limit_hw, legacy=True).unflatten(1, (-1, 4))[:, 1:]
         classes, rows = (score_threshold < scores_NK.T).nonzero().T
         scores, boxes = scores_NK[rows, classes], boxes_NK4[rows, classes]
@@ -609,7 +610,7 @@ class RegionDetector(RegionEncoder):
         object_masks: torch.Tensor | None,
         object_classes: torch.Tensor | None,
     ) -> tuple[Described, torch.Tensor]:
-        """What the VCR head says of given objects, and its class loss."""
+        """What the head of VCR's detector computes for the given objects, and its class loss."""
         shape, size = tuple(mask_BR.shape), self.config.mask_size
         if object_classes is None:
             raise ValueError(f"object_classes are missing; expected the class of each given box, {shape}")
@@ -636,7 +637,7 @@ class RegionDetector(RegionEncoder):
         object_classes: torch.Tensor | None = None,
         loss: torch.Tensor | None = None,
     ) -> RegionEncoderOutput:
-        """Regions of given boxes, where they were given, zeros in the padding."""
+        """The regions of given boxes, in their order, with zeros in the padding."""
         probabilities_NK = described.class_logits.softmax(dim=1)
         first = int(self.config.head == "fpn")
         probabilities_NK = probabilities_NK[:, first : first + self.config.num_classes]
@@ -665,18 +666,18 @@ class RegionDetector(RegionEncoder):
         Find the regions of an image, with names.
 
         Args:
-            image: What the image processor takes; a list of images gives a list.
-            image_processor: The detector's [`RegionDetectorImageProcessor`]; by default the one beside the checkpoint that
-                was loaded, or, for a detector that was made of a configuration, that of the published detector of its kind.
-            objects: What the VCR detector is given: `boxes`, `classes`, `polygons`.
+            image: An image in any form that the image processor takes; for a list of images the result is a list.
+            image_processor: The detector's [`RegionDetectorImageProcessor`]. The default is the one saved with the loaded
+                checkpoint, or, for a detector made from a configuration, that of the published detector of its kind.
+            objects: The objects for VCR's detector: `boxes`, `classes`, `polygons`.
 
         Returns:
-            `boxes` [R, 4] in pixels of the original image (pyramid detectors: maybe a little beyond its border),
+            `boxes` [R, 4] in pixels of the original image (those of pyramid detectors may reach slightly beyond it),
             `scores` [R], `class_ids` [R], `classes` (names), `visual_embeds` [R, V], `image_size`; for detectors with
             attributes `attribute_ids`, `attribute_scores` and `attributes` (names).
 
         Raises:
-            ValueError: There is no image processor beside the checkpoint; or the image cannot be used.
+            ValueError: There is no image processor beside the checkpoint, or the image cannot be used.
         """
         image_processor = self._own_image_processor() if image_processor is None else image_processor
         training = self.training
@@ -708,19 +709,19 @@ class RegionDetector(RegionEncoder):
             return RegionDetectorImageProcessor.from_pretrained(checkpoint)
         except OSError as error:
             raise ValueError(
-                f"{checkpoint}: no preprocessor_config.json beside this detector, which says how it wants images; expected "
-                "one, or `image_processor`, such as RegionDetectorImageProcessor.for_config(detector.config)"
+                f"{checkpoint}: no preprocessor_config.json beside this detector, so it is unknown how to prepare images; "
+                "expected one, or `image_processor`, such as RegionDetectorImageProcessor.for_config(detector.config)"
             ) from error
 
 
 def _rois(boxes: Sequence[torch.Tensor]) -> torch.Tensor:
-    """[N, 5] RoIs of all images, in order."""
+    """RoIs [N, 5] of all images, in order."""
     rows = [torch.cat((torch.full_like(some[:, :1], i), some), dim=1) for i, some in enumerate(boxes)]
     return torch.cat(rows)
 
 
 def _batch(images: Sequence[dict[str, torch.Tensor]]) -> RegionEncoderOutput:
-    """Regions of B images, padded with zeros to the longest."""
+    """Regions of B images, padded with zeros to the largest number of regions."""
     padded = {key: pad_sequence([image[key] for image in images], batch_first=True) for key in images[0]}
     counts_B1 = torch.tensor([[len(image["scores"])] for image in images], device=padded["scores"].device)
     places_R = torch.arange(padded["scores"].shape[1], device=counts_B1.device)
@@ -728,7 +729,7 @@ def _batch(images: Sequence[dict[str, torch.Tensor]]) -> RegionEncoderOutput:
 
 
 def _true_sizes(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> list[tuple[int, ...]]:
-    """(height, width) of each image without padding."""
+    """Height and width of each image without its padding."""
     if pixel_mask is None:
         return [tuple(pixel_values.shape[2:])] * len(pixel_values)
     heights, widths = pixel_mask.amax(dim=2).sum(dim=1).tolist(), pixel_mask.amax(dim=1).sum(dim=1).tolist()
@@ -736,7 +737,7 @@ def _true_sizes(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> 
 
 
 def _windows(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> torch.Tensor:
-    """[B, 4] where the image is, in whole pixels."""
+    """Windows [B, 4] in which the images lie, in whole pixels."""
     if pixel_mask is None:
         height, width = pixel_values.shape[2:]
         return torch.tensor([[0.0, 0.0, width, height]], device=pixel_values.device).repeat(len(pixel_values), 1)
@@ -746,7 +747,7 @@ def _windows(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> tor
 
 
 def _scales(windows_B4: torch.Tensor, image_sizes: torch.Tensor | None) -> torch.Tensor:
-    """[B, 2] pixels of the input for one of the original, across and down; 1 when the original sizes are not known."""
+    """Pixels of the input per pixel of the original, across and down, [B, 2]; 1 if the original sizes are unknown."""
     sides_B2 = windows_B4[:, 2:] - windows_B4[:, :2]
     return torch.ones_like(sides_B2) if image_sizes is None else sides_B2 / image_sizes.flip(1).to(sides_B2)
 
@@ -757,7 +758,7 @@ def _to_unit(boxes_R4: torch.Tensor, window_4: torch.Tensor) -> torch.Tensor:
 
 
 def _from_unit(boxes_BR4: torch.Tensor, windows_B4: torch.Tensor, mask_BR: torch.Tensor) -> torch.Tensor:
-    """[B, R, 4] boxes in pixels of the input. The whole image is its window in whole pixels, as the originals have it."""
+    """Boxes [B, R, 4] in pixels of the input. The whole image is its window in whole pixels, as in the original code."""
     if boxes_BR4.shape[:2] != mask_BR.shape or boxes_BR4.shape[-1] != 4:
         raise ValueError(
             f"boxes_unit of shape {tuple(boxes_BR4.shape)} and boxes_mask of shape {tuple(mask_BR.shape)}; "

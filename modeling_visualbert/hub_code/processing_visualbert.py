@@ -316,9 +316,9 @@ class VisualBertProcessor(ProcessorMixin):
         given = encode_boxes(checked, sizes, self.whole_image)
         # Beside pixels the mask has this name: the regions will be those of the boxes.
         encoded = {"boxes_unit": given["boxes_unit"], "visual_attention_mask": given["boxes_mask"]}
-        if getattr(self.image_processor, "recipe", None) == "fit":  # that of the published VCR checkpoints
-            told = self.image_processor.encode_objects(sizes, boxes, objects, polygons)
-            encoded |= {name: told[name] for name in ("object_classes", "object_masks")}
+        if getattr(self.image_processor, "reads_objects", False):
+            of_objects = self.image_processor.encode_objects(sizes, boxes, objects, polygons)
+            encoded |= {name: of_objects[name] for name in ("object_classes", "object_masks")}
         return encoded
 
     def _check_region_batch(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:

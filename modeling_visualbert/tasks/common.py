@@ -32,7 +32,6 @@ from ..hub_code.configuration_grid_encoder import GridRegionEncoderConfig
 from ..hub_code.configuration_visualbert import VisualBertConfig
 from ..hub_code.image_processing_visualbert import VisualBertImageProcessor
 from ..hub_code.modeling_grid_encoder import GridRegionEncoder
-from ..hub_code.modeling_region_detector import RegionDetector
 from ..hub_code.modeling_region_encoder import RegionEncoder
 from ..training.args import TrainArgs
 
@@ -180,7 +179,7 @@ def prepare_images(
         paths = _existing(images_dir, find_paths(images_dir), ordered)
         _limit_regions(encoder, args.num_regions)
         return Images(paths.__getitem__, encoder, image_processor, encoder.config.region_dim, paths)
-    if reads_outlines(encoder):
+    if reads_objects(encoder):
         raise ValueError(
             f"{args.region_encoder or args.init_from}: this detector describes objects by their class and outline, which no "
             "feature store has; expected --from_pixels, and the data of VCR"
@@ -203,9 +202,9 @@ def prepare_images(
     return Images(regions, encoder, image_processor, store.dim, paths)
 
 
-def reads_outlines(encoder: RegionEncoder | None) -> bool:
-    """Whether it is the detector of the published VCR checkpoints, which is told what there is and where."""
-    return isinstance(encoder, RegionDetector) and encoder.config.head == "given"
+def reads_objects(encoder: RegionEncoder | None) -> bool:
+    """Whether it is VCR's detector, see `RegionDetectorConfig.reads_objects`; other region encoders have no such property."""
+    return encoder is not None and getattr(encoder.config, "reads_objects", False)
 
 
 def make_model(

@@ -28,7 +28,7 @@ from ..metrics.vcr import choice_accuracy, leaderboard_accuracy
 from ..training.loop import evaluate, read_predictions, write_predictions
 from ..training.task import Batch, Predictions, Rows, Task, count_examples
 from ..visualization import captioned, draw_regions
-from .common import TaskArgs, corpus_folder, load_tokenizer, make_model, prepare_images, reads_outlines
+from .common import TaskArgs, corpus_folder, load_tokenizer, make_model, prepare_images, reads_objects
 
 SUBTASKS = ("answer", "rationale")
 
@@ -108,7 +108,7 @@ def vcr_task(args: VcrArgs, accelerator: Accelerator) -> Task:
         alignment=args.alignment,
         whole_image=args.whole_image,
     )
-    polygons_of = partial(object_polygons, images_dir) if reads_outlines(images.encoder) else None
+    polygons_of = partial(object_polygons, images_dir) if reads_objects(images.encoder) else None
     task = make_task(model, processor, data, images.get, args.subtask, polygons_of)
     task.images, task.skipped = images.paths, skipped
     if images.paths:
@@ -120,7 +120,7 @@ def _freeze_backbone(encoder: RegionEncoder | None, args: VcrArgs) -> None:
     """What --freeze_detector asks for, in the configuration that the model is made with."""
     if args.freeze_detector is None:
         return
-    if encoder is None or not reads_outlines(encoder):
+    if encoder is None or not reads_objects(encoder):
         kind = "no region encoder" if encoder is None else type(encoder).__name__
         raise ValueError(f"--freeze_detector {args.freeze_detector}: this run has {kind}; expected the detector of VCR")
     encoder.config.freeze_backbone = True
