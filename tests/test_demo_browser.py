@@ -173,7 +173,7 @@ def test_bad_images_are_refused_with_a_message(watched, address, tmp_path, bad):
     path = tmp_path / "bad.png"
     if bad == "100 megapixels":
         Image.new("1", (10_000, 10_000)).save(path)
-        message = "100 megapixels; at most 25 are taken"
+        message = "100 megapixels; at most 25 are accepted"
     elif bad == "text":
         path.write_text("no image")
         message = "cannot be read as an image"

@@ -92,7 +92,7 @@ def test_uploads_that_are_no_good_images_are_refused(client, data, message):
 def test_an_image_of_50_megabytes_is_not_taken(client):
     response = client.post("/gradio_api/upload", files={"files": ("big.jpg", bytes(50_000_000))})
     assert response.status_code == 413
-    assert response.json()["detail"] == "The upload has 50 MB; at most 10 MB are taken."
+    assert response.json()["detail"] == "The upload has 50 MB; at most 10 MB are accepted."
 
 
 @pytest.mark.usefixtures("alive")
@@ -111,7 +111,7 @@ def test_an_upload_of_unknown_length_is_not_taken(client):
 @pytest.mark.usefixtures("alive")
 def test_a_question_of_a_megabyte_is_refused(client):
     image = upload(client, image_bytes(0))
-    assert "at most 64 kB are taken" in ask(client, image, "a" * 1_000_000)
+    assert "at most 64 kB are accepted" in ask(client, image, "a" * 1_000_000)
     assert "1,000 characters; at most 400" in ask(client, image, "a" * 1000)
     assert "expected at most 128" in ask(client, image, "a " * 190)
 

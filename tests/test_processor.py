@@ -354,7 +354,7 @@ def test_an_answer_that_occurs_twice_is_refused(bert_tokenizer):
 
 
 def test_unknown_task_is_refused(bert_tokenizer):
-    with pytest.raises(ValueError, match="unknown task 'captioning'; expected one of vqa, vcr, nlvr2, flickr30k, pre"):
+    with pytest.raises(ValueError, match="unknown task 'captioning'; expected one of vqa, nlvr2, vcr, flickr30k, pre"):
         VisualBertProcessor(tokenizer=bert_tokenizer, task="captioning")
 
 

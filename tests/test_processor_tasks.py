@@ -457,7 +457,7 @@ def test_from_pixels_to_a_result(task, eyes):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"task": "vpr"}, "unknown task 'vpr'; expected one of vqa, vcr, nlvr2, flickr30k, pretraining"),
+        ({"task": "vpr"}, "unknown task 'vpr'; expected one of vqa, nlvr2, vcr, flickr30k, pretraining"),
         ({"task": "vcr", "alignment": "word"}, "alignment 'word'; expected 'subword' or 'original'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Answers as HTML: bars, and the image with its regions as SVG, which stays sharp on any screen and reaches no disk."""
+"""Answers as HTML: bars, and the image with its regions as SVG, which is sharp on any screen and never written to disk."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from PIL import Image
 from ..visualization import attention_color
 
 _MAX_SIDE = 900  # pixels of the image that is sent to the browser
-_LABELLED = 3  # strongest regions that are labelled; the others tell when pointed at
-# Okabe and Ito's colours, told apart by colour-blind readers too, those that are dark enough for text.
+_LABELLED = 3  # strongest regions that are labelled; the others have a tooltip
+# Those of Okabe and Ito's colours, which colour-blind readers can distinguish, that are dark enough for text.
 _MARKS = ("#D55E00", "#0072B2", "#009E73", "#9A4F7E", "#7A5C00", "#444444")
 
 
@@ -37,7 +37,7 @@ class View:
         boxes: x1, y1, x2, y2 in pixels of the image.
         names: What each region is, if it is known.
         weights: Attention that each region gets, 0..1.
-        measure: What a weight says, for those who point at a region.
+        measure: What a weight is a share of, for the tooltip of a region.
         marks: Regions that are the answer, with a label: the strongest colour goes to the first.
     """
 
@@ -85,9 +85,9 @@ def _svg(view: View, strongest: float, total: float, columns: int) -> str:
     labelled = {i for i in by_strength[-_LABELLED:] if view.weights and view.weights[i] >= 0.005 * total > 0}
     boxes, labels = [], []
     for i in by_strength:
-        told = view.names[i]
+        hint = view.names[i]
         if view.weights is not None:
-            told = f"{told}: {view.weights[i]:.1%} {view.measure}".removeprefix(": ")
+            hint = f"{hint}: {view.weights[i]:.1%} {view.measure}".removeprefix(": ")
         if i in marks:
             number, text = marks[i]
             color, stroke = _MARKS[number % len(_MARKS)], 2.5 + 2.5 * shares[i]
@@ -99,7 +99,7 @@ def _svg(view: View, strongest: float, total: float, columns: int) -> str:
         boxes.append(
             f'<rect x="{x1:.1f}" y="{y1:.1f}" width="{x2 - x1:.1f}" height="{y2 - y1:.1f}" stroke="{color}" '
             f'stroke-width="{stroke:.1f}" fill="{color}" fill-opacity="{0.02 + 0.23 * shares[i]:.2f}">'
-            f"<title>{escape(told)}</title></rect>"
+            f"<title>{escape(hint)}</title></rect>"
         )
         if text:
             labels.append(_label(text, view.boxes[i], color, font, view.image.size))

@@ -62,7 +62,7 @@ def read_examples(path: str | Path) -> Examples:
     for number, entry in enumerate(entries):
         where = f"{path}: example {number}"
         if not isinstance(entry, dict) or not {"task", "name", "pictures", "text"} <= entry.keys():
-            raise ValueError(f"{where}: expected the keys task, name, images and text")
+            raise ValueError(f"{where}: expected the keys task, name, pictures and text")
         example = Example(entry["name"], entry["pictures"], entry["text"], entry.get("choices", ()))
         if entry["task"] not in _SCENE_EXAMPLES:
             raise ValueError(f"{where}: task {entry['task']!r}; expected one of {', '.join(_SCENE_EXAMPLES)}")

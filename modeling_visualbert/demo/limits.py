@@ -1,6 +1,6 @@
-"""What a visitor may send. Whatever is larger, or is no image, is refused with a message before it costs memory.
+"""Limits on what a visitor may send. Larger files, and files that are not images, are refused before they cost memory.
 
-[`RequestLimits`] stands in front of the whole web application; [`open_image`] and [`check_text`] look at what comes through.
+[`RequestLimits`] stands in front of the whole web application; [`open_image`] and [`check_text`] check what it lets through.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 def open_image(path: str | Path) -> Image.Image:
     """
-    An uploaded file as 8-bit RGB. Its size in bytes and pixels is looked at before anything is decoded.
+    An uploaded file as 8-bit RGB. Its size in bytes and pixels is checked before anything is decoded.
 
     Raises:
-        ValueError: It is no image, damaged, animated, or too large; the message is for the visitor.
+        ValueError: It is not an image, damaged, animated, or too large; the message is for the visitor.
     """
     size = Path(path).stat().st_size
     if size > MAX_UPLOAD_BYTES:
-        raise ValueError(f"The image has {size / 1e6:.0f} MB; at most {MAX_UPLOAD_BYTES // 1_000_000} MB are taken.")
+        raise ValueError(f"The image has {size / 1e6:.0f} MB; at most {MAX_UPLOAD_BYTES // 1_000_000} MB are accepted.")
     try:
         with Image.open(path, formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise ValueError(
-                    f"The image has {width * height / 1e6:.0f} megapixels; at most {MAX_PIXELS // 1_000_000} are taken."
+                    f"The image has {width * height / 1e6:.0f} megapixels; at most {MAX_PIXELS // 1_000_000} are accepted."
                 )
             return load_image(image, "The image")
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
@@ -71,12 +71,12 @@ def check_text(text: Any, what: str) -> str:
     """The text without blanks around it.
 
     Raises:
-        ValueError: It is no text, empty, or too long; the message is for the visitor.
+        ValueError: It is not a string, empty, or too long; the message is for the visitor.
     """
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"Please write {what}.")
     if len(text) > MAX_CHARACTERS:
-        raise ValueError(f"The text has {len(text):,} characters; at most {MAX_CHARACTERS} are taken.")
+        raise ValueError(f"The text has {len(text):,} characters; at most {MAX_CHARACTERS} are accepted.")
     return text.strip()
 
 
@@ -128,7 +128,9 @@ class RequestLimits:
         if announced is None:
             return await _refuse(scope, send, 411, "How large is the upload? Expected a Content-Length.")
         if announced > MAX_UPLOAD_BYTES + MAX_BODY_BYTES:
-            message = f"The upload has {announced / 1e6:.0f} MB; at most {MAX_UPLOAD_BYTES // 1_000_000} MB are taken."
+            message = (
+                f"The upload has {announced / 1e6:.0f} MB; at most {MAX_UPLOAD_BYTES // 1_000_000} MB are accepted."
+            )
             return await _refuse(scope, send, 413, message)
         if sum(size for _, size in self._kept) + announced > MAX_KEPT_BYTES:
             return await _refuse(scope, send, 503, "Too many images at the moment; please try again in some minutes.")
@@ -136,7 +138,7 @@ class RequestLimits:
         await self.app(scope, receive, send)
 
     async def _take_body(self, scope: Scope, receive: Receive, send: Send) -> None:
-        too_long = f"The request is too long; at most {MAX_BODY_BYTES // 1000} kB are taken."
+        too_long = f"The request is too long; at most {MAX_BODY_BYTES // 1000} kB are accepted."
         if (_content_length(scope) or 0) > MAX_BODY_BYTES:
             return await _refuse(scope, send, 413, too_long)
         body = b""

@@ -1,4 +1,4 @@
-"""The page: a tab for each task, and a server that a crowd cannot bring down.
+"""The page: a tab for each task, and a server that holds up under many visitors.
 
 Gradio is imported here and nowhere else in the package: `pip install "modeling-visualbert[demo]"`.
 """
@@ -64,7 +64,7 @@ _WORDS = {
     "pretraining": _Words("Fill in", "Fill the gaps of a text about the image; a gap is [MASK].", "Text", "Fill in"),
 }
 
-# Below the layers, where there are explanations of a whole answer.
+# Listed below the layers, for checkpoints whose answers can be explained as a whole.
 _EXPLAINED = {
     "rollout": "all layers (rollout)",
     "gradient": "or: gradient x input",
@@ -141,7 +141,7 @@ def launch_page(page: gr.Blocks, host: str | None = None, port: int | None = Non
     workers = max(1, min(4, os.cpu_count() or 1))
     # As many answers at once as there are processors, each computed by one thread: waiting threads would fight for them.
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
-    # Those who wait are told their place once a second, not whenever somebody else gets an answer.
+    # Waiting visitors get their place in the queue once a second, not whenever somebody else gets an answer.
     page.queue(status_update_rate=1.0, max_size=MAX_QUEUE, default_concurrency_limit=workers, api_open=False)
     _, address, _ = page.launch(
         server_name=host,
@@ -324,7 +324,7 @@ class _Tab:
         return *files, example.text, choices, layer, head, example.name, *shown, link
 
     def restore(self, query: dict[str, str]) -> list:
-        """Values of `everything` for a link; what it does not say, or says wrongly, is left as it is on a fresh page."""
+        """Values of `everything` for a link; what is missing in it or wrong keeps the value of a fresh page."""
         example = self.examples.get(query.get("example", ""))
         text = query.get("text", example.text if example else "")[:MAX_CHARACTERS]
         choices = query.get("choices", "\n".join(example.choices) if example else "")[:MAX_CHARACTERS]
@@ -420,7 +420,7 @@ def _theme() -> gr.themes.Base:
 
 
 _HEADER = """<div class="vb-header"><h1>VisualBERT</h1>
-<p>One BERT reads a text and the regions of an image. Take an example or a picture of yours, ask, and see where it looks.</p>
+<p>One BERT reads a text and the regions of an image. Choose an example or your own image, ask, and see where it looks.</p>
 </div>"""
 
 _SELECT_TAB = """() => {

@@ -29,7 +29,7 @@ class RegionEncoderOutput(ModelOutput):
         visual_attention_mask (`torch.LongTensor` of shape `(batch_size, regions)`):
             1 for a region, 0 for padding.
         boxes_unit (`torch.FloatTensor` of shape `(batch_size, regions, 4)`):
-            x1, y1, x2, y2 in units of the image (0..1).
+            Normalised boxes: x1, y1, x2, y2, divided by the width and height of the image.
         scores (`torch.FloatTensor` of shape `(batch_size, regions)`):
             Confidence of the best class.
         class_ids (`torch.LongTensor` of shape `(batch_size, regions)`):
@@ -39,7 +39,8 @@ class RegionEncoderOutput(ModelOutput):
         attribute_scores (`torch.FloatTensor` of shape `(batch_size, regions)`):
             Confidence of the best attribute.
         cnn_regularization_loss (`torch.FloatTensor` of shape `()`):
-            Class loss of a detector that is given boxes and their classes; what it adds to the loss when trained along.
+            Class loss of a detector that is given boxes and their classes; added to the loss when the detector is trained
+            with the model.
     """
 
     visual_embeds: torch.Tensor | None = None
@@ -69,14 +70,14 @@ class RegionEncoder(PreTrainedModel):
 
     def fingerprint(self) -> str:
         """Hash of configuration and weights: two encoders with the same one find the same regions."""
-        told = {
+        origin = {
             "_name_or_path",
             "architectures",
             "auto_map",
             "dtype",
             "transformers_version",
         }  # where it came from, not what it does
-        config = {key: value for key, value in self.config.to_dict().items() if key not in told}
+        config = {key: value for key, value in self.config.to_dict().items() if key not in origin}
         digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode())
@@ -159,7 +160,7 @@ class QueryRegionEncoder(StandardisedRegionEncoder):
     def from_detector(cls, detector: PreTrainedModel, **config_kwargs) -> "QueryRegionEncoder":
         """Wrap a loaded detector; `config_kwargs` are fields of [`QueryRegionEncoderConfig`]."""
         fields = detector.config.to_dict()
-        fields.pop("_name_or_path", None)  # where it lay on this machine says nothing to others
+        fields.pop("_name_or_path", None)  # a path on this machine means nothing elsewhere
         encoder = cls(QueryRegionEncoderConfig(detector_config=fields, **config_kwargs))
         encoder.detector.load_state_dict(detector.state_dict())
         return encoder.eval()
@@ -178,7 +179,7 @@ class QueryRegionEncoder(StandardisedRegionEncoder):
             pixel_mask (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
                 1 for a pixel of the image, 0 for padding.
             boxes_unit (`torch.FloatTensor` of shape `(batch_size, regions, 4)`, *optional*):
-                Boxes to describe instead of those that would be found; corners in units of the image (0..1). A box gets
+                Normalised corner boxes (0..1) to describe instead of finding some. A box gets
                 the query that overlaps it most (IoU times score); the box of the whole image, and one that overlaps no
                 query, get the mean of all found regions.
             boxes_mask (`torch.LongTensor` of shape `(batch_size, regions)`, *optional*):

@@ -1,4 +1,4 @@
-"""Text and image -> model inputs; logits -> answers. Knows the conventions the checkpoints were trained with."""
+"""Text and image -> model inputs; logits -> answers, by the conventions that the checkpoints were trained with."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,7 +26,7 @@ _OF_TEXTS = ("choices", "phrases", "text_pair")  # the others describe images
 
 class VisualBertProcessor(ProcessorMixin):
     r"""
-    Makes VisualBERT's inputs right by construction, and reads its outputs. What a text is depends on the task:
+    Prepares VisualBERT's inputs and reads its outputs. The form of a text depends on the task:
 
     - `"vqa"`: the lower-cased question without commas and question marks, then `?`, then `[MASK]`, whose state is
       classified: `[CLS] where is the cat ? [MASK] [SEP]`, segment 0.
@@ -69,7 +69,7 @@ class VisualBertProcessor(ProcessorMixin):
         if answers is not None and len(set(answers)) != len(answers):
             repeated = next(answer for answer in answers if answers.count(answer) > 1)
             raise ValueError(f"answer {repeated!r} is in the vocabulary twice")
-        # `transformers` wants one; with precomputed regions it is never used.
+        # `transformers` requires one; with precomputed regions it is never used.
         super().__init__(image_processor or VisualBertImageProcessor(), tokenizer, **kwargs)
         self.task = task
         self.answers = None if answers is None else list(answers)
@@ -108,8 +108,8 @@ class VisualBertProcessor(ProcessorMixin):
                 `model.get_image_features` returned is accepted as it is. One image serves all texts. NLVR2: a pair of
                 images or of mappings for one text, a list of pairs for a list of texts. VCR: regions start with that of
                 the whole image, if there is one.
-            text: A text or a list of texts. VCR texts are strings or lists of words, so one given as words has to be in a
-                list of texts.
+            text: A text or a list of texts. VCR texts are strings or lists of words, so a text given as words has to be in
+                a list of texts.
             text_pair: Pre-training: a second text for each text.
             choices: VCR: the choices of the question; a list of such lists for a list of questions.
             objects: VCR: class names of the objects that tags stand for; a list of such lists for a list of questions.
@@ -123,7 +123,7 @@ class VisualBertProcessor(ProcessorMixin):
             return_tensors: `"pt"`.
 
         Raises:
-            TypeError: A text is no string, or a keyword is unknown.
+            TypeError: A text is not a string, or a keyword is unknown.
             ValueError: A text is empty or too long, regions are malformed, or numbers of images and texts differ.
         """
         pad_to_multiple_of = kwargs.pop("pad_to_multiple_of", None)
@@ -141,7 +141,7 @@ class VisualBertProcessor(ProcessorMixin):
         if text is not None and not isinstance(text, (str, list, tuple)):
             raise TypeError(f"text is {type(text).__name__}; expected a question or a list of questions")
         texts = None if text is None else [text] if single else list(text)
-        # What belongs to one text is given like the text: alone, or in a list.
+        # Arguments that belong to a text have its form: alone, or in a list.
         extra = {name: [value] if single and value is not None else value for name, value in kwargs.items()}
         for name, value in extra.items():
             if value is not None and texts is not None and len(value) != len(texts):

@@ -1,4 +1,5 @@
-"""Text as the authors trained on it: each task's words -> word pieces, segments and, where words name things, their positions.
+"""Text in the form that the authors trained on: the words of each task -> word pieces, segments and, for words that name
+objects, their positions.
 
 A VCR text is a list of words; a word such as "[0]" or "[0,2]" is a *tag* and stands for objects. In a string tags may be written
 the same way, as in "What color is [0]?".
@@ -72,7 +73,7 @@ def encode_question(tokenizer, question: str, max_length: int, name: str = "ques
     """VQA: `[CLS] where is the cat ? [MASK] [SEP]`, lower-cased, without commas and other question marks.
 
     Raises:
-        TypeError: The question is no string.
+        TypeError: The question is not a string.
         ValueError: It is empty or too long.
     """
     words = _string(question, name).lower().replace(",", " ").replace("?", " ").split()
@@ -89,7 +90,7 @@ def encode_pair(
     """`[CLS] first [SEP]` or `[CLS] first [SEP] second [SEP]` with segments 0 and 1. "[MASK]" in the text is a mask.
 
     Raises:
-        TypeError: A text is no string.
+        TypeError: A text is not a string.
         ValueError: A text is empty, or it is too long and `truncation` is off.
     """
     texts = (first,) if second is None else (first, second)
@@ -312,7 +313,7 @@ def _masked_pieces(tokenizer, text: str) -> list[int]:
 
 
 def _pieces(tokenizer, text: str) -> list[int]:
-    # A user who writes "[SEP]" gets a bracket, three letters and a bracket, not a control token.
+    # A user who writes "[SEP]" gets a bracket, letters and a bracket, not the control token.
     return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
