@@ -16,21 +16,27 @@ from helpers import inputs_for, tiny_model
 from modeling_visualbert import RegionDetector, RegionDetectorConfig, RegionDetectorImageProcessor
 from modeling_visualbert.cli import main
 from modeling_visualbert.convert.checkpoint_files import summarise
+from modeling_visualbert.convert.detector_families import FAMILIES, _longest_suffix
 from modeling_visualbert.convert.plain_yaml import parse_yaml
 from modeling_visualbert.convert.region_detector import (
     _config,
     _depths,
-    _longest_suffix,
     _sizes_from_shapes,
     convert_region_detector,
     detector_from_weights,
     load_arrays,
     name_outputs,
-    original_names,
 )
 from modeling_visualbert.convert.visualbert import convert_original_checkpoint
 
 TOLERANT = {"canonical_scale": 44}  # of the recorded pyramids; no yaml tells it
+
+
+FAMILY = {family.name: family for family in FAMILIES}
+
+
+def original_names(config, family, names):
+    return FAMILY[family].original_names(names, config.depths)
 
 
 def with_detectron_names():
@@ -300,8 +306,9 @@ def _detectron_config(preset, **fields):
     names = original_names(published, "detectron", list(ours))
     weights = {name: ours[key] for key, name in names.items() if name is not None}
     keys = {name: name for name in weights}
-    sizes = _sizes_from_shapes(published, "detectron", weights, keys, "x.pkl")
-    return _config("detectron", {"depths": _depths("detectron", keys, "x.pkl"), **sizes}, {}, {}), published
+    depths = _depths(FAMILY["detectron"], keys, "x.pkl")
+    sizes = _sizes_from_shapes(FAMILY["detectron"], depths, weights, keys, "x.pkl")
+    return _config(FAMILY["detectron"], {"depths": depths, **sizes}, {}, {}), published
 
 
 @pytest.mark.parametrize("preset", ["pythia_x101", "pythia_x152", "detectron_r101_coco"])
@@ -460,6 +467,13 @@ def test_truncated_files(tmp_path):
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(ValueError, match="not a checkpoint that can be read safely"):
         convert_region_detector(path)
+
+
+def test_a_file_without_a_stage_is_named(tmp_path):
+    blobs = {name: array for name, array in with_detectron_names().items() if not name.startswith("res4_")}
+    (tmp_path / "model_final.pkl").write_bytes(pickle.dumps({"blobs": blobs}, protocol=2))
+    with pytest.raises(ValueError, match=r"model_final\.pkl: tensors of 3 stages of the backbone; expected four"):
+        convert_region_detector(tmp_path / "model_final.pkl")
 
 
 @pytest.mark.parametrize(
@@ -671,8 +685,8 @@ def test_command_names_classes_and_attributes(tmp_path, capsys):
     source = str(write_frcnn(tmp_path))
     for classes, attributes, message in (
         (config.num_classes - 1, config.num_attributes, f"classes.txt: {config.num_classes - 1} names; expected"),
-        (config.num_classes + 1, config.num_attributes, f"names; expected {config.num_classes}, one a line"),
-        (config.num_classes, 1, f"attributes.txt: 1 names; expected {config.num_attributes}, one a line"),
+        (config.num_classes + 1, config.num_attributes, f"names; expected {config.num_classes}, one per line"),
+        (config.num_classes, 1, f"attributes.txt: 1 names; expected {config.num_attributes}, one per line"),
     ):
         files = [write_names(tmp_path, "classes", classes), write_names(tmp_path, "attributes", attributes)]
         arguments = ["convert", source, str(target), "--classes", files[0], "--attributes", files[1]]
@@ -691,7 +705,7 @@ def test_names_where_there_are_none(tmp_path, capsys):
     with pytest.raises(ValueError, match=r"classes\.txt: a detector with head 'fpn' has no attributes"):
         name_outputs(convert_region_detector(source)[0].config, None, names)
     (tmp_path / "classes.txt").write_text("a\n\nb\n")
-    with pytest.raises(ValueError, match=r"classes\.txt: 3 names, 1 of them empty; expected 3, one a line"):
+    with pytest.raises(ValueError, match=r"classes\.txt: 3 names, 1 of them empty; expected 3, one per line"):
         name_outputs(RegionDetectorConfig(num_classes=3), names, None)
     (tmp_path / "classes.txt").write_bytes(b"\xff")
     with pytest.raises(ValueError, match=r"classes\.txt: cannot be used: 'utf-8'"):
