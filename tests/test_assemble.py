@@ -12,13 +12,13 @@ from transformers import AutoProcessor, pipeline
 
 from modeling_visualbert.checkpoints import read_task
 from modeling_visualbert.cli import main
-from modeling_visualbert.convert.assemble import complete_checkpoint, open_tokenizer
+from modeling_visualbert.convert.assemble import complete_checkpoint
 from modeling_visualbert.corpus.scenes import render, sample_scene
 from modeling_visualbert.downloads import fetch
-from modeling_visualbert.hub_code.configuration_visualbert import VisualBertConfig
 from modeling_visualbert.publish.card import cards_folder, load_facts
 from modeling_visualbert.published import PublishedFile, published_checkpoints, published_detectors
 from modeling_visualbert.tasks.common import DETECTOR
+from modeling_visualbert.tokenizer import open_tokenizer
 
 DIM = 73  # of the region encoder that ships with the package
 CALLS = {
@@ -103,10 +103,9 @@ def test_features_of_another_length_are_refused_before_anything_is_written(parts
     ],
 )
 def test_tokenizers_that_do_not_fit_are_refused(vocabulary, message, tmp_path):
-    config = VisualBertConfig(vocab_size=len(VOCABULARY))
     folder = write_tokenizer(tmp_path / "tokenizer", vocabulary)
     with pytest.raises(ValueError, match=message):
-        open_tokenizer(folder, config, "vqa")
+        open_tokenizer(folder, len(VOCABULARY), "vqa")
 
 
 def test_no_tokenizer_is_made_up(tmp_path):
@@ -114,7 +113,7 @@ def test_no_tokenizer_is_made_up(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"empty: no tokenizer in this folder; expected tokenizer.json or vocab.txt"
     ):
-        open_tokenizer(tmp_path / "empty", VisualBertConfig())
+        open_tokenizer(tmp_path / "empty")
 
 
 def test_ask_completes_a_bare_checkpoint_once(parts, cache, capsys):

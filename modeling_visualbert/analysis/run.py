@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 
 from ..checkpoints import check_name
 from ..corpus.build import CorpusConfig, ensure_corpus
@@ -17,6 +17,7 @@ from ..data.flickr30k import read_split
 from ..features.extract import Processes, extract_regions, resizes_to_one_size
 from ..features.store import FeatureStore
 from ..hub_code.modeling_visualbert import VisualBertModel
+from ..tokenizer import open_tokenizer
 from ..training.report import table
 from .grounding import ALONE, Grounding, Regions, RegionsOf, count_grounding
 from .report import MIN_PROBES, best_direction, grounding_report
@@ -99,7 +100,7 @@ def load_material(options: AnalysisOptions, processes: Processes = ALONE) -> Mat
     regions_of, paths = regions_from(
         model, options.model, options.features, images_dir, wanted, options.images_per_batch
     )
-    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer or options.model)
+    tokenizer = open_tokenizer(options.tokenizer or options.model, model.config.vocab_size)
     return Material(model, tokenizer, folder, image_ids, regions_of, trees, paths)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..checkpoints import check_name
 from ..corpus.build import default_cache_dir
@@ -24,7 +24,6 @@ from ..hub_code.configuration_visualbert import VisualBertConfig
 from ..hub_code.image_processing_region_detector import RegionDetectorImageProcessor
 from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..hub_code.tasks_visualbert import HEADS
-from ..hub_code.text_visualbert import check_tokenizer
 from ..published import (
     PublishedCheckpoint,
     PublishedDetector,
@@ -33,12 +32,12 @@ from ..published import (
     published_detectors,
     published_tokenizer,
 )
+from ..tokenizer import open_tokenizer
 from .checkpoint_files import KeyReport
 from .region_detector import convert_region_detector, is_region_detector
 from .visualbert import convert_original_checkpoint, convert_published_checkpoint
 
 _CHECKPOINT_FILES = ("config.json", "*.safetensors", "pytorch_model.bin")
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 _DETECTOR_FILES = ("config.*", "preprocessor_config.json", "pytorch_model.bin", "*.safetensors")
 
 
@@ -112,7 +111,7 @@ def assemble(
     else:
         processor = VisualBertProcessor(
             image_processor,
-            open_tokenizer(tokenizer, model.config, found.name),
+            open_tokenizer(tokenizer, model.config.vocab_size, found.name),
             task=found.name,
             answers=_answers(model.config) if found.name == "vqa" else None,
             region_dim=model.config.visual_embedding_dim,
@@ -123,22 +122,6 @@ def assemble(
 
 def _answers(config: VisualBertConfig) -> list[str]:
     return [config.id2label[index] for index in sorted(config.id2label)]
-
-
-def open_tokenizer(name: str | Path, config: VisualBertConfig, task: str | None = None) -> Any:
-    """
-    A BERT tokenizer that fits a model.
-
-    Raises:
-        FileNotFoundError: The folder has no tokenizer. (`AutoTokenizer` would make one up.)
-        ValueError: It has another size than the model's vocabulary, or lacks a special token.
-    """
-    check_name(name, "tokenizer")
-    if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in _TOKENIZER_FILES):
-        raise FileNotFoundError(f"{name}: no tokenizer in this folder; expected {' or '.join(_TOKENIZER_FILES)}")
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    check_tokenizer(tokenizer, config.vocab_size, task, str(name))
-    return tokenizer
 
 
 def open_region_encoder(name: str | Path) -> tuple[Any, Any]:
@@ -251,4 +234,4 @@ def _identity(part: str | Path) -> list[Any]:
     return [str(path.resolve()), *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)]
 
 
-__all__ = ["Assembled", "assemble", "complete_checkpoint", "open_region_encoder", "open_tokenizer"]
+__all__ = ["Assembled", "assemble", "complete_checkpoint", "open_region_encoder"]

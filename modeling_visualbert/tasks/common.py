@@ -15,7 +15,6 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
-    AutoTokenizer,
     PreTrainedModel,
     ResNetConfig,
 )
@@ -33,6 +32,8 @@ from ..hub_code.configuration_visualbert import VisualBertConfig
 from ..hub_code.image_processing_visualbert import VisualBertImageProcessor
 from ..hub_code.modeling_grid_encoder import GridRegionEncoder
 from ..hub_code.modeling_region_encoder import RegionEncoder
+from ..hub_code.text_visualbert import check_tokenizer
+from ..tokenizer import open_tokenizer
 from ..training.args import TrainArgs
 
 SMALL_BACKBONE = "small"
@@ -116,14 +117,15 @@ def load_tokenizer(args: TaskArgs) -> Any:
     """The tokenizer asked for, that of the starting point, or that of the embedded corpus.
 
     Raises:
-        FileNotFoundError: `init_from` can only be a folder of this machine and is not there.
+        FileNotFoundError: There is no such folder, or no tokenizer in it.
+        ValueError: It lacks a special token.
     """
     if args.init_from is not None:
         try:
             check_name(args.init_from)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error}; {_HOW_TO_INIT}") from None
-    return AutoTokenizer.from_pretrained(args.tokenizer or args.init_from or ASSETS / "corpus_tokenizer")
+    return open_tokenizer(args.tokenizer or args.init_from or ASSETS / "corpus_tokenizer")
 
 
 _HOW_TO_INIT = "train the earlier stage first, or pass another --init_from (`--init_from scratch` starts from nothing)"
@@ -242,6 +244,7 @@ def make_model(
         model = head.from_bert(args.init_from, **fields)
     else:
         model = _from_visualbert(head, args.init_from, fields)
+    check_tokenizer(tokenizer, model.config.vocab_size, None, str(args.tokenizer or args.init_from or "tokenizer"))
     dim = model.config.visual_embedding_dim
     if images.region_dim != dim:
         raise ValueError(f"{args.features_dir}: features of dim {images.region_dim}, this model expects {dim}")

@@ -1,0 +1,40 @@
+"""Opening BERT tokenizers: from a folder or the Hub, and never one that does not fit the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from .checkpoints import check_name
+from .hub_code.text_visualbert import check_special_tokens, check_tokenizer
+
+_FILES = ("tokenizer.json", "vocab.txt")
+
+
+def open_tokenizer(name: str | Path, vocab_size: int | None = None, task: str | None = None) -> Any:
+    """
+    A BERT tokenizer.
+
+    Args:
+        name: Folder or Hub name of the tokenizer, or of a checkpoint that has one.
+        vocab_size: Number of word pieces of the model that it is for, when there is one already.
+        task: Task of the processor; VQA needs `?` as a word piece.
+
+    Raises:
+        FileNotFoundError: The folder does not exist or has no tokenizer. (`AutoTokenizer` would make up one of five pieces.)
+        ValueError: It has another size than the model's vocabulary, or lacks a special token.
+    """
+    check_name(name, "tokenizer")
+    if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in _FILES):
+        raise FileNotFoundError(f"{name}: no tokenizer in this folder; expected {' or '.join(_FILES)}")
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    if vocab_size is None:
+        check_special_tokens(tokenizer, task, str(name))
+    else:
+        check_tokenizer(tokenizer, vocab_size, task, str(name))
+    return tokenizer
+
+
+__all__ = ["open_tokenizer"]
