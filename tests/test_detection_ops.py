@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from detector_golden import golden
+from detector_golden import golden, golden_set  # noqa: F401
 from torch.nn import functional as F
 
 from modeling_visualbert.hub_code import detection_ops as ops
 
+both_sets = pytest.mark.usefixtures("golden_set")
 THRESHOLDS = (0.3, 0.5, 0.7)
 SCALES = {"out7": (7, 7, 1 / 16, 1.0), "out14": (14, 14, 1 / 16, 1.0), "out3x5_scale0.25": (3, 5, 0.25, 0.25)}
 tight = {"atol": 1e-5, "rtol": 1e-5}
@@ -41,6 +42,7 @@ def suppress_by_loop(boxes, scores, threshold, legacy=False, inclusive=False, la
 # -------------------------------------------------------------------------------------------------- recorded numbers
 
 
+@both_sets
 def test_continuous_anchors():
     case = golden("ops")
     cells = ops.cell_anchors((64, 128, 256, 512), (0.5, 1.0, 2.0))
@@ -48,6 +50,7 @@ def test_continuous_anchors():
     torch.testing.assert_close(ops.grid_anchors(cells, (3, 4), 16), case["anchors/grid_3x4"], **tight)
 
 
+@both_sets
 def test_legacy_anchors():
     case = golden("ops")
     for level, (stride, size) in enumerate(zip((4, 8, 16, 32, 64), (32, 64, 128, 256, 512), strict=True), start=2):
@@ -62,6 +65,7 @@ def test_legacy_anchors():
         assert any(torch.equal(anchors, grid) for anchors in found)
 
 
+@both_sets
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize(("name", "weights"), [("w1", (1.0, 1.0, 1.0, 1.0)), ("w10_5", (10.0, 10.0, 5.0, 5.0))])
 def test_box_codes(name, weights, legacy):
@@ -75,6 +79,7 @@ def test_box_codes(name, weights, legacy):
     torch.testing.assert_close(back, case["reference_boxes"], atol=1e-3, rtol=1e-5)
 
 
+@both_sets
 def test_clipping():
     case = golden("ops")
     assert torch.equal(ops.clip_boxes(case["clip/boxes"], case["clip/size_hw"].tolist()), case["clip/clipped"])
@@ -84,12 +89,14 @@ def test_clipping():
     assert torch.equal((sides > 0).all(dim=1), case["clip/nonempty"].bool())
 
 
+@both_sets
 def test_pyramid_levels():
     case = golden("ops")
     for name in ("level_index", "level_index_detectron"):
         assert torch.equal(ops.fpn_levels(case["fpn_level/boxes"], 224, 4, 2, 5), case[f"fpn_level/{name}"])
 
 
+@both_sets
 @pytest.mark.parametrize("threshold", THRESHOLDS)
 def test_suppression(threshold):
     case = golden("ops")
@@ -101,6 +108,7 @@ def test_suppression(threshold):
     assert torch.equal(legacy.sort().values, case[f"nms_legacy/keep_ascending_{threshold}"])
 
 
+@both_sets
 def test_suppression_at_exactly_the_threshold():
     case = golden("ops")
     assert torch.equal(ops.nms(case["nms_tie/boxes"], case["nms_tie/scores"], 0.5), case["nms_tie/keep_by_score_0.5"])
@@ -110,6 +118,7 @@ def test_suppression_at_exactly_the_threshold():
     assert len(ops.nms(boxes, scores, 0.5, legacy=True)) > len(kept)
 
 
+@both_sets
 @pytest.mark.parametrize("name", SCALES)
 def test_roi_pool(name):
     case = golden("ops").group("roi_pool/")
@@ -119,6 +128,7 @@ def test_roi_pool(name):
     assert torch.equal(ops.roi_pool(case["features"], rois, (down, across), scale), case[name])
 
 
+@both_sets
 @pytest.mark.parametrize("sampling", [0, 2])
 @pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -129,6 +139,7 @@ def test_roi_align(sampling, aligned, layout):
     torch.testing.assert_close(found, case[f"out7_aligned{int(aligned)}_sampling{sampling}"], **tight)
 
 
+@both_sets
 @pytest.mark.parametrize("sampling", [0, 2])
 def test_legacy_roi_align(sampling):
     case = golden("ops").group("roi_align_legacy/")
@@ -136,6 +147,7 @@ def test_legacy_roi_align(sampling):
     torch.testing.assert_close(found, case[f"out7_sampling{sampling}"], **tight)
 
 
+@both_sets
 @pytest.mark.parametrize("number", range(4))
 def test_cv2_resize(number):
     case = golden("ops").group(f"cv2_resize/{number}/")
@@ -143,6 +155,7 @@ def test_cv2_resize(number):
     np.testing.assert_allclose(found, case["output_hwc"].numpy(), atol=1e-4, rtol=0)
 
 
+@both_sets
 @pytest.mark.parametrize("number", range(5))
 def test_polygon_mask(number):
     case = golden("ops").group(f"polygon_mask/{number}/")
@@ -151,6 +164,7 @@ def test_polygon_mask(number):
     assert np.array_equal(found, case["mask14"].numpy())
 
 
+@both_sets
 @pytest.mark.parametrize("number", range(3))
 def test_caffe_pooling(number):
     case = golden("ops").group(f"ceil_maxpool/{number}/")
