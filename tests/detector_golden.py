@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import pytest
 import torch
-from helpers import FIXTURES, shared
+from helpers import FIXTURES, SHARED
 from safetensors.torch import load
 
 from modeling_visualbert.convert.region_detector import detector_from_weights
@@ -22,14 +22,15 @@ from modeling_visualbert.hub_code.modeling_region_detector import RegionDetector
 
 C4, VG, COCO, VCR = "frcnn_vg_c4", "vg_x101_fpn", "coco_r101_fpn_detectron", "vcr_simple_detector"
 SMALL_SET = FIXTURES / "golden" / "detectors"
+FULL_SET = SHARED / "golden" / "detectors"
 SAMPLES = 256
 
 _use_full_set = False
 
 
-@pytest.fixture(params=["small", "full"])
+@pytest.fixture(params=["small", "full"] if FULL_SET.exists() else ["small"])
 def golden_set(request) -> Iterator[None]:
-    """Let [`golden`] and [`detector`] read the small set, then the full one (skipped where it is absent)."""
+    """Let [`golden`] and [`detector`] read the small set, then the full one where it is there."""
     global _use_full_set
     _use_full_set = request.param == "full"
     yield
@@ -78,7 +79,7 @@ def golden(name: str) -> Golden:
 @lru_cache
 def _golden(name: str, full: bool) -> Golden:
     if full:
-        content = shared(f"golden/detectors/{name}.safetensors").read_bytes()
+        content = (FULL_SET / f"{name}.safetensors").read_bytes()
     else:
         content = lzma.decompress((SMALL_SET / f"{name}.safetensors.xz").read_bytes())
     header_size = int.from_bytes(content[:8], "little")
