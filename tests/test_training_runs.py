@@ -215,7 +215,7 @@ def test_other_arguments_and_occupied_folders_are_refused(environment, finished)
     assert "was trained with learning_rate=0.001, not 0.0005; expected the same" in other_rate.stderr
     again = run(environment, folder, *RUN)
     assert again.returncode != 0
-    assert f"{folder} holds a run already; pass --resume to go on with it, or another --output_dir" in again.stderr
+    assert f"{folder} holds a run already; pass --resume to continue it, or another --output_dir" in again.stderr
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == files
 
 

@@ -61,23 +61,28 @@ class TaskArgs(TrainArgs):
         },
     )
     grid_size: int = field(default=6, metadata={"help": "with --grid_backbone: rows and columns of cells"})
-    from_pixels: bool = field(default=False, metadata={"help": "run the region encoder in every step, store nothing"})
+    from_pixels: bool = field(
+        default=False, metadata={"help": "run the region encoder in every step instead of storing its regions"}
+    )
     train_region_encoder: bool = field(
-        default=False, metadata={"help": "train the region encoder too; needs --from_pixels"}
+        default=False, metadata={"help": "train the region encoder with the model; needs --from_pixels"}
     )
     num_regions: int | None = field(
-        default=None, metadata={"help": "keep only this many regions of an image, the most confident ones"}
+        default=None, metadata={"help": "keep only this many regions of each image, the most confident"}
     )
-    text_only: bool = field(default=False, metadata={"help": "the model sees no regions: text baseline"})
+    text_only: bool = field(default=False, metadata={"help": "give the model no regions: text baseline"})
     late_fusion: bool = field(
-        default=False, metadata={"help": "text and regions meet in one additional layer only (ablation of the paper)"}
+        default=False,
+        metadata={"help": "late fusion: text and regions meet in one additional layer only (ablation of the paper)"},
     )
     skip_bad_records: bool = field(
-        default=False, metadata={"help": "leave bad records out and list them in skipped.txt, instead of stopping"}
+        default=False, metadata={"help": "skip bad records and list them in skipped.txt instead of stopping"}
     )
     init_from: str | None = field(
         default=None,
-        metadata={"help": "VisualBERT checkpoint of any stage, or BERT, to start from; `scratch` overrules a recipe's"},
+        metadata={
+            "help": "VisualBERT checkpoint of any stage, or BERT, to start from; `scratch` overrides that of a recipe"
+        },
     )
     tokenizer: str | None = field(
         default=None, metadata={"help": "BERT tokenizer (default: that of init_from or the corpus)"}
@@ -91,14 +96,14 @@ class TaskArgs(TrainArgs):
     train_scenes: int = field(default=8000, metadata={"help": "embedded corpus: images to train on"})
     val_scenes: int = field(default=500, metadata={"help": "embedded corpus: images of the dev split"})
     test_scenes: int = field(default=1000, metadata={"help": "embedded corpus: images of the test split"})
-    one_object: bool = field(default=False, metadata={"help": "embedded corpus: one thing in each image (VQA only)"})
+    one_object: bool = field(default=False, metadata={"help": "embedded corpus: one object per image (VQA only)"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.grid_backbone is not None and (self.region_encoder is not None or self.features_dir is not None):
             raise ValueError("--grid_backbone with --region_encoder or --features_dir; expected one of them")
         if self.grid_backbone == SMALL_BACKBONE:
-            self.from_pixels = self.train_region_encoder = True  # it knows nothing yet
+            self.from_pixels = self.train_region_encoder = True  # its weights are random
         if self.train_region_encoder and not self.from_pixels:
             raise ValueError("--train_region_encoder needs --from_pixels: stored features do not change")
         if self.num_regions is not None and self.num_regions < 1:
@@ -171,7 +176,7 @@ def prepare_images(
         FileNotFoundError, ValueError: Images or regions are missing.
     """
     encoder, image_processor = _region_encoder(args)
-    if args.text_only:  # the same model, so that a later stage can go on with it
+    if args.text_only:  # the model is the same, so that a later stage can start from it
         dim = encoder.config.region_dim if encoder is not None else _given_store(args, encoder).dim
         return Images(None, encoder, image_processor, dim, {})
     ordered = sorted(set(keys), key=lambda key: (isinstance(key, str), key))

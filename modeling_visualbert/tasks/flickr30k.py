@@ -48,7 +48,7 @@ def flickr30k_task(args: Flickr30kArgs, accelerator: Accelerator) -> Task:
         ValueError, FileNotFoundError: Arguments or files do not fit together.
     """
     if args.text_only:
-        raise ValueError("--text_only: there is nothing to ground a phrase in without regions")
+        raise ValueError("--text_only: phrases cannot be grounded without regions")
     if args.from_pixels:
         raise ValueError("--from_pixels: targets are matched against stored boxes; train on stored regions")
     with accelerator.main_process_first():

@@ -128,7 +128,7 @@ def _write_results(predictions: Predictions, path: Path) -> None:
 
 
 def _draw(task: Task, model: PreTrainedModel, row: dict[str, Any], prediction: dict[str, Any]) -> Image.Image:
-    """The two images side by side, the sentence, what the model says and what is true."""
+    """The two images side by side with the sentence, the prediction and the label."""
     pair = grid([load_image(task.images[name]).convert("RGB") for name in row["images"]], columns=2)
     lines = [row["sentence"], f"model: {prediction['label']} ({prediction['score']:.0%})"]
     if row["label"] is not None:

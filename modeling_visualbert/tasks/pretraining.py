@@ -1,4 +1,4 @@
-"""Pre-training as a task of the training loop: masked words read with the image, and whether text and image belong together.
+"""Pre-training as a task of the training loop: masked language modelling with the image, and image-text matching.
 
 The stages of the paper (section 4): `coco` on captions, then one on the text of the task itself. What a stage reads:
 
@@ -208,7 +208,7 @@ def _collate(tokenizer: Any, images: Images, rows: Rows) -> Batch:
     batch["labels"] = torch.full(batch["input_ids"].shape, -100)
     for labels, row in zip(batch["labels"], rows, strict=True):
         labels[: len(row.labels)] = torch.tensor(row.labels)
-    # Known here, so that no device has to be asked for them.
+    # Counted on the host, so that nothing waits for the device.
     batch["masked_positions"] = pad_sequence(
         [labels.nonzero()[:, 0] for labels in batch["labels"] != -100], batch_first=True, padding_value=-1
     )

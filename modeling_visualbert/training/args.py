@@ -16,9 +16,7 @@ from transformers import HfArgumentParser
 class TrainArgs:
     """How to train. Batches are global: the same run on any number of processes takes the same steps."""
 
-    output_dir: str = field(
-        metadata={"help": "where everything is written; the trained model ends in <output_dir>/best"}
-    )
+    output_dir: str = field(metadata={"help": "folder for all output; the trained model is in <output_dir>/best"})
     epochs: float = field(default=10.0, metadata={"help": "passes over the training data"})
     max_steps: int | None = field(default=None, metadata={"help": "stop after this many steps instead of epochs"})
     batch_size: int = field(default=64, metadata={"help": "examples in one optimiser step, over all processes"})
@@ -60,7 +58,7 @@ class TrainArgs:
     save_steps: int = field(default=500, metadata={"help": "steps between two resumable checkpoints"})
     keep_checkpoints: int = field(default=2, metadata={"help": "older checkpoints are removed"})
     resume: bool = field(
-        default=False, metadata={"help": "go on from the newest checkpoint of output_dir, if there is one"}
+        default=False, metadata={"help": "continue from the newest checkpoint in output_dir, if there is one"}
     )
     log_steps: int = field(default=20, metadata={"help": "steps between two lines of log.jsonl and TensorBoard"})
     cpu: bool = field(default=False, metadata={"help": "stay on the CPU even if there is a GPU"})

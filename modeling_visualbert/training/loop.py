@@ -1,4 +1,4 @@
-"""The training loop of all tasks. The only code that knows Accelerate.
+"""The training loop of all tasks, on Accelerate.
 
 A run is a function of its arguments: order, dropout and initialisation come from the seed and the step, batches are global.
 So one process or many take the same steps, and a run that was killed and resumed ends with the same bits.
@@ -50,7 +50,7 @@ class Progress:
 
 
 def make_accelerator(args: TrainArgs) -> Accelerator:
-    """One accelerator for the run; heads leave some parameters unused, which data-parallel training must be told."""
+    """One accelerator for the run; heads leave some parameters unused, which data-parallel training must know."""
     return Accelerator(
         cpu=args.cpu,
         mixed_precision=args.mixed_precision,
@@ -192,7 +192,7 @@ def train_step(
     if task.count_items is not None:
         for batch in micro_batches:
             counts.update(task.count_items(batch))
-    # Counted before they are on the device, and filled in there: nothing waits for it.
+    # Counted on the host and copied without waiting for the device.
     extra = {
         name: accelerator.reduce(torch.full((), count, device=accelerator.device), "sum")
         for name, count in counts.items()
@@ -263,7 +263,7 @@ def rate_factor(step: int, last_step: int, warmup_ratio: float, schedule: str) -
 
 
 def write_json(path: Path, record: dict) -> None:
-    """Write a JSON file that is there completely or not at all."""
+    """Write a JSON file atomically."""
     draft = path.with_name(f".{path.name}.tmp")
     draft.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     draft.replace(path)
@@ -328,7 +328,7 @@ def _claim_output_dir(output_dir: Path, resume: bool, accelerator: Accelerator) 
     accelerator.wait_for_everyone()
     if occupied and not resume:
         raise FileExistsError(
-            f"{output_dir} holds a run already; pass --resume to go on with it, or another --output_dir"
+            f"{output_dir} holds a run already; pass --resume to continue it, or another --output_dir"
         )
     output_dir.mkdir(parents=True, exist_ok=True)
     best, old = output_dir / "best", output_dir / ".best.old"

@@ -1,4 +1,4 @@
-"""What the loop has to know about a task; everything else in the loop is the same for all of them."""
+"""The interface between a task and the training loop, which is the same for all tasks."""
 
 from __future__ import annotations
 
