@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..corpus.scenes import render, sample_scene
+from ..hub_code.tasks_visualbert import TASKS
 from .limits import open_image
 
 _SCENES = {"triangles": 10, "stars": 5, "diamonds": 2, "circles": 8, "suns": 1}  # number of the scene
@@ -70,7 +71,7 @@ def read_examples(path: str | Path) -> Examples:
             raise ValueError(f"{where}: text and choices have to be strings")
         if not (isinstance(example.name, str) and example.name.isidentifier()):
             raise ValueError(f"{where}: name {example.name!r}; expected letters, digits and _, as it is part of links")
-        if len(example.images) != (2 if entry["task"] == "nlvr2" else 1):
+        if len(example.images) != TASKS[entry["task"]].num_images:
             raise ValueError(f"{where}: {len(example.images)} images; expected one, and two for task 'nlvr2'")
         for image in example.images:
             try:

@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from starlette.middleware import Middleware
 
+from ..hub_code.tasks_visualbert import TASKS
 from ..visualization import grid
 from .checkpoint import Answer, Checkpoint, Look
 from .drawing import View, bars_html, views_html
@@ -207,7 +208,7 @@ class _Tab:
                 with gr.Column(scale=4, min_width=300):
                     self.example = gr.Textbox(first.name if first else "", visible=False)
                     with gr.Row(elem_classes="vb-inputs"):
-                        sides = range(2 if checkpoint.task == "nlvr2" else 1)
+                        sides = range(TASKS[checkpoint.task].num_images)
                         self.inputs = [self._image(first, side) for side in sides]
                     self.text = gr.Textbox(
                         first.text if first else "", label=words.label, max_length=MAX_CHARACTERS, lines=1, max_lines=3
@@ -252,9 +253,9 @@ class _Tab:
     def _image(self, example: Example | None, side: int) -> gr.Image:
         return gr.Image(
             str(self._file(example.images[side])) if example else None,
-            label=("Left image", "Right image")[side] if self.checkpoint.task == "nlvr2" else "Image",
+            label=("Left image", "Right image")[side] if TASKS[self.checkpoint.task].num_images == 2 else "Image",
             sources=["upload", "clipboard"],
-            height=190 if self.checkpoint.task == "nlvr2" else 230,
+            height=190 if TASKS[self.checkpoint.task].num_images == 2 else 230,
             min_width=140,
             buttons=[],
             show_label=False,

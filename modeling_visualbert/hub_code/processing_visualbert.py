@@ -148,7 +148,9 @@ class VisualBertProcessor(ProcessorMixin):
                 raise ValueError(f"{len(value)} {name} for {len(texts)} texts; expected as many")
         data: dict[str, torch.Tensor] = {}
         if images is not None:
-            data |= self._encode_pairs(images, single) if self.task == "nlvr2" else self._encode_images(images)
+            data |= (
+                self._encode_pairs(images, single) if TASKS[self.task].num_images == 2 else self._encode_images(images)
+            )
         if extra.get("boxes") is not None:
             data |= self._encode_boxes(extra.pop("boxes"), data, extra.get("objects"), extra.pop("polygons", None))
         if texts is not None:

@@ -130,7 +130,7 @@ def _last_split(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 def _image(head: str) -> dict[str, Any]:
     """The example images of a card that names none."""
-    if HEADS[head].pipeline == "visual-reasoning":
+    if HEADS[head].num_images == 2:
         return {"images": ["scene.png", "other_scene.png"]}
     return {"image": "scene.png"}
 
@@ -196,7 +196,7 @@ def build_card(
 def _call(facts: Mapping[str, Any], region_dim: int | None) -> tuple[dict[str, str], str | None]:
     """Arguments of the pipeline in the card's code, and placeholder regions for those of the user, both as Python source."""
     task, example = HEADS[facts["head"]].pipeline, dict(facts["example"])
-    is_pair, placeholder = task == "visual-reasoning", None
+    is_pair, placeholder = HEADS[facts["head"]].num_images == 2, None
     names = example.pop("images") if is_pair else [example.pop("image")]
     if region_dim is None:
         images = [f'f"{{folder}}/examples/{name}"' for name in names]
