@@ -1,7 +1,7 @@
 """The tasks of the paper: which processor task, head, Auto class and pipeline belong together, one row for each.
 
-Models (`auto_map`, `custom_pipelines`), processor, pipelines, registration, conversion, command line, cards and demo read this table.
-It holds names, not classes, so that reading it imports nothing.
+Models (`auto_map`, `custom_pipelines`), processor, pipelines, registration, conversion, command line, cards and demo read it. It
+holds names, not classes, so that reading it imports nothing.
 """
 
 from dataclasses import dataclass
