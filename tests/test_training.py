@@ -319,7 +319,7 @@ def test_a_run_killed_while_it_replaced_the_best_weights_can_go_on(tmp_path):
 def test_an_occupied_folder_is_refused(whole_run):
     folder = whole_run[0]
     before = (folder / "log.jsonl").read_text()
-    with pytest.raises(FileExistsError, match=rf"{folder} holds a run already; pass --resume to go on with it, or an"):
+    with pytest.raises(FileExistsError, match=rf"{folder} already holds a run; pass --resume to continue it, or an"):
         train(toy_task(), toy_args(folder))
     assert (folder / "log.jsonl").read_text() == before
 

@@ -6,6 +6,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -215,8 +216,21 @@ def test_other_arguments_and_occupied_folders_are_refused(environment, finished)
     assert "was trained with learning_rate=0.001, not 0.0005; expected the same" in other_rate.stderr
     again = run(environment, folder, *RUN)
     assert again.returncode != 0
-    assert f"{folder} holds a run already; pass --resume to continue it, or another --output_dir" in again.stderr
+    assert f"{folder} already holds a run; pass --resume to continue it, or another --output_dir" in again.stderr
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == files
+
+
+def test_a_finished_run_goes_on_elsewhere_with_more_steps(environment, finished, tmp_path):
+    folder = tmp_path / "moved"
+    shutil.copytree(finished[0], folder)
+    longer = run(environment, folder, *RUN, "--max_steps", "33", "--patience", "9", "--resume")
+    assert longer.returncode == 0, longer.stderr[-3000:]
+    line, baseline = [line for line in longer.stderr.splitlines() if "resuming from" in line]
+    changes = "max_steps 30 -> 33, patience None -> 9; from here on the learning rate follows the schedule of 33 steps"
+    changes += " instead of 30"
+    assert line.endswith(f"step-00000020 with output_dir '{finished[0]}' -> '{folder}', {changes}")
+    assert baseline.endswith(f"output_dir '{finished[0]}/text_only' -> '{folder}/text_only', {changes}")
+    assert [one["step"] for one in log_of(folder) if "loss" in one] == list(range(3, 34, 3))
 
 
 TRAINING = sorted([*(ROOT / "examples").glob("run_*.py"), ROOT / "examples" / "train_detector.py"])

@@ -1,4 +1,4 @@
-"""What a training script does: train, compare with the text-only baseline, write figures, official files and images."""
+"""What a training script does: train, compare with baselines, and write figures, official result files and images."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def run_task(
     text_baseline: bool = False,
     baselines: Callable[[Task, str], Mapping[str, Metrics]] | None = None,
 ) -> tuple[Task, Metrics, Accelerator]:
-    """Train a task and report.
+    """Train a task, train or compute its baselines, and report.
 
     Args:
         build: Arguments and accelerator -> the task.
         args: The run's arguments.
-        text_baseline: Whether to train the same model without regions too, for one epoch, to see what the text gives away.
-        baselines: Task and split -> metrics of baselines that need no training, by name.
+        text_baseline: Whether to train the same model for one epoch without regions too, to see how far the text alone leads.
+        baselines: Task and split -> metrics by name of the baseline, for baselines that need no training.
 
     Returns:
-        The task, the contents of `metrics.json`, and the accelerator, which the caller ends.
+        The task, the contents of `metrics.json`, and the accelerator; the caller calls its `end_training`.
     """
     accelerator = make_accelerator(args)
     task = build(args, accelerator)
@@ -57,7 +57,7 @@ def run_task(
 
 
 def report(task: Task, args: TrainArgs, metrics: Metrics, device: torch.device) -> None:
-    """Write figures, official result files and images, and print a table of the last split."""
+    """Write figures, official result files and images, and print a table of scores on the last split."""
     output_dir = Path(args.output_dir)
     write_json(output_dir / "metrics.json", metrics)
     if task.write_results is not None:
@@ -76,7 +76,7 @@ def report(task: Task, args: TrainArgs, metrics: Metrics, device: torch.device) 
 
 @torch.inference_mode()
 def draw_sheet(task: Task, split: str, output_dir: Path, device: torch.device, count: int = 9) -> Path:
-    """`examples.png`: some examples, spread over the split, with what the best weights predict."""
+    """Draw `examples.png`: examples from the whole split with the predictions of the best weights."""
     assert task.draw is not None
     model = type(task.model).from_pretrained(output_dir / "best").to(device).eval()
     data = task.splits[split]
@@ -89,7 +89,7 @@ def draw_sheet(task: Task, split: str, output_dir: Path, device: torch.device, c
 
 
 def summary(metrics: Metrics, split: str) -> str:
-    """A table of a split's figures: this model and the baselines."""
+    """A table of the scores on a split: this model and the baselines."""
     columns = {"VisualBERT": _flat(metrics["splits"][split])}
     columns |= {name: _flat(scores) for name, scores in metrics["baselines"].items()}
     rows = [[split, *columns]]
@@ -100,7 +100,7 @@ def summary(metrics: Metrics, split: str) -> str:
 
 
 def _flat(metrics: Metrics) -> dict[str, float]:
-    """Nested figures by names such as "per_question_type: color"."""
+    """Nested scores, by names such as "question type: color"."""
     flat: dict[str, float] = {}
     for name, value in metrics.items():
         if isinstance(value, Mapping):

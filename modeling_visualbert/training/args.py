@@ -14,54 +14,65 @@ from transformers import HfArgumentParser
 
 @dataclass
 class TrainArgs:
-    """How to train. Batches are global: the same run on any number of processes takes the same steps."""
+    """How to train. Batch sizes are global: a run takes the same steps on any number of processes."""
 
     output_dir: str = field(metadata={"help": "folder for all output; the trained model is in <output_dir>/best"})
     epochs: float = field(default=10.0, metadata={"help": "passes over the training data"})
     max_steps: int | None = field(default=None, metadata={"help": "stop after this many steps instead of epochs"})
-    batch_size: int = field(default=64, metadata={"help": "examples in one optimiser step, over all processes"})
+    batch_size: int = field(default=64, metadata={"help": "examples in one optimiser step, on all processes together"})
     micro_batch_size: int | None = field(
-        default=None, metadata={"help": "examples in one forward pass of one process; the rest is accumulated"}
+        default=None,
+        metadata={"help": "examples in one forward pass of one process; gradients are accumulated up to batch_size"},
     )
     eval_batch_size: int = field(default=128, metadata={"help": "examples in one forward pass of evaluation"})
     learning_rate: float = field(default=2e-5, metadata={"help": "peak learning rate"})
-    warmup_ratio: float = field(default=0.1, metadata={"help": "share of the steps in which the rate rises linearly"})
+    warmup_ratio: float = field(
+        default=0.1, metadata={"help": "share of the steps in which the learning rate rises linearly"}
+    )
     schedule: str = field(
         default="linear",
-        metadata={"help": "how the rate falls afterwards", "choices": ["linear", "cosine", "constant"]},
+        metadata={"help": "how the learning rate falls after the warm-up", "choices": ["linear", "cosine", "constant"]},
     )
-    weight_decay: float = field(default=0.01, metadata={"help": "AdamW weight decay; none for biases and LayerNorm"})
-    adam_beta2: float = field(default=0.999, metadata={"help": "AdamW beta 2"})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "gradients are clipped to this norm"})
+    weight_decay: float = field(
+        default=0.01, metadata={"help": "weight decay of AdamW; biases and LayerNorm have none"}
+    )
+    adam_beta2: float = field(default=0.999, metadata={"help": "beta 2 of AdamW"})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "clip gradients to this norm"})
     mixed_precision: str = field(
-        default="no", metadata={"help": "precision of forward and backward passes", "choices": ["no", "bf16", "fp16"]}
+        default="no",
+        metadata={"help": "precision of the forward and backward passes", "choices": ["no", "bf16", "fp16"]},
     )
     compile: bool = field(
-        default=False, metadata={"help": "let torch compile the model; the first steps take longer, later ones less"}
+        default=False, metadata={"help": "compile the model with torch: the first steps take longer, later ones less"}
     )
     attn_implementation: str | None = field(
         default=None,
         metadata={
-            "help": "attention of the model: eager, sdpa (default), flex_attention, flash_attention_2 (a GPU; no padding is "
-            "computed, whatever the dropout)"
+            "help": "attention implementation: eager, sdpa (default), flex_attention or flash_attention_2 (needs a GPU; skips "
+            "padding even with dropout)"
         },
     )
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "trade time for memory"})
-    seed: int = field(default=0, metadata={"help": "decides initialisation, order and dropout"})
-    num_workers: int = field(default=0, metadata={"help": "processes that prepare batches"})
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "recompute activations in the backward pass: slower, with less memory"}
+    )
+    seed: int = field(default=0, metadata={"help": "seed of initialisation, order of the data and dropout"})
+    num_workers: int = field(default=0, metadata={"help": "worker processes that prepare batches"})
     evals_per_epoch: float = field(
-        default=1.0, metadata={"help": "evaluations on the dev split in each epoch; 0.25: one in four epochs"}
+        default=1.0, metadata={"help": "evaluations on the dev split per epoch; 0.25 evaluates every fourth epoch"}
     )
     patience: int | None = field(
         default=None, metadata={"help": "stop after this many evaluations without improvement"}
     )
-    save_steps: int = field(default=500, metadata={"help": "steps between two resumable checkpoints"})
-    keep_checkpoints: int = field(default=2, metadata={"help": "older checkpoints are removed"})
+    save_steps: int = field(default=500, metadata={"help": "steps between two checkpoints to resume from"})
+    keep_checkpoints: int = field(default=2, metadata={"help": "number of checkpoints to keep; older ones are removed"})
     resume: bool = field(
-        default=False, metadata={"help": "continue from the newest checkpoint in output_dir, if there is one"}
+        default=False,
+        metadata={
+            "help": "continue from the newest checkpoint in output_dir, if there is one; length, intervals and folders may change"
+        },
     )
-    log_steps: int = field(default=20, metadata={"help": "steps between two lines of log.jsonl and TensorBoard"})
-    cpu: bool = field(default=False, metadata={"help": "stay on the CPU even if there is a GPU"})
+    log_steps: int = field(default=20, metadata={"help": "steps between two entries of log.jsonl and TensorBoard"})
+    cpu: bool = field(default=False, metadata={"help": "use the CPU even if there is a GPU"})
 
     def __post_init__(self) -> None:
         for name in ("epochs", "max_steps", "batch_size", "micro_batch_size", "eval_batch_size", "evals_per_epoch"):
@@ -83,14 +94,14 @@ def parse_args(
     recipe_without_data: Path | None = None,
     **defaults,
 ) -> Args:
-    """Parse the command line into `args_class`; `--recipe file.yaml` sets defaults that flags override.
+    """Parse the command line into `args_class`. `--recipe file.yaml` sets defaults, which flags override.
 
     Args:
         args_class: A dataclass derived from [`TrainArgs`].
-        description: What `--help` says first.
-        argv: The command line without the program; `sys.argv` when not given.
-        recipe_without_data: The recipe when neither `--recipe` nor `--data_dir` is given.
-        defaults: Defaults of this script, where they differ from the class.
+        description: First line of `--help`.
+        argv: The command line without the program name (default: `sys.argv[1:]`).
+        recipe_without_data: The recipe to use when neither `--recipe` nor `--data_dir` is given.
+        defaults: Defaults of this script that differ from those of the class.
     """
     first = ArgumentParser(add_help=False)
     first.add_argument("--recipe")
@@ -115,7 +126,7 @@ def read_recipe(path: str | Path, args_class: type[TrainArgs]) -> dict:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is no mapping, or names an argument that does not exist.
+        ValueError: The file is not a mapping, names an argument that does not exist, or has a value of the wrong type.
     """
     path = Path(path)
     if not path.is_file():

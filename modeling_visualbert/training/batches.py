@@ -16,12 +16,12 @@ from torch.utils.data import Dataset, Sampler
 class StepPlan:
     """The order of examples in training.
 
-    Epochs are shuffled one by one and laid end to end, and every step takes the next `batch_size` examples, so no example is
-    dropped or repeated within an epoch and every batch is full. Each process takes its contiguous share of a step, in
-    micro-batches.
+    Each epoch is shuffled anew. Epochs follow each other without a gap, and every step takes the next `batch_size` examples, so
+    every batch is full and no example is dropped or repeated within an epoch. Each process takes a contiguous share of a step,
+    in micro-batches.
 
     Raises:
-        ValueError: The sizes do not divide, or there are no examples.
+        ValueError: `batch_size` is not divisible, or there are no examples.
     """
 
     num_examples: int
@@ -69,7 +69,7 @@ def _epoch_order(num_examples: int, seed: int, epoch: int) -> list[int]:
 
 
 class MicroBatches(Sampler[list[tuple[int, int]]]):
-    """Batch sampler of one process: its micro-batches, as (step, example) pairs, of the steps `first_step` <= s < `last_step`."""
+    """Batch sampler of one process: its micro-batches of the steps `first_step` to `last_step - 1`, as (step, example) pairs."""
 
     def __init__(self, plan: StepPlan, process: int, first_step: int, last_step: int):
         self.plan, self.process, self.steps = plan, process, range(first_step, last_step)
@@ -86,7 +86,7 @@ class MicroBatches(Sampler[list[tuple[int, int]]]):
 
 
 class AugmentedRows(Dataset):
-    """Training examples, changed at random by `augment(row, generator)`; the generator knows only seed, step and example."""
+    """Training examples, changed at random by `augment(row, generator)`; the generator depends on seed, step and example only."""
 
     def __init__(self, rows: Sequence[Any], augment: Callable[[Any, torch.Generator], Any] | None, seed: int):
         self.rows, self.augment, self.seed = rows, augment, seed

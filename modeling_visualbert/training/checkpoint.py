@@ -1,4 +1,4 @@
-"""Resumable checkpoints: written beside, then renamed, so that a killed run leaves only whole ones."""
+"""Checkpoints to resume from. Each is written under another name and then renamed, so a killed run leaves only complete ones."""
 
 from __future__ import annotations
 

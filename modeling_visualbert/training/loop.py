@@ -1,7 +1,8 @@
 """The training loop of all tasks, on Accelerate.
 
-A run is a function of its arguments: order, dropout and initialisation come from the seed and the step, batches are global.
-So one process or many take the same steps, and a run that was killed and resumed ends with the same bits.
+A run is a function of its arguments: the order of the examples, dropout and initialisation depend on the seed and the step only,
+and batch sizes are global. So one process or many take the same steps, and a run that was killed and resumed ends with the same
+bits. What may change when a run is resumed is in `resume.py`.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Progress:
-    """Where a run is; saved in checkpoints."""
+    """How far a run has come; saved in checkpoints."""
 
     step: int = 0
     best_metric: float | None = None
     best_step: int = 0
     evals_without_gain: int = 0
-    window_loss: float = 0.0  # sum of the losses since the last line of the log
+    window_loss: float = 0.0  # sum of the losses since the last entry of the log
     window_steps: int = 0
 
 
@@ -67,8 +68,8 @@ def train(task: Task, args: TrainArgs, accelerator: Accelerator | None = None) -
         The contents of `metrics.json`.
 
     Raises:
-        FileExistsError: `output_dir` holds another run and `resume` is not set.
-        ValueError: Arguments do not fit together, or a resumed run was started with others.
+        FileExistsError: `output_dir` already holds a run and `resume` is not set.
+        ValueError: Arguments do not fit together, or not to those of the run that is resumed.
         FloatingPointError: The loss became NaN or infinite.
     """
     started = time.time()
@@ -119,7 +120,7 @@ def _run_steps(
     args: TrainArgs,
     accelerator: Accelerator,
 ) -> None:
-    """All steps that are left, with their logging, evaluations and checkpoints; `progress` is moved along."""
+    """Take all remaining steps, log, evaluate and save checkpoints; updates `progress`."""
     output_dir = Path(args.output_dir)
     last_step = plan.num_steps(args.epochs, args.max_steps)
     eval_steps = max(1, round(plan.num_steps(1.0) / args.evals_per_epoch))
@@ -127,7 +128,7 @@ def _run_steps(
     bar = tqdm(
         total=last_step, initial=progress.step, desc=f"training {task.name}", disable=not accelerator.is_main_process
     )
-    losses: list[torch.Tensor] = []  # of the steps since they were last read: reading one waits for the device
+    losses: list[torch.Tensor] = []  # not yet read, because reading one waits for the device
     while progress.step < last_step and not _out_of_patience(progress, args):
         micro_batches = [next(batches) for _ in range(plan.accumulation)]
         rate = args.learning_rate * rate_factor(progress.step, last_step, args.warmup_ratio, args.schedule)
@@ -158,7 +159,7 @@ def _run_steps(
 
 
 def _read_losses(losses: list[torch.Tensor], progress: Progress, accelerator: Accelerator) -> None:
-    """Add the losses of the steps up to now, each summed over processes, to the window of the log, and forget them."""
+    """Sum the losses of the last steps over processes, add them to the window of the log, and clear them."""
     if not losses:
         return
     first = progress.step - len(losses) + 1
@@ -179,10 +180,13 @@ def train_step(
     args: TrainArgs,
     accelerator: Accelerator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One optimiser step. Returns this process's part of the loss (parts sum to the global one) and the gradient norm.
+    """One optimiser step.
 
-    The loss is divided by the number of items in the global batch, so neither accumulation nor the number of processes
-    changes it.
+    The loss is divided by the number of items in the global batch, so it depends neither on accumulation nor on the number of
+    processes.
+
+    Returns:
+        This process's part of the loss, which sums to the loss over all processes, and the norm of the gradient before clipping.
     """
     model.train()
     for group in optimizer.param_groups:
@@ -202,9 +206,9 @@ def train_step(
         is_last = number == len(micro_batches) - 1
         with nullcontext() if is_last else accelerator.no_sync(model), accelerator.autocast():
             loss = model(**to_device(batch, accelerator.device), **extra).loss
-            if task.count_items is None:  # a mean: each micro-batch and process counts the same
+            if task.count_items is None:  # a mean, in which all micro-batches and processes have equal weight
                 loss = loss / (len(micro_batches) * world)
-            # Data-parallel training averages gradients over processes; the sum is what is wanted.
+            # Data-parallel training averages gradients over processes; their sum is needed here.
             accelerator.backward(loss * world)
         total += loss.detach()
     grad_norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
@@ -239,7 +243,7 @@ def evaluate(
 
 
 def make_optimizer(model: PreTrainedModel, args: TrainArgs) -> torch.optim.AdamW:
-    """AdamW over the parameters that are trained, without decay for biases and normalisation."""
+    """AdamW over the trainable parameters, without weight decay for biases and normalisation."""
     decayed: list[torch.nn.Parameter] = []
     others: list[torch.nn.Parameter] = []
     for parameter in model.parameters():
@@ -270,12 +274,12 @@ def write_json(path: Path, record: dict) -> None:
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
-    """One JSON record a line."""
+    """Write one JSON record per line."""
     path.write_text("".join(json.dumps(prediction) + "\n" for prediction in predictions), encoding="utf-8")
 
 
 def read_predictions(path: Path) -> Predictions:
-    """What [`write_predictions`] wrote.
+    """Read what [`write_predictions`] wrote.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -284,19 +288,19 @@ def read_predictions(path: Path) -> Predictions:
 
 
 class RunLog:
-    """`log.jsonl` and TensorBoard. Lines after the step that a run resumes from are dropped first."""
+    """`log.jsonl` and TensorBoard. Lines after the step that a run is resumed from are removed first."""
 
     def __init__(self, output_dir: Path, accelerator: Accelerator, step: int):
         self.accelerator, self.path = accelerator, output_dir / "log.jsonl"
         accelerator.init_trackers("tensorboard")
         if accelerator.is_main_process:
             self.path.touch()
-            # A killed run may leave half a line; it is of a later step in any case.
+            # A killed run may leave half a line, which belongs to a later step in any case.
             whole = [line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n")]
             self.path.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Append one line."""
+        """Log the values of a step."""
         self.accelerator.log(values, step=step)
         if self.accelerator.is_main_process:
             with self.path.open("a") as file:
@@ -323,12 +327,12 @@ def _batches(
 
 
 def _claim_output_dir(output_dir: Path, resume: bool, accelerator: Accelerator) -> None:
-    # All processes look before the first of them writes.
+    # All processes check before the first one writes.
     occupied = (output_dir / "log.jsonl").exists()
     accelerator.wait_for_everyone()
     if occupied and not resume:
         raise FileExistsError(
-            f"{output_dir} holds a run already; pass --resume to continue it, or another --output_dir"
+            f"{output_dir} already holds a run; pass --resume to continue it, or another --output_dir"
         )
     output_dir.mkdir(parents=True, exist_ok=True)
     best, old = output_dir / "best", output_dir / ".best.old"
@@ -340,7 +344,7 @@ def _claim_output_dir(output_dir: Path, resume: bool, accelerator: Accelerator) 
 def _list_skipped(skipped: Sequence[str], output_dir: Path) -> None:
     if skipped:
         (output_dir / "skipped.txt").write_text("".join(f"{line}\n" for line in skipped), encoding="utf-8")
-        logger.warning("%d bad records left out, listed in %s", len(skipped), output_dir / "skipped.txt")
+        logger.warning("left out %d bad records; they are listed in %s", len(skipped), output_dir / "skipped.txt")
 
 
 def _run_state(progress: Progress, args: TrainArgs, plan: StepPlan) -> dict:
@@ -348,7 +352,7 @@ def _run_state(progress: Progress, args: TrainArgs, plan: StepPlan) -> dict:
 
 
 def _resume(accelerator: Accelerator, output_dir: Path, args: TrainArgs, plan: StepPlan) -> Progress:
-    """Load the newest checkpoint, once its arguments are found to fit; a line of the log says which of them changed."""
+    """Check that the arguments fit the newest checkpoint and load it; one line of the log says which arguments changed."""
     checkpoints = list_checkpoints(output_dir / "checkpoints")
     if not checkpoints:
         return Progress()
@@ -388,7 +392,7 @@ def _note_evaluation(
 
 
 def save_model(model: PreTrainedModel, task: Task, folder: Path, state_dict: dict | None = None) -> None:
-    """Write model and processor to `folder`, replacing what was there only when all is written."""
+    """Write model and processor to `folder`; what was there is replaced only after everything is written."""
     draft, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
     shutil.rmtree(draft, ignore_errors=True)
     model.save_pretrained(draft, state_dict=state_dict)
@@ -400,7 +404,7 @@ def save_model(model: PreTrainedModel, task: Task, folder: Path, state_dict: dic
 
 
 def _final_evaluation(task: Task, args: TrainArgs, progress: Progress, accelerator: Accelerator) -> dict:
-    """Scores of the best weights on every split but train; predictions are written first, then scored."""
+    """The contents of `metrics.json`: scores of the best weights on every split but train. Predictions are written as well."""
     output_dir = Path(args.output_dir)
     best = type(task.model).from_pretrained(output_dir / "best").to(accelerator.device)
     record: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Images and tables of a run."""
+"""Figures and tables of a run."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 Rows = list[Any]
 Batch = dict[str, Any]
 Predictions = list[dict[str, Any]]
-LABELS = ("labels", "sentence_image_labels")  # what a batch holds for the loss only
+LABELS = ("labels", "sentence_image_labels")  # the part of a batch that only the loss reads
 
 
 @dataclass
@@ -24,18 +24,18 @@ class Task:
         name: For titles and file names.
         model: The model to train.
         processor: Processor or image processor; saved beside the model.
-        splits: Examples by split, anything with a length and access by index; `train` and `dev` are needed, others are
+        splits: Examples by split, as anything with a length and access by index; `train` and `dev` are required, others are
             scored at the end.
         collate: Rows -> model inputs, labels included.
         predict: Model outputs and rows -> one record per row, with an `id`.
-        score: Predictions of a split -> metrics; `metrics[best_metric]` is to be maximised.
+        score: Predictions and the name of their split -> metrics; a larger `metrics[best_metric]` is better.
         best_metric: Name of the metric that decides which weights are kept.
-        count_items: Batch -> what its loss is divided by, as arguments of the model's `forward`
-            (`{"num_items_in_batch": 64}`). None leaves the loss as the model returns it.
-        augment: Changes a training row at random, with the given generator only.
-        draw: Model, row and its prediction -> an image to look at.
-        write_results: Predictions and the path of a file without suffix -> the file that the official evaluation takes.
-        images: Image files by their key in the rows, for views of the data.
+        count_items: Batch -> the numbers that its loss is divided by, as arguments of the model's `forward`
+            (`{"num_items_in_batch": 64}`). None uses the loss as the model returns it.
+        augment: Changes a training row at random, with no other randomness than the given generator.
+        draw: Model, row and its prediction -> an image that shows them.
+        write_results: Writes predictions as the official evaluation expects them, to a path that is given without its suffix.
+        images: Image files by their key in the rows, for drawing.
         skipped: Bad records that were left out.
     """
 
@@ -61,7 +61,7 @@ class Task:
 
 
 def count_examples(batch: Batch) -> dict[str, int]:
-    """The loss is a mean over examples."""
+    """`count_items` for a loss that is a mean over examples."""
     return {"num_items_in_batch": len(batch["labels"])}
 
 
