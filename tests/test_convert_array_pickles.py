@@ -62,13 +62,13 @@ def test_python_2_with_protocol_2(tmp_path):
 
 
 HOSTILE = {
-    "os.system by GLOBAL": (b"cos\nsystem\n(S'touch written'\ntR.", "it asks for os.system"),
+    "os.system by GLOBAL": (b"cos\nsystem\n(S'touch written'\ntR.", "it refers to os.system"),
     "by INST": (b"(S'touch written'\nios\nsystem\n.", "an object of a class"),
-    "by OBJ": (b"(cos\nsystem\nS'touch written'\no.", "it asks for os.system"),
+    "by OBJ": (b"(cos\nsystem\nS'touch written'\no.", "it refers to os.system"),
     "by NEWOBJ": (P2 + b"ccollections\nOrderedDict\n)\x81.", "an object of a class"),
-    "by STACK_GLOBAL": (P4 + b"\x8c\x02os\x8c\x06system\x93\x8c\x0dtouch written\x85R.", "it asks for os.system"),
+    "by STACK_GLOBAL": (P4 + b"\x8c\x02os\x8c\x06system\x93\x8c\x0dtouch written\x85R.", "it refers to os.system"),
     "a name that is none": (P4 + b"K\x01K\x02\x93.", "without a name"),
-    "a dotted name": (P4 + b"\x8c\x05numpy\x8c\x11ndarray.__class__\x93.", "it asks for numpy.ndarray.__class__"),
+    "a dotted name": (P4 + b"\x8c\x05numpy\x8c\x11ndarray.__class__\x93.", "it refers to numpy.ndarray.__class__"),
     "an extension": (P2 + b"\x82\x01.", "instruction EXT1"),
     "a persistent id": (b"Pid\n.", "instruction PERSID"),
     "no instruction": (b"\xff", "no instruction"),
@@ -104,7 +104,10 @@ HOSTILE = {
     ),
     "a short scalar": (MULTIARRAY + b"scalar\n(" + dtype(b"f8") + b"S'A'\ntR.", "1 bytes for an array"),
     "another array class": (MULTIARRAY + b"_reconstruct\n(cnumpy\ndtype\n(I0\ntS'b'\ntR.", "another class"),
-    "an array of given strides": (b"cnumpy\nndarray\n((I1\ntS'f8'\nS'x'\nI0\n(I800\nttR.", "a call of something"),
+    "an array of given strides": (
+        b"cnumpy\nndarray\n((I1\ntS'f8'\nS'x'\nI0\n(I800\nttR.",
+        "takes 1 positional argument",
+    ),
     "an array that is called": (array() + b")R.", "a call of something"),
     "an array without content": (ARRAY + b".", "an array without content"),
     "an array without content in a tuple": (ARRAY + b"\x85.", "an array without content"),
@@ -150,7 +153,7 @@ def test_hostile_files_are_one_error(tmp_path, monkeypatch, name):
 
 def test_the_error_names_the_array(tmp_path):
     content = pickle.dumps({"blobs": {"fc6_w": np.ones(2), "fc7_w": np.array([{}])}})
-    with pytest.raises(ValueError, match=r"dtype 'O8'; expected numbers \(byte \d+, behind 'fc7_w'\)"):
+    with pytest.raises(ValueError, match=r"dtype 'O8'; expected numbers \(byte \d+, after 'fc7_w'\)"):
         read(tmp_path, content)
 
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from helpers import shared
 from test_store import contents
 
 from modeling_visualbert.cli import main
+from modeling_visualbert.convert.array_pickles import load_chunk
 from modeling_visualbert.features.convert import convert_features
 from modeling_visualbert.features.store import FeatureStore, partial_folder
 
@@ -352,37 +354,62 @@ def built(dtype, order=b"<", shape=b"K\x01", data=RAW):
 @pytest.mark.parametrize(
     ("pickled", "message"),
     [
-        (built(b"O8"), "an array of 'O8'; expected numbers"),
-        (built(b"V8"), "an array of 'V8'; expected numbers"),
-        (built(b"f8", order=b"x"), "an array of byte order 'x'"),
-        (built(b"f8", data=b"]"), "an array of Python objects; expected numbers"),
-        (built(b"f8", shape=b"J\xff\xff\xff\x7f"), "cannot reshape array of size 1"),
-        (RECONSTRUCT, "an array without numbers"),
-        (DTYPE % b"f8", "a type or a function"),
-        (b"cnumpy\nndarray\n(K\x09tR", "takes no arguments"),
-        (b"cnumpy\nndarray\n", "a type or a function"),
+        (built(b"O8"), "dtype 'O8'; expected numbers"),
+        (built(b"V8"), "dtype 'V8'; expected numbers"),
+        (built(b"f8", order=b"x"), "an unknown byte order"),
+        (built(b"f8", data=b"]"), "list as the content of an array; expected bytes"),
+        (built(b"f8", shape=b"J\xff\xff\xff\x7f"), r"8 bytes for an array \(2147483647,\) of float64"),
+        (RECONSTRUCT, "an array without content"),
+        (DTYPE % b"f8", "a type, a function"),
+        (b"cnumpy\nndarray\n(K\x09tR", "takes 1 positional argument"),
+        (b"cnumpy\nndarray\n", "a type, a function"),
         (
             b"cos\nsystem\n(X\x02\x00\x00\x00lstR",
-            "it asks for os.system, which could run code|whose module os is blocked",
+            "it refers to os.system, which could run code|whose module os is blocked",
         ),
-        (b"cpathlib\nPath\n(X\x01\x00\x00\x00.tR", "it asks for pathlib.Path, which could run code"),
+        (b"cpathlib\nPath\n(X\x01\x00\x00\x00.tR", "it refers to pathlib.Path, which could run code"),
     ],
 )
 def test_hostile_arrays_of_a_chunk_are_refused(tmp_path, pickled, message):
     path = tmp_path / "evil.th"
-    torch.save({"a": (np.zeros((2, DIM)),)}, path)
-    with zipfile.ZipFile(path) as archive:
-        contents = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in contents.items():
-            evil = b"\x80\x02}X\x01\x00\x00\x00a" + pickled + b"s."
-            archive.writestr(name, evil if name.endswith("data.pkl") else content)
+    write_pickle_of_chunk(path, b"\x80\x02}X\x01\x00\x00\x00a" + pickled + b"s.")
     with pytest.raises(
         ValueError, match=f"evil.th: not a chunk of tensors and arrays of numbers .*({message})"
     ) as caught:
         convert_features(path, tmp_path / "store", progress=False)
     assert "\x1b" not in str(caught.value) and "trust" not in str(caught.value)
     assert np.dtype("f8").byteorder == "=" and np.array([1.0]).tobytes() == b"\0\0\0\0\0\0\xf0?"
+
+
+def write_pickle_of_chunk(path, pickled):
+    """A file of `torch.save` whose pickle is this one."""
+    torch.save({"a": 1}, path)
+    with zipfile.ZipFile(path) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, pickled if name.endswith("data.pkl") else content)
+
+
+def test_repeated_content_of_a_chunk_takes_no_more_memory_or_time(tmp_path):
+    """Arrays of one content by reference, and lists that hold one another twice."""
+    content = RAW.replace(b"X\x08\x00\x00\x00AAAAAAAA", b"X\x00\x00\x10\x00" + b"A" * (1 << 20))
+    first = built(b"u1", order=b"|", shape=b"J\x00\x00\x10\x00", data=content + b"q\x01")
+    again = built(b"u1", order=b"|", shape=b"J\x00\x00\x10\x00", data=b"h\x01")
+    write_pickle_of_chunk(tmp_path / "a.th", b"\x80\x02](" + first + again * 300 + b"e.")
+    tracemalloc.start()
+    try:
+        arrays = load_chunk(tmp_path / "a.th")
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    finally:
+        tracemalloc.stop()
+    assert len(arrays) == 301 and all(array.shape == (1 << 20,) for array in arrays)
+    lists: list = []
+    for _ in range(100):
+        lists = [lists, lists]
+    torch.save(lists, tmp_path / "b.th")
+    found = load_chunk(tmp_path / "b.th")
+    assert found[0] is found[1]
 
 
 def test_a_hostile_byte_order_changes_nothing_for_others(tmp_path):

@@ -420,7 +420,7 @@ class HostileSystem:
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_hostile_pickle_is_refused_and_not_run(tmp_path, hostile, protocol):
     path = write_detectron(tmp_path, protocol, hostile=hostile(tmp_path / "written"))
-    with pytest.raises(ValueError, match=r"model_final\.pkl: not a pickle that can be read safely: it asks for"):
+    with pytest.raises(ValueError, match=r"model_final\.pkl: not a pickle that can be read safely: it refers to"):
         convert_region_detector(path)
     assert not (tmp_path / "written").exists()
 
@@ -440,7 +440,7 @@ def test_hostile_torch_file_is_refused_and_not_run(tmp_path):
 def test_nothing_else_can_be_asked_for(tmp_path, name):
     module, _, attribute = name.rpartition(".")
     (tmp_path / "x.pkl").write_bytes(f"c{module}\n{attribute}\n.".encode())
-    with pytest.raises(ValueError, match=f"it asks for {name}"):
+    with pytest.raises(ValueError, match=f"it refers to {name}"):
         load_arrays(tmp_path / "x.pkl")
 
 
@@ -477,7 +477,7 @@ def test_a_file_without_a_stage_is_named(tmp_path):
         ({"fc7_w": None}, "'fc7_w' is missing; expected a tensor of shape"),
         ({"fc7_w": np.zeros((40, 41), np.float32)}, r"'fc7_w' has shape \(40, 41\), expected \(40, 40\)"),
         ({"conv_rpn_fpn2_w": None}, "no known detector among its"),
-        ({"res5_0_branch2a_w": np.array(["x"])}, "dtype 'U1'; expected numbers .*behind 'res5_0_branch2a_w'"),
+        ({"res5_0_branch2a_w": np.array(["x"])}, "dtype 'U1'; expected numbers .*after 'res5_0_branch2a_w'"),
         ({"res5_0_branch2a_w": np.array([True])}, "'res5_0_branch2a_w' holds no numbers"),
     ],
 )

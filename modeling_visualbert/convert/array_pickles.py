@@ -1,9 +1,10 @@
-"""Pickles of numpy arrays, read without unpickling.
+"""NumPy arrays in pickles, read without unpickling: Detectron's weights, and chunks of `torch.save` with features.
 
-Detectron's weights are pickles of arrays in dicts. `pickle` would import what the file names and let it change what numpy
-made (a dtype with other flags is a crash of the process), so the few instructions that such files are made of are carried
-out here, on holders of our own; arrays are made from bytes whose number has been checked. Nothing is imported, no memory
-is taken that the size of the file does not warrant.
+NumPy's own functions for it are not made for hostile files (a pickle can have them make objects from raw bytes, or change
+NumPy's types for the whole process). Stand-ins take their place, which know numbers only and build an array from bytes
+whose length has been checked. Pickles of arrays are read by a reader of our own, which carries out the few instructions
+that such files consist of: it imports nothing, and its use of memory is bounded by the size of the file. Chunks of
+`torch.save` hold tensors too, so torch's restricted reader reads them, with the same stand-ins.
 """
 
 from __future__ import annotations
@@ -13,51 +14,162 @@ import io
 import math
 import pickletools
 import re
+import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-MAX_INSTRUCTIONS = 2_000_000  # of a file: a detector's have some ten thousand
+from .checkpoint_files import why_refused
+
+MAX_INSTRUCTIONS = 2_000_000  # of a file: a detector's has about ten thousand
 
 _OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
-NUMBERS = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")  # codes of the dtypes that are plain numbers
+_NUMBERS = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")  # codes of the dtypes that are plain numbers
 
 
 class _RefusedError(Exception):
     """What is wrong with a pickle."""
 
 
-@dataclass(frozen=True)
-class _Name:
-    """Something that a pickle asks for by its name; `_CALLS` says what a call of it makes."""
-
-    name: str
+# ------------------------------------------------------------------------------------------------------- stand-ins
 
 
-@dataclass
 class _Dtype:
-    """Numbers of this code, such as `f4`; their byte order is told later."""
+    """Stands for `numpy.dtype`."""
 
-    code: str
-    order: str = "="
+    def __init__(self, code: Any, align: Any = False, copy: Any = True):
+        if not isinstance(code, str) or not _NUMBERS.fullmatch(code):
+            found = repr(code[:40]) if isinstance(code, str) else type(code).__name__
+            raise _RefusedError(f"dtype {found}; expected numbers")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: Any) -> None:
+        """The state gives the byte order; anything else that it could give does not belong to plain numbers."""
+        plain = len(state) >= 8 and all(item is None for item in state[2:5]) and type(state[7]) is int and state[7] == 0
+        if not plain or state[1] not in ("<", ">", "|", "="):
+            raise _RefusedError("a dtype with an unknown byte order, fields, parts or flags; expected plain numbers")
+        self.dtype = self.dtype.newbyteorder(state[1])  # another dtype: NumPy's own would change itself
 
 
-@dataclass
+@dataclass(eq=False)
 class _Array:
-    """An array before its content is told; `memo` is where the pickle keeps it."""
+    """Stands for `numpy.ndarray`. The array is None until its state is read."""
 
-    memo: list[int]
+    array: np.ndarray | None = field(default=None, init=False)
+    memo: list[int] = field(default_factory=list, init=False)  # where the pickle keeps it
+
+    def __setstate__(self, state: Any) -> None:
+        self.array = _make_array(*state)
+
+
+def _make_array(version: Any, shape: Any, dtype: Any, is_fortran: Any, content: Any) -> np.ndarray:
+    """An array that shares its memory with the content, so that arrays of repeated content take none."""
+    if not isinstance(dtype, _Dtype):
+        raise _RefusedError("an array without a dtype")
+    if not isinstance(shape, tuple) or not all(type(side) is int and side >= 0 for side in shape):
+        raise _RefusedError("an array whose shape is not a tuple of sizes")
+    if isinstance(content, str):  # as Python 2 wrote bytes
+        content = content.encode("latin1")
+    if not isinstance(content, bytes):
+        raise _RefusedError(f"{type(content).__name__} as the content of an array; expected bytes")
+    stored = dtype.dtype
+    if math.prod(shape) * stored.itemsize != len(content):
+        raise _RefusedError(f"{len(content)} bytes for an array {shape[:8]} of {stored}")
+    return np.frombuffer(content, stored).reshape(shape, order="F" if is_fortran is True or is_fortran == 1 else "C")
+
+
+def _new_array(kind: Any, shape: Any, code: Any) -> _Array:
+    if kind is not _Array:
+        raise _RefusedError("an array of another class than numpy.ndarray")
+    return _Array()
+
+
+def _scalar(dtype: Any, content: Any = b"") -> Any:
+    return _make_array(1, (), dtype, False, content)[()]
+
+
+def _ordered_dict(pairs: Any = ()) -> dict:
+    if not isinstance(pairs, (list, tuple)) or not all(
+        isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs
+    ):
+        raise _RefusedError("an OrderedDict of something else than pairs")
+    return _fill({}, [item for pair in pairs for item in pair])
+
+
+def _encode(text: Any = "", encoding: Any = "latin1") -> bytes:
+    if not isinstance(text, str) or encoding != "latin1":
+        raise _RefusedError("bytes in another encoding than latin1")
+    return text.encode("latin1")
+
+
+_ARRAY_STAND_INS: dict[str, Any] = {
+    "numpy.dtype": _Dtype,
+    "numpy.ndarray": _Array,
+    "numpy.core.multiarray._reconstruct": _new_array,
+    "numpy._core.multiarray._reconstruct": _new_array,
+}
+_STAND_INS: dict[str, Any] = {
+    **_ARRAY_STAND_INS,
+    "numpy.core.multiarray.scalar": _scalar,
+    "numpy._core.multiarray.scalar": _scalar,
+    "collections.OrderedDict": _ordered_dict,
+    "_codecs.encode": _encode,  # how Python 3 writes bytes for Python 2
+    "__builtin__.bytes": _encode,  # and how it writes empty bytes
+}
+
+
+def _plain(value: Any) -> Any:
+    """The value, unless it is a stand-in."""
+    if isinstance(value, (_Dtype, _Array)) or callable(value):
+        raise _RefusedError("a dtype, a type, a function or an array without content where a value should be")
+    return value
+
+
+# ------------------------------------------------------------------------------------------------ chunks of torch
+
+
+def load_chunk(path: Path) -> Any:
+    """Read a file of `torch.save`: tensors and arrays of numbers in lists, tuples and dicts.
+
+    Raises:
+        ValueError: The file is damaged, or holds anything else.
+    """
+    try:
+        with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in _ARRAY_STAND_INS.items()]):
+            # New files are archives, and only the tensors that are used are read from them.
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
+        return _with_arrays(found, {})
+    except Exception as error:  # torch raises its own errors and those of pickle and zipfile
+        raise ValueError(f"{path}: not a chunk of tensors and arrays of numbers ({why_refused(error)})") from error
+
+
+def _with_arrays(found: Any, done: dict[int, Any]) -> Any:
+    """The same content with arrays instead of their stand-ins; `done` has, by id, the containers that occur repeatedly."""
+    if isinstance(found, _Array) and found.array is not None:
+        return found.array
+    if type(found) not in (list, tuple) and not isinstance(found, dict):
+        return _plain(found)
+    if id(found) not in done:
+        if isinstance(found, dict):
+            done[id(found)] = {_with_arrays(key, done): _with_arrays(value, done) for key, value in found.items()}
+        else:
+            done[id(found)] = type(found)(_with_arrays(item, done) for item in found)
+    return done[id(found)]
+
+
+# ----------------------------------------------------------------------------------------------- pickles of arrays
 
 
 def load_arrays(path: str | Path) -> Any:
-    """Read a pickle of numpy arrays and plain containers, as Python 2 or 3 wrote it, without running code from it.
+    """Read a pickle of NumPy arrays and plain containers, as Python 2 or 3 wrote it, without running code from it.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, or asks for anything but arrays of numbers, strings and containers of them.
+        ValueError: The file is damaged, or holds anything but arrays of numbers, strings and containers of them.
     """
     path = Path(path)
     if not path.is_file():
@@ -67,7 +179,7 @@ def load_arrays(path: str | Path) -> Any:
         return reader.read()
     except Exception as error:  # a damaged pickle can fail anywhere
         reason = str(error) if isinstance(error, _RefusedError) else f"{type(error).__name__}: {error}"
-        reason = " ".join(reason.split())[:300]  # names in it are the file's
+        reason = " ".join(reason.split())[:300]  # it may quote long names from the file
         raise ValueError(f"{path}: not a pickle that can be read safely: {reason}{reader.place()}") from error
 
 
@@ -79,22 +191,16 @@ def _line_of_string(file: io.BytesIO) -> str:
     return codecs.escape_decode(line[1:-1])[0].decode("latin1")  # as `pickle` does
 
 
-def _bytes(value: Any) -> bytes:
-    """The bytes of an array; Python 2's are strings here."""
-    if not isinstance(value, (bytes, str)):
-        raise _RefusedError(f"{type(value).__name__} as the content of an array; expected bytes")
-    return value if isinstance(value, bytes) else value.encode("latin1")
-
-
 class _Reader:
-    """Carries out the instructions of one pickle. `stack` has a list for each open mark, the last is the current one."""
+    """Carries out the instructions of one pickle. `stack` has a list for each open mark; the last is the current one."""
 
     def __init__(self, content: bytes):
         self.file, self.size = io.BytesIO(content), len(content)
         self.stack: list[list] = [[]]
         self.memo: dict[int, Any] = {}
         self.open_arrays = 0
-        # What a file repeats by reference costs it nothing. Bytes become text and then an array, each counts once.
+        # Content that a file repeats by reference takes no room in it, so what is made of it is counted. Genuine content
+        # counts twice: as text that becomes bytes, and as bytes that become an array.
         self.left = 2 * self.size
 
     def read(self) -> Any:
@@ -107,10 +213,10 @@ class _Reader:
         return _plain(self.pop())
 
     def place(self) -> str:
-        """Where reading stopped: the last text that is not used up, in a dict of arrays the name of one."""
+        """Where reading stopped: the byte, and the last text not yet used, which in a dict of arrays is the name of one."""
         texts = (item for items in reversed(self.stack) for item in reversed(items) if isinstance(item, str))
         last = next(texts, None)
-        return f" (byte {self.file.tell()}{'' if last is None else f', behind {last[:80]!r}'})"
+        return f" (byte {self.file.tell()}{'' if last is None else f', after {last[:80]!r}'})"
 
     def _instructions(self) -> Iterator[tuple[str, Any]]:
         for _ in range(MAX_INSTRUCTIONS):
@@ -124,7 +230,7 @@ class _Reader:
             elif opcode.arg is not None:
                 argument = opcode.arg.reader(self.file)
             if opcode.name in ("INST", "OBJ", "NEWOBJ", "NEWOBJ_EX"):
-                raise _RefusedError(f"it asks for an object of a class ({opcode.name}); expected arrays only")
+                raise _RefusedError(f"it makes an object of a class ({opcode.name}); expected arrays only")
             if opcode.name != "STOP" and opcode.name not in _INSTRUCTIONS:
                 raise _RefusedError(f"instruction {opcode.name}; expected those of arrays and plain containers only")
             yield opcode.name, argument
@@ -172,110 +278,55 @@ class _Reader:
         if index not in self.memo:
             raise _RefusedError(f"nothing at memo index {index}")
         if isinstance(self.memo[index], _Array):
-            raise _RefusedError("an array is used before its content is told")
+            raise _RefusedError("an array is used before its content is read")
         self.push(self.memo[index])
 
-    def ask(self, name: Any) -> None:
-        """Something is asked for by its name, `module attribute`."""
-        if name not in _CALLS and name not in _NAMES:
-            raise _RefusedError(f"it asks for {str(name).replace(' ', '.')}; expected arrays and plain containers only")
-        self.push(_Name(name))
+    def push_named(self, name: str) -> None:
+        """Push the stand-in for `module attribute`."""
+        name = name.replace(" ", ".")
+        if name not in _STAND_INS:
+            raise _RefusedError(f"it refers to {name}; expected arrays and plain containers only")
+        self.push(_STAND_INS[name])
 
-    def ask_in_two(self) -> None:
+    def push_named_in_two(self) -> None:
         module, attribute = self.pop_many(2)
         if not isinstance(module, str) or not isinstance(attribute, str):
-            raise _RefusedError("it asks for something without a name")
-        self.ask(f"{module} {attribute}")
+            raise _RefusedError("it refers to something without a name")
+        self.push_named(f"{module} {attribute}")
 
     def call(self) -> None:
         function, arguments = self.pop_many(2)
-        if not isinstance(function, _Name) or function.name not in _CALLS or not isinstance(arguments, tuple):
+        known = any(function is stand_in for stand_in in _STAND_INS.values())
+        if not known or not isinstance(arguments, tuple):
             raise _RefusedError("a call of something that makes neither arrays nor containers")
-        self.push(_CALLS[function.name](self, *arguments))
+        self.spend(sum(len(value) for value in arguments if isinstance(value, (str, bytes, list, tuple))))
+        result = function(*arguments)  # a wrong number of arguments is a TypeError, and so a refusal
+        self.open_arrays += isinstance(result, _Array)
+        self.push(result)
 
     def build(self) -> None:
-        """Tell the state of a dtype or of an array."""
+        """Set the state of a dtype or of an array."""
         state = self.pop()
         target = self.top(object)
         if not isinstance(target, (_Dtype, _Array)) or not isinstance(state, tuple):
             raise _RefusedError("state for something that is neither a dtype nor an array")
-        if isinstance(target, _Dtype):
-            target.order = _byte_order(state)
-            return
-        array = self.array(*state)
-        self.stack[-1][-1] = array
-        self.memo.update(dict.fromkeys(target.memo, array))
-        self.open_arrays -= 1
+        target.__setstate__(state)
+        if isinstance(target, _Array) and target.array is not None:
+            self.spend(target.array.nbytes)
+            # A copy, so that torch may write to it.
+            array = target.array.astype(target.array.dtype.newbyteorder("="), order="C")
+            self.stack[-1][-1] = array
+            self.memo.update(dict.fromkeys(target.memo, array))
+            self.open_arrays -= 1
 
     def spend(self, count: int) -> None:
         self.left -= count
         if self.left < 0:
             raise _RefusedError(f"more content than a file of {self.size} bytes holds")
 
-    # What can be called. A wrong number of arguments is a TypeError, and so a refusal.
-
-    def new_array(self, kind: Any, shape: Any, code: Any) -> _Array:
-        if kind != _Name("numpy ndarray"):
-            raise _RefusedError("an array of another class than numpy.ndarray")
-        self.open_arrays += 1
-        return _Array([])
-
-    def new_dtype(self, code: Any, align: Any = False, copy: Any = True) -> _Dtype:
-        if not isinstance(code, str) or not NUMBERS.fullmatch(code):
-            told = repr(code[:40]) if isinstance(code, str) else type(code).__name__
-            raise _RefusedError(f"dtype {told}; expected numbers")
-        return _Dtype(code.lstrip("<>|="), code[0] if code[0] in "<>|=" else "=")
-
-    def new_dict(self, pairs: Any = ()) -> dict:
-        if not isinstance(pairs, (list, tuple)) or not all(
-            isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs
-        ):
-            raise _RefusedError("an OrderedDict of something else than pairs")
-        self.spend(len(pairs))
-        return _fill({}, [item for pair in pairs for item in pair])
-
-    def new_bytes(self, text: Any = "", encoding: Any = "latin1") -> bytes:
-        if not isinstance(text, str) or encoding != "latin1":
-            raise _RefusedError("bytes in another encoding than latin1")
-        self.spend(len(text))
-        return text.encode("latin1")
-
-    def scalar(self, dtype: Any, content: Any = b"") -> Any:
-        return self.array(1, (), dtype, False, content)[()]
-
-    def array(self, version: Any, shape: Any, dtype: Any, is_fortran: Any, content: Any) -> np.ndarray:
-        if not isinstance(dtype, _Dtype):
-            raise _RefusedError("an array without a dtype")
-        if not isinstance(shape, tuple) or not all(type(side) is int and side >= 0 for side in shape):
-            raise _RefusedError("an array whose shape is not a tuple of sizes")
-        stored = np.dtype(dtype.order + dtype.code)
-        content = _bytes(content)
-        if math.prod(shape) * stored.itemsize != len(content):
-            raise _RefusedError(f"{len(content)} bytes for an array {shape[:8]} of {stored}")
-        self.spend(len(content))
-        array = np.frombuffer(content, stored).reshape(
-            shape, order="F" if is_fortran is True or is_fortran == 1 else "C"
-        )
-        return array.astype(stored.newbyteorder("="), order="C")  # a copy, which torch may write to
-
-
-def _plain(value: Any) -> Any:
-    """The value, unless it is one of our holders."""
-    if isinstance(value, (_Name, _Dtype, _Array)):
-        raise _RefusedError("a dtype, a name or an array without content where a value should be")
-    return value
-
-
-def _byte_order(state: tuple) -> str:
-    """Byte order that the state of a dtype tells; whatever else it could tell is not of plain numbers."""
-    plain = len(state) >= 8 and all(item is None for item in state[2:5]) and type(state[7]) is int and state[7] == 0
-    if not plain or state[1] not in ("<", ">", "|", "="):
-        raise _RefusedError("a dtype with fields, parts or flags; expected plain numbers")
-    return state[1]
-
 
 def _fill(found: dict, values: list) -> dict:
-    """Put in keys and values that come in turn. Keys are texts and numbers: the hash of nested tuples can take forever."""
+    """Add alternating keys and values. Keys are texts and numbers only: the hash of nested tuples can take forever."""
     if len(values) % 2:
         raise _RefusedError("a key without a value")
     for key, value in zip(values[::2], values[1::2], strict=True):
@@ -284,17 +335,6 @@ def _fill(found: dict, values: list) -> dict:
         found[key] = _plain(value)
     return found
 
-
-_PACKAGES = ("numpy.core.multiarray", "numpy._core.multiarray")
-_NAMES = ("numpy ndarray",)  # asked for, but never called
-_CALLS: dict[str, Callable[..., Any]] = {
-    "collections OrderedDict": _Reader.new_dict,
-    "numpy dtype": _Reader.new_dtype,
-    "_codecs encode": _Reader.new_bytes,  # how Python 3 writes bytes for Python 2
-    "__builtin__ bytes": _Reader.new_bytes,  # and none of them
-    **{f"{package} _reconstruct": _Reader.new_array for package in _PACKAGES},
-    **{f"{package} scalar": _Reader.scalar for package in _PACKAGES},
-}
 
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _VALUES = (
@@ -347,11 +387,11 @@ _INSTRUCTIONS: dict[str, Callable[[_Reader, Any], Any]] = {
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _Reader.put),
     "MEMOIZE": lambda reader, _: reader.put(len(reader.memo)),
     **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Reader.get),
-    "GLOBAL": _Reader.ask,
-    "STACK_GLOBAL": lambda reader, _: reader.ask_in_two(),
+    "GLOBAL": _Reader.push_named,
+    "STACK_GLOBAL": lambda reader, _: reader.push_named_in_two(),
     "REDUCE": lambda reader, _: reader.call(),
     "BUILD": lambda reader, _: reader.build(),
 }
 
 
-__all__ = ["NUMBERS", "load_arrays"]
+__all__ = ["load_arrays", "load_chunk"]

@@ -1,4 +1,4 @@
-"""Reading checkpoint files of others without running code from them, and the report of what became of their tensors."""
+"""Reads checkpoint files without running code from them, and reports what became of their tensors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from safetensors.torch import load_file
 
 @dataclass(frozen=True)
 class KeyReport:
-    """What became of one tensor. `status` is loaded, tied (a copy of another), skipped (not part of our model) or new."""
+    """What became of one tensor.
+
+    `status` is loaded, tied (a copy of another), skipped (not part of our model) or new (not in the file).
+    """
 
     original: str | None
     name: str | None
@@ -33,11 +36,11 @@ def load_weights(path: str | Path, inside: str | None = None) -> dict[str, torch
 
     Args:
         path: The file.
-        inside: Key of the dict with the tensors, in files that hold more than them.
+        inside: Key of the dict with the tensors, in files that hold more than tensors.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, holds anything but named tensors, or asks to run code.
+        ValueError: The file is damaged, holds anything but named tensors, or could run code.
     """
     path = Path(path)
     if not path.is_file():
@@ -60,35 +63,35 @@ def load_weights(path: str | Path, inside: str | None = None) -> dict[str, torch
 
 
 def why_refused(error: Exception) -> str:
-    """What is wrong with a file of `torch.save`, without torch's advice to read the file in a way that runs its code."""
+    """What is wrong with a file of `torch.save`, without torch's advice to load it in a way that runs its code."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-    asked = re.search(r"GLOBAL (\S+) (was not an allowed global|whose module)", text)
-    if asked:
-        return f"it asks for {asked[1]}, which could run code"
+    named = re.search(r"GLOBAL (\S+) (was not an allowed global|whose module)", text)
+    if named:
+        return f"it refers to {named[1]}, which could run code"
     unpickling = re.search(r"WeightsUnpickler error: *(.+)", text)
     if unpickling:
         return unpickling[1].strip()
     if "Weights only load failed" in text:
-        return "it is damaged, or asks for what could run code"
+        return "it is damaged, or refers to something that could run code"
     return (text.splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager
-def naming(file: str | Path, *told: str | Path) -> Iterator[None]:
-    """Make whatever fails inside one line that names `file`, unless it names that or one of the files `told` already.
+def naming(file: str | Path, *others: str | Path) -> Iterator[None]:
+    """Turn any error inside into one line that names `file`, unless it already names that or one of the `others`.
 
-    For what is below code of others, where damaged files and wrong fields fail with any error, and on many lines.
+    For calls into other libraries, where damaged files and wrong fields raise errors of any type and length.
 
     Raises:
         ValueError: Something failed.
-        OSError: The file is not there, or cannot be had; it says so itself.
+        OSError: The file is missing or cannot be read, as the error itself says.
     """
     try:
         yield
     except OSError:
         raise
     except Exception as error:
-        if isinstance(error, ValueError) and str(error).startswith(tuple(f"{name}" for name in (file, *told))):
+        if isinstance(error, ValueError) and str(error).startswith(tuple(f"{name}" for name in (file, *others))):
             raise
         reason = " ".join(str(error).split())[:500] or type(error).__name__
         raise ValueError(f"{file}: cannot be used: {reason}") from error

@@ -1,4 +1,4 @@
-"""Yaml as plain data, also where Python objects were written to it (Detectron's `AttrDict`, tuples, numpy arrays)."""
+"""Reads yaml as plain data, even if it holds Python objects (Detectron's `AttrDict`, tuples, NumPy arrays)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _PYTHON = "tag:yaml.org,2002:python/"
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Reads `!!python/...` as the mapping, sequence or text that it is written as; no object is ever made of it."""
+    """Reads `!!python/...` as the mapping, sequence or text after it, and never makes an object of it."""
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Merge keys (`<<`) are left as they are, and so refused: a few lines of them can take all memory."""
+        """Leave merge keys (`<<`) as they are, so that they are refused: a few lines of them can take all memory."""
 
     def plain(self, suffix: str, node: yaml.Node) -> Any:
         kind = suffix.partition(":")[0]
@@ -37,7 +37,7 @@ _PlainLoader.add_multi_constructor(_PYTHON, _PlainLoader.plain)
 
 
 def _content(found: dict) -> Any:
-    """What an object that is written in parts holds: a mapping's items, over its attributes, or a list's."""
+    """The content of an object written in parts: the items of a list, or the attributes and then the items of a mapping."""
     if "listitems" in found:
         return found["listitems"]
     parts = [part for part in (found.get("state"), found.get("dictitems")) if isinstance(part, dict)]
@@ -45,10 +45,10 @@ def _content(found: dict) -> Any:
 
 
 def parse_yaml(text: str | bytes, where: str) -> Any:
-    """What a yaml text says, as mappings, lists, texts and numbers.
+    """Read a yaml text as mappings, lists, texts and numbers.
 
     Raises:
-        ValueError: It is not yaml, or is not plain data apart from `!!python` tags.
+        ValueError: It is not yaml, or holds more than plain data and `!!python` tags.
     """
     try:
         return _PlainLoader(text).get_single_data()

@@ -31,8 +31,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ..convert.array_pickles import load_chunk
 from ..data.files import read_json, read_lines
-from .chunks import load_chunk
 from .images import IMAGE_IDS
 from .store import FeatureStore, Regions, partial_folder, write_store
 

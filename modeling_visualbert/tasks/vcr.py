@@ -117,7 +117,7 @@ def vcr_task(args: VcrArgs, accelerator: Accelerator) -> Task:
 
 
 def _freeze_backbone(encoder: RegionEncoder | None, args: VcrArgs) -> None:
-    """What --freeze_detector asks for, in the configuration that the model is made with."""
+    """Apply --freeze_detector to the configuration from which the model is made."""
     if args.freeze_detector is None:
         return
     if encoder is None or not reads_objects(encoder):
