@@ -259,6 +259,29 @@ def _config_and_rest(path, *settings):
     return found.config, processor, report
 
 
+# What a Detectron yaml may say, with a value that is not the published one, and the field that it becomes.
+SAID = {
+    "FPN.RPN_ANCHOR_START_SIZE": (16, "anchor_sizes", [[16], [32], [64], [128], [256]]),
+    "FPN.RPN_ASPECT_RATIOS": ([0.25, 1, 4], "anchor_ratios", [0.25, 1, 4]),
+    "FPN.ROI_CANONICAL_SCALE": (112, "canonical_scale", 112),
+    "FPN.ROI_CANONICAL_LEVEL": (3, "canonical_level", 3),
+    "TEST.RPN_PRE_NMS_TOP_N": (70, "rpn_pre_nms", 70),
+    "TEST.RPN_POST_NMS_TOP_N": (60, "rpn_post_nms", 60),
+    "TEST.RPN_NMS_THRESH": (0.6, "rpn_nms_threshold", 0.6),
+    "FAST_RCNN.ROI_XFORM_SAMPLING_RATIO": (1, "sampling_ratio", 1),
+    "RESNETS.STRIDE_1X1": (True, "stride_in_1x1", True),
+}
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_every_setting_of_a_detectron_file_is_taken(tmp_path, name):
+    (section, key), (value, field, expected) = name.split("."), SAID[name]
+    path, network = write_pythia(tmp_path, yaml.safe_dump({section: {key: value}}))
+    config, _, _ = _config_and_rest(path)
+    assert getattr(config, field) == expected != getattr(network.config, field)
+    assert (config.rpn_total == expected) == (field == "rpn_post_nms")
+
+
 @pytest.mark.parametrize("cfg", ["other: 1", "just text", f"{ATTR_DICT} {{}}", ["a list"], 5])
 def test_cfg_that_says_nothing_known_is_told(tmp_path, cfg, caplog):
     config, _, report = _config_and_rest(write_pythia(tmp_path, cfg)[0])

@@ -106,6 +106,12 @@ def test_a_box_may_belong_to_several_entities(tmp_path):
     assert read_boxes(path) == {1: [[10.0, 2.0, 30.0, 40.0]], 2: [[10.0, 2.0, 30.0, 40.0]]}
 
 
+def test_a_box_may_be_one_pixel_wide_or_high(tmp_path):
+    assert read_boxes(write(tmp_path, XML.format(box=BOX.format(30))))[1] == [[30.0, 2.0, 30.0, 40.0]]
+    flat = BOX.format(10).replace("40", "2")
+    assert read_boxes(write(tmp_path, XML.format(box=flat)))[1] == [[10.0, 2.0, 30.0, 2.0]]
+
+
 LAUGHS = '<!DOCTYPE a [<!ENTITY b "ha"><!ENTITY c "&b;&b;&b;&b;">]><annotation>&c;</annotation>'
 EXTERNAL = '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/hostname">]><annotation>&b;</annotation>'
 
@@ -129,9 +135,25 @@ EXTERNAL = '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/hostname">]><annotation>
         ),
         ('<?xml version="1.0" encoding="none"?><annotation/>', "1.xml: malformed XML: unknown encoding"),
         ('<?xml version="1.0" encoding="utf-7"?><annotation/>', "1.xml: malformed XML: multi-byte encodings"),
+        ("<!DOCTYPE annotation><annotation/>", "1.xml: declares a document type or entities"),
+        (XML.format(box=BOX.format(10).replace("40", "1")), r"object 0: box \[10.0, 2.0, 30.0, 1.0\] is inverted"),
         (XML.format(box=BOX.format(31)), r"1.xml: object 0: box \[31.0, 2.0, 30.0, 40.0\] is inverted"),
     ],
-    ids=["laughs", "external", "cut", "number", "nan", "huge", "name", "no-name", "encoding", "multi-byte", "inverted"],
+    ids=[
+        "laughs",
+        "external",
+        "cut",
+        "number",
+        "nan",
+        "huge",
+        "name",
+        "no-name",
+        "encoding",
+        "multi-byte",
+        "type",
+        "inverted-y",
+        "inverted",
+    ],
 )
 def test_hostile_or_broken_xml_is_refused(tmp_path, content, message):
     with pytest.raises(ValueError, match=message):
@@ -171,6 +193,21 @@ def test_what_is_left_out_is_counted(tmp_path, caplog):
         rows = load_flickr30k(tmp_path, [1])
     assert rows["phrases"][:] == [["A man"]]
     assert "1 sentences; left out: 2 without a phrase that has a box, 2 phrases without a box" in caplog.text
+
+
+@pytest.mark.parametrize(("positions", "last_words"), [("marked", [1, 5]), ("original", [1, 1])])
+def test_a_phrase_that_occurs_twice(tmp_path, positions, last_words):
+    """Marked where it is meant, up to the end of the sentence; the authors' loader takes the first occurrence."""
+    write_image(tmp_path, 1, ["[/EN#1/people a man] behind and [/EN#2/people a man]"])
+    (row,) = load_flickr30k(tmp_path, [1], positions=positions)
+    assert row["sentence"] == "a man behind and a man"
+    assert row["last_words"] == last_words and row["entity_ids"] == [1, 2]
+
+
+def test_the_first_occurrence_may_be_the_end_of_the_sentence():
+    assert first_occurrence(["see", "a", "man"], ["a", "man"]) == 2
+    assert first_occurrence(["a", "man"], ["a", "man"]) == 1
+    assert first_occurrence(["man"], ["a", "man"]) == -1
 
 
 def test_no_image_has_the_columns(tmp_path):

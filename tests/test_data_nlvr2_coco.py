@@ -7,7 +7,7 @@ import pytest
 from helpers import shared
 
 from modeling_visualbert.data.coco import EXPECTED_CAPTIONS, EXPECTED_IMAGES, load_coco_captions
-from modeling_visualbert.data.nlvr2 import image_names, load_nlvr2
+from modeling_visualbert.data.nlvr2 import EXPECTED_EXAMPLES, FEATURES, find_nlvr2_file, image_names, load_nlvr2
 
 EXAMPLE = {"identifier": "dev-1-0-0", "sentence": "Two dogs.", "label": "True"}
 
@@ -29,6 +29,21 @@ def test_real_nlvr2(caplog):
     assert few[0]["label"] == 0
     assert few[0]["images"] == ["dev-850-0-img0", "dev-850-0-img1"]
     assert few[0]["sentence"].startswith("The right image shows a curving walkway")
+
+
+def test_the_file_of_a_split_is_found_by_its_name(tmp_path):
+    for name in ("dev.json", "test1.jsonl", "a/test2.json", "a/test2.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    for split, name in (("dev", "dev.json"), ("test1", "test1.jsonl"), ("test2", "a/test2.json")):
+        assert find_nlvr2_file(tmp_path, split) == tmp_path / name
+    with pytest.raises(FileNotFoundError, match="no file of split 'train'; expected a file like"):
+        find_nlvr2_file(tmp_path, "train")
+    assert EXPECTED_EXAMPLES == {"train": 86_373, "dev": 6_982, "test1": 6_967, "test2": 6_970}
+
+
+def test_no_example_has_the_columns(tmp_path):
+    assert load_nlvr2(lines(tmp_path)).features == FEATURES
 
 
 def test_a_split_without_labels(tmp_path):

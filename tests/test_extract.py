@@ -255,6 +255,29 @@ def test_the_store_holds_what_the_encoder_finds(folder, finder):
     assert not (folder / "store" / "failed.jsonl").exists()
 
 
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_given_boxes_are_those_of_their_image_in_pixels(batch_size):
+    """A wide and a tall image, whose boxes are given in another order; a colour says which part was described."""
+    backbone = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    torch.manual_seed(0)
+    encoder = GridRegionEncoder(GridRegionEncoderConfig(backbone_config=backbone)).eval()
+    image_processor = VisualBertImageProcessor(size={"height": 64, "width": 96})
+    boxes = {"tall": [[4.0, 80.0, 12.0, 128.0]], "wide": [[100.0, 8.0, 160.0, 16.0], [0.0, 0.0, 40.0, 24.0]]}
+    images = {"wide": image(0, (160, 32)), "tall": image(1, (16, 160))}
+    found = dict(
+        extract_regions(encoder, image_processor, images.items(), batch_size=batch_size, progress=False, boxes=boxes)
+    )
+    assert list(found) == ["wide", "tall"]
+    normalised = {"wide": [[0.625, 0.25, 1.0, 0.5], [0.0, 0.0, 0.25, 0.75]], "tall": [[0.25, 0.5, 0.75, 0.8]]}
+    for name, regions in found.items():
+        torch.testing.assert_close(regions["boxes"], torch.tensor(boxes[name]))
+        pixels = image_processor(images[name])["pixel_values"]
+        with torch.no_grad():
+            expected = encoder(pixels, boxes_unit=torch.tensor([normalised[name]]))["visual_embeds"][0]
+        torch.testing.assert_close(regions["visual_embeds"], expected)
+        assert regions["image_size"].tolist() == list(images[name].size[::-1])
+
+
 def test_images_of_one_size_share_a_batch_and_are_not_padded(folder, finder, monkeypatch):
     shapes = []
     forward = type(finder[0]).forward

@@ -10,7 +10,7 @@ from helpers import shared
 from modeling_visualbert.hub_code.regions_visualbert import box_iou
 from modeling_visualbert.metrics.grounding import grounding_recall, matching_proposals
 from modeling_visualbert.metrics.nlvr2 import nlvr2_accuracy
-from modeling_visualbert.metrics.vcr import leaderboard_accuracy, vcr_accuracy
+from modeling_visualbert.metrics.vcr import choice_accuracy, leaderboard_accuracy, vcr_accuracy
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden" / "metrics"
 NLVR2, VCR, FLICKR = (json.loads((GOLDEN / f"{name}.json").read_text()) for name in ("nlvr2", "vcr", "flickr30k"))
@@ -76,6 +76,46 @@ def test_vcr_refuses_what_does_not_fit():
         leaderboard_accuracy(four, [0], [0])
 
 
+def test_accuracy_of_one_choice():
+    scores = [[0.1, 0.4, 0.3, 0.2], [0.7, 0.1, 0.1, 0.1], [0.25] * 4, [1, 2, 3, 4]]
+    assert choice_accuracy(scores, [1, 0, 0, 2]) == 0.75
+    assert choice_accuracy(scores, [0, 1, 3, 0]) == 0.0
+
+
+WRONG_LABEL = r"labels: row 1 is .*4.*; expected 0 to 3"
+FOUR = [[0.1, 0.2, 0.3, 0.4]] * 2
+
+
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        (lambda: choice_accuracy([], []), r"^scores of shape \(0,\); expected \(questions, 4\)"),
+        (lambda: choice_accuracy(torch.zeros(0, 4), []), r"^scores of shape \(0, 4\); expected \(questions, 4\)"),
+        (lambda: choice_accuracy([[1, 2, 3]], [0]), r"^scores of shape \(1, 3\); expected \(questions, 4\)"),
+        (lambda: choice_accuracy(FOUR, [0]), "^2 rows of scores for 1 labels; expected the same number of each"),
+        (lambda: choice_accuracy(FOUR, [0, 4]), f"^{WRONG_LABEL}"),
+        (lambda: vcr_accuracy([[1, 2, 3]], FOUR, [0], [0]), r"^answer_scores of shape \(1, 3\)"),
+        (lambda: vcr_accuracy(FOUR, FOUR, [0, 4], [0, 0]), f"^answer_{WRONG_LABEL}"),
+        (lambda: vcr_accuracy(FOUR, FOUR, [0, 0], [0, 4]), f"^rationale_{WRONG_LABEL}"),
+        (lambda: leaderboard_accuracy([[0.25] * 20] * 2, [0, 4], [0, 0]), f"^answer_{WRONG_LABEL}"),
+        (lambda: leaderboard_accuracy([[0.25] * 20] * 2, [0], [0]), "^2 rows for 1 labels; expected the same number"),
+    ],
+)
+def test_what_vcr_cannot_score_is_named(score, message):
+    with pytest.raises(ValueError, match=message):
+        score()
+
+
+def test_scores_given_as_text_are_read_as_numbers():
+    """As read from a CSV file: "10" is more than "9"."""
+    assert choice_accuracy([["9", "10", "8", "1"]], [1]) == 1.0
+
+
+def test_vcr_says_how_many_questions_it_scored():
+    found = vcr_accuracy(FOUR, FOUR, [3, 3], [3, 0])
+    assert found == {"answer": 1.0, "rationale": 0.5, "joint": 0.5, "num_examples": 2}
+
+
 def test_iou():
     for case in FLICKR["iou"]:
         first, second = (torch.tensor([case[key]], dtype=torch.float64) for key in ("a", "b"))
@@ -86,6 +126,20 @@ def test_matching():
     for case in FLICKR["match"]:
         assert matching_proposals(case["gold"], case["proposals"]) == case["matched"]
     assert matching_proposals([], [[0, 0, 1, 1]]) == matching_proposals([[0, 0, 1, 1]], []) == []
+
+
+def test_an_overlap_of_exactly_one_half_matches_in_large_images():
+    """In single precision it is 0.49999997."""
+    assert matching_proposals([[0.1, 0.1, 3686.1, 3847.1]], [[0.1, 0.1, 1843.1, 3847.1]]) == [0]
+
+
+@pytest.mark.parametrize("boxes", [[[0, 0, 1]], [0, 0, 1, 1], [[[0, 0, 1, 1]]]])
+def test_boxes_of_another_shape_are_named(boxes):
+    good = [[0, 0, 1, 1]]
+    with pytest.raises(ValueError, match=r"^proposals of shape \(.*\); expected \(boxes, 4\)"):
+        matching_proposals(good, boxes)
+    with pytest.raises(ValueError, match=r"^gold of shape \(.*\); expected \(boxes, 4\)"):
+        matching_proposals(boxes, good)
 
 
 @pytest.mark.parametrize("case", named(FLICKR["evaluation"]))

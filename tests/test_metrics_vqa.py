@@ -48,6 +48,12 @@ def test_normalisation_is_the_official_one(case):
     assert normalise_answer(once) == case["normalised_twice"]
 
 
+@pytest.mark.parametrize("blank", ["\t", "\n"])
+def test_a_mark_before_any_blank_is_deleted_everywhere(blank):
+    """As before a space: the official script makes blanks of tabs and line breaks first."""
+    assert normalise_answer(f"x-y-{blank}b") == normalise_answer("x-y- b") == "xy b"
+
+
 def test_normalising_twice_matters_only_for_many_periods():
     changed = [c for c in ACCURACY["normalisation_cases"] if c["normalised"] != c["normalised_twice"]]
     assert 0 < len(changed) < 10
@@ -199,3 +205,7 @@ def test_best_known_answers_score_as_the_reference_does(case):
 def test_a_confident_unknown_does_not_hide_the_others():
     case = TARGETS["batch_metric_underflow"]
     assert best_known_answers(case["logits"]) == [2, 2]  # the reference divides 0 by 0 in the first row
+
+
+def test_whole_numbers_are_scores_too():
+    assert best_known_answers([[9, 1, 2], [9, 3, 2]]) == [2, 1]
