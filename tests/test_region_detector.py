@@ -202,6 +202,34 @@ def test_a_mask_tells_where_the_image_is_when_nothing_else_does():
     assert exact.shape == guessed.shape and (exact - guessed).abs().max() < 0.05
 
 
+@pytest.mark.parametrize(
+    ("level", "scale", "expected"),
+    [(4, 32, [0, 0, 1, 2, 3, 3]), (3, 32, [0, 0, 0, 1, 2, 3]), (4, 64, [0, 0, 0, 1, 2, 3])],
+)
+def test_the_configuration_says_which_map_a_box_is_read_from(level, scale, expected):
+    """Each map is constant, so that what is pooled names it."""
+    detector = tiny_detector("fpn", canonical_level=level, canonical_scale=scale)
+    boxes = torch.tensor([[3.0, 3.0, 2.0 + side / 2, 2.0 + side * 2] for side in (6, 10, 20, 40, 80, 150)])
+    maps = [torch.full((1, 8, 160 >> number, 128 >> number), float(number)) for number in range(4)]
+    pooled = detector.head.pool(maps, torch.cat((torch.zeros(6, 1), boxes), dim=1))
+    assert pooled.mean(dim=(1, 2, 3)).tolist() == expected
+
+
+@pytest.mark.parametrize("statistics", ["frozen", "running", "batch"])
+@pytest.mark.parametrize("training", [False, True])
+def test_batch_norm_adds_the_configured_eps(statistics, training):
+    """To the variance of the batch where that is used, to the stored one elsewhere."""
+    detector = tiny_detector("given", norm_statistics=statistics, norm_eps=0.5).train(training)
+    conv, pixels = detector.backbone.stem.conv, torch.randn(2, 3, 24, 40, generator=torch.Generator().manual_seed(0))
+    plain = F.conv2d(pixels, conv.weight, None, conv.stride, conv.padding)
+    mean, variance = conv.norm.running_mean, conv.norm.running_var
+    if statistics == "batch" or (statistics == "running" and training):
+        mean, variance = plain.mean(dim=(0, 2, 3)), plain.var(dim=(0, 2, 3), correction=0)
+    scaled = (plain - mean[:, None, None]) / (variance[:, None, None] + 0.5).sqrt()
+    expected = scaled * conv.norm.weight[:, None, None] + conv.norm.bias[:, None, None]
+    torch.testing.assert_close(conv(pixels), expected, atol=1e-4, rtol=1e-4)
+
+
 # ----------------------------------------------------------------------------------------------------- inside VisualBERT
 
 

@@ -136,6 +136,11 @@ def test_files_of_others_may_hold_logits(tmp_path, case):
             "dev-1-0-0: label 'true'; expected the string 'True' or 'False'",
         ),
         (write_nlvr2_predictions, {"dev-1-0-0": True}, "dev-1-0-0: label True; expected the string"),
+        (
+            write_nlvr2_predictions,
+            {"dev-1-0-0-0": "True"},
+            "identifier 'dev-1-0-0-0'; expected split-set-pair-sentence",
+        ),
         (write_nlvr2_predictions, {"dev-1-0": "True"}, "identifier 'dev-1-0'; expected split-set-pair-sentence"),
         (
             write_nlvr2_predictions,
