@@ -23,15 +23,21 @@ def random_boxes(count, seed=0, extent=100.0, side=40.0):
     return torch.cat((low, low + torch.rand(count, 2, generator=generator) * side), dim=1)
 
 
-def suppress_by_loop(boxes, scores, threshold, legacy=False, inclusive=False, labels=None):
+def nms_by_loop(boxes, scores, threshold, legacy=False, inclusive=False, labels=None):
     """The definition, one box after another."""
-    kept = []
+    plus, kept = int(legacy), []
+
+    def iou(a, b):
+        sides = (torch.minimum(a[2:], b[2:]) - torch.maximum(a[:2], b[:2]) + plus).clamp(min=0)
+        areas = [(box[2] - box[0] + plus) * (box[3] - box[1] + plus) for box in (a, b)]
+        return sides[0] * sides[1] / (areas[0] + areas[1] - sides[0] * sides[1])
+
     for i in scores.argsort(descending=True, stable=True).tolist():
         beaten = False
         for j in kept:
             if labels is not None and labels[i] != labels[j]:
                 continue
-            overlap = ops._pair_iou(boxes[i][None], boxes[j][None], legacy)
+            overlap = iou(boxes[i], boxes[j])
             overlap = overlap if legacy else overlap.double()  # threshold: float in legacy code, double in torchvision
             beaten |= overlap >= threshold if inclusive else overlap > threshold
         if not beaten:
@@ -68,7 +74,7 @@ def test_legacy_anchors():
 @both_sets
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize(("name", "weights"), [("w1", (1.0, 1.0, 1.0, 1.0)), ("w10_5", (10.0, 10.0, 5.0, 5.0))])
-def test_box_codes(name, weights, legacy):
+def test_box_deltas(name, weights, legacy):
     prefix = "box_coder_legacy" if legacy else "box_coder"
     case = golden("ops").group(f"{prefix}/")
     encoded = ops.encode_boxes(case["reference_boxes"], case["proposals"], weights, legacy)
@@ -98,7 +104,7 @@ def test_pyramid_levels():
 
 @both_sets
 @pytest.mark.parametrize("threshold", THRESHOLDS)
-def test_suppression(threshold):
+def test_nms(threshold):
     case = golden("ops")
     boxes, scores = case["nms/boxes"], case["nms/scores"]
     assert torch.equal(ops.nms(boxes, scores, threshold), case[f"nms/keep_by_score_{threshold}"])
@@ -109,7 +115,7 @@ def test_suppression(threshold):
 
 
 @both_sets
-def test_suppression_at_exactly_the_threshold():
+def test_nms_at_exactly_the_threshold():
     case = golden("ops")
     assert torch.equal(ops.nms(case["nms_tie/boxes"], case["nms_tie/scores"], 0.5), case["nms_tie/keep_by_score_0.5"])
     boxes, scores = case["nms_legacy_tie/boxes"], case["nms_legacy_tie/scores"]
@@ -176,7 +182,7 @@ def test_caffe_pooling(number):
 
 @pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("threshold", [0.0, 0.2, 0.5, 0.9])
-def test_suppression_equals_a_plain_loop(threshold, legacy):
+def test_nms_equals_a_plain_loop(threshold, legacy):
     for seed in range(4):
         boxes = random_boxes(60, seed, extent=60).round() if seed % 2 else random_boxes(60, seed, extent=60)
         generator = torch.Generator().manual_seed(seed)
@@ -184,9 +190,9 @@ def test_suppression_equals_a_plain_loop(threshold, legacy):
         labels = torch.randint(3, (60,), generator=generator)
         for inclusive in (False, True) if threshold else (False,):
             found = ops.nms(boxes, scores, threshold, legacy, inclusive)
-            assert found.tolist() == suppress_by_loop(boxes, scores, threshold, legacy, inclusive)
+            assert found.tolist() == nms_by_loop(boxes, scores, threshold, legacy, inclusive)
         found = ops.nms(boxes, scores, threshold, legacy, labels_N=labels)
-        assert found.tolist() == suppress_by_loop(boxes, scores, threshold, legacy, labels=labels)
+        assert found.tolist() == nms_by_loop(boxes, scores, threshold, legacy, labels=labels)
 
 
 LAYOUTS = {
@@ -202,12 +208,9 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("legacy", [False, True])
-@pytest.mark.parametrize("pairs", [0, 12])
-def test_suppression_of_any_layout_equals_a_plain_loop(layout, legacy, pairs, monkeypatch):
-    """By pairs and in blocks, with equal scores and with labels."""
-    monkeypatch.setattr(ops, "_PAIRS_OF_A_BOX", pairs)
+def test_nms_of_any_layout_equals_a_plain_loop(layout, legacy, monkeypatch):
+    """Across blocks, with equal scores and with labels."""
     monkeypatch.setattr(ops, "_BLOCK", 16)
-    monkeypatch.setattr(ops, "_ROWS", 8)
     generator = torch.Generator().manual_seed(7)
     boxes = LAYOUTS[layout](generator)
     scores = (torch.rand(90, generator=generator) * 20).round() / 20
@@ -218,20 +221,25 @@ def test_suppression_of_any_layout_equals_a_plain_loop(layout, legacy, pairs, mo
         (0.5, False, labels),
         (0.7, False, None),
     ):
-        found = ops._nms(boxes, scores, threshold, legacy, inclusive, of_class)
-        assert found.tolist() == suppress_by_loop(boxes, scores, threshold, legacy, inclusive, of_class)
+        found = ops.nms(boxes, scores, threshold, legacy, inclusive, of_class)
+        assert found.tolist() == nms_by_loop(boxes, scores, threshold, legacy, inclusive, of_class)
 
 
-def test_crowds_are_suppressed_in_little_memory():
-    """Millions of pairs overlap; they are never all there at once."""
-    boxes = random_boxes(6000, extent=10.0, side=10.0) + torch.tensor([0.0, 0, 600, 600])
-    order = torch.rand(6000, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("apart", [False, True])
+def test_nms_needs_little_memory(apart):
+    """Whether millions of pairs overlap or every box stays, the pairs are never all there at once."""
+    if apart:
+        boxes = torch.arange(6000.0)[:, None] * 100 + torch.tensor([0.0, 0, 8, 8])
+    else:
+        boxes = random_boxes(6000, extent=10.0, side=10.0) + torch.tensor([0.0, 0, 600, 600])
+    scores = torch.rand(6000, generator=torch.Generator().manual_seed(0))
     with torch.profiler.profile(profile_memory=True) as profile:
-        assert ops._nms(boxes, order, 0.7).tolist() == [int(order.argmax())]
+        kept = ops.nms(boxes, scores, 0.7)
+    assert kept.tolist() == (scores.argsort(descending=True, stable=True) if apart else scores.argmax()[None]).tolist()
     assert max(event.self_cpu_memory_usage for event in profile.events()) < 2**24
 
 
-def test_suppression_of_none_one_and_boxes_without_area():
+def test_nms_of_none_one_and_boxes_without_area():
     assert ops.nms(torch.zeros(0, 4), torch.zeros(0), 0.5).tolist() == []
     assert ops.nms(torch.tensor([[0.0, 0.0, 1.0, 1.0]]), torch.tensor([0.3]), 0.5).tolist() == [0]
     points = torch.tensor([[5.0, 5.0, 5.0, 5.0]] * 3)
@@ -246,7 +254,7 @@ def test_a_long_chain_of_boxes():
     assert kept.tolist() == list(range(0, 200, 2))
 
 
-def test_best_surviving_scores_equal_one_suppression_for_each_class():
+def test_best_surviving_scores_equal_one_nms_for_each_class():
     boxes = random_boxes(80, 3)
     scores = torch.rand(80, 6, generator=torch.Generator().manual_seed(3))
     scores[:40, 2] = 0.25  # ties rank by index
@@ -331,9 +339,9 @@ def fake_torchvision(monkeypatch):
 
 def test_torchvision_is_used_when_equal(fake_torchvision):
     calls = []
-    fake_torchvision(nms=lambda *arguments: calls.append(1) or ops._nms(*arguments))
-    boxes, scores = random_boxes(20), torch.arange(20.0)
-    assert ops.nms(boxes, scores, 0.5).tolist() == suppress_by_loop(boxes, scores, 0.5)
+    fake_torchvision(roi_pool=lambda *arguments: calls.append(1) or ops._roi_pool(*arguments))
+    features, rois = torch.randn(1, 3, 4, 5), torch.tensor([[0.0, 2.0, 2.0, 40.0, 40.0]])
+    assert torch.equal(ops.roi_pool(features, rois, (2, 2), 1 / 16), ops._roi_pool(features, rois, (2, 2), 1 / 16))
     assert len(calls) == 2  # on the small example, and for us
 
 

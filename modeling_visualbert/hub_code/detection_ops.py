@@ -1,11 +1,12 @@
-"""The primitive operations of region detectors, vectorised: anchors, box codes, suppression, pooling of regions.
+"""The primitive operations of region detectors, vectorised: anchors, box deltas, nms, pooling of regions.
 
 Two conventions meet here. *Continuous* boxes span x2 - x1 (bottom-up attention in PyTorch). *Legacy* boxes hold whole
 pixels, so they span x2 - x1 + 1 (Detectron and what descends from it); functions take `legacy=True` for those. Numbers
 agree with the original code bases, see `tests/test_detection_ops.py`. All boxes are x1, y1, x2, y2 in pixels of the
 network's input, a RoI is a box with the index of its image in front.
 
-Letters: N boxes or RoIs, E pairs of overlapping boxes, A anchors of a cell, K classes, C channels, H, W cells of a map.
+Letters: N boxes or RoIs, S and M boxes that are compared, E pairs that overlap, A anchors of a cell, K classes, C channels,
+H, W cells of a map.
 """
 
 import math
@@ -17,11 +18,8 @@ import torch
 from torch.nn import functional as F
 
 MAX_LOG_SCALE = math.log(1000.0 / 16)  # a box grows at most by this factor in one step
+_BLOCK = 128  # boxes that are compared with all others at once
 _CLASSES_AT_ONCE = 128
-# Of suppression:
-_PAIRS_OF_A_BOX = 12  # with more of them on average, boxes are looked at in blocks
-_BLOCK, _ROWS = 256, 64  # boxes of a block, and how many are compared with all others at once
-_ROUNDS = 16
 
 try:
     from torchvision import ops as _torchvision_ops
@@ -70,21 +68,21 @@ def grid_anchors(cells_A4: torch.Tensor, size_hw: Sequence[int], stride: int) ->
 def encode_boxes(
     targets_N4: torch.Tensor, boxes_N4: torch.Tensor, weights: Sequence[float], legacy: bool = False
 ) -> torch.Tensor:
-    """[N, 4] codes dx, dy, dw, dh that move `boxes` onto `targets`; inverse of [`decode_boxes`] below the size limit."""
+    """[N, 4] deltas dx, dy, dw, dh that move `boxes` onto `targets`; inverse of [`decode_boxes`] below the size limit."""
     center, size = _center_and_size(boxes_N4, legacy)
     target_center, target_size = _center_and_size(targets_N4, legacy)
-    codes_N4 = torch.cat(((target_center - center) / size, torch.log(target_size / size)), dim=-1)
-    return codes_N4 * codes_N4.new_tensor(weights)
+    deltas_N4 = torch.cat(((target_center - center) / size, torch.log(target_size / size)), dim=-1)
+    return deltas_N4 * deltas_N4.new_tensor(weights)
 
 
 def decode_boxes(
-    codes_NX: torch.Tensor, boxes_N4: torch.Tensor, weights: Sequence[float], legacy: bool = False
+    deltas_NX: torch.Tensor, boxes_N4: torch.Tensor, weights: Sequence[float], legacy: bool = False
 ) -> torch.Tensor:
-    """Apply codes [N, 4 K] (K codes for each box) to boxes [N, 4]: [N, 4 K] corner boxes."""
+    """Apply deltas [N, 4 K] (K for each box) to boxes [N, 4]: [N, 4 K] corner boxes."""
     center, size = _center_and_size(boxes_N4, legacy)
-    codes_NK4 = codes_NX.unflatten(-1, (-1, 4)) / codes_NX.new_tensor(weights)
-    new_center = codes_NK4[..., :2] * size[:, None] + center[:, None]
-    new_half = codes_NK4[..., 2:].clamp(max=MAX_LOG_SCALE).exp() * size[:, None] * 0.5
+    deltas_NK4 = deltas_NX.unflatten(-1, (-1, 4)) / deltas_NX.new_tensor(weights)
+    new_center = deltas_NK4[..., :2] * size[:, None] + center[:, None]
+    new_half = deltas_NK4[..., 2:].clamp(max=MAX_LOG_SCALE).exp() * size[:, None] * 0.5
     return torch.cat((new_center - new_half, new_center + new_half - int(legacy)), dim=-1).flatten(1)
 
 
@@ -114,7 +112,7 @@ def fpn_levels(
     return level_N.clamp(lowest, highest).long() - lowest
 
 
-# --------------------------------------------------------------------------------------------------- suppression
+# ----------------------------------------------------------------------------------------------------------- nms
 
 
 def nms(
@@ -126,126 +124,64 @@ def nms(
     labels_N: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """
-    Greedy non-maximum suppression.
+    Greedy non-maximum suppression: the best box stays and removes all that overlap it too much, and so on.
+
+    Boxes are taken a block at a time: first the block is thinned out by itself, then the boxes that stay in it remove
+    others from everything that follows. Time is at most that of comparing all pairs once, memory that of one block.
 
     Args:
         boxes_N4, scores_N: Boxes and their scores; equal scores rank by index.
-        threshold: A box goes when its IoU with a better kept one is above this.
+        threshold: A box is removed when its IoU with a better kept box is above this.
         legacy: Areas count whole pixels (+ 1).
-        inclusive: A box goes at exactly the threshold too, as in the legacy CPU code (its CUDA code and torchvision
+        inclusive: A box is removed at exactly the threshold too, as in the legacy CPU code (its CUDA code and torchvision
             compare with >). Needs a threshold above 0.
-        labels_N: Boxes of different labels do not suppress one another ("batched" suppression).
+        labels_N: Boxes with different labels do not remove one another ("batched" nms).
 
     Returns:
         Indices of the kept boxes, best first. (The legacy code returns the same set by ascending index.)
     """
-    plain = not legacy and not inclusive and labels_N is None
-    if plain and (fast := _torchvision_op("nms")):
-        return fast(boxes_N4, scores_N, threshold)
-    return _nms(boxes_N4, scores_N, threshold, legacy, inclusive, labels_N)
 
+    def beats(better_S: torch.Tensor, worse_M: torch.Tensor) -> torch.Tensor:
+        above_SM = _overlaps_above(sorted_N4[better_S], sorted_N4[worse_M], threshold, legacy, inclusive)
+        return above_SM if labels_N is None else above_SM & (sorted_N[better_S, None] == sorted_N[worse_M])
 
-def _nms(
-    boxes_N4: torch.Tensor,
-    scores_N: torch.Tensor,
-    threshold: float,
-    legacy: bool = False,
-    inclusive: bool = False,
-    labels_N: torch.Tensor | None = None,
-) -> torch.Tensor:
     order_N = scores_N.argsort(descending=True, stable=True)
-    sorted_N4, sorted_N = boxes_N4[order_N], None if labels_N is None else labels_N[order_N]
-    # Pairs are found fastest where there are few; crowds have millions, of which the first box decides most.
-    pairs = _pairs_up_to(_PAIRS_OF_A_BOX * len(order_N), sorted_N4, threshold, legacy, inclusive)
-    if pairs is None:
-        return order_N[_greedy_in_blocks(sorted_N4, threshold, legacy, inclusive, sorted_N)]
-    first_E, second_E = pairs
-    if sorted_N is not None:
-        same_E = sorted_N[first_E] == sorted_N[second_E]
-        first_E, second_E = first_E[same_E], second_E[same_E]
-    return order_N[_greedy(first_E, second_E, len(order_N))]
-
-
-def _greedy(first_E: torch.Tensor, second_E: torch.Tensor, count: int) -> torch.Tensor:
-    """[N] bool: which boxes, sorted by score, stay when `first` < `second` means that the second would go.
-
-    Repeats "who is beaten by those that stay" until nothing changes. A box whose longest chain of better neighbours has
-    length d is right after d rounds and stays so: the result is that of the loop over boxes, in as many rounds as the
-    longest chain. Where chains are long, the loop is run instead.
-    """
-    keep_N = torch.ones(count, dtype=torch.bool, device=first_E.device)
-    for _ in range(_ROUNDS):
-        now_N = torch.ones_like(keep_N)
-        now_N[second_E[keep_N[first_E]]] = False
-        if torch.equal(now_N, keep_N):
-            return keep_N
-        keep_N = now_N
-    keep, in_order_E = [True] * count, first_E.argsort()
-    for first, second in zip(first_E[in_order_E].tolist(), second_E[in_order_E].tolist(), strict=True):
-        if keep[first]:  # all that could beat it have been looked at
-            keep[second] = False
-    return torch.tensor(keep, dtype=torch.bool, device=first_E.device)
-
-
-def _greedy_in_blocks(
-    boxes_N4: torch.Tensor, threshold: float, legacy: bool, inclusive: bool, labels_N: torch.Tensor | None
-) -> torch.Tensor:
-    """[N] bool: which boxes, sorted by score, stay; some at a time, all later boxes that they beat being dropped at once.
-
-    What is left after a block is compared with the few boxes that stayed, never with those that went.
-    """
-    boxes_N4 = boxes_N4.float()
-    keep_N = torch.zeros(len(boxes_N4), dtype=torch.bool, device=boxes_N4.device)
-    left_M = torch.arange(len(boxes_N4), device=boxes_N4.device)
+    sorted_N4, sorted_N = boxes_N4[order_N].float(), order_N if labels_N is None else labels_N[order_N]
+    left_M, kept = torch.arange(len(order_N), device=order_N.device), [order_N[:0]]
     while len(left_M):
-        block_R, left_M = left_M[:_BLOCK], left_M[_BLOCK:]
-        some_R4, labels_R = boxes_N4[block_R], None if labels_N is None else labels_N[block_R]
-        beats_RR = _above(_pair_iou(some_R4[:, None], some_R4[None], legacy), threshold, legacy, inclusive)
-        if labels_R is not None:
-            beats_RR &= labels_R[:, None] == labels_R
-        won_S = block_R[_greedy_of_matrix(beats_RR)]
-        keep_N[won_S] = True
-        beaten_M = torch.zeros(len(left_M), dtype=torch.bool, device=boxes_N4.device)
-        left_5M = _columns(boxes_N4[left_M], legacy)
-        for some_S in won_S.split(_ROWS):
-            close_SM = _close(_columns(boxes_N4[some_S], legacy), left_5M, threshold)
-            if labels_N is not None:
-                close_SM &= labels_N[some_S, None] == labels_N[left_M]
-            first_E, second_E = close_SM.nonzero().T
-            overlaps_E = _pair_iou(boxes_N4[some_S[first_E]], boxes_N4[left_M[second_E]], legacy)
-            beaten_M[second_E[_above(overlaps_E, threshold, legacy, inclusive)]] = True
-        left_M = left_M[~beaten_M]
-    return keep_N
-
-
-def _greedy_of_matrix(beats_RR: torch.Tensor) -> torch.Tensor:
-    """[R] bool: which boxes, sorted by score, stay when [i, j] says that i beats j. The loop over boxes, a bit for each."""
-    packed = np.packbits(beats_RR.cpu().numpy(), axis=1, bitorder="little")
-    gone, stays = 0, []
-    for number, row in enumerate(packed):
-        stays.append(not gone >> number & 1)
-        if stays[-1]:
-            gone |= int.from_bytes(row.tobytes(), "little")
-    return torch.tensor(stays, dtype=torch.bool, device=beats_RR.device)
+        block_S, left_M = left_M[:_BLOCK], left_M[_BLOCK:]
+        stays_S = torch.ones(len(block_S), dtype=torch.bool)
+        for row, beats_S in enumerate(beats(block_S, block_S).triu(1).cpu()):
+            if stays_S[row]:
+                stays_S &= ~beats_S
+        block_S = block_S[stays_S.to(block_S.device)]
+        left_M = left_M[~beats(block_S, left_M).any(dim=0)]
+        kept.append(block_S)
+    return order_N[torch.cat(kept)]
 
 
 def best_surviving_scores(
     boxes_N4: torch.Tensor, scores_NK: torch.Tensor, threshold: float, legacy: bool = False
 ) -> torch.Tensor:
-    """[N]: the largest of a box's K class scores with which it survives that class's suppression among *all* boxes.
+    """[N]: the largest of a box's K class scores with which it survives the nms of that class among *all* boxes.
 
-    0 for a box that survives in no class. All classes share the boxes, so they share the overlaps, and the rounds of
-    [`_greedy`] run for all of them at once.
+    0 for a box that survives in no class. All classes share the boxes and so the pairs that overlap. "Which boxes are
+    removed by those that stay" is repeated for all classes at once until nothing changes: a box whose longest chain of
+    better neighbours has length d is right after d rounds, so the result is that of [`nms`].
     """
-    first_E, second_E = overlapping_pairs(boxes_N4, threshold, legacy)
-    # A few classes at a time: their numbers then stay near the processor.
+    pairs = []
+    for start, some_S4 in enumerate(boxes_N4.float().split(_BLOCK)):
+        above_SM = _overlaps_above(some_S4, boxes_N4.float(), threshold, legacy, inclusive=False)
+        pairs.append(above_SM.triu(start * _BLOCK + 1).nonzero() + boxes_N4.new_tensor([start * _BLOCK, 0]).long())
+    first_E, second_E = torch.cat(pairs).T
+    # A few classes at a time: their numbers then stay in the processor's cache.
     best = [_best_of_classes(some_NK, first_E, second_E) for some_NK in scores_NK.split(_CLASSES_AT_ONCE, dim=1)]
     return torch.stack(best).amax(dim=0)
 
 
 def _best_of_classes(scores_NK: torch.Tensor, first_E: torch.Tensor, second_E: torch.Tensor) -> torch.Tensor:
     scores_NK = scores_NK.contiguous()
-    # An edge runs from the better box to the worse, which differs between classes: each pair stands for both directions.
+    # Which box of a pair is the better one differs between classes: each pair stands for both directions.
     first_wins_EK = scores_NK[first_E] >= scores_NK[second_E]
     second_wins_EK = ~first_wins_EK
     keep_NK = torch.ones_like(scores_NK, dtype=torch.bool)
@@ -259,76 +195,24 @@ def _best_of_classes(scores_NK: torch.Tensor, first_E: torch.Tensor, second_E: t
         keep_NK = now_NK
 
 
-def overlapping_pairs(
-    boxes_N4: torch.Tensor, threshold: float, legacy: bool = False, inclusive: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """All pairs of boxes with an IoU above the threshold (or at it): indices `first` [E] < `second` [E].
-
-    IoU above t needs areas that differ by less than the factor t, so boxes are sorted by area and each block of them is
-    compared with the stretch that can matter.
-    """
-    pairs = _pairs_up_to(None, boxes_N4, threshold, legacy, inclusive)
-    assert pairs is not None
-    return pairs
-
-
-def _pairs_up_to(
-    limit: int | None, boxes_N4: torch.Tensor, threshold: float, legacy: bool, inclusive: bool
-) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """[`overlapping_pairs`], or None when there are more than about so many."""
-    boxes_N4 = boxes_N4.float()
-    areas_N = box_areas(boxes_N4, legacy)
-    by_area = areas_N.argsort()
-    sorted_N4, sorted_N = boxes_N4[by_area], areas_N[by_area]
-    # A hair below the threshold here: the exact comparison follows for the few pairs that are left.
-    ends = torch.searchsorted(sorted_N, sorted_N / max(0.999 * threshold, 1e-6), right=True).tolist()
-    found, count = [], 0
-    block = _ROWS if boxes_N4.device.type == "cpu" else 1024
-    columns_5N = _columns(sorted_N4, legacy)
-    for start in range(0, len(sorted_N), block):
-        stop = min(start + block, len(sorted_N))
-        close = _close(columns_5N[:, start:stop], columns_5N[:, start : ends[stop - 1]], threshold).nonzero()
-        found.append(close + start)
-        count += len(close)
-        if limit is not None and count > limit + 2 * stop:  # boxes are close to themselves, some pairs come twice
-            return None
-    pairs_E2 = torch.cat(found) if found else torch.zeros(0, 2, dtype=torch.long, device=boxes_N4.device)
-    pairs_E2 = by_area[pairs_E2[pairs_E2[:, 0] < pairs_E2[:, 1]]]
-    first_E, second_E = pairs_E2.min(dim=1).values, pairs_E2.max(dim=1).values
-    overlaps_E = _pair_iou(boxes_N4[first_E], boxes_N4[second_E], legacy)
-    above_E = _above(overlaps_E, threshold, legacy, inclusive)
-    return first_E[above_E], second_E[above_E]
-
-
-def _columns(boxes_N4: torch.Tensor, legacy: bool) -> torch.Tensor:
-    """[5, N]: x1, y1, and x2, y2 behind the last pixel, and areas."""
-    x1, y1, x2, y2 = boxes_N4.T
-    return torch.stack((x1, y1, x2 + int(legacy), y2 + int(legacy), box_areas(boxes_N4, legacy)))
-
-
-def _close(first_5S: torch.Tensor, second_5R: torch.Tensor, threshold: float) -> torch.Tensor:
-    """[S, R] bool: which boxes overlap by more than a hair below the threshold."""
-    (x1, y1, x2, y2, area), (u1, v1, u2, v2, other) = first_5S[:, :, None], second_5R
-    width = torch.minimum(x2, u2).sub_(torch.maximum(x1, u1)).clamp_(0)
-    height = torch.minimum(y2, v2).sub_(torch.maximum(y1, v1))
-    # intersection / union > t  <=>  intersection > t / (1 + t) * (sum of areas)
-    share = 0.999 * threshold / (1 + threshold)
-    return width.mul_(height) > (area * share).add(other * share)
-
-
-def _pair_iou(first_E4: torch.Tensor, second_E4: torch.Tensor, legacy: bool) -> torch.Tensor:
-    """IoU of boxes [..., 4] that lie at the same place of both, or are broadcast."""
-    low = torch.maximum(first_E4[..., :2], second_E4[..., :2])
-    high = torch.minimum(first_E4[..., 2:], second_E4[..., 2:])
-    sides_E2 = (high - low + int(legacy)).clamp(min=0)
-    intersection_E = sides_E2[..., 0] * sides_E2[..., 1]
-    return intersection_E / (box_areas(first_E4, legacy) + box_areas(second_E4, legacy) - intersection_E)
-
-
-def _above(overlaps: torch.Tensor, threshold: float, legacy: bool, inclusive: bool) -> torch.Tensor:
-    """[...] bool: torchvision's threshold is a double, that of the legacy code a float."""
-    overlaps = overlaps if legacy else overlaps.double()
-    return overlaps >= threshold if inclusive else overlaps > threshold
+def _overlaps_above(
+    first_S4: torch.Tensor, second_M4: torch.Tensor, threshold: float, legacy: bool, inclusive: bool
+) -> torch.Tensor:
+    """[S, M] bool: which pairs of boxes have an IoU above the threshold (or at it)."""
+    (x1, y1, x2, y2), (u1, v1, u2, v2) = first_S4.T[:, :, None], second_M4.T
+    width_SM = torch.minimum(x2, u2).sub_(torch.maximum(x1, u1))
+    height_SM = torch.minimum(y2, v2).sub_(torch.maximum(y1, v1))
+    if legacy:
+        width_SM, height_SM = width_SM.add_(1), height_SM.add_(1)
+    shared_SM = width_SM.clamp_(min=0).mul_(height_SM)  # boxes apart have an IoU of 0 or below
+    total_SM = box_areas(first_S4, legacy)[:, None] + box_areas(second_M4, legacy)
+    iou_SM = shared_SM.div_(total_SM.sub_(shared_SM))
+    # torchvision compares with a double, the legacy code with a float: the last float32 that is not above.
+    limit = float(np.float32(threshold))
+    exact = limit if legacy else threshold
+    if limit > exact or (inclusive and limit == exact):
+        limit = float(np.nextafter(np.float32(limit), np.float32(-1)))
+    return iou_SM > limit
 
 
 # ------------------------------------------------------------------------------------------- pooling of regions
@@ -522,9 +406,8 @@ def _torchvision_op(name: str) -> Callable | None:
     boxes[0] = torch.tensor([8.0, 24.0, 40.0, 56.0])  # edges at half cells
     rois = torch.cat((torch.zeros(12, 1), boxes), dim=1)
     maps = torch.randn(1, 3, 6, 7, generator=generator)
-    ours: dict[str, Callable] = {"nms": _nms, "roi_pool": _roi_pool, "roi_align": _roi_align}
+    ours: dict[str, Callable] = {"roi_pool": _roi_pool, "roi_align": _roi_align}
     examples: dict[str, list[tuple]] = {
-        "nms": [(boxes, boxes[:, 0], 0.3)],
         "roi_pool": [(maps, rois, (3, 5), 1 / 16)],
         "roi_align": [(maps, rois, 3, 1 / 16, sampling, aligned) for sampling in (0, 2) for aligned in (False, True)],
     }
@@ -596,7 +479,6 @@ __all__ = [
     "grid_anchors",
     "legacy_cell_anchors",
     "nms",
-    "overlapping_pairs",
     "polygon_mask",
     "resize_by_factor",
     "roi_align",
