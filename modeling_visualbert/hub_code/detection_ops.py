@@ -1,9 +1,9 @@
 """The primitive operations of region detectors, vectorised: anchors, box deltas, nms, pooling of regions.
 
-Two conventions meet here. *Continuous* boxes span x2 - x1 (bottom-up attention in PyTorch). *Legacy* boxes hold whole
-pixels, so they span x2 - x1 + 1 (Detectron and what descends from it); functions take `legacy=True` for those. Numbers
+There are two conventions. *Continuous* boxes span x2 - x1 (bottom-up attention in PyTorch). *Legacy* boxes hold whole
+pixels, so they span x2 - x1 + 1 (Detectron and code derived from it); functions take `legacy=True` for those. Numbers
 agree with the original code bases, see `tests/test_detection_ops.py`. All boxes are x1, y1, x2, y2 in pixels of the
-network's input, a RoI is a box with the index of its image in front.
+network's input; a RoI is a box preceded by the index of its image.
 
 Letters: N boxes or RoIs, S and M boxes that are compared, E pairs that overlap, A anchors of a cell, K classes, C channels,
 H, W cells of a map.
@@ -92,7 +92,7 @@ def _center_and_size(boxes: torch.Tensor, legacy: bool) -> tuple[torch.Tensor, t
 
 
 def clip_boxes(boxes: torch.Tensor, size_hw: Sequence[float], legacy: bool = False) -> torch.Tensor:
-    """[..., 4 K] boxes cut at the border: 0 .. W continuous, 0 .. W - 1 legacy (and the same for the height)."""
+    """[..., 4 K] boxes clipped to the image: 0 .. W continuous, 0 .. W - 1 legacy (and the same for the height)."""
     height, width = (float(side) - int(legacy) for side in size_hw)
     limits = boxes.new_tensor([width, height, width, height]).repeat(boxes.shape[-1] // 4)
     return torch.minimum(boxes.clamp(min=0), limits)
@@ -369,8 +369,11 @@ def _top(power_NP: torch.Tensor) -> int:
 
 
 def _window_maxima(features_BCHW: torch.Tensor, top_y: int, top_x: int) -> tuple[torch.Tensor, tuple[int, int, int]]:
-    """Rows of C maxima over windows of 2**py x 2**px cells that start at each cell, for all py <= top_y, px <= top_x, and how
-    many rows lie between two values of py, of px and of the image index."""
+    """Maxima over windows of 2**py x 2**px cells that start at each cell, for all py <= top_y and px <= top_x.
+
+    Returns:
+        [X, C] the maxima of all windows, and by how many rows the next py, px and image lie further down.
+    """
     tall_BHWC = features_BCHW.permute(0, 2, 3, 1)
     rows = tall_BHWC.shape[:3].numel()
     tables = []
@@ -386,7 +389,7 @@ def _window_maxima(features_BCHW: torch.Tensor, top_y: int, top_x: int) -> tuple
 
 
 def _shifted_maximum(maps: torch.Tensor, axis: int, shift: int) -> torch.Tensor:
-    """Maximum of each position and the one `shift` behind; the last positions, whose windows stick out, stay as they are."""
+    """Maximum of each position and the one `shift` further on; the last `shift` positions stay as they are."""
     kept = maps.shape[axis] - shift
     if kept <= 0:
         return maps
