@@ -1,5 +1,7 @@
 """Explanations of an answer against plain loops, small changes of the input, and inputs without the region."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers import NUM_LABELS, inputs_for, pad, tiny_model
@@ -10,6 +12,7 @@ from modeling_visualbert.hub_code.explain_visualbert import (
     explain_answers,
     gradient_x_input,
     logits_without_each_region,
+    outputs_with_attention,
 )
 from modeling_visualbert.hub_code.processing_visualbert import VisualBertProcessor
 
@@ -163,6 +166,45 @@ def test_no_regions(answering, processor):
     assert sum(word["rollout"] for word in found["words"]) == pytest.approx(1, abs=1e-5)
 
 
-def test_pixels_are_refused(model, inputs):
-    with pytest.raises(ValueError, match="explanations need `visual_embeds`.*get_image_features"):
-        attention_rollout(model, input_ids=inputs["input_ids"], pixel_values=torch.zeros(3, 3, 8, 8))
+@pytest.mark.parametrize(
+    "explain",
+    [
+        attention_rollout,
+        logits_without_each_region,
+        lambda model, **inputs: gradient_x_input(model, torch.zeros(3).long(), **inputs),
+        lambda model, **inputs: explain_answers(model, None, inputs),
+    ],
+)
+@pytest.mark.parametrize("missing", ["visual_embeds", "attention_mask"])
+def test_pixels_and_texts_without_mask_are_refused(model, inputs, explain, missing):
+    given = {name: tensor for name, tensor in inputs.items() if name != missing}
+    with pytest.raises(ValueError, match=f"explanations need `{missing}`.*get_image_features"):
+        explain(model, **given)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_a_model_has_the_attention_afterwards_that_it_had_before(inputs, implementation):
+    model = tiny_model("vqa")
+    model.set_attn_implementation(implementation)
+    outputs = outputs_with_attention(model, **inputs)
+    assert [weights.shape for weights in outputs.attentions] == [(3, 4, 15, 15)] * 2
+    assert model.config._attn_implementation == implementation
+
+
+@pytest.mark.parametrize("attentions", [None, (), (None, None)])
+def test_a_model_without_attention_weights_is_refused(inputs, attentions):
+    model = tiny_model("vqa")
+    model.forward = lambda **inputs: SimpleNamespace(attentions=attentions)
+    with pytest.raises(ValueError, match="VisualBertForQuestionAnswering returns no attention weights"):
+        outputs_with_attention(model, **inputs)
+
+
+def test_leaving_out_regions_where_there_are_none(model, inputs):
+    none = {name: tensor[:, :0] if "visual" in name else tensor for name, tensor in inputs.items()}
+    assert logits_without_each_region(model, **none).shape == (3, 0, NUM_LABELS["vqa"])
+
+
+def test_each_of_two_questions_has_the_regions_of_its_image(answering, processor):
+    regions = [{"visual_embeds": torch.ones(count, 10)} for count in (4, 2)]
+    explained = explain_answers(answering, processor, processor(images=regions, text=QUESTIONS))
+    assert [len(found["regions"]) for found in explained] == [4, 2]

@@ -7,6 +7,7 @@ from transformers import (
     AutoModel,
     ConvNextConfig,
     Dinov2Config,
+    Dinov2Model,
     MobileNetV2Config,
     ResNetBackbone,
     ResNetConfig,
@@ -79,7 +80,8 @@ def test_every_family_gives_cells(family, tmp_path):
     found = encoder(pixels())
     assert found.visual_embeds.shape == (2, 6, encoder.config.region_dim)
     assert encoder.config.max_regions == 6
-    assert found.visual_attention_mask.tolist() == [[1] * 6] * 2
+    assert found.visual_attention_mask.tolist() == found.scores.tolist() == [[1] * 6] * 2
+    assert found.class_ids.tolist() == [[0] * 6] * 2
     assert found.boxes_unit[0, 0].tolist() == pytest.approx([0, 0, 1 / 3, 1 / 2])
     assert found.boxes_unit[1, 5].tolist() == pytest.approx([2 / 3, 1 / 2, 1, 1])
     encoder.save_pretrained(tmp_path)
@@ -97,6 +99,23 @@ def test_patch_states_are_where_the_patches_are():
     torch.testing.assert_close(
         encoder(pixels()).visual_embeds, model(pixels()).last_hidden_state[:, 1:], atol=1e-4, rtol=1e-4
     )
+
+
+@pytest.mark.parametrize("size", [(32, 64), (64, 32)])
+def test_patches_of_wide_and_tall_images(size):
+    """A vision model without position embeddings that fit is asked to make them: one state for each patch, row by row."""
+    model = Dinov2Model(Dinov2Config(**{**BACKBONES["dinov2"].to_dict(), "num_hidden_layers": 1})).eval()
+    rows, columns = (side // 16 for side in size)
+    fields = {"grid_rows": rows, "grid_columns": columns, "geometry_features": False}
+    encoder = GridRegionEncoder.from_backbone(model, **fields)
+    states = model(pixels(1, *size)).last_hidden_state[:, 1:]
+    torch.testing.assert_close(encoder(pixels(1, *size)).visual_embeds, states, atol=1e-4, rtol=1e-4)
+
+
+def test_a_wrapped_backbone_forgets_its_folder(tmp_path):
+    ViTModel(BACKBONES["vit"], add_pooling_layer=False).save_pretrained(tmp_path)
+    encoder = GridRegionEncoder.from_backbone(ViTModel.from_pretrained(tmp_path, add_pooling_layer=False))
+    assert str(tmp_path) not in encoder.config.to_json_string()
 
 
 def test_cells_are_means_of_the_map():

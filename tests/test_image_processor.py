@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers import shared
 from PIL import Image, ImageOps
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, DetrImageProcessorPil
 
 from modeling_visualbert import VisualBertImageProcessor, load_image
 from modeling_visualbert.hub_code.image_processing_visualbert import MAX_PIXELS
@@ -252,8 +252,24 @@ def test_images_are_not_downloaded(url):
         (np.zeros((0, 40, 3), np.uint8), r"array of shape \(0, 40, 3\); expected"),
         (np.zeros(40, np.uint8), r"array of shape \(40,\); expected"),
         (noise()[:4], "40 x 4 pixels; expected at least 8 on each side"),
+        (noise()[:3, :, :3], "40 x 3 pixels; expected at least 8 on each side"),
+        (noise().transpose(2, 0, 1)[:, :3], "40 x 3 pixels; expected at least 8 on each side"),
     ],
-    ids=["above", "below", "nan", "int32", "bool", "4-dims", "2-channels", "4-channels", "empty", "1-dim", "small"],
+    ids=[
+        "above",
+        "below",
+        "nan",
+        "int32",
+        "bool",
+        "4-dims",
+        "2-channels",
+        "4-channels",
+        "empty",
+        "1-dim",
+        "small",
+        "small-hwc",
+        "small-chw",
+    ],
 )
 @pytest.mark.parametrize("as_type", [np.asarray, torch.from_numpy])
 def test_a_wrong_array_is_refused(array, message, as_type):
@@ -345,3 +361,27 @@ def test_saved_and_loaded_again(tmp_path):
     loaded = AutoImageProcessor.from_pretrained(tmp_path)
     assert type(loaded) is VisualBertImageProcessor
     assert torch.equal(loaded(noise())["pixel_values"], processor(noise())["pixel_values"])
+
+
+def test_a_pil_image_of_a_truncated_file_is_refused():
+    """Pillow reads the pixels only when they are asked for."""
+    content = encoded(Image.fromarray(noise(100, 100)), "PNG")
+    with pytest.raises(ValueError, match=r"^image: damaged or truncated image file \("):
+        load_image(Image.open(io.BytesIO(content[: len(content) // 2])))
+
+
+def test_image_sizes_come_in_the_asked_form():
+    assert isinstance(VisualBertImageProcessor()([noise()])["image_sizes"], torch.Tensor)
+    assert isinstance(VisualBertImageProcessor()([noise()], return_tensors="np")["image_sizes"], np.ndarray)
+
+
+def test_images_are_treated_as_a_detector_of_transformers_wants_them(tmp_path):
+    size = {"shortest_edge": 40, "longest_edge": 90}
+    theirs = DetrImageProcessorPil(size=size, image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6], rescale_factor=0.5)
+    theirs.save_pretrained(tmp_path)
+    ours = VisualBertImageProcessor.from_detector(tmp_path)
+    assert dict(ours.size) == size and ours.rescale_factor == 0.5
+    assert (list(ours.image_mean), list(ours.image_std)) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    wide = Image.fromarray(noise(60, 100))
+    torch.testing.assert_close(ours(wide)["pixel_values"], theirs(wide, return_tensors="pt")["pixel_values"])
+    assert dict(VisualBertImageProcessor.from_detector(tmp_path, size={"height": 8, "width": 9}).size)["width"] == 9

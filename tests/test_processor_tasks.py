@@ -599,3 +599,25 @@ def test_every_object_needs_a_region_of_its_own_image(counts):
         processor_for("vcr")(images=regions(4), **CALLS["vcr"])
     fitting = processor_for("vcr")(images=[regions(5), regions(3)], **CALLS["vcr"])
     assert fitting["visual_attention_mask"].sum(dim=1).tolist() == [5, 3]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_all_that_comes_out_is_a_model_input(eyes, task):
+    """Of regions and of pixels; `generate` and trainers of others drop what is not in the list."""
+    _, processor = eyes(task)
+    plain = processor_for(task)
+    texts = call(task)
+    from_regions = plain(images=images_for(task, regions), **texts)
+    pixels = images_for(task, lambda count, seed: image(seed))
+    from_pixels = processor(images=pixels, **texts, **({"boxes": BOXES} if task == "vcr" else {}))
+    named = set(processor.model_input_names)
+    assert from_regions.keys() | from_pixels.keys() <= named
+    assert {"input_ids", "attention_mask", "token_type_ids"} <= from_regions.keys() & from_pixels.keys()
+
+
+@pytest.mark.parametrize("top_k", [0, -1])
+def test_no_region_at_all_cannot_be_asked_for(top_k):
+    with pytest.raises(ValueError, match=f"^top_k {top_k}; expected at least 1, or None for all"):
+        processor_for("flickr30k").post_process_phrase_grounding(
+            torch.zeros(1, 1, 2), [{"boxes": torch.zeros(2, 4)}], [1], top_k=top_k
+        )

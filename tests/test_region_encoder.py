@@ -1,5 +1,6 @@
 """Boxes, checks of regions, and regions from detectors of several families."""
 
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,6 +25,7 @@ from modeling_visualbert.hub_code.regions_visualbert import (
     center_to_corners,
     check_regions,
     corners_to_center,
+    find_regions,
     pad_regions,
     scale_boxes,
     split_regions,
@@ -227,6 +229,27 @@ def test_padding_and_splitting_are_inverse():
     assert [p["scores"].tolist() for p in split_regions(batch, sizes)] == [[0.0, 1.0], [], [6.0, 7.0, 8.0]]
     with pytest.raises(ValueError, match="2 image sizes for regions of 3 images"):
         split_regions(batch, sizes[:2])
+
+
+@pytest.mark.parametrize("writeable", [True, False])
+def test_arrays_that_may_not_be_written_are_copied(writeable):
+    """PyTorch warns of tensors that share a read-only array; what may be written is shared."""
+    features = np.ones((2, 3), np.float32)
+    features.flags.writeable = writeable
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tensor = check_regions({"visual_embeds": features}, 3)["visual_embeds"]
+    tensor += 1
+    assert features[0, 0] == (2 if writeable else 1)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32])
+def test_pixels_are_given_in_the_type_of_the_encoder(dtype):
+    encoder = encoder_with("detr").to(torch.bfloat16)
+    inputs = {"pixel_values": images(2), "image_sizes": torch.tensor([[64, 96], [32, 48]])}
+    first, second = find_regions(encoder, inputs, dtype)
+    assert {first[name].dtype for name in ("visual_embeds", "boxes", "scores")} == {dtype or torch.bfloat16}
+    assert first["class_ids"].dtype == torch.long and second["image_size"].tolist() == [32, 48]
 
 
 # -------------------------------------------------------------------------------------------------------- encoder

@@ -7,6 +7,8 @@ from modeling_visualbert.corpus.vocabulary import corpus_tokenizer
 from modeling_visualbert.hub_code.text_visualbert import (
     NAMES,
     EncodedText,
+    check_special_tokens,
+    check_tokenizer,
     encode_choice,
     encode_pair,
     encode_question,
@@ -445,3 +447,44 @@ def test_a_mask_of_the_text_is_not_predicted():
     text = encode_pair(TOKENIZER, "a [MASK] circle", None, 32).input_ids
     _, labels = mask_pieces(text, TOKENIZER, generator(), probability=1.0)
     assert labels == [-100, text[1], -100, text[3], -100]
+
+
+# -------------------------------------------------------------------------------------------------------- tokenizers
+
+
+class WithoutToken:
+    """The tokenizer of the corpus, less a piece of its vocabulary or the name of a special token."""
+
+    def __init__(self, piece=None, name=None):
+        self.piece, self.name = piece, name
+
+    def __getattr__(self, attribute):
+        return None if attribute == self.name else getattr(TOKENIZER, attribute)
+
+    def get_vocab(self):
+        return {piece: number for piece, number in TOKENIZER.get_vocab().items() if piece != self.piece}
+
+
+@pytest.mark.parametrize("token", ["cls", "sep", "mask", "pad", "unk"])
+def test_a_tokenizer_without_a_special_token_is_refused(token):
+    for task in (None, "vqa", "vcr"):
+        check_special_tokens(TOKENIZER, task)
+    with pytest.raises(ValueError, match=rf"^mine: the tokenizer has no {token}_token; expected .*\[UNK\]"):
+        check_special_tokens(WithoutToken(name=f"{token}_token"), name="mine")
+    with pytest.raises(ValueError, match=rf"^tokenizer: the tokenizer has no \[{token.upper()}\]; expected"):
+        check_special_tokens(WithoutToken(piece=f"[{token.upper()}]"))
+
+
+def test_only_questions_need_a_question_mark():
+    for task in (None, "vcr", "nlvr2"):
+        check_special_tokens(WithoutToken(piece="?"), task)
+    with pytest.raises(ValueError, match=r"the tokenizer has no \?; expected .*\[UNK\] and \?$"):
+        check_special_tokens(WithoutToken(piece="?"), "vqa")
+
+
+def test_a_tokenizer_of_another_size_is_refused():
+    check_tokenizer(TOKENIZER, len(TOKENIZER), "vqa")
+    for size in (len(TOKENIZER) - 1, len(TOKENIZER) + 1):
+        message = f"^mine: a tokenizer of {len(TOKENIZER)} word pieces, but the model has {size}; expected"
+        with pytest.raises(ValueError, match=message):
+            check_tokenizer(TOKENIZER, size, "vqa", "mine")
