@@ -151,7 +151,7 @@ def name_outputs(config: RegionDetectorConfig, classes: str | Path | None, attri
         config.id2label = dict(enumerate(names))
         config.label2id = {name: number for number, name in enumerate(names)}
     if attributes is not None:
-        if config.head != "c4":
+        if not config.design.has_attributes:
             raise ValueError(f"{attributes}: a detector with head {config.head!r} has no attributes; expected 'c4'")
         config.attribute_names = _read_names(attributes, config.num_attributes, "attributes")
 

@@ -1,11 +1,11 @@
 """Configuration of the Faster R-CNN family that the published VisualBERT checkpoints took their regions from."""
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import PretrainedConfig
 
-HEADS = ("c4", "fpn", "given")
 NORM_STATISTICS = ("frozen", "running", "batch")
 
 # The 80 categories of COCO in the order of their ids; "_" joins the words of a name.
@@ -19,6 +19,63 @@ teddy_bear hair_drier toothbrush
 """
 COCO_CLASSES = tuple(name.replace("_", " ") for name in _COCO.split())
 WHOLE_IMAGE = "whole image"  # class 0 of the VCR detector
+
+
+@dataclass(frozen=True)
+class DetectorDesign:
+    """What all detectors with the same `head` have in common; configuration, model and image processor read it.
+
+    Args:
+        strides: Pixels of the input between two cells, for each map that proposes boxes; empty if all boxes are given.
+        images: Fields of the image processor of the published detectors.
+        has_pyramid: Whether regions are read from a feature pyramid rather than from one map.
+        legacy_boxes: Whether boxes are made of whole pixels and so are x2 - x1 + 1 wide.
+        has_attributes: Whether attributes of a region are found.
+        has_hidden_features: Whether the feature of a region comes from a linear layer, `hidden_dim` wide, rather than
+            from the last stage of the ResNet.
+        first_class: Column of the first class in the class logits: 1 if the background comes before it.
+    """
+
+    strides: tuple[int, ...]
+    images: dict[str, Any]
+    has_pyramid: bool = False
+    legacy_boxes: bool = False
+    has_attributes: bool = False
+    has_hidden_features: bool = True
+    first_class: int = 0
+
+    @property
+    def reads_objects(self) -> bool:
+        """Whether objects are described whose boxes, classes and outlines are given, and none are found."""
+        return not self.strides
+
+
+_SHORT_AND_LONG = {"shortest_edge": 800, "longest_edge": 1333}
+DESIGNS = {  # by `head`
+    "c4": DetectorDesign(
+        strides=(16,),
+        images={"recipe": "interpolate", "size": _SHORT_AND_LONG},
+        has_attributes=True,
+        has_hidden_features=False,
+    ),
+    "fpn": DetectorDesign(
+        strides=(4, 8, 16, 32, 64),
+        images={"recipe": "factor", "size": _SHORT_AND_LONG, "pad_to_multiple": 32},
+        has_pyramid=True,
+        legacy_boxes=True,
+        first_class=1,
+    ),
+    "given": DetectorDesign(
+        strides=(),
+        images={
+            "recipe": "fit",
+            "size": {"height": 384, "width": 768},
+            "image_mean": [0.485, 0.456, 0.406],
+            "image_std": [0.229, 0.224, 0.225],
+            "channel_order": "RGB",
+        },
+    ),
+}
 
 
 @strict
@@ -155,15 +212,15 @@ class RegionDetectorConfig(PretrainedConfig):
     def validate_architecture(self):
         """Called by the strict dataclass after every change of a field."""
         for name, value, known in (
-            ("head", self.head, HEADS),
+            ("head", self.head, DESIGNS),
             ("norm_statistics", self.norm_statistics, NORM_STATISTICS),
         ):
             if value not in known:
                 raise ValueError(f"{name} {value!r}; expected one of {', '.join(known)}")
         if len(self.depths) != 4:
             raise ValueError(f"depths {list(self.depths)}; expected the blocks of four stages")
-        maps = {"c4": 1, "fpn": 5}.get(self.head)
-        if maps is not None and len(self.anchor_sizes) != maps:
+        maps = len(self.design.strides)
+        if maps and len(self.anchor_sizes) != maps:
             raise ValueError(f"anchor_sizes for {len(self.anchor_sizes)} maps; expected {maps} for head {self.head!r}")
         if self.attribute_names is not None and len(self.attribute_names) != self.num_attributes:
             raise ValueError(f"{len(self.attribute_names)} attribute_names; expected {self.num_attributes}")
@@ -173,19 +230,24 @@ class RegionDetectorConfig(PretrainedConfig):
             )
 
     @property
+    def design(self) -> DetectorDesign:
+        """What follows from the kind of `head`."""
+        return DESIGNS[self.head]
+
+    @property
     def reads_objects(self) -> bool:
         """Whether it is VCR's detector: it describes objects whose boxes, classes and outlines are given, and finds none."""
-        return self.head == "given"
+        return self.design.reads_objects
 
     @property
     def legacy_boxes(self) -> bool:
         """Whether boxes are made of whole pixels and so are x2 - x1 + 1 wide."""
-        return self.head == "fpn"
+        return self.design.legacy_boxes
 
     @property
     def region_dim(self) -> int:
         """Length of one region feature."""
-        return self.res2_channels * 8 if self.head == "c4" else self.hidden_dim
+        return self.hidden_dim if self.design.has_hidden_features else self.res2_channels * 8
 
     @property
     def num_anchors(self) -> int:
@@ -268,4 +330,4 @@ def _named(names: tuple[str, ...], fields: dict) -> dict[str, dict]:
     return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
 
 
-__all__ = ["COCO_CLASSES", "RegionDetectorConfig"]
+__all__ = ["COCO_CLASSES", "DESIGNS", "DetectorDesign", "RegionDetectorConfig"]

@@ -13,12 +13,12 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import ImagesKwargs
 
-from .configuration_region_detector import RegionDetectorConfig
+from .configuration_region_detector import DESIGNS, DetectorDesign, RegionDetectorConfig
 from .detection_ops import polygon_mask, resize_by_factor
 from .image_processing_visualbert import VisualBertImageProcessor, load_image
 from .regions_visualbert import normalise_boxes, pad_boxes
 
-RECIPES = ("interpolate", "factor", "fit")
+_BY_RECIPE = {design.images["recipe"]: design for design in DESIGNS.values()}
 _MIN_SIDE = 8  # of a resized image, so that very long and thin ones keep some pixels
 
 
@@ -65,35 +65,32 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        if self.recipe not in RECIPES:
-            raise ValueError(f"recipe {self.recipe!r}; expected one of {', '.join(RECIPES)}")
+        if self.recipe not in _BY_RECIPE:
+            raise ValueError(f"recipe {self.recipe!r}; expected one of {', '.join(_BY_RECIPE)}")
         if self.channel_order not in ("BGR", "RGB"):
             raise ValueError(f"channel_order {self.channel_order!r}; expected 'BGR' or 'RGB'")
-        needed = ("height", "width") if self.recipe == "fit" else ("shortest_edge", "longest_edge")
+        needed = self.design.images["size"]
         if not all(self.size[name] for name in needed):
             raise ValueError(f"size {dict(self.size)}; expected {' and '.join(needed)} for recipe {self.recipe!r}")
 
     @property
+    def design(self) -> DetectorDesign:
+        """What the detectors have in common that are trained with this recipe."""
+        return _BY_RECIPE[self.recipe]
+
+    @property
     def reads_objects(self) -> bool:
         """Whether it is the image processor of VCR's detector, see `RegionDetectorConfig.reads_objects`."""
-        return self.recipe == "fit"
+        return self.design.reads_objects
 
     @classmethod
     def for_config(cls, config: RegionDetectorConfig, **fields) -> "RegionDetectorImageProcessor":
         """The image processor of the published detector with this kind of head; `fields` override its own."""
+        published = dict(config.design.images)
         if config.reads_objects:
-            vcr: dict[str, Any] = {
-                "recipe": "fit",
-                "size": {"height": 384, "width": 768},
-                "image_mean": [0.485, 0.456, 0.406],
-                "image_std": [0.229, 0.224, 0.225],
-                "channel_order": "RGB",
-                "mask_size": config.mask_size,
-                "class_names": [config.id2label[i] for i in range(config.num_classes)],
-            }
-            return cls(**{**vcr, **fields})
-        pyramid: dict[str, Any] = {"recipe": "factor", "pad_to_multiple": 32} if config.head == "fpn" else {}
-        return cls(**{**pyramid, **fields})
+            published["mask_size"] = config.mask_size
+            published["class_names"] = [config.id2label[i] for i in range(config.num_classes)]
+        return cls(**{**published, **fields})
 
     def preprocess(
         self, images, return_tensors="pt", boxes=None, classes=None, polygons=None, **kwargs
@@ -134,14 +131,15 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
 
     def _prepare(self, image: Image.Image) -> tuple[torch.Tensor, tuple[float, ...]]:
         """Normalised pixels [3, H, W] of one image and its window."""
-        if self.recipe == "fit":
-            return self._fit(image)
-        pixels_HWC = np.asarray(image, dtype=np.float32)
-        if self.channel_order == "BGR":
-            pixels_HWC = pixels_HWC[..., ::-1]
-        return self._interpolate(pixels_HWC) if self.recipe == "interpolate" else self._by_factor(pixels_HWC)
+        prepare = {"interpolate": self._interpolate, "factor": self._by_factor, "fit": self._fit}
+        return prepare[self.recipe](image)
 
-    def _interpolate(self, pixels_HWC: np.ndarray) -> tuple[torch.Tensor, tuple[float, ...]]:
+    def _floats(self, image: Image.Image) -> np.ndarray:
+        pixels_HWC = np.asarray(image, dtype=np.float32)
+        return pixels_HWC[..., ::-1] if self.channel_order == "BGR" else pixels_HWC
+
+    def _interpolate(self, image: Image.Image) -> tuple[torch.Tensor, tuple[float, ...]]:
+        pixels_HWC = self._floats(image)
         sides, short = pixels_HWC.shape[:2], self.size["shortest_edge"]
         scaled = [short if side == min(sides) else side * (short / min(sides)) for side in sides]
         if max(scaled) > self.size["longest_edge"]:
@@ -151,7 +149,8 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
         resized = F.interpolate(pixels_CHW[None], size=(height, width), mode="bilinear", align_corners=False)[0]
         return (resized - self._column(self.image_mean)) / self._column(self.image_std), (0.0, 0.0, width, height)
 
-    def _by_factor(self, pixels_HWC: np.ndarray) -> tuple[torch.Tensor, tuple[float, ...]]:
+    def _by_factor(self, image: Image.Image) -> tuple[torch.Tensor, tuple[float, ...]]:
+        pixels_HWC = self._floats(image)
         height, width = pixels_HWC.shape[:2]
         factor = self.size["shortest_edge"] / min(height, width)
         if round(factor * max(height, width)) > self.size["longest_edge"]:
@@ -192,7 +191,7 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
         mask = torch.zeros(len(pixels), height, width, dtype=torch.long)
         for row, (image, window) in enumerate(zip(pixels, windows, strict=True)):
             values[row, :, : image.shape[1], : image.shape[2]] = image
-            if self.recipe == "fit":  # the padding is inside
+            if self.reads_objects:  # its images are padded on all sides already
                 x1, y1, x2, y2 = (round(side) for side in window)
                 mask[row, y1:y2, x1:x2] = 1
             else:

@@ -154,7 +154,7 @@ class ResNetBackbone(nn.Module):
     def __init__(self, config: RegionDetectorConfig):
         super().__init__()
         self.stem = Stem(config)
-        stages = 4 if config.head == "fpn" else 3
+        stages = 4 if config.design.has_pyramid else 3
         self.stages = nn.ModuleList(_stage(stage, 2 if stage else 1, config) for stage in range(stages))
 
     def forward(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
@@ -188,7 +188,7 @@ class ProposalNetwork(nn.Module):
     def __init__(self, config: RegionDetectorConfig):
         super().__init__()
         self.config = config
-        in_channels = config.fpn_channels if config.head == "fpn" else config.res2_channels << 2
+        in_channels = config.fpn_channels if config.design.has_pyramid else config.res2_channels << 2
         self.conv = nn.Conv2d(in_channels, config.rpn_channels, 3, padding=1)
         self.logits = nn.Conv2d(config.rpn_channels, config.num_anchors, 1)
         self.deltas = nn.Conv2d(config.rpn_channels, config.num_anchors * 4, 1)
@@ -200,16 +200,12 @@ class ProposalNetwork(nn.Module):
 
     def anchors(self, level: int, map_BCHW: torch.Tensor) -> torch.Tensor:
         """Anchors [H * W * A, 4] of a map (or of this network's output for it), on its device."""
-        config, stride = self.config, self.stride(level)
+        config, stride = self.config, self.config.design.strides[level]
         if config.legacy_boxes:
             cells_A4 = legacy_cell_anchors(stride, config.anchor_sizes[level], config.anchor_ratios).float()
         else:
             cells_A4 = cell_anchors(config.anchor_sizes[level], config.anchor_ratios)
         return grid_anchors(cells_A4.to(map_BCHW.device), map_BCHW.shape[2:], stride)
-
-    def stride(self, level: int) -> int:
-        """Distance of two cells in pixels of the input."""
-        return 4 << level if self.config.head == "fpn" else 16
 
     @torch.no_grad()
     def propose(
@@ -376,7 +372,7 @@ class RegionDetector(RegionEncoder):
     def __init__(self, config: RegionDetectorConfig):
         super().__init__(config)
         self.backbone = ResNetBackbone(config)
-        self.fpn = FeaturePyramid(config) if config.head == "fpn" else None
+        self.fpn = FeaturePyramid(config) if config.design.has_pyramid else None
         self.rpn = None if config.reads_objects else ProposalNetwork(config)
         self.head = _HEADS[config.head](config)
         if config.norm_statistics == "batch":  # in the authors' code this is so of the backbone only
@@ -523,9 +519,9 @@ class RegionDetector(RegionEncoder):
             limit_hw: Size of the image in `pixel_values`.
             scale_2: Pixels of the input per pixel of the original, across and down.
         """
-        if self.config.head == "c4":
-            return self._select_c4(described, proposals_N4, limit_hw)
-        return self._select_pyramid(described, proposals_N4, scale_2)
+        if self.config.design.has_pyramid:
+            return self._select_pyramid(described, proposals_N4, scale_2)
+        return self._select_c4(described, proposals_N4, limit_hw)
 
     def _select_c4(
         self, described: Described, proposals_N4: torch.Tensor, limit_hw: Sequence[float]
@@ -639,7 +635,7 @@ class RegionDetector(RegionEncoder):
     ) -> RegionEncoderOutput:
         """The regions of given boxes, in their order, with zeros in the padding."""
         probabilities_NK = described.class_logits.softmax(dim=1)
-        first = int(self.config.head == "fpn")
+        first = self.config.design.first_class
         probabilities_NK = probabilities_NK[:, first : first + self.config.num_classes]
         if object_classes is None:
             scores_N, classes_N = probabilities_NK.max(dim=1)
