@@ -350,3 +350,13 @@ def test_torchvision_is_not_used_when_it_differs(fake_torchvision):
     assert ops._torchvision_op("roi_align") is None
     features, rois = torch.randn(1, 3, 4, 5), torch.tensor([[0.0, 2.0, 2.0, 9.0, 9.0]])
     assert not torch.equal(ops.roi_align(features, rois, 2, 0.25), torch.ones(1, 3, 2, 2))
+
+
+@pytest.mark.parametrize("sampling", [0, 2])
+@pytest.mark.parametrize("aligned", [False, True])
+def test_an_operator_that_differs_in_one_mode_is_not_used(fake_torchvision, sampling, aligned):
+    def theirs(*arguments):
+        return ops._roi_align(*arguments) + 0.01 * (arguments[4:] == (sampling, aligned))
+
+    fake_torchvision(roi_align=theirs)
+    assert ops._torchvision_op("roi_align") is None

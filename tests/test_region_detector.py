@@ -454,6 +454,19 @@ def test_wrong_objects_are_named(given, message):
         processor_for("given")(image(), **given)
 
 
+@pytest.mark.parametrize("name", ["boxes", "classes", "polygons"])
+def test_objects_of_another_number_of_images_are_refused(name):
+    objects = {"boxes": [[[1, 2, 3, 4]]], "classes": [[1]], "polygons": [[[[[1, 2], [3, 2], [3, 4]]]]]}
+    objects = {key: value * 2 if key == name else value for key, value in objects.items()}
+    with pytest.raises(ValueError, match=f"^{name} for 2 images, but 1 images; expected as many"):
+        processor_for("given").encode_objects([[60, 80]], **objects)
+
+
+def test_objects_may_be_a_pixel_wide_or_high():
+    found = processor_for("given")(image(), boxes=[[20, 15, 20, 30], [20, 15, 40, 15]], classes=[1, 2])
+    assert found["boxes_unit"][0, 1:].tolist() == [[0.25, 0.25, 0.25, 0.5], [0.25, 0.25, 0.5, 0.25]]
+
+
 # ------------------------------------------------------------------------------------------------------ unusual images
 
 

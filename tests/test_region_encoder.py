@@ -1,5 +1,6 @@
 """Boxes, checks of regions, and regions from detectors of several families."""
 
+import re
 import warnings
 from types import SimpleNamespace
 
@@ -315,6 +316,21 @@ def test_save_and_load(family, tmp_path):
     assert again.config.max_regions == 5 and again.feature_std.min() != 1.0
     for key, value in encoder(pixels).items():
         assert torch.equal(value, again(pixels)[key]), key
+
+
+def test_a_fingerprint_is_of_what_an_encoder_does_not_of_where_it_came_from(tmp_path):
+    encoder = encoder_with("detr")
+    before = encoder.fingerprint()
+    assert re.fullmatch("[0-9a-f]{16}", before)
+    encoder.config.auto_map = {"AutoModel": "file.Class"}
+    encoder.config.architectures = ["Another"]
+    encoder.save_pretrained(tmp_path)
+    assert encoder.fingerprint() == QueryRegionEncoder.from_pretrained(tmp_path).fingerprint() == before
+    encoder.config.max_regions -= 1
+    assert encoder.fingerprint() != before
+    encoder.config.max_regions += 1
+    encoder.feature_mean[0] += 1
+    assert encoder.fingerprint() != before
 
 
 def test_logits_with_a_no_object_class_are_compared_by_softmax():
