@@ -14,6 +14,10 @@ from .output import print_records, save_image
 FEATURE_KINDS = ("hdf5", "npy", "npz", "th", "tsv")
 IMAGE_IDS = ("name", "number", "stem")
 DTYPES = ("float32", "float16")
+_REGION_ENCODER = (
+    "region encoder: a folder or Hub name, the file or Hub name of a published detector, or pythia-x101, frcnn-vg or "
+    "detectron-r101, which are downloaded"
+)
 _TOLD = ("scores", "class_ids", "attribute_ids", "attribute_scores")
 
 
@@ -21,7 +25,7 @@ def add_region_commands(commands: Any) -> None:
     """Add the commands to the parser of `visualbert`."""
     command = commands.add_parser("regions", help="find the regions of an image and draw them")
     command.add_argument("image", help="image file")
-    command.add_argument("--region_encoder", required=True, help="folder or Hub name of a region encoder")
+    command.add_argument("--region_encoder", required=True, help=_REGION_ENCODER)
     command.add_argument("--max_regions", type=int, help="keep only this many, the most confident")
     command.add_argument("--picture_out", metavar="FILE", help="draw boxes with attribute, class and confidence")
     command.add_argument("--json", action="store_true", help="print JSON")
@@ -30,7 +34,7 @@ def add_region_commands(commands: Any) -> None:
     command = commands.add_parser("extract", help="find the regions of many images and store them")
     command.add_argument("source", help="folder of images, text file with their paths, or a dataset (--image_column)")
     command.add_argument("target", help="feature store to write; an interrupted run is continued")
-    command.add_argument("--region_encoder", required=True, help="folder or Hub name of a region encoder")
+    command.add_argument("--region_encoder", required=True, help=_REGION_ENCODER)
     _add_store_options(command)
     command.add_argument(
         "--max_regions", type=int, help="store only this many regions of each image, the most confident"
@@ -83,14 +87,15 @@ def _add_store_options(command: argparse.ArgumentParser) -> None:
 
 
 def _regions(args: argparse.Namespace) -> None:
-    from ..features.extract import extract_regions, load_region_encoder, region_names
+    from ..convert.assemble import open_region_encoder
+    from ..features.extract import extract_regions, region_names
     from ..hub_code.image_processing_visualbert import load_image
     from ..visualization import draw_regions, region_labels
 
     if args.max_regions is not None and args.max_regions < 1:
         raise ValueError(f"--max_regions {args.max_regions}; expected at least 1")
     image = load_image(args.image)
-    encoder, image_processor = load_region_encoder(args.region_encoder)
+    encoder, image_processor = open_region_encoder(args.region_encoder)
     ((_, found),) = extract_regions(encoder, image_processor, [(args.image, image)], progress=False)
     found = {name: value if name == "image_size" else value[: args.max_regions] for name, value in found.items()}
     names = region_names(encoder)
@@ -109,7 +114,8 @@ def _regions(args: argparse.Namespace) -> None:
 
 
 def _extract(args: argparse.Namespace) -> None:
-    from ..features.extract import ExtractionOptions, extract_store, launched_processes, load_region_encoder
+    from ..convert.assemble import open_region_encoder
+    from ..features.extract import ExtractionOptions, extract_store, launched_processes
     from ..features.images import list_dataset_images, list_images
 
     for name in ("batch_size", "images_per_shard"):
@@ -119,7 +125,7 @@ def _extract(args: argparse.Namespace) -> None:
         images = list_dataset_images(args.source, args.image_column, args.id_column, args.split)
     else:
         images = list_images(args.source, args.ids)
-    encoder, image_processor = load_region_encoder(args.region_encoder)
+    encoder, image_processor = open_region_encoder(args.region_encoder)
     processes = launched_processes(args.cpu)
     options = ExtractionOptions(args.dtype, args.images_per_shard, args.max_regions, args.batch_size, args.num_workers)
     result = extract_store(args.target, images, encoder, image_processor, options, processes)
