@@ -223,7 +223,7 @@ def test_a_missing_image_is_named(make, corpus, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"text_only": True}, "--text_only: there is nothing to ground a phrase in without regions"),
+        ({"text_only": True}, "--text_only: phrases cannot be grounded without regions"),
         ({"from_pixels": True}, "--from_pixels: targets are matched against stored boxes; train on stored regions"),
     ],
     ids=["text-only", "from-pixels"],
