@@ -230,6 +230,32 @@ def test_batch_norm_adds_the_configured_eps(statistics, training):
     torch.testing.assert_close(conv(pixels), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["fpn", "given"])
+def test_the_place_of_wide_and_tall_images_is_seen_in_their_mask(kind):
+    """To half a pixel: the padding is below and to the right, or, for the detector of VCR, on both sides."""
+    processor, objects = processor_for(kind), objects_for(kind)
+    inputs = processor([image(90, 30), image(30, 90, seed=1)], **objects)
+    detector = tiny_detector(kind)
+    exact = detector(**inputs)
+    guessed = detector(**{name: value for name, value in inputs.items() if name != "picture_windows"})
+    assert exact["boxes_unit"].shape == guessed["boxes_unit"].shape
+    assert (exact["boxes_unit"] - guessed["boxes_unit"]).abs().max() < 0.05
+    difference = (exact["visual_embeds"] - guessed["visual_embeds"]).abs().mean()
+    assert difference < 0.1 * exact["visual_embeds"].abs().mean()
+
+
+def test_without_a_mask_images_fill_their_pixels():
+    detector = tiny_detector("c4")
+    pixels = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    windows = torch.tensor([[0.0, 0.0, 96.0, 64.0]] * 2)
+    found, told = detector(pixels), detector(pixels, picture_windows=windows)
+    for name, value in found.items():
+        torch.testing.assert_close(value, told[name])
+    boxes = torch.tensor([[[0.0, 0.0, 1.0, 1.0], [0.5, 0.25, 1.0, 0.5]]] * 2)
+    described = detector(pixels, boxes_unit=boxes)["visual_embeds"]
+    torch.testing.assert_close(described, detector(pixels, boxes_unit=boxes, picture_windows=windows)["visual_embeds"])
+
+
 # ----------------------------------------------------------------------------------------------------- inside VisualBERT
 
 
@@ -384,6 +410,7 @@ def test_found_regions_train_along_too(kind):
         ({"object_classes": torch.full((2, 3), 5)}, "object_classes hold 5; expected 0 to 4"),
         ({"object_classes": torch.full((2, 3), -1)}, "object_classes hold -1; expected 0 to 4"),
         ({"boxes_mask": torch.ones(2, 5)}, r"boxes_mask of shape \(2, 5\)"),
+        ({"boxes_unit": torch.ones(2, 3, 5)}, r"boxes_unit of shape \(2, 3, 5\).*expected \(batch, regions, 4\)"),
         ({"pixel_values": torch.zeros(2, 4, 64, 96)}, r"pixel_values of shape \(2, 4, 64, 96\); expected \(batch, 3"),
     ],
 )

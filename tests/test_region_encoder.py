@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_detectors import CONFIGS, IMAGE_SIZE, NUM_CLASSES, NUM_QUERIES, images, tiny_detector
 from torch import nn
 from transformers import (
@@ -19,7 +20,7 @@ from transformers import (
 )
 
 from modeling_visualbert.hub_code.configuration_region_encoder import QueryRegionEncoderConfig
-from modeling_visualbert.hub_code.modeling_region_encoder import QueryRegionEncoder
+from modeling_visualbert.hub_code.modeling_region_encoder import QueryRegionEncoder, best_classes
 from modeling_visualbert.hub_code.regions_visualbert import (
     box_geometry,
     box_iou,
@@ -316,6 +317,29 @@ def test_save_and_load(family, tmp_path):
     assert again.config.max_regions == 5 and again.feature_std.min() != 1.0
     for key, value in encoder(pixels).items():
         assert torch.equal(value, again(pixels)[key]), key
+
+
+def test_a_checkpoint_that_was_never_standardised_is_left_as_it_is(tmp_path):
+    encoder = encoder_with("detr")
+    encoder.fit_standardisation([{"pixel_values": images()}])
+    encoder.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if name not in ("feature_mean", "feature_std")}
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    again = QueryRegionEncoder.from_pretrained(tmp_path)
+    assert (again.feature_mean == 0).all() and (again.feature_std == 1).all()
+
+
+@pytest.mark.parametrize("best", range(NUM_CLASSES))
+def test_any_class_can_be_the_best_but_no_object(best):
+    logits = torch.zeros(1, 2, NUM_CLASSES + 1)
+    logits[..., best], logits[..., -1] = 2.0, 5.0
+    scores, ids = best_classes(logits, NUM_CLASSES)
+    assert ids.tolist() == [[best, best]]
+    torch.testing.assert_close(scores, logits.softmax(dim=-1)[..., best])
+    alone, ids = best_classes(logits[..., :-1], NUM_CLASSES)
+    assert ids.tolist() == [[best, best]]
+    torch.testing.assert_close(alone, torch.full((1, 2), 2.0).sigmoid())
 
 
 def test_a_fingerprint_is_of_what_an_encoder_does_not_of_where_it_came_from(tmp_path):
