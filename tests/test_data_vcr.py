@@ -231,6 +231,37 @@ def test_a_line_that_is_no_record_is_named(tmp_path, line):
     assert len(skipped) == 1
 
 
+@pytest.mark.parametrize(
+    "box",
+    [
+        *([99, 2, 110, 4], [1, 49, 3, 60], [-9, 2, 1, 4], [1, -9, 3, 1]),  # a pixel of it is inside
+        *([-100, 2, 3, 4], [1, -50, 3, 4], [1, 2, 200, 4], [1, 2, 3, 100]),  # as far outside as it may be
+        *([5, 2, 5, 4], [1, 4, 3, 4]),  # without width, without height
+    ],
+)
+def test_boxes_at_the_limits(tmp_path, box):
+    paths = write(tmp_path, record(), **{"1": metadata(boxes=boxes([*box, 0.5]))})
+    assert load_vcr(*paths)[0]["boxes"][0] == box
+
+
+@pytest.mark.parametrize("box", [[-101, 2, 3, 4], [1, -51, 3, 4], [1, 2, 201, 4], [1, 2, 3, 101]])
+def test_boxes_beyond_the_limits(tmp_path, box):
+    paths = write(tmp_path, record(), **{"1": metadata(boxes=boxes([*box, 0.5]))})
+    with pytest.raises(ValueError, match="object 2: box .* is far outside the image; expected it within 100 x 50"):
+        load_vcr(*paths)
+
+
+@pytest.mark.parametrize("side", ["width", "height"])
+def test_sizes_at_the_limits(tmp_path, side):
+    for size in (1, 2**31 - 1):
+        corner = {"width": [0, 0, 1, 5], "height": [0, 0, 5, 1]}[side] if size == 1 else [1, 2, 3, 4]
+        content = metadata(**{side: size, "boxes": [[*corner, 0.5]] * len(NAMES)})
+        assert load_vcr(*write(tmp_path, record(), **{"1": content}))[0][side] == size
+    for size in (0, -1, 2**31):
+        with pytest.raises(ValueError, match=f"'{side}' is {size}; expected a positive number of pixels"):
+            load_vcr(*write(tmp_path, record(), **{"1": metadata(**{side: size})}))
+
+
 def boxes(box):
     """Boxes of four objects, the third of which is the given one."""
     good = metadata()["boxes"]

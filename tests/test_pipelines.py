@@ -6,11 +6,15 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from test_region_detector import processor_for as detector_processor
+from test_region_detector import tiny_model as tiny_vcr
 from tiny_checkpoints import PIPELINE_TASKS, tiny_checkpoint
 from transformers import pipeline
 
+from modeling_visualbert import VisualBertForMultipleChoice, VisualBertProcessor
 from modeling_visualbert.corpus.scenes import render, sample_scene
 from modeling_visualbert.corpus.vcr import metadata_record
+from modeling_visualbert.corpus.vocabulary import corpus_tokenizer
 from modeling_visualbert.hub_code import pipeline_visualbert, tasks_visualbert
 from modeling_visualbert.hub_code.explain_visualbert import attention_weights, explain_answers
 
@@ -342,6 +346,29 @@ def test_attention_is_that_of_the_position_that_is_read(pipes, scenes, task):
     expected = weights_SS[positions, len(ids) :].mean(dim=0)
     given = {pipe.image_key: regions if task == "nlvr2" else regions[0], pipe.about.text_key: text.pop("text"), **text}
     assert pipe(given, attention=(0, 2))["attention"] == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+def test_attention_of_a_text_without_a_mask_is_that_of_its_first_token(pipes, scenes):
+    pipe, text = pipes["pretraining"], "a small star"
+    regions = pipe.find_regions(scenes[0][0])
+    inputs = pipe.processor(images=[regions], text=[text])
+    weights_SS = attention_weights(pipe.model, **inputs)[0][0, 2]
+    expected = weights_SS[0, inputs["input_ids"].shape[1] :].tolist()
+    assert pipe({"image": regions, "text": text}, attention=(0, 2))["attention"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_detector_of_vcr_is_told_the_classes(scenes):
+    """Its features, and so the scores, depend on what the objects are."""
+    model = tiny_vcr(VisualBertForMultipleChoice, "given", vocab_size=len(corpus_tokenizer()))
+    names = ["whole image", "red circle", "blue square", "cup", "tie"]
+    image_processor = detector_processor("given", class_names=names)
+    processor = VisualBertProcessor(image_processor, corpus_tokenizer(), task="vcr", max_length=64)
+    pipe = pipeline(PIPELINE_TASKS["vcr"], model=model, processor=processor)
+    item = {"image": scenes[0][0], "boxes": [[5, 5, 40, 30], [20, 10, 70, 55]]}
+    cups, ties = (pipe.find_regions(**item, objects=["red circle", name]) for name in ("cup", "tie"))
+    assert cups["class_ids"].tolist() == [0, 1, 3] and ties["class_ids"].tolist() == [0, 1, 4]
+    torch.testing.assert_close(cups["visual_embeds"][:2], ties["visual_embeds"][:2])
+    assert not torch.allclose(cups["visual_embeds"][2], ties["visual_embeds"][2])
 
 
 def test_attention_of_multiple_choice_is_that_of_the_best_choice(pipes, scenes):

@@ -19,7 +19,7 @@ from modeling_visualbert import (
 )
 from modeling_visualbert.corpus.vocabulary import corpus_tokenizer
 from modeling_visualbert.hub_code.configuration_visualbert import VisualBertConfig
-from modeling_visualbert.hub_code.regions_visualbert import check_regions, split_regions
+from modeling_visualbert.hub_code.regions_visualbert import check_regions, find_regions, split_regions
 
 TINY = {"depths": [1, 1, 1, 1], "stem_channels": 8, "res2_channels": 8, "group_width": 4, "num_classes": 5}
 TINY_C4 = {
@@ -282,6 +282,17 @@ def test_a_model_answers_from_pixels(kind, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(again(**text, **pixels).logits, logits)
     assert not any(p.requires_grad for p in again.visual_bert.region_encoder.parameters())
+
+
+def test_a_model_finds_the_regions_that_its_encoder_finds():
+    model, pixels = tiny_model(VisualBertForQuestionAnswering, "c4"), batch_for("c4")
+    inside = find_regions(model.visual_bert.region_encoder, pixels)
+    for mine, expected in zip(find_regions(model.visual_bert, pixels), inside, strict=True):
+        assert mine.keys() == expected.keys() and len(mine["boxes"])
+        for name, value in mine.items():
+            torch.testing.assert_close(value, expected[name])
+    with pytest.raises(ValueError, match="no region encoder"):
+        find_regions(VisualBertModel(tiny_config()), pixels)
 
 
 def test_regions_of_two_images():

@@ -27,6 +27,7 @@ from modeling_visualbert.hub_code.regions_visualbert import (
     center_to_corners,
     check_regions,
     corners_to_center,
+    encode_boxes,
     find_regions,
     pad_regions,
     scale_boxes,
@@ -132,6 +133,13 @@ def test_scale_takes_height_first():
     boxes = torch.tensor([[0.25, 0.5, 0.75, 1.0]])
     assert scale_boxes(boxes, (200, 400)).tolist() == [[100.0, 100.0, 300.0, 200.0]]
     assert scale_boxes(boxes, torch.tensor([200, 400])).tolist() == [[100.0, 100.0, 300.0, 200.0]]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float64, torch.float32])
+def test_boxes_of_any_type_of_numbers_are_normalised(dtype):
+    found = encode_boxes([torch.tensor([[30, 15, 60, 45]], dtype=dtype), []], [(60, 120), (30, 40)])
+    assert found["boxes_unit"].dtype == torch.float32 and found["boxes_mask"].tolist() == [[1], [0]]
+    assert found["boxes_unit"].tolist() == [[[0.25, 0.25, 0.5, 0.75]], [[0.0] * 4]]
 
 
 def test_geometry_numbers():
