@@ -139,7 +139,8 @@ def test_scale_takes_height_first():
 def test_boxes_of_any_type_of_numbers_are_normalised(dtype):
     found = encode_boxes([torch.tensor([[30, 15, 60, 45]], dtype=dtype), []], [(60, 120), (30, 40)])
     assert found["boxes_unit"].dtype == torch.float32 and found["boxes_mask"].tolist() == [[1], [0]]
-    assert found["boxes_unit"].tolist() == [[[0.25, 0.25, 0.5, 0.75]], [[0.0] * 4]]
+    expected = torch.tensor([[[0.25, 0.25, 0.5, 0.75]], [[0.0] * 4]])
+    torch.testing.assert_close(found["boxes_unit"], expected)
 
 
 def test_geometry_numbers():
