@@ -28,6 +28,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -142,10 +143,8 @@ def alternatives(node: ast.AST) -> Iterator[ast.AST]:
 class Mutant:
     """One change: where it is, what it says, and the node that is put there."""
 
-    line: int
-    function: (
-        str  # outermost function or method with the change in its body; empty: module or class level, or a default
-    )
+    lines: range  # of the simple statement around it: constants on several lines run as one
+    function: str  # outermost one with the change in its body; empty: module or class level, or a default
     text: str
     path: list[tuple[str, int | None]]
     node: ast.AST
@@ -171,6 +170,7 @@ class Mutator:
         self.path: list[tuple[str, int | None]] = []
         self.scope: list[str] = []
         self.in_function = False
+        self.statement: ast.stmt | None = None
         self._walk(tree)
 
     def _walk(self, node: ast.AST) -> None:
@@ -186,21 +186,25 @@ class Mutator:
                     self.path.pop()
 
     def _enter(self, parent: ast.AST, field: str, child: ast.AST) -> None:
-        before = self.in_function
-        self.in_function = before or (isinstance(parent, ast.FunctionDef) and field == "body")
+        before = self.in_function, self.statement
+        self.in_function = self.in_function or (isinstance(parent, ast.FunctionDef) and field == "body")
+        if isinstance(child, ast.stmt):
+            self.statement = None if hasattr(child, "body") else child
         for new in alternatives(child):
             if ast.dump(new) == ast.dump(child):  # `a, a` swapped
                 continue
             text = f"{'.'.join(self.scope)}: {_short(child)} => {_short(new)}"
             function = ".".join(self.scope) if self.in_function else ""
-            line = getattr(child, "target", child).lineno  # a comprehension has none itself
-            self.found.append(Mutant(line, function, text, list(self.path), new))
+            around: Any = self.statement or getattr(child, "target", child)  # a comprehension has no lines itself
+            last = (child.test if isinstance(child, ast.If) else around).end_lineno
+            lines = range(around.lineno, last + 1)
+            self.found.append(Mutant(lines, function, text, list(self.path), new))
         is_scope = isinstance(child, (ast.FunctionDef, ast.ClassDef)) and not self.in_function
         self.scope += [child.name] if is_scope else []
         if not isinstance(child, ast.Raise):
             self._walk(child)
         self.scope = self.scope[: len(self.scope) - is_scope]
-        self.in_function = before
+        self.in_function, self.statement = before
 
 
 def _is_left_alone(node: ast.AST) -> bool:
@@ -293,7 +297,7 @@ class Plugin:
         """Whether a test fails with a change, or without one; the quick test files first."""
         tests, cost = {}, Counter()
         for nodeid, (seconds, lines) in reached.items():
-            if mutant.line in lines if mutant is not None and mutant.function else lines:
+            if set(lines).intersection(mutant.lines) if mutant is not None and mutant.function else lines:
                 tests[nodeid] = seconds
                 cost[nodeid.split("::")[0]] += seconds
         chosen = [item for item in items if item.nodeid in tests]
@@ -302,7 +306,11 @@ class Plugin:
         if not chosen:
             return False
         code = os.waitstatus_to_exitcode(self._forked(lambda: self._run(chosen, module, mutant))[0])
-        if code == BROKEN:  # must not count as noticed
+        if code in (
+            BROKEN,
+            -signal.SIGTERM,
+            -signal.SIGKILL,
+        ):  # ended by this script or from outside: not noticed by a test
             raise SystemExit(f"{self.path}: cannot be run with {mutant and mutant.text}")
         return code != 0
 
@@ -367,13 +375,13 @@ def mutate(path: Path, sample: int, seed: int) -> None:
     equivalent = json.loads(EQUIVALENT.read_text()).get(relative, {})
     count = len(mutants)
     mutants = random.Random(seed).sample(mutants, min(sample, count))
-    kept = sorted((m for m in mutants if m.text not in equivalent), key=lambda m: m.line)
+    kept = sorted((m for m in mutants if m.text not in equivalent), key=lambda m: m.lines.start)
     survivors, started = [], time.monotonic()
 
     def report(mutant: Mutant, noticed: bool) -> None:
         if not noticed:
             survivors.append(mutant)
-            os.write(out, f"  {relative}:{mutant.line} {mutant.text}\n".encode())
+            os.write(out, f"  {relative}:{mutant.lines.start} {mutant.text}\n".encode())
 
     out = os.dup(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
