@@ -11,7 +11,7 @@ from helpers import shared
 
 from modeling_visualbert.answers import build_answer_vocabulary, pythia_answers
 from modeling_visualbert.data.files import find_one, index_images, read_json, require
-from modeling_visualbert.data.vqa2 import EXPECTED_QUESTIONS, find_vqa_files, load_vqa
+from modeling_visualbert.data.vqa2 import EXPECTED_QUESTIONS, FEATURES, find_vqa_files, load_vqa
 
 OFFICIAL_FILES = {  # as they lie in one folder after unpacking what visualqa.org offers
     "train2014": ("v2_OpenEnded_mscoco_train2014_questions.json", "v2_mscoco_train2014_annotations.json"),
@@ -356,3 +356,8 @@ def test_vocabulary_counts_the_most_common_answer_of_each_question():
     assert build_answer_vocabulary(answers, min_count=2) == ["<unk>", "2", "b", "red"]
     assert build_answer_vocabulary(answers, min_count=1) == ["<unk>", "2", "b", "blue", "red"]
     assert build_answer_vocabulary(answers) == ["<unk>"]
+
+
+def test_no_question_has_the_columns(tmp_path):
+    (tmp_path / "questions.json").write_text(json.dumps({"questions": []}))
+    assert load_vqa(tmp_path / "questions.json").features == FEATURES

@@ -148,6 +148,11 @@ def test_batching_changes_nothing(kind):
             assert together["boxes_unit"][row].max() <= 1.0
 
 
+@pytest.mark.parametrize("kind", ["c4", "fpn"])
+def test_model_inputs_are_named(kind):
+    assert set(processor_for(kind).model_input_names) == batch_for(kind).keys()
+
+
 def test_detect_names_what_it_finds():
     detector = tiny_detector("c4", attribute_names=["red", "tall", "wet"], id2label={i: f"thing {i}" for i in range(5)})
     found = detector.detect(Image.fromarray(image()), processor_for("c4"))
