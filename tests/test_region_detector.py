@@ -148,6 +148,53 @@ def test_batching_changes_nothing(kind):
             assert together["boxes_unit"][row].max() <= 1.0
 
 
+@pytest.mark.parametrize("channel_order", ["RGB", "BGR"])
+@pytest.mark.parametrize(
+    ("size", "window"), [((160, 40), (0, 20, 96, 44)), ((40, 80), (32, 0, 64, 64)), ((96, 64), (0, 0, 96, 64))]
+)
+def test_wide_and_tall_images_are_fitted_into_the_middle(size, window, channel_order):
+    """Red on the left, blue on the right: enlarged or reduced as a whole, black around them, in the asked order of channels."""
+    halves = Image.new("RGB", size, (255, 0, 0))
+    halves.paste((0, 0, 255), (size[0] // 2, 0, *size))
+    fields = {"channel_order": channel_order, "image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 1.0, 2.0]}
+    inputs = processor_for("given", **fields)(halves)
+    assert inputs["picture_windows"].tolist() == [list(window)]
+    x1, y1, x2, y2 = window
+    shown = inputs["pixel_values"][0] * torch.tensor([0.5, 1.0, 2.0])[:, None, None]
+    shown = shown + torch.tensor([0.1, 0.2, 0.3])[:, None, None]
+    shown = shown if channel_order == "RGB" else shown.flip(0)
+    middle = (x1 + x2) // 2
+    for colour, columns in (([1.0, 0.0, 0.0], slice(x1, middle - 2)), ([0.0, 0.0, 1.0], slice(middle + 2, x2))):
+        part = shown[:, y1:y2, columns]
+        torch.testing.assert_close(part, torch.tensor(colour)[:, None, None].expand_as(part), atol=1e-5, rtol=0)
+    assert shown.sum() == pytest.approx((x2 - x1) * (y2 - y1), rel=1e-3)
+    if "pixel_mask" in inputs:
+        assert inputs["pixel_mask"].sum() == inputs["pixel_mask"][0, y1:y2, x1:x2].sum() == (x2 - x1) * (y2 - y1)
+
+
+def test_objects_are_told_when_a_field_is_changed_for_one_call():
+    objects = {name: values[0] for name, values in objects_for("given").items()}
+    changed = processor_for("given")(image(), **objects, image_mean=[0.0] * 3)
+    plain = processor_for("given")(image(), **objects)
+    assert not torch.equal(changed["pixel_values"], plain["pixel_values"])
+    for name in ("boxes_unit", "boxes_mask", "object_classes", "object_masks"):
+        assert torch.equal(changed[name], plain[name])
+    polygons = [[[[5, 5], [40, 5], [5, 30]]], [[[20, 10], [70, 10], [70, 55]]]]
+    filled = processor_for("given")(image(), **objects, polygons=polygons, image_mean=[0.0] * 3)
+    assert filled["object_masks"].sum() < plain["object_masks"].sum()
+
+
+def test_classes_are_numbers_where_there_are_no_names():
+    nameless = processor_for("given", class_names=None)
+    assert nameless(image(), boxes=[[1, 2, 3, 4]], classes=[70])["object_classes"].tolist() == [[0, 70]]
+    for wrong, message in (
+        (-1, "class -1; expected at least 0, or a name"),
+        ("cup", "unknown class 'cup'; expected one of 0"),
+    ):
+        with pytest.raises(ValueError, match=f"^classes 0: {message}"):
+            nameless(image(), boxes=[[1, 2, 3, 4]], classes=[wrong])
+
+
 @pytest.mark.parametrize("kind", ["c4", "fpn"])
 def test_model_inputs_are_named(kind):
     assert set(processor_for(kind).model_input_names) == batch_for(kind).keys()
