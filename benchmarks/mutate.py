@@ -266,7 +266,7 @@ def install(module: types.ModuleType, tree: ast.Module, only: str = "") -> None:
 class Plugin:
     """Runs the collected tests once with the lines that each reaches, then those concerned for each change."""
 
-    def __init__(self, path: Path, mutants: list[Mutant], report: Callable[[Mutant, bool], None]):
+    def __init__(self, path: Path, mutants: list[Mutant], report: Callable[[Mutant, bool | None], None]):
         self.path, self.mutants, self.report = str(path), mutants, report
         self.failed, self.lines, self.of_fixtures = False, set(), {}
 
@@ -287,14 +287,14 @@ class Plugin:
         reached = self._forked(lambda: self._trace(session.items, module))[1]
         if not any(lines for _, lines in reached.values()):
             raise SystemExit(f"{self.path}: no test reaches it, or tracing failed")
-        if self._noticed(session.items, reached, module, None):
+        if self._noticed(session.items, reached, module, None) is not False:
             raise SystemExit(f"{self.path}: its tests fail without a change, too, in this order")
-        for mutant in self.mutants:
+        for mutant in list(self.mutants):
             self.report(mutant, self._noticed(session.items, reached, module, mutant))
         return True
 
-    def _noticed(self, items: list, reached: dict, module: types.ModuleType, mutant: Mutant | None) -> bool:
-        """Whether a test fails with a change, or without one; the quick test files first."""
+    def _noticed(self, items: list, reached: dict, module: types.ModuleType, mutant: Mutant | None) -> bool | None:
+        """Whether a test fails with a change, or without one; the quick test files first. None: it cannot be made in memory."""
         tests, cost = {}, Counter()
         for nodeid, (seconds, lines) in reached.items():
             if set(lines).intersection(mutant.lines) if mutant is not None and mutant.function else lines:
@@ -306,12 +306,10 @@ class Plugin:
         if not chosen:
             return False
         code = os.waitstatus_to_exitcode(self._forked(lambda: self._run(chosen, module, mutant))[0])
-        if code in (
-            BROKEN,
-            -signal.SIGTERM,
-            -signal.SIGKILL,
-        ):  # ended by this script or from outside: not noticed by a test
-            raise SystemExit(f"{self.path}: cannot be run with {mutant and mutant.text}")
+        if code in (-signal.SIGTERM, -signal.SIGKILL):
+            raise SystemExit(f"{self.path}: ended from outside")
+        if code == BROKEN:  # no test noticed anything
+            return None
         return code != 0
 
     def _forked(self, work: Callable[[], dict | None]) -> tuple[int, dict]:
@@ -378,8 +376,10 @@ def mutate(path: Path, sample: int, seed: int) -> None:
     kept = sorted((m for m in mutants if m.text not in equivalent), key=lambda m: m.lines.start)
     survivors, started = [], time.monotonic()
 
-    def report(mutant: Mutant, noticed: bool) -> None:
-        if not noticed:
+    def report(mutant: Mutant, noticed: bool | None) -> None:
+        if noticed is None:
+            kept.remove(mutant)
+        elif not noticed:
             survivors.append(mutant)
             os.write(out, f"  {relative}:{mutant.lines.start} {mutant.text}\n".encode())
 

@@ -360,3 +360,16 @@ def test_an_operator_that_differs_in_one_mode_is_not_used(fake_torchvision, samp
 
     fake_torchvision(roi_align=theirs)
     assert ops._torchvision_op("roi_align") is None
+
+
+@pytest.mark.parametrize("place", [-1.0, 0.0, 3.5, 4.0, 6.0])
+def test_samples_on_the_border_count_and_those_beyond_do_not(place):
+    """One sample of a map of ones, 4 cells high and 6 wide, at a place above, beside or behind it."""
+    for x, y in ((place, 2.0), (2.0, place)):
+        rois = torch.tensor([[0.0, x - 1, y - 1, x + 1, y + 1]])
+        inside = -1 <= x <= 6 and -1 <= y <= 4
+        for nudged, expected in ((0.0, inside), (1e-3, inside and x + 1e-3 <= 6 and y + 1e-3 <= 4)):
+            found = ops.roi_align(
+                torch.ones(1, 1, 4, 6), rois + torch.tensor([0, nudged, nudged, nudged, nudged]), 1, 1.0, 1
+            )
+            assert found.item() == pytest.approx(float(expected))
