@@ -56,7 +56,7 @@ TESTS = {  # by start of the path, the first that fits
     "hub_code/explain": "explain",
     "hub_code/pipeline": "pipelines",
     "hub_code/pixels": "region_detector processor_tasks",
-    "hub_code/losses": "model golden",
+    "hub_code/losses": "losses",
     "hub_code/": "model golden packing",
 }
 BROKEN = 3  # exit status of a process in which not a test but this script failed
