@@ -31,3 +31,10 @@ def test_divergence_is_the_mean_over_the_examples():
     torch.testing.assert_close(kl_divergence(LOGITS[:, 0, :3], scores), expected / 2)
     for items in (1, 5, torch.tensor(5)):
         torch.testing.assert_close(kl_divergence(LOGITS[:, 0, :3], scores, items), expected / items)
+
+
+def test_divergence_of_several_distributions_of_an_example():
+    """As of phrases over regions: each is normalised over the last dimension."""
+    scores = torch.rand(2, 3, 5, generator=torch.Generator().manual_seed(1))
+    expected = F.kl_div(LOGITS.log_softmax(dim=2), scores, reduction="none").sum() / 2
+    torch.testing.assert_close(kl_divergence(LOGITS, scores), expected)

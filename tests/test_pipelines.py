@@ -390,3 +390,12 @@ def test_a_layer_that_reads_words_only_has_no_attention_to_regions(checkpoints, 
     item = item_of("vqa", scenes)
     assert pipe(item, attention=0)["attention"] is None
     assert len(pipe(item, attention=1)["attention"]) == len(pipe.find_regions(item["image"])["boxes"])
+
+
+@pytest.mark.parametrize("top_k", [1, 3])
+def test_ask_gives_the_answers_of_the_pipeline_and_the_regions(pipes, checkpoints, scenes, top_k):
+    (model, processor), image, questions = checkpoints["vqa"], scenes[0][0], ["Is it red?", "How many stars are there?"]
+    answers, regions = pipeline_visualbert.ask(model, processor, image, questions, top_k=top_k)
+    assert answers == close(pipes["vqa"](image=image, question=questions, top_k=top_k))
+    assert [len(row) for row in answers] == [top_k, top_k]
+    torch.testing.assert_close(regions["boxes"], pipes["vqa"].find_regions(image)["boxes"])
