@@ -12,9 +12,11 @@ if TYPE_CHECKING:
 
 
 def print_records(args: argparse.Namespace, records: list[dict], lines: list[str]) -> None:
+    """Print the lines, or with --json the records."""
     print(json.dumps(records, indent=2) if args.json else "\n".join(lines))
 
 
 def save_image(image: Image.Image, args: argparse.Namespace) -> None:
+    """Save a drawn image to the file of --picture_out, and say so on stderr."""
     image.save(args.picture_out)
     print(f"drawn: {args.picture_out}", file=sys.stderr)
