@@ -13,9 +13,11 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.utils import filter_repo_objects
 from tqdm.auto import tqdm
@@ -34,11 +36,21 @@ def hub_folder(name: str, patterns: Sequence[str]) -> Path:
     The local copy of the files of a Hub repository that match `patterns`, downloaded if they are not in the Hub's cache.
 
     Raises:
-        OSError: The repository does not exist or cannot be reached, or the files are not cached and `HF_HUB_OFFLINE` is set.
+        FileNotFoundError: It is not in the cache, and `HF_HUB_OFFLINE` is set.
+        ConnectionError: It is not in the cache, and does not exist on the Hub or cannot be reached.
     """
     if not constants.HF_HUB_OFFLINE:
-        _announce_repository(name, patterns)
-    return Path(snapshot_download(name, allow_patterns=list(patterns)))
+        with suppress(Exception):  # without a network the cache may do; the download below says what is wrong
+            _announce_repository(name, patterns)
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(patterns)))
+    except OSError as error:
+        if constants.HF_HUB_OFFLINE:
+            raise FileNotFoundError(f"{name}: not in the Hub's cache, and HF_HUB_OFFLINE is set") from error
+        raise ConnectionError(
+            f"{name}: not in the Hub's cache, and cannot be downloaded from {constants.ENDPOINT} ({_reason(error):.200}); "
+            "run the command again to continue"
+        ) from error
 
 
 def _announce_repository(name: str, patterns: Sequence[str]) -> None:
@@ -71,19 +83,25 @@ def fetch(file: PublishedFile) -> Path:
     if constants.HF_HUB_OFFLINE:
         raise FileNotFoundError(f"{file.url}: not downloaded yet, and HF_HUB_OFFLINE is set; expected it at {path}")
     folder.mkdir(parents=True, exist_ok=True)
-    _announce(file.url, file.megabytes)
+    with FileLock(folder / "lock"):  # of two processes, one downloads and the other finds the file
+        if not path.is_file():
+            _announce(file.url, file.megabytes)
+            _download(file.url, partial, path)
+    return path
+
+
+def _download(url: str, partial: Path, path: Path) -> None:
     for attempt in range(1, _ATTEMPTS + 1):
         try:
-            _continue_download(file.url, partial)
+            _continue_download(url, partial)
             break
         except (ConnectionError, TimeoutError, urllib.error.URLError) as error:
             if attempt == _ATTEMPTS or isinstance(error, urllib.error.HTTPError):
                 raise ConnectionError(
-                    f"{file.url}: cannot be downloaded ({_reason(error)}); run the command again to continue, or put the "
+                    f"{url}: cannot be downloaded ({_reason(error)}); run the command again to continue, or put the "
                     f"file at {path}"
                 ) from error
     os.replace(partial, path)
-    return path
 
 
 def _continue_download(url: str, partial: Path) -> None:
@@ -94,9 +112,12 @@ def _continue_download(url: str, partial: Path) -> None:
     try:
         answer: Any = urllib.request.urlopen(request, timeout=60)
     except urllib.error.HTTPError as error:
-        if error.code == 416 and have:  # nothing is missing
+        if error.code != 416 or not have:
+            raise
+        if error.headers.get("Content-Range") == f"bytes */{have}":  # nothing is missing
             return
-        raise
+        partial.unlink()  # the server has another file by now
+        raise ConnectionError(f"the partial file of {have:,} bytes does not fit the file on the server") from error
     with answer:
         if answer.headers.get_content_type() == "text/html":
             raise ValueError(f"{url}: the server sent an HTML page; expected the file")

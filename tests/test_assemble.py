@@ -2,12 +2,15 @@
 
 import http.server
 import json
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
 import torch
 from published_layouts import NUM_ANSWERS, VOCABULARY, write_checkpoint, write_tokenizer
-from tiny_checkpoints import PIPELINE_TASKS
+from tiny_checkpoints import PIPELINE_TASKS, save_tiny_checkpoint
 from transformers import AutoProcessor, pipeline
 
 from modeling_visualbert.checkpoints import read_task
@@ -124,7 +127,7 @@ def test_ask_completes_a_bare_checkpoint_once(parts, cache, capsys):
     flags = ["--tokenizer", str(parts / "tokenizer"), "--region_encoder", str(DETECTOR)]
     assert main([*argv, *flags]) == 0
     first = json.loads(capsys.readouterr().out)
-    (made,) = (cache / "checkpoints").iterdir()
+    (made,) = (path for path in (cache / "checkpoints").iterdir() if path.is_dir())  # and a lock
     changed = (made / "model.safetensors").stat().st_mtime_ns
     assert main([*argv, *flags]) == 0
     assert json.loads(capsys.readouterr().out) == first
@@ -141,6 +144,48 @@ def test_a_changed_part_is_assembled_again(parts, tmp_path, cache):
     weights = torch.load(source / "pytorch_model.bin", weights_only=True)
     torch.save({name: value + 1 for name, value in weights.items()}, source / "pytorch_model.bin")
     assert complete_checkpoint(source, **arguments) != first
+
+
+def test_a_complete_checkpoint_is_not_converted(tmp_path, capsys):
+    save_tiny_checkpoint("vqa", tmp_path / "own")
+    assert main(["convert", str(tmp_path / "own"), str(tmp_path / "out"), "--tokenizer", str(tmp_path / "own")]) == 2
+    assert "own is a complete checkpoint of this package; expected one that others published" in capsys.readouterr().err
+    (tmp_path / "own" / "processor_config.json").rename(tmp_path / "own" / "preprocessor_config.json")
+    assert main(["convert", str(tmp_path / "own"), str(tmp_path / "out"), "--tokenizer", str(tmp_path / "own")]) == 0
+
+
+@pytest.mark.parametrize("model", ["vqa", "uclanlp/visualbert-vqa"])
+def test_the_task_is_checked_before_anything_is_made(model, parts, cache, capsys):
+    name = str(parts / model) if model == "vqa" else model
+    flags = ["--tokenizer", str(parts / "tokenizer"), "--region_encoder", str(DETECTOR)]
+    image = str(parts / "image.png")
+    assert main(["reason", "--model", name, *flags, image, image, "a star"]) == 2
+    error = f"{name} is a VisualBertForQuestionAnswering checkpoint; expected VisualBertForVisualReasoning"
+    assert error in capsys.readouterr().err
+    assert not cache.exists()
+
+
+def test_a_file_is_not_a_model(parts, capsys):
+    file = parts / "vqa" / "pytorch_model.bin"
+    assert main(["ask", "--model", str(file), str(parts / "image.png"), "what is it"]) == 2
+    assert f"{file} is a file; expected a folder or Hub name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"HF_HUB_OFFLINE": "1"}, "uclanlp/visualbert-vqa: not in the Hub's cache, and HF_HUB_OFFLINE is set"),
+        ({"HF_HUB_OFFLINE": "0"}, "cannot be downloaded from http://127.0.0.1:9 ("),
+    ],
+)
+def test_no_hub_is_one_line(environment, message, parts, tmp_path):
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9", **environment}
+    argv = ["ask", "--model", "uclanlp/visualbert-vqa", str(parts / "image.png"), "what is it"]
+    command = [sys.executable, "-m", "modeling_visualbert.cli", *argv]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("visualbert ask: uclanlp/visualbert-vqa: not in the Hub's cache") and message in last
 
 
 def test_vcr_says_where_its_detector_is():
@@ -182,7 +227,7 @@ class _Files(http.server.BaseHTTPRequestHandler):
             return self._send(404, b"")
         start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").rstrip("-"))
         if start >= len(content):
-            return self._send(416, b"")
+            return self._send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
         rest = content[start:]
         cut = server.cuts.pop(0) if server.cuts else len(rest)
         self._send(206 if start else 200, rest[:cut], {"Content-Length": str(len(rest))})
@@ -215,6 +260,20 @@ def test_a_download_that_breaks_off_is_continued(files, cache, capsys):
     assert capsys.readouterr().err == f"downloading {files.url}/weights.pth (670 MB)\n"
     assert fetch(PublishedFile(f"{files.url}/weights.pth", 670)) == path
     assert len(files.ranges) == 3
+
+
+def test_a_partial_file_of_another_version_is_dropped(files, cache):
+    files.cuts = [5000, 5000, 5000]
+    with pytest.raises(ConnectionError):
+        fetch(PublishedFile(f"{files.url}/weights.pth", 1))
+    files.content = b"shorter"
+    assert fetch(PublishedFile(f"{files.url}/weights.pth", 1)).read_bytes() == b"shorter"
+
+
+def test_a_partial_file_that_is_whole_is_taken(files, cache):
+    path = fetch(PublishedFile(f"{files.url}/weights.pth", 1))
+    path.rename(path.with_name("weights.pth.partial"))
+    assert fetch(PublishedFile(f"{files.url}/weights.pth", 1)).read_bytes() == files.content
 
 
 def test_what_has_arrived_is_kept_for_the_next_call(files):

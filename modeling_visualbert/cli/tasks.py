@@ -224,7 +224,7 @@ def _load_pipeline(task_name: str, args: argparse.Namespace) -> Any:
     from ..convert.assemble import complete_checkpoint
     from ..publish.export import int8_config
 
-    name = complete_checkpoint(args.model, args.region_encoder, args.tokenizer)
+    name = complete_checkpoint(args.model, args.region_encoder, args.tokenizer, task_name)
     task, config = read_task(name, task_name)
     saved = getattr(config, "quantization_config", None) or {}
     is_int8 = saved.get("quant_method") == "torchao"

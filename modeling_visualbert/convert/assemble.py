@@ -14,16 +14,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from filelock import FileLock
+from transformers import AutoImageProcessor, PreTrainedModel
 
-from ..checkpoints import check_name
+from ..checkpoints import check_name, read_task
 from ..corpus.build import default_cache_dir
 from ..downloads import fetch, hub_folder
 from ..features.extract import load_region_encoder
+from ..hub_code.configuration_region_detector import RegionDetectorConfig
 from ..hub_code.configuration_visualbert import VisualBertConfig
 from ..hub_code.image_processing_region_detector import RegionDetectorImageProcessor
 from ..hub_code.processing_visualbert import VisualBertProcessor
-from ..hub_code.tasks_visualbert import HEADS
+from ..hub_code.tasks_visualbert import HEADS, TASKS
 from ..published import (
     PublishedCheckpoint,
     PublishedDetector,
@@ -88,6 +90,8 @@ def assemble(
         FileNotFoundError: There is no such file, folder or tokenizer.
         ValueError: Parts are damaged or do not fit together: features of another length, a tokenizer of another size.
     """
+    if (Path(source) / "processor_config.json").is_file():
+        raise ValueError(f"{source} is a complete checkpoint of this package; expected one that others published")
     if Path(source).is_file():
         model, report = convert_original_checkpoint(source, task, **config_kwargs)
     else:
@@ -96,8 +100,12 @@ def assemble(
     found = HEADS[type(model).__name__]
     missing = []
     image_processor = None
-    if model.config.region_encoder_config is not None:  # the file of a VCR model holds its detector
+    if isinstance(
+        model.config.region_encoder_config, RegionDetectorConfig
+    ):  # the file of a VCR model holds its detector
         image_processor = RegionDetectorImageProcessor.for_config(model.config.region_encoder_config)
+    elif model.config.region_encoder_config is not None:  # a checkpoint of ours without its processor
+        image_processor = AutoImageProcessor.from_pretrained(source)
     if region_encoder is not None:
         encoder, image_processor = open_region_encoder(region_encoder)
         model.attach_region_encoder(encoder)
@@ -157,7 +165,10 @@ def _published_detector(detector: PublishedDetector) -> tuple[Any, Any]:
 
 
 def complete_checkpoint(
-    name: str | Path, region_encoder: str | Path | None = None, tokenizer: str | Path | None = None
+    name: str | Path,
+    region_encoder: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    task: str | None = None,
 ) -> Path | str:
     """
     A checkpoint that answers from images: `name` itself if it is complete, else one that is assembled once in the cache.
@@ -165,12 +176,21 @@ def complete_checkpoint(
     Args:
         name: A complete checkpoint of ours, a published one (Hub name), or a folder in the layout of a published one.
         region_encoder, tokenizer: What it lacks; see [`assemble`]. Known for published names.
+        task: The task that it has to be for, checked before anything is downloaded; any when not given.
 
     Raises:
         FileNotFoundError: It looks like a folder and is not there.
-        ValueError: It is not known what it lacks; the message names the arguments.
+        ValueError: It is for another task, or what it lacks is not known; the message names the arguments.
     """
+    if Path(name).is_file():
+        raise ValueError(
+            f"{name} is a file; expected a folder or Hub name (`visualbert convert` reads the authors' files)"
+        )
     published = published_checkpoints().get(str(name)) if not Path(name).exists() else None
+    if published is not None and task not in (None, published.task):
+        raise ValueError(f"{name} is a {TASKS[published.task].head} checkpoint; expected {TASKS[str(task)].head}")
+    if Path(name).is_dir():
+        read_task(name, task)
     if published is None and not Path(name).is_dir():
         check_name(name)
         if region_encoder is None and tokenizer is None:
@@ -181,14 +201,15 @@ def complete_checkpoint(
         return name
     region_encoder, tokenizer = _parts(name, published, region_encoder, tokenizer)
     target = _cache_folder(name, region_encoder, tokenizer)
-    if (target / "key_report.txt").is_file():  # written last
-        return target
-    source = hub_folder(str(name), _CHECKPOINT_FILES) if not Path(name).exists() else name
-    assembled = assemble(source, tokenizer=tokenizer, region_encoder=region_encoder)
-    draft = target.with_name(f"{target.name}.partial")
-    shutil.rmtree(draft, ignore_errors=True)
-    assembled.save(draft)
-    draft.rename(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):  # of two processes, one assembles and the other finds the result
+        if not target.is_dir():
+            source = hub_folder(str(name), _CHECKPOINT_FILES) if not Path(name).exists() else name
+            assembled = assemble(source, tokenizer=tokenizer, region_encoder=region_encoder)
+            draft = target.with_name(f"{target.name}.partial")
+            shutil.rmtree(draft, ignore_errors=True)
+            assembled.save(draft)
+            draft.rename(target)
     return target
 
 
