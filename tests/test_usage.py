@@ -423,18 +423,14 @@ def test_importing_the_package_imports_nothing_else():
     assert _printed(program) == "set()\n"
 
 
-@pytest.mark.parametrize(
-    "first",
-    [
-        "import modeling_visualbert\nfrom transformers import AutoModel",
-        "from transformers import AutoModel, pipeline\nimport modeling_visualbert",
-        "from modeling_visualbert import VisualBertVQAPipeline",
-        "from modeling_visualbert.hub_code.modeling_region_encoder import RegionEncoder",
-        "from transformers import AutoProcessor\nimport modeling_visualbert",
-    ],
+IMPORT_ORDERS = (
+    "import modeling_visualbert\nfrom transformers import AutoModel",
+    "from transformers import AutoModel, pipeline\nimport modeling_visualbert",
+    "from modeling_visualbert import VisualBertVQAPipeline",
+    "from modeling_visualbert.hub_code.modeling_region_encoder import RegionEncoder",
+    "from transformers import AutoProcessor\nimport modeling_visualbert",
 )
-def test_auto_classes_know_ours_in_whatever_order_things_are_imported(first):
-    program = f"""{first}
+AFTER_IMPORTS = """
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForPreTraining, AutoProcessor
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
@@ -444,9 +440,17 @@ configs = [type(AutoConfig.for_model(kind)) for kind in kinds]
 found = [*configs, *(AutoModel._model_mapping[config] for config in configs), PROCESSOR_MAPPING[configs[0]]]
 found += [AutoModelForPreTraining._model_mapping[configs[0]], *(IMAGE_PROCESSOR_MAPPING[config]["pil"] for config in configs)]
 found += [PIPELINE_REGISTRY.check_task("visual-question-answering")[1]["impl"]]
-print(len(found), {{cls.__module__.split(".")[0] for cls in found}})
+print(len(found), {cls.__module__.split(".")[0] for cls in found})
 """
-    assert _printed(program) == "15 {'modeling_visualbert'}\n"
+
+
+def test_auto_classes_know_ours_in_whatever_order_things_are_imported():
+    programs = [f"{first}\n{AFTER_IMPORTS}" for first in IMPORT_ORDERS]
+    running = [  # at the same time: each spends seconds on imports
+        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for program in programs
+    ]
+    for first, process in zip(IMPORT_ORDERS, running, strict=True):
+        assert process.communicate()[0] == "15 {'modeling_visualbert'}\n", first
 
 
 def test_public_names_are_listed_once_and_exist():
