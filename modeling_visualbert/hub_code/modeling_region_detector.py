@@ -749,6 +749,9 @@ def _scales(windows_B4: torch.Tensor, image_sizes: torch.Tensor | None) -> torch
 
 
 def _to_unit(boxes_R4: torch.Tensor, window_4: torch.Tensor) -> torch.Tensor:
+    """Boxes as they are handed out: normalised, and never inverted. Legacy boxes end at x1 + width - 1, so those thinner than a
+    pixel would end before they start; they are handed out without extent."""
+    boxes_R4 = torch.cat((boxes_R4[:, :2], torch.maximum(boxes_R4[:, :2], boxes_R4[:, 2:])), dim=1)
     start, end = window_4[:2].repeat(2), window_4[2:].repeat(2)
     return (boxes_R4 - start) / (end - start)
 
