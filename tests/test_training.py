@@ -35,7 +35,7 @@ from modeling_visualbert.training.loop import (
     train,
     write_predictions,
 )
-from modeling_visualbert.training.task import Task, count_examples
+from modeling_visualbert.training.task import count_examples
 
 RECIPES = Path(__file__).parents[1] / "examples" / "recipes"
 ARGS = {  # by the first word of a recipe's name
@@ -262,7 +262,10 @@ def test_the_best_weights_are_kept(whole_run):
     metrics, predictions = evaluate(toy_task(), best, "dev", toy_args(folder), accelerator)
     assert metrics == record["splits"]["dev"]
     written = [json.loads(line) for line in (folder / "predictions_dev.jsonl").read_text().splitlines()]
-    assert written == predictions
+    assert [{name: record[name] for name in ("id", "answer", "score")} for record in written] == predictions
+    own = [record["metrics"]["accuracy"] for record in written]
+    assert sum(own) / len(own) == pytest.approx(metrics["accuracy"])
+    assert [record["group"] for record in written] == [record["id"] for record in predictions]  # one question an image
 
 
 def test_the_same_arguments_give_the_same_bits(whole_run, tmp_path):
@@ -423,10 +426,22 @@ def test_the_largest_gradients_are_clipped(tmp_path):
     assert norms == []  # and nothing is left for the next step
 
 
-def test_a_task_needs_train_and_dev():
+def test_training_needs_train_and_dev(tmp_path):
     task = toy_task()
+    task.splits = {"train": task.splits["train"]}
     with pytest.raises(ValueError, match="task 'vqa' has no split 'dev'"):
-        Task("vqa", task.model, task.processor, {"train": []}, task.collate, task.predict, task.score, "accuracy")
+        train(task, toy_args(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluation_does_not_depend_on_workers():
+    task = toy_task()
+    found = [
+        evaluate(task, task.model, "dev", toy_args("unused", eval_batch_size=2, num_workers=n), Accelerator(cpu=True))
+        for n in (0, 2)
+    ]
+    assert found[0] == found[1]
+    assert len(found[0][1]) == 9
 
 
 def test_majority_baselines_count_training_answers():

@@ -139,7 +139,11 @@ def read_boxes(path: str | Path) -> dict[int, list[list[float]]]:
 
 
 def load_flickr30k(
-    data_dir: str | Path, image_ids: Sequence[int], positions: str = "marked", skipped: list[str] | None = None
+    data_dir: str | Path,
+    image_ids: Sequence[int],
+    positions: str = "marked",
+    skipped: list[str] | None = None,
+    grounded: bool = True,
 ) -> Dataset:
     """Sentences with grounded phrases of the given images (those of `train.txt`, `val.txt` or `test.txt`).
 
@@ -152,6 +156,7 @@ def load_flickr30k(
         positions: `"marked"`: where the phrase is marked; `"original"`: its first occurrence, as in the authors' training.
         skipped: If given, lines with broken markup and images whose boxes or sentences cannot be read are left out, and their
             errors are added to this list instead of being raised.
+        grounded: Whether to read the boxes. If not, all phrases are kept, and `boxes` is None.
 
     Raises:
         FileNotFoundError: The folder or a file of an image is missing.
@@ -163,23 +168,23 @@ def load_flickr30k(
     if not data_dir.is_dir():
         raise FileNotFoundError(f"{data_dir}: no such folder; expected one with Sentences/ and Annotations/")
     rows: list[dict[str, Any]] = []
-    num_phrases = num_grounded = num_sentences = 0
+    num_phrases = num_kept = num_sentences = 0
     for image_id in image_ids:
         with skipping(skipped):
-            boxes = read_boxes(data_dir / "Annotations" / f"{image_id}.xml")
+            boxes = read_boxes(data_dir / "Annotations" / f"{image_id}.xml") if grounded else None
             for number, words, phrases in _sentences(data_dir / "Sentences" / f"{image_id}.txt", skipped):
-                grounded = [phrase for phrase in phrases if phrase.entity_id in boxes]
+                kept = phrases if boxes is None else [phrase for phrase in phrases if phrase.entity_id in boxes]
                 num_sentences += 1
                 num_phrases += len(phrases)
-                num_grounded += len(grounded)
-                if grounded:
-                    rows.append(_row(image_id, number, words, grounded, boxes, positions))
+                num_kept += len(kept)
+                if kept:
+                    rows.append(_row(image_id, number, words, kept, boxes, positions))
     logger.info(
         "%s: %d sentences; left out: %d without a phrase that has a box, %d phrases without a box",
         data_dir,
         len(rows),
         num_sentences - len(rows),
-        num_phrases - num_grounded,
+        num_phrases - num_kept,
     )
     return Dataset.from_dict({name: [row[name] for row in rows] for name in FEATURES}, features=FEATURES)
 
@@ -223,7 +228,9 @@ def _text(line: bytes, where: str) -> str:
         raise ValueError(f"{where}: not UTF-8 text at byte {error.start}") from error
 
 
-def _row(image_id: int, number: int, words: list[str], phrases: list[Phrase], boxes: dict, positions: str) -> dict:
+def _row(
+    image_id: int, number: int, words: list[str], phrases: list[Phrase], boxes: dict | None, positions: str
+) -> dict:
     return {
         "image_id": image_id,
         "sentence_number": number,
@@ -232,7 +239,7 @@ def _row(image_id: int, number: int, words: list[str], phrases: list[Phrase], bo
         "entity_ids": [phrase.entity_id for phrase in phrases],
         "entity_types": [list(phrase.types) for phrase in phrases],
         "last_words": [p.last_word if positions == "marked" else first_occurrence(words, p.words) for p in phrases],
-        "boxes": [boxes[phrase.entity_id] for phrase in phrases],
+        "boxes": None if boxes is None else [boxes[phrase.entity_id] for phrase in phrases],
     }
 
 

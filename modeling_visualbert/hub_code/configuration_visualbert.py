@@ -62,6 +62,9 @@ class VisualBertConfig(PretrainedConfig):
             the model owns a region encoder and answers from `pixel_values`.
         freeze_region_encoder (`bool`, *optional*, defaults to `True`):
             Whether the region encoder stays as it is (and in evaluation mode) while the model is trained.
+        task_options (`dict`, *optional*):
+            Which text and regions the model was trained to read, beside what its processor knows, such as the `subtask` of VCR;
+            `visualbert evaluate` follows it.
     """
 
     model_type = "visual_bert"
@@ -85,6 +88,7 @@ class VisualBertConfig(PretrainedConfig):
     special_visual_initialize: bool = True
     region_encoder_config: Any = None
     freeze_region_encoder: bool = True
+    task_options: dict[str, Any] | None = None
     pad_token_id: int | None = 0
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None

@@ -29,9 +29,9 @@ def nlvr2_accuracy(predictions: Mapping[str, str], labels: Mapping[str, str]) ->
             f"{len(missing)} examples without a prediction, the first is {missing[0]}; expected one for each"
         )
     right = {identifier: predictions[identifier].lower() == label.lower() for identifier, label in labels.items()}
-    groups: dict[tuple[str, ...], list[bool]] = defaultdict(list)
+    groups: dict[str, list[bool]] = defaultdict(list)
     for identifier, is_right in right.items():
-        groups[_sentence_of(identifier)].append(is_right)
+        groups[sentence_of(identifier)].append(is_right)
     return {
         "accuracy": sum(right.values()) / len(right),
         "consistency": sum(map(all, groups.values())) / len(groups),
@@ -39,12 +39,17 @@ def nlvr2_accuracy(predictions: Mapping[str, str], labels: Mapping[str, str]) ->
     }
 
 
-def _sentence_of(identifier: str) -> tuple[str, ...]:
+def sentence_of(identifier: str) -> str:
+    """What the examples with the same sentence have in common: "dev-850-3-0" -> "dev-850-0", without the number of the pair.
+
+    Raises:
+        ValueError: The identifier does not have four parts.
+    """
     parts = identifier.split("-")
     if len(parts) != 4:
         raise ValueError(f"identifier {identifier!r}; expected split-set-pair-sentence")
     split, image_set, _, sentence = parts
-    return split, image_set, sentence
+    return f"{split}-{image_set}-{sentence}"
 
 
-__all__ = ["nlvr2_accuracy"]
+__all__ = ["nlvr2_accuracy", "sentence_of"]

@@ -10,6 +10,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
@@ -48,13 +49,18 @@ def _process_words(answer: str) -> str:
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
+@lru_cache(maxsize=1 << 17)  # the annotators of a data set give few different answers
+def _normalise_stripped(answer: str) -> str:
+    return _process_words(_process_punctuation(answer))
+
+
 def normalise_answer(answer: str) -> str:
     """The official normalisation: whitespace, punctuation, periods, then number words, articles and contractions.
 
     >>> normalise_answer("The two dogs, dont!")
     "2 dogs don't"
     """
-    return _process_words(_process_punctuation(_strip_whitespace(answer)))
+    return _normalise_stripped(_strip_whitespace(answer))
 
 
 def question_accuracy(prediction: str, annotator_answers: Sequence[str | Mapping]) -> float:
@@ -80,9 +86,9 @@ def question_accuracy(prediction: str, annotator_answers: Sequence[str | Mapping
     for record in records:
         record["answer"] = _strip_whitespace(record["answer"])
     if len({record["answer"] for record in records}) > 1:
-        prediction = _process_words(_process_punctuation(prediction))
+        prediction = _normalise_stripped(prediction)
         for record in records:
-            record["answer"] = _process_words(_process_punctuation(record["answer"]))
+            record["answer"] = _normalise_stripped(record["answer"])
     agreeing = [record for record in records if record["answer"] == prediction]
     scores = (min(1.0, sum(other != record for other in agreeing) / 3) for record in records)
     return sum(scores) / len(records)

@@ -209,6 +209,17 @@ def prepare_images(
     return Images(regions, encoder, image_processor, store.dim, paths)
 
 
+# What decides, beside the processor, which text and regions a model reads; checkpoints keep it, so that evaluation follows it.
+TASK_OPTIONS = (
+    *("text_only", "num_regions", "subtask", "objects", "positions", "stage", "mlm_probability", "no_match"),
+)
+
+
+def task_options(args: TaskArgs) -> dict[str, Any]:
+    """Those arguments of `TASK_OPTIONS` that the task has, for `config.task_options`."""
+    return {name: getattr(args, name) for name in TASK_OPTIONS if hasattr(args, name)}
+
+
 def reads_objects(encoder: RegionEncoder | None) -> bool:
     """Whether it is VCR's detector, see `RegionDetectorConfig.reads_objects`; other region encoders have no such property."""
     return encoder is not None and getattr(encoder.config, "reads_objects", False)
@@ -235,6 +246,7 @@ def make_model(
         "attention_probs_dropout_prob": args.dropout,
         "freeze_region_encoder": not args.train_region_encoder,
         "bypass_transformer": args.late_fusion,
+        "task_options": task_options(args),
     }
     if images.encoder is not None:
         encoder_fields = images.encoder.config.to_dict()

@@ -76,8 +76,11 @@ def load_flickr30k_data(args: Flickr30kArgs) -> tuple[dict[str, Dataset], Path, 
     skipped: list[str] | None = [] if args.skip_bad_records else None
     splits = {"train": args.train_split, "dev": args.dev_split, "test": args.test_split}
     prefix = "shapes_" if corpus is not None else ""
+    grounded = bool(args.train_split or args.dev_split) or (folder / "Annotations").is_dir()
     data = {
-        name: load_flickr30k(folder, read_split(folder / f"{prefix}{split}.txt"), args.positions, skipped=skipped)
+        name: load_flickr30k(
+            folder, read_split(folder / f"{prefix}{split}.txt"), args.positions, skipped=skipped, grounded=grounded
+        )
         for name, split in splits.items()
         if split
     }
@@ -102,6 +105,8 @@ def make_task(
             )
         )
         shape = (*batch["region_to_phrase_position"].shape, batch["visual_embeds"].shape[1])
+        if any(row["boxes"] is None for row in rows):
+            return batch
         batch["labels"] = torch.zeros(shape)
         for labels, row, found in zip(batch["labels"], rows, regions, strict=True):
             for label, gold in zip(labels, row["boxes"], strict=False):
@@ -121,7 +126,14 @@ def make_task(
     def score(predictions: Predictions, split: str) -> dict[str, Any]:
         return score_phrases(predictions, data[split])
 
-    return Task("flickr30k", model, processor, data, collate, predict, score, "recall_at_1", count_items=count_examples)
+    def score_each(predictions: Predictions, split: str) -> Predictions:
+        return own_recalls(predictions, data[split])
+
+    return Task(
+        *("flickr30k", model, processor, data, collate, predict, score, "recall_at_1"),
+        score_each=score_each,
+        count_items=count_examples,
+    )
 
 
 def sentence_id(row: dict[str, Any]) -> str:
@@ -139,19 +151,39 @@ def region_targets(gold: list[list[float]], boxes: list[list[float]], num_region
 
 
 def score_phrases(predictions: Predictions, split: Dataset) -> dict[str, Any]:
-    """Official recalls and their upper bound in percent."""
+    """Official recalls and their upper bound in percent; only the number of phrases for a split without boxes."""
+    if split[0]["boxes"] is None:
+        return {"num_examples": sum(map(len, split["phrases"]))}
     by_id = {record["id"]: record["phrases"] for record in predictions}
-    sentences = []
-    for row in split:
-        ranked = by_id[sentence_id(row)]
-        proposals = [found["box"] for found in sorted(ranked[0], key=lambda found: found["region"])]
-        entities = [
-            {"gold": gold, "scores": [found["score"] for found in sorted(regions, key=lambda found: found["region"])]}
-            for gold, regions in zip(row["boxes"], ranked, strict=True)
-        ]
-        sentences.append({"proposals": proposals, "entities": entities})
-    scored = grounding_recall(sentences)
+    scored = grounding_recall([_ranked_regions(by_id[sentence_id(row)], row) for row in split])
     return {name: value if name == "num_examples" else 100.0 * value for name, value in scored.items()}
+
+
+def own_recalls(predictions: Predictions, split: Dataset) -> Predictions:
+    """For each phrase of each sentence 100 if it is found, else 0; the sentences about an image are a group."""
+    if split[0]["boxes"] is None:
+        return []
+    rows = {sentence_id(row): row for row in split}
+    own = []
+    for record in predictions:
+        row = rows[record["id"]]
+        sentence = _ranked_regions(record["phrases"], row)
+        found = [grounding_recall([{**sentence, "entities": [entity]}]) for entity in sentence["entities"]]
+        recalls = {name: [100.0 * one[name] for one in found] for name in found[0] if name.startswith("recall")}
+        own.append({"metrics": recalls, "group": row["image_id"]})
+    return own
+
+
+def _ranked_regions(ranked: list[list[dict[str, Any]]], row: dict[str, Any]) -> dict[str, Any]:
+    """The predictions of a sentence as [`grounding_recall`] reads them."""
+    by_region = [sorted(regions, key=lambda found: found["region"]) for regions in ranked]
+    return {
+        "proposals": [found["box"] for found in by_region[0]],
+        "entities": [
+            {"gold": gold, "scores": [found["score"] for found in regions]}
+            for gold, regions in zip(row["boxes"], by_region, strict=True)
+        ],
+    }
 
 
 def confidence_baseline(predictions: Predictions, split: Dataset) -> dict[str, Any]:

@@ -172,8 +172,7 @@ def make_task(
                 masked = replace(text, input_ids=ids)
                 yield MaskedRow(name, masked, labels, None, source.images_of(row), row.get("object_ids"))
 
-    train = source.splits["train"]
-    splits = {"train": train, **{n: list(evaluation_rows(d)) for n, d in source.splits.items() if n != "train"}}
+    splits = {n: data if n == "train" else list(evaluation_rows(data)) for n, data in source.splits.items()}
     return Task(
         name=f"pretraining_{args.stage}",
         model=model,
@@ -183,24 +182,39 @@ def make_task(
         predict=_predict,
         score=lambda predictions, split: score_masks(predictions),
         best_metric="mlm_accuracy",
+        score_each=lambda predictions, split: own_accuracies(predictions),
         count_items=_count_items,
-        augment=lambda row, generator: mask(row, train, generator, ""),
+        augment=lambda row, generator: mask(row, source.splits["train"], generator, ""),
     )
 
 
 def score_masks(predictions: Predictions) -> dict[str, Any]:
     """Accuracies in percent: `mlm_accuracy` of pieces masked as in training, `probe_accuracy` of words masked one at a time, and
     `match_accuracy` of texts without masks; each only where there was something to predict."""
-    pieces = [pair for record in predictions if record["id"].startswith("masked") for pair in record["pieces"]]
-    probes = [pair for record in predictions if record["id"].startswith("probe") for pair in record["pieces"]]
-    matches = [(record["match"] > 0.5, record["match_label"] == 1) for record in predictions if "match_label" in record]
-    named = {"mlm_accuracy": pieces, "probe_accuracy": probes, "match_accuracy": matches}
-    scores: dict[str, Any] = {
-        name: 100.0 * sum(found == truth for found, truth in pairs) / len(pairs)
-        for name, pairs in named.items()
-        if pairs
-    }
+    named: dict[str, list[bool]] = {"mlm_accuracy": [], "probe_accuracy": [], "match_accuracy": []}
+    for record in predictions:
+        name, right = _outcomes(record)
+        named[name] += right
+    scores: dict[str, Any] = {name: 100.0 * sum(right) / len(right) for name, right in named.items() if right}
     return {"mlm_accuracy": 0.0, **scores, "num_examples": len(predictions)}
+
+
+def own_accuracies(predictions: Predictions) -> Predictions:
+    """For each piece (or the pair) of each prediction 100 if it is right, else 0; all that one row of the data became is a
+    group."""
+    outcomes = (_outcomes(record) for record in predictions)
+    return [
+        {"metrics": {name: [100.0 * one for one in right]}, "group": int(record["id"].split("-")[1])}
+        for record, (name, right) in zip(predictions, outcomes, strict=True)
+    ]
+
+
+def _outcomes(record: dict[str, Any]) -> tuple[str, list[bool]]:
+    """The metric that a prediction counts in, and whether each of its pieces, or the match, is right."""
+    if "match_label" in record:
+        return "match_accuracy", [(record["match"] > 0.5) == (record["match_label"] == 1)]
+    name = "probe_accuracy" if record["id"].startswith("probe") else "mlm_accuracy"
+    return name, [found == truth for found, truth in record["pieces"]]
 
 
 def _collate(tokenizer: Any, images: Images, rows: Rows) -> Batch:
@@ -270,13 +284,13 @@ def _coco(args: PretrainingArgs, tokenizer: Any) -> Source:
     excluded = [] if args.exclude_images is None else [int(line) for line in read_lines(args.exclude_images)]
     skipped: list[str] | None = [] if args.skip_bad_records else None
     names = {
-        "train": args.train_split or "train",
-        "dev": args.dev_split or "val",
+        "train": "train" if args.train_split is None else args.train_split,
+        "dev": "val" if args.dev_split is None else args.dev_split,
         "test": args.test_split or ("test" if corpus is not None else None),
     }
     splits = {}
     for role, name in names.items():
-        if name is not None:
+        if name:
             left_out = excluded if role == "train" else ()
             files = [
                 find_one(folder, (f"**/captions_{part}.json",), f"captions of {part!r}") for part in name.split("+")

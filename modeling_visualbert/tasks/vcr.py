@@ -6,7 +6,7 @@ Q->A chooses an answer. QA->R chooses a rationale; its context is the question f
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from ..hub_code.modeling_visualbert import VisualBertForMultipleChoice
 from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..metrics.submissions import write_vcr_leaderboard
 from ..metrics.vcr import choice_accuracy, leaderboard_accuracy
+from ..training.args import TrainArgs
 from ..training.loop import evaluate, read_predictions, write_predictions
 from ..training.task import Batch, Predictions, Rows, Task, count_examples
 from ..visualization import captioned, draw_regions
@@ -204,36 +205,52 @@ def make_task(
         return {"accuracy": 100.0 * choice_accuracy(scores, truth), "num_examples": len(truth)}
 
     return Task(
-        f"vcr_{subtask}", model, processor, data, collate, predict, score, "accuracy", count_items=count_examples
+        *(f"vcr_{subtask}", model, processor, data, collate, predict, score, "accuracy"),
+        score_each=lambda predictions, split: own_accuracies(predictions, data[split], subtask),
+        count_items=count_examples,
     )
 
 
+def own_accuracies(predictions: Predictions, split: Dataset, subtask: str) -> Predictions:
+    """For each prediction 100 if it is right, else 0; the questions about an image are a group."""
+    columns = (split[name] for name in ("annot_id", f"{subtask}_label", "image"))
+    rows = {key: (label, image) for key, label, image in zip(*columns, strict=True)}
+    if any(label is None for label, _ in rows.values()):
+        return []
+    own = ((record["choice"], *rows[record["id"]]) for record in predictions)
+    return [{"metrics": {"accuracy": 100.0 * (choice == label)}, "group": image} for choice, label, image in own]
+
+
 def rationales_of_every_answer(task: Task, args: VcrArgs, accelerator: Accelerator) -> None:
-    """Write `rationales_<split>.jsonl`: scores of the rationales given each of the four answers, as the leaderboard wants."""
+    """Write `rationales_<split>.jsonl` for every split but train; see [`rationale_scores`]."""
     output_dir = Path(args.output_dir)
     model = type(task.model).from_pretrained(output_dir / "best").to(accelerator.device)
-    for split, data in task.splits.items():
+    for split in task.splits:
         if split == "train":
             continue
-        scores: dict[str, list] = defaultdict(list)
-        for answer in range(NUM_CHOICES):
-            given = replace(task, splits={**task.splits, split: data.add_column("given_answer", [answer] * len(data))})
-            for record in evaluate(given, model, split, args, accelerator)[1]:
-                scores[record["id"]].append(record["scores"])
+        scores = rationale_scores(task, model, split, args, accelerator)
         if accelerator.is_main_process:
             records = [{"id": key, "scores": rows} for key, rows in scores.items()]
             write_predictions(output_dir / f"rationales_{split}.jsonl", records)
 
 
+def rationale_scores(
+    task: Task, model: PreTrainedModel, split: str, args: TrainArgs, accelerator: Accelerator
+) -> dict[str, list[list[float]]]:
+    """Scores of the rationales of each question given each of the four answers, as the leaderboard wants; by `annot_id`."""
+    scores: dict[str, list[list[float]]] = defaultdict(list)
+    data = task.splits[split]
+    for answer in range(NUM_CHOICES):
+        given = replace(task, splits={**task.splits, split: data.add_column("given_answer", [answer] * len(data))})
+        for record in evaluate(given, model, split, args, accelerator)[1]:
+            scores[record["id"]].append(record["scores"])
+    return dict(scores)
+
+
 def joint_scores(
     answer_dir: Path, rationale_dir: Path, data: Dataset, split: str, output_dir: Path
 ) -> dict[str, float]:
-    """Write `leaderboard_<split>.csv` from the predictions of both sub-tasks and score it, in percent.
-
-    Returns:
-        `answer` (Q->A), `rationale` (QA->R, given the correct answer), `joint` (Q->AR) and `joint_predicted`: the rationale asked
-        for the predicted answer, which the official metric does not do. Nothing for a split without labels.
-    """
+    """Write `leaderboard_<split>.csv` from the predictions of both sub-tasks and score it; see [`score_both`]."""
     answers = {record["id"]: record["scores"] for record in read_predictions(answer_dir / f"predictions_{split}.jsonl")}
     rationales = {
         record["id"]: record["scores"] for record in read_predictions(rationale_dir / f"rationales_{split}.jsonl")
@@ -244,11 +261,36 @@ def joint_scores(
         raise ValueError(
             f"{answer_dir} and {rationale_dir}: no predictions for {missing[0]} ({len(missing)} are missing)"
         )
-    rows, given = [answers[key] for key in ids], [rationales[key] for key in ids]
-    write_vcr_leaderboard(ids, rows, given, output_dir / f"leaderboard_{split}.csv")
-    truth = list(zip(data["answer_label"], data["rationale_label"], strict=True))
+    write_leaderboard(answers, rationales, data, output_dir / f"leaderboard_{split}.csv")
+    return score_both(answers, rationales, data)
+
+
+def write_leaderboard(
+    answers: Mapping[str, list[float]], rationales: Mapping[str, list[list[float]]], data: Dataset, path: Path
+) -> None:
+    """Write the file for the leaderboard, in the order of the data; arguments as for [`score_both`]."""
+    ids = data["annot_id"]
+    write_vcr_leaderboard(ids, [answers[key] for key in ids], [rationales[key] for key in ids], path)
+
+
+def score_both(
+    answers: Mapping[str, list[float]], rationales: Mapping[str, list[list[float]]], data: Dataset
+) -> dict[str, float]:
+    """Score both sub-tasks together, in percent.
+
+    Args:
+        answers: Four scores by `annot_id`.
+        rationales: Four scores given each of the four answers, by `annot_id`.
+        data: The split.
+
+    Returns:
+        `answer` (Q->A), `rationale` (QA->R, given the correct answer), `joint` (Q->AR) and `joint_predicted`: the rationale asked
+        for the predicted answer, which the official metric does not do. Nothing for a split without labels.
+    """
+    ids, truth = data["annot_id"], list(zip(data["answer_label"], data["rationale_label"], strict=True))
     if any(None in labels for labels in truth):
         return {}
+    rows, given = [answers[key] for key in ids], [rationales[key] for key in ids]
     flat = [[*row, *(score for scores in every for score in scores)] for row, every in zip(rows, given, strict=True)]
     scored = leaderboard_accuracy(flat, *zip(*truth, strict=True))
     chosen = [row.index(max(row)) for row in rows]

@@ -24,7 +24,7 @@ from ..hub_code.modeling_visualbert import VisualBertForQuestionAnswering
 from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..hub_code.regions_visualbert import find_regions, pad_regions
 from ..metrics.submissions import write_vqa_results
-from ..metrics.vqa import normalise_answer, soft_targets, vqa_accuracy
+from ..metrics.vqa import normalise_answer, question_accuracy, soft_targets, vqa_accuracy
 from ..training.task import Batch, Predictions, Rows, Task, count_examples, to_device
 from ..visualization import answer_attention, captioned, draw_regions
 from .common import TaskArgs, corpus_folder, load_tokenizer, make_model, prepare_images
@@ -86,7 +86,7 @@ def vqa_task(args: VqaArgs, accelerator: Accelerator) -> Task:
         images.image_processor, tokenizer, answers=answers, region_dim=model.config.visual_embedding_dim
     )
     task = make_task(model, processor, data, images.get, args.target_rule)
-    task.images, task.skipped, task.write_results = images.paths, skipped, _write_results
+    task.images, task.skipped, task.write_results = images.paths, skipped, write_results
     if images.encoder is not None and images.paths:
         task.draw = partial(_draw, task)
     return task
@@ -100,7 +100,7 @@ def load_vqa_data(args: VqaArgs) -> tuple[dict[str, Dataset], Path, list[str]]:
     images_dir = folder / "images" if corpus else Path(args.images_dir or folder)
     skipped: list[str] | None = [] if args.skip_bad_records else None
     splits = {"train": args.train_split, "dev": args.dev_split, "test": args.test_split or ("test" if corpus else None)}
-    data = {name: _load_split(data_dir, split, skipped) for name, split in splits.items() if split is not None}
+    data = {name: _load_split(data_dir, split, skipped) for name, split in splits.items() if split}
     return data, images_dir, skipped or []
 
 
@@ -109,7 +109,7 @@ def make_task(
     processor: VisualBertProcessor,
     data: dict[str, Dataset],
     image_of: Callable[[int], Any] | None,
-    target_rule: str,
+    target_rule: str = "visualbert",
 ) -> Task:
     """The task over loaded data; `image_of` gives the regions or the image of an image id, None for text only."""
     answer_to_index = {answer: index for index, answer in enumerate(processor.answers or ())}
@@ -117,7 +117,7 @@ def make_task(
     def collate(rows: Rows) -> Batch:
         images = None if image_of is None else [image_of(row["image_id"]) for row in rows]
         batch = dict(processor(images=images, text=[row["question"] for row in rows]))
-        if rows[0]["answers"] is not None:
+        if all(row["answers"] is not None for row in rows):
             labels = torch.zeros(len(rows), len(answer_to_index))
             for label, row in zip(labels, rows, strict=True):
                 for index, score in soft_targets(row["answers"], answer_to_index, rule=target_rule).items():
@@ -132,27 +132,52 @@ def make_task(
     def score(predictions: Predictions, split: str) -> dict[str, Any]:
         return score_answers({record["id"]: record["answer"] for record in predictions}, data[split])
 
-    return Task("vqa", model, processor, data, collate, predict, score, "accuracy", count_items=count_examples)
+    def score_each(predictions: Predictions, split: str) -> Predictions:
+        return own_accuracies({record["id"]: record["answer"] for record in predictions}, data[split])
+
+    return Task(
+        *("vqa", model, processor, data, collate, predict, score, "accuracy"),
+        score_each=score_each,
+        count_items=count_examples,
+    )
 
 
 def score_answers(answers: dict[int, str], split: Dataset) -> dict[str, Any]:
-    """Official accuracy in percent by question id, over all and by type; only the count for a split without answers."""
+    """Official accuracy in percent, over all and by type; only the count for a split without answers."""
     if split[0]["answers"] is None:
         return {"num_examples": len(split)}
-    annotations = [
-        {
-            **{k: v for k, v in row.items() if v is not None},
-            "answers": [{"answer": a, "answer_id": i} for i, a in enumerate(row["answers"])],
-        }
-        for row in split
-    ]
-    scored = vqa_accuracy(answers, annotations)
+    scored = vqa_accuracy(answers, _annotations(split))
     return {
         "accuracy": scored["overall"],
         "per_question_type": dict(sorted(scored["per_question_type"].items())),
         "per_answer_type": dict(sorted(scored["per_answer_type"].items())),
         "num_examples": scored["num_examples"],
     }
+
+
+def own_accuracies(answers: dict[int, str], split: Dataset) -> Predictions:
+    """Official accuracy in percent of each answer; the questions about an image are a group."""
+    if split[0]["answers"] is None:
+        return []
+    truth = {record["question_id"]: record for record in _annotations(split)}
+    return [
+        {
+            "metrics": {"accuracy": 100.0 * question_accuracy(answer, truth[key]["answers"])},
+            "group": truth[key]["image_id"],
+        }
+        for key, answer in answers.items()
+    ]
+
+
+def _annotations(split: Dataset) -> list[dict[str, Any]]:
+    """The rows as records of the official annotations file."""
+    return [
+        {
+            **{k: v for k, v in row.items() if v is not None},
+            "answers": [{"answer": a, "answer_id": i} for i, a in enumerate(row["answers"])],
+        }
+        for row in split
+    ]
 
 
 def majority_baselines(train: Dataset, test: Dataset) -> dict[str, dict]:
@@ -173,7 +198,8 @@ def majority_baselines(train: Dataset, test: Dataset) -> dict[str, dict]:
     }
 
 
-def _write_results(predictions: Predictions, path: Path) -> None:
+def write_results(predictions: Predictions, path: Path) -> None:
+    """Write the file for the evaluation server."""
     write_vqa_results({record["id"]: record["answer"] for record in predictions}, path.with_suffix(".json"))
 
 

@@ -33,7 +33,7 @@ from .args import TrainArgs
 from .batches import AugmentedRows, MicroBatches, StepPlan
 from .checkpoint import list_checkpoints, load_checkpoint, read_state, save_checkpoint
 from .resume import changed_args, check_steps, describe_changes, saved_args
-from .task import LABELS, Batch, Predictions, Task, to_device
+from .task import LABELS, Batch, Predictions, Rows, Task, to_device
 
 logger = logging.getLogger(__name__)
 
@@ -69,10 +69,12 @@ def train(task: Task, args: TrainArgs, accelerator: Accelerator | None = None) -
 
     Raises:
         FileExistsError: `output_dir` already holds a run and `resume` is not set.
-        ValueError: Arguments do not fit together, or not to those of the run that is resumed.
+        ValueError: The task lacks a split, or arguments do not fit together, or not to those of the run that is resumed.
         FloatingPointError: The loss became NaN or infinite.
     """
     started = time.time()
+    if missing := {"train", "dev"} - set(task.splits):
+        raise ValueError(f"task {task.name!r} has no split {sorted(missing)[0]!r}")
     accelerator = accelerator or make_accelerator(args)
     output_dir = Path(args.output_dir)
     _claim_output_dir(output_dir, args.resume, accelerator)
@@ -90,7 +92,7 @@ def train(task: Task, args: TrainArgs, accelerator: Accelerator | None = None) -
         compile_model(task.model, training=True)
     progress = _resume(accelerator, output_dir, args, plan) if args.resume else Progress()
     if accelerator.is_main_process:
-        _list_skipped(task.skipped, output_dir)
+        list_skipped(task.skipped, output_dir)
     log = RunLog(output_dir, accelerator, progress.step)
     _run_steps(task, model, optimizer, plan, progress, log, args, accelerator)
     log.close()
@@ -220,26 +222,50 @@ def train_step(
 def evaluate(
     task: Task, model: torch.nn.Module, split: str, args: TrainArgs, accelerator: Accelerator
 ) -> tuple[dict, Predictions]:
-    """Metrics and predictions of a split, the same on every process; each example is predicted once."""
-    examples = task.splits[split]
-    mine = range(accelerator.process_index, len(examples), accelerator.num_processes)
-    loader: DataLoader = DataLoader(
-        examples,
-        batch_sampler=[list(mine[i : i + args.eval_batch_size]) for i in range(0, len(mine), args.eval_batch_size)],
-        collate_fn=lambda rows: (rows, task.collate(rows)),
-    )
+    """Metrics and predictions of a split, the same on every process; each example is predicted once.
+
+    The processes take whole batches in turn, so that the batches, and with them the bits of the scores, do not depend on the
+    number of processes.
+    """
     model.eval()
     predictions: Predictions = []
     with torch.inference_mode(), accelerator.autocast():
         for rows, batch in tqdm(
-            loader, desc=f"evaluating {split}", leave=False, disable=not accelerator.is_main_process
+            _evaluation_batches(task, split, args, accelerator),
+            desc=f"evaluating {split}",
+            leave=False,
+            disable=not accelerator.is_main_process,
         ):
-            for name in LABELS:
-                batch.pop(name, None)
             predictions += task.predict(accelerator.unwrap_model(model)(**to_device(batch, accelerator.device)), rows)
     predictions = sorted(gather_object(predictions), key=lambda record: record["id"])
     scored = [task.score(predictions, split) if accelerator.is_main_process else None]
     return broadcast_object_list(scored)[0], predictions
+
+
+def _evaluation_batches(task: Task, split: str, args: TrainArgs, accelerator: Accelerator) -> DataLoader:
+    """Rows and model inputs without labels, of this process' batches of a split."""
+    examples, size = task.splits[split], args.eval_batch_size
+    batches = [range(start, min(start + size, len(examples))) for start in range(0, len(examples), size)]
+    mine = batches[accelerator.process_index :: accelerator.num_processes]
+
+    def collate(rows: Rows) -> tuple[Rows, Batch]:
+        return rows, {name: value for name, value in task.collate(rows).items() if name not in LABELS}
+
+    return DataLoader(
+        examples,
+        batch_sampler=[list(batch) for batch in mine],
+        collate_fn=collate,
+        num_workers=min(args.num_workers, max(0, len(mine) - 1)),  # the first batch is waited for in any case
+        pin_memory=accelerator.device.type == "cuda",  # copied while the device computes
+    )
+
+
+def with_own_scores(task: Task, predictions: Predictions, split: str) -> Predictions:
+    """The predictions as they are written: where there are labels, each with its share of the metrics and its group."""
+    own = [] if task.score_each is None else task.score_each(predictions, split)
+    if not own:
+        return predictions
+    return [{**record, **scores} for record, scores in zip(predictions, own, strict=True)]
 
 
 def make_optimizer(model: PreTrainedModel, args: TrainArgs) -> torch.optim.AdamW:
@@ -341,7 +367,8 @@ def _claim_output_dir(output_dir: Path, resume: bool, accelerator: Accelerator) 
     accelerator.wait_for_everyone()
 
 
-def _list_skipped(skipped: Sequence[str], output_dir: Path) -> None:
+def list_skipped(skipped: Sequence[str], output_dir: Path) -> None:
+    """Write `skipped.txt` if bad records were left out, and say so in the log."""
     if skipped:
         (output_dir / "skipped.txt").write_text("".join(f"{line}\n" for line in skipped), encoding="utf-8")
         logger.warning("left out %d bad records; they are listed in %s", len(skipped), output_dir / "skipped.txt")
@@ -418,6 +445,6 @@ def _final_evaluation(task: Task, args: TrainArgs, progress: Progress, accelerat
             continue
         metrics, predictions = evaluate(task, best, split, args, accelerator)
         if accelerator.is_main_process:
-            write_predictions(output_dir / f"predictions_{split}.jsonl", predictions)
+            write_predictions(output_dir / f"predictions_{split}.jsonl", with_own_scores(task, predictions, split))
         record["splits"][split] = metrics
     return record

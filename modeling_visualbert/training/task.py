@@ -24,12 +24,14 @@ class Task:
         name: For titles and file names.
         model: The model to train.
         processor: Processor or image processor; saved beside the model.
-        splits: Examples by split, as anything with a length and access by index; `train` and `dev` are required, others are
-            scored at the end.
+        splits: Examples by split, as anything with a length and access by index. Training needs `train` and `dev`; all but
+            `train` are scored at the end.
         collate: Rows -> model inputs, labels included.
         predict: Model outputs and rows -> one record per row, with an `id`.
         score: Predictions and the name of their split -> metrics; a larger `metrics[best_metric]` is better.
         best_metric: Name of the metric that decides which weights are kept.
+        score_each: Predictions and the name of their split -> for each prediction its share of the metrics and the group that
+            it belongs to, `{"metrics": {"accuracy": 60.0}, "group": 42}`; see `metrics/compare.py`. Empty without labels.
         count_items: Batch -> the numbers that its loss is divided by, as arguments of the model's `forward`
             (`{"num_items_in_batch": 64}`). None uses the loss as the model returns it.
         augment: Changes a training row at random, with no other randomness than the given generator.
@@ -47,17 +49,13 @@ class Task:
     predict: Callable[[Any, Rows], Predictions]
     score: Callable[[Predictions, str], dict[str, Any]]
     best_metric: str
+    score_each: Callable[[Predictions, str], Predictions] | None = None
     count_items: Callable[[Batch], dict[str, int]] | None = None
     augment: Callable[[Any, torch.Generator], Any] | None = None
     draw: Callable[[PreTrainedModel, Any, dict[str, Any]], Image.Image] | None = None
     write_results: Callable[[Predictions, Path], None] | None = None
     images: Mapping[Any, Path] = field(default_factory=dict)
     skipped: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        missing = {"train", "dev"} - set(self.splits)
-        if missing:
-            raise ValueError(f"task {self.name!r} has no split {sorted(missing)[0]!r}")
 
 
 def count_examples(batch: Batch) -> dict[str, int]:
