@@ -238,6 +238,28 @@ def test_npz_of_mcan_is_turned_and_cut(tmp_path):
     assert store["a"]["image_size"].tolist() == [30, 40]
 
 
+def test_npz_of_one_row_for_each_box_is_not_turned(tmp_path):
+    arrays = image(0, count=6)
+    np.savez(tmp_path / "a.npz", x=arrays["features"], bbox=arrays["boxes"], num_bbox=6, image_h=30, image_w=40)
+    store = convert_features(tmp_path, tmp_path / "store", dtype="float32", progress=False)
+    assert_holds(store, "a", {"features": arrays["features"], "boxes": arrays["boxes"]})
+
+
+def test_a_tsv_in_parts_is_one_source(tmp_path):
+    (tmp_path / "parts").mkdir()
+    for number in (1, 0):
+        (tmp_path / "parts" / f"train.tsv.{number}").write_text(line(str(number), image(number)))
+    (tmp_path / "parts" / "notes.1").write_text("not a part")
+    store = convert_features(tmp_path / "parts", tmp_path / "store", dtype="float32", progress=False)
+    assert sorted(store) == ["0", "1"]
+    assert_holds(store, "1", {key: image(1)[key] for key in ("features", "boxes")})
+    one = convert_features(tmp_path / "parts" / "train.tsv.1", tmp_path / "one", dtype="float32", progress=False)
+    assert list(one) == ["1"]
+    (tmp_path / "parts" / "train.tsv.2").write_text("cut off\n")
+    with pytest.raises(ValueError, match=r"train.tsv.2: row 1: 1 columns; expected"):
+        convert_features(tmp_path / "parts", tmp_path / "broken", progress=False)
+
+
 OBJECTS = r"it holds Python objects \(pickle\)"
 
 

@@ -15,7 +15,7 @@ def add_checkpoint_commands(commands: Any) -> None:
     command.add_argument(
         "source",
         help=".th file, folder or Hub name of a uclanlp/visualbert-* checkpoint, or a detector: .pth, .pkl, .bin file "
-        "(with its .yaml beside it) or a folder with pytorch_model.bin and config.yaml",
+        "(with its .yaml beside it), a folder with pytorch_model.bin and config.yaml, or pythia-x101, frcnn-vg or detectron-r101",
     )
     command.add_argument("target", help="folder to write; must not exist")
     command.add_argument("--task", choices=sorted(TASKS), help="head of a .th file (default: guessed from its tensors)")
@@ -32,6 +32,12 @@ def add_checkpoint_commands(commands: Any) -> None:
         "--classes", help="text file with a detector's class names, one per line in the order of their ids"
     )
     command.add_argument("--attributes", help="text file with its attribute names, likewise")
+    command.add_argument(
+        "--spatial",
+        action="store_true",
+        help="let the detector append the six spatial numbers of Flickr30k to its features: corners, width and height of the "
+        "box, in units of the image",
+    )
     command.set_defaults(run=_convert)
 
     command = commands.add_parser("push", help="publish a checkpoint on the Hugging Face Hub, with card and code")
@@ -62,26 +68,38 @@ def add_checkpoint_commands(commands: Any) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    from ..convert import convert_region_detector, summarise
-    from ..convert.assemble import Assembled, assemble
-    from ..convert.region_detector import is_region_detector, name_outputs
+    from ..convert import summarise
+    from ..convert.assemble import (
+        Assembled,
+        add_spatial_features,
+        assemble,
+        is_published_detector,
+        open_published_detector,
+    )
+    from ..convert.region_detector import name_outputs
 
     target = Path(args.target)
     if target.exists():
         raise FileExistsError(f"{target} exists; choose another folder or remove it")
-    if is_region_detector(args.source):
+    if is_published_detector(args.source):
         if args.tokenizer or args.region_encoder:
             raise ValueError(
                 f"{args.source} is a region detector; expected no --tokenizer and no --region_encoder for it"
             )
-        model, image_processor, report = convert_region_detector(args.source)
+        model, image_processor, report = open_published_detector(args.source)
         name_outputs(model.config, args.classes, args.attributes)
+        if args.spatial:
+            add_spatial_features(model, args.source)
         made = Assembled(model, image_processor, report)
     elif args.classes or args.attributes:
         raise ValueError(f"{args.source} is not a region detector's file; expected one with --classes and --attributes")
+    elif args.spatial and args.region_encoder is None:
+        raise ValueError(
+            f"--spatial is about a region encoder; expected --region_encoder, that of {args.source}, with it"
+        )
     else:
         heads = {} if args.num_attention_heads is None else {"num_attention_heads": args.num_attention_heads}
-        made = assemble(args.source, args.task, args.tokenizer, args.region_encoder, **heads)
+        made = assemble(args.source, args.task, args.tokenizer, args.region_encoder, args.spatial, **heads)
     made.save(target)
     print(f"{type(made.model).__name__}: {summarise(made.report)}; every key in {target / 'key_report.txt'}")
     for part in made.missing:

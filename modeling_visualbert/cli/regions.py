@@ -48,7 +48,9 @@ def add_region_commands(commands: Any) -> None:
     command.set_defaults(run=_extract)
 
     command = commands.add_parser("convert-features", help="convert published region features to a feature store")
-    command.add_argument("source", help="TSV, .th or HDF5 file, or folder of .npy or .npz files")
+    command.add_argument(
+        "source", help="TSV, .th or HDF5 file, or folder of .npy or .npz files, or of the parts of a TSV"
+    )
     command.add_argument("target", help="feature store to write; an interrupted run is continued")
     command.add_argument("--kind", choices=FEATURE_KINDS, help="format of the source (default: from its suffix)")
     _add_store_options(command)
@@ -80,6 +82,12 @@ def _add_store_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--dtype", choices=DTYPES, default="float16", help="data type of the stored features (default: %(default)s)"
+    )
+    command.add_argument(
+        "--spatial",
+        action="store_true",
+        help="append the six spatial numbers of Flickr30k to each feature: corners, width and height of the box, in units of "
+        "the image",
     )
     command.add_argument(
         "--images_per_shard", type=int, default=1000, help="images per file of the store (default: %(default)s)"
@@ -125,7 +133,7 @@ def _extract(args: argparse.Namespace) -> None:
         images = list_dataset_images(args.source, args.image_column, args.id_column, args.split)
     else:
         images = list_images(args.source, args.ids)
-    encoder, image_processor = open_region_encoder(args.region_encoder)
+    encoder, image_processor = open_region_encoder(args.region_encoder, args.spatial)
     processes = launched_processes(args.cpu)
     options = ExtractionOptions(args.dtype, args.images_per_shard, args.max_regions, args.batch_size, args.num_workers)
     result = extract_store(args.target, images, encoder, image_processor, options, processes)
@@ -154,6 +162,7 @@ def _convert_features(args: argparse.Namespace) -> None:
         args.images_per_shard,
         args.classes,
         args.attributes,
+        spatial=args.spatial,
     )
     print(f"{args.target}: regions of {len(store)} images, dim {store.dim}, {store.dtype}")
 

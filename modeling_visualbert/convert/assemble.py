@@ -24,6 +24,7 @@ from ..features.extract import load_region_encoder
 from ..hub_code.configuration_region_detector import RegionDetectorConfig
 from ..hub_code.configuration_visualbert import VisualBertConfig
 from ..hub_code.image_processing_region_detector import RegionDetectorImageProcessor
+from ..hub_code.modeling_region_detector import RegionDetector
 from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..hub_code.tasks_visualbert import HEADS, TASKS
 from ..published import (
@@ -73,6 +74,7 @@ def assemble(
     task: str | None = None,
     tokenizer: str | None = None,
     region_encoder: str | Path | None = None,
+    spatial: bool = False,
     **config_kwargs: Any,
 ) -> Assembled:
     """
@@ -84,6 +86,7 @@ def assemble(
         tokenizer: Folder or Hub name of a BERT tokenizer.
         region_encoder: Region encoder of ours (folder or Hub name), a published detector (file, folder or Hub name), or the name
             of one in `assets/published.yaml`, such as "pythia-x101", which is downloaded.
+        spatial: Whether its features are to end with the six spatial numbers of Flickr30k.
         config_kwargs: Fields of [`VisualBertConfig`] that a `.th` file does not tell.
 
     Raises:
@@ -107,7 +110,7 @@ def assemble(
     elif model.config.region_encoder_config is not None:  # a checkpoint of ours without its processor
         image_processor = AutoImageProcessor.from_pretrained(source)
     if region_encoder is not None:
-        encoder, image_processor = open_region_encoder(region_encoder)
+        encoder, image_processor = open_region_encoder(region_encoder, spatial)
         model.attach_region_encoder(encoder)
     elif image_processor is None:
         missing.append(
@@ -132,36 +135,73 @@ def _answers(config: VisualBertConfig) -> list[str]:
     return [config.id2label[index] for index in sorted(config.id2label)]
 
 
-def open_region_encoder(name: str | Path) -> tuple[Any, Any]:
+def open_region_encoder(name: str | Path, spatial: bool = False) -> tuple[Any, Any]:
     """
     A region encoder and its image processor from whatever names one; see [`assemble`].
 
     Raises:
-        FileNotFoundError, ValueError: There is nothing of that name, or it is no region encoder.
+        FileNotFoundError, ValueError: There is nothing of that name, it is no region encoder, or it makes no spatial numbers.
     """
-    known = {detector.hub: detector for detector in published_detectors().values() if detector.hub is not None}
-    known |= published_detectors()
-    if not Path(name).exists() and str(name) in known:
-        return _published_detector(known[str(name)])
-    if is_region_detector(name) and Path(name).exists():
-        detector, image_processor, _ = convert_region_detector(name)
-        return detector, image_processor
-    return load_region_encoder(name)
+    if is_published_detector(name) and (Path(name).exists() or _in_table(name)):
+        encoder, image_processor, _ = open_published_detector(name)
+    else:
+        encoder, image_processor = load_region_encoder(name)
+    if spatial:
+        add_spatial_features(encoder, name)
+    return encoder, image_processor
 
 
-def _published_detector(detector: PublishedDetector) -> tuple[Any, Any]:
+def add_spatial_features(encoder: Any, name: str | Path) -> None:
+    """Let the features of a detector end with the six spatial numbers of Flickr30k.
+
+    Raises:
+        ValueError: It is another kind of region encoder; names it.
+    """
+    if not isinstance(encoder.config, RegionDetectorConfig):
+        raise ValueError(
+            f"{name} is a {type(encoder).__name__}, which has geometry numbers of its own (geometry_features); expected a "
+            "RegionDetector with --spatial"
+        )
+    encoder.config.spatial_features = True
+
+
+def is_published_detector(name: str | Path) -> bool:
+    """Whether it is, by its name, a detector that others published: a file, a folder, a Hub name or a name of ours for one."""
+    return is_region_detector(name) or _in_table(name)
+
+
+def open_published_detector(name: str | Path) -> tuple[RegionDetector, RegionDetectorImageProcessor, list[KeyReport]]:
+    """
+    A detector that others published, downloaded if need be; see [`convert_region_detector`].
+
+    Raises:
+        FileNotFoundError, ValueError: There is nothing of that name, or it is damaged.
+    """
+    return _download_detector(_detectors()[str(name)]) if _in_table(name) else convert_region_detector(name)
+
+
+def _in_table(name: str | Path) -> bool:
+    return str(name) in _detectors() and not Path(name).exists()
+
+
+def _detectors() -> dict[str, PublishedDetector]:
+    """The detectors by name and by Hub name."""
+    by_name = published_detectors()
+    return by_name | {detector.hub: detector for detector in by_name.values() if detector.hub is not None}
+
+
+def _download_detector(
+    detector: PublishedDetector,
+) -> tuple[RegionDetector, RegionDetectorImageProcessor, list[KeyReport]]:
     if not detector.is_published:
         raise ValueError(
             f"{detector.title} was not published alone; the authors' .th files hold it: download one with a browser from "
             f"{authors_files()} and convert that"
         )
     if detector.hub is not None:
-        folder = hub_folder(detector.hub, _DETECTOR_FILES)
-        encoder, image_processor, _ = convert_region_detector(folder)
-        return encoder, image_processor
+        return convert_region_detector(hub_folder(detector.hub, _DETECTOR_FILES))
     weights, *others = (fetch(file) for file in detector.files)
-    encoder, image_processor, _ = convert_region_detector(weights, *others[:1])
-    return encoder, image_processor
+    return convert_region_detector(weights, *others[:1])
 
 
 def complete_checkpoint(
@@ -255,4 +295,12 @@ def _identity(part: str | Path) -> list[Any]:
     return [str(path.resolve()), *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)]
 
 
-__all__ = ["Assembled", "assemble", "complete_checkpoint", "open_region_encoder"]
+__all__ = [
+    "Assembled",
+    "add_spatial_features",
+    "assemble",
+    "complete_checkpoint",
+    "is_published_detector",
+    "open_published_detector",
+    "open_region_encoder",
+]

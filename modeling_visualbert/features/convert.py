@@ -3,15 +3,16 @@
 ===========  ==========================================================================================================
 ``tsv``      bottom-up attention and LXMERT: a line per image, arrays as base64 of float32 (ids: int64)
 ``npy``      Pythia / MMF: a folder with [R, V] for each image; their `*_info.npy` are pickles and are not read
-``npz``      a folder with the arrays of one image in each file (VisualBERT's NLVR2 script; `x` of MCAN is [V, R])
+``npz``      a folder with the arrays of one image in each file (VisualBERT's NLVR2 script; `x` of MCAN is [V, R], that of
+             MILVLG's extraction [R, V])
 ``th``       VisualBERT's chunks: `torch.save({image name: (features [R, V], boxes [R, 4], confidence [R])})`,
              tensors or NumPy arrays
 ``hdf5``     a group for each image, or datasets over all images: [N, R, V] (LXMERT), or [sum of R, V] with `pos_boxes`
              [N, 2] (BAN); needs `h5py`
 ===========  ==========================================================================================================
 
-Boxes are read as x1, y1, x2, y2 in pixels of the original image, which is what all of these hold. Letters: N images, R
-regions of an image, V feature.
+Boxes are read as x1, y1, x2, y2 in pixels of the original image, which is what all of these hold. A source in parts
+(`....tsv.0`, `....tsv.1`) is the folder that they lie in. Letters: N images, R regions of an image, V feature.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from tqdm.auto import tqdm
 
 from ..convert.array_pickles import load_chunk
 from ..data.files import read_json, read_lines
+from ..hub_code.configuration_region_detector import NUM_SPATIAL_FEATURES
+from ..hub_code.regions_visualbert import normalise_boxes, spatial_features
 from .images import IMAGE_IDS
 from .store import FeatureStore, Regions, partial_folder, write_store
 
@@ -59,6 +62,7 @@ _SYNONYMS = {
     "height": ("height", "img_h", "image_h", "image_height"),
     "width": ("width", "img_w", "image_w", "image_width"),
     "count": ("num_boxes", "num_bbox", "num_regions"),
+    "spatial_features": ("spatial_features",),  # BAN's, which holds no image sizes to make them from
 }
 _NUMBERS = ("height", "width", "count")
 _KNOWN = {name: key for key, names in _SYNONYMS.items() for name in names}
@@ -75,6 +79,7 @@ def convert_features(
     classes: str | Path | None = None,
     attributes: str | Path | None = None,
     progress: bool = True,
+    spatial: bool = False,
 ) -> FeatureStore:
     """Convert features that others published. A run that was interrupted resumes when called again.
 
@@ -88,11 +93,13 @@ def convert_features(
         images_per_shard: Images in one file of the store.
         classes, attributes: Files with the names of classes and attributes, one per line, in the order of their ids.
         progress: Whether to show progress.
+        spatial: Append the six spatial numbers of a region's box to its feature, see [`spatial_features`].
 
     Raises:
         FileNotFoundError: The source does not exist.
         FileExistsError: The target exists.
-        ValueError: The source is damaged (names file and row), or its kind cannot be guessed.
+        ValueError: The source is damaged (names file and row), its kind cannot be guessed, or it lacks the boxes or image sizes
+            that spatial numbers need.
     """
     source = Path(source)
     if not source.exists():
@@ -106,6 +113,8 @@ def convert_features(
     size = source.stat().st_size if source.is_file() else None
     about = {"file": source.name, "bytes": size, "kind": kind, "ids": ids}
     where, dim, first, records = str(source), 0, [], _checked(READERS[kind](source), source)
+    if spatial:
+        records = ((name, partial(_with_spatial_features, read, place), place) for name, read, place in records)
     for record in records:  # until an image with regions says how long the features are
         first.append(record)
         features = record[1]()["visual_embeds"]
@@ -124,7 +133,8 @@ def convert_features(
 
     with tqdm(desc=f"converting {source.name}", unit="image", disable=not progress) as bar:
         try:
-            write_store(target, pairs(bar), dim, detector, dtype, images_per_shard, names, about, resume=True)
+            made_by = {"name": detector, "spatial_features": True} if spatial else detector
+            write_store(target, pairs(bar), dim, made_by, dtype, images_per_shard, names, about, resume=True)
         except ValueError as error:
             if str(error).startswith((str(source), str(partial_folder(target)))):
                 raise
@@ -139,7 +149,7 @@ def guess_kind(source: Path) -> str:
         ValueError: There is none, or more than one.
     """
     by_suffix = {f".{kind}": kind for kind in READERS} | {".pth": "th", ".h5": "hdf5"}
-    found = {by_suffix[path.suffix] for path in _files(source, *by_suffix) if path.suffix in by_suffix}
+    found = {by_suffix[_suffix(path)] for path in _files(source, *by_suffix) if _suffix(path) in by_suffix}
     if len(found) != 1:
         raise ValueError(
             f"{source}: holds {' and '.join(sorted(found)) or 'no features that are known'}; say which kind to convert"
@@ -152,15 +162,16 @@ def read_tsv(path: Path) -> Records:
 
     `COCO_train2014_000000132417<TAB>333<TAB>500<TAB>SAAAAAAA...` is the start of LXMERT's train2014_obj36.tsv.
     """
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            where = f"{path}: row {number}"
-            fields = line.rstrip(b"\r\n").split(b"\t")
-            if len(fields) not in _TSV_COLUMNS:
-                known = ", ".join(map(str, _TSV_COLUMNS))
-                raise ValueError(f"{where}: {len(fields)} columns; expected {known} (is the file cut off?)")
-            row = dict(zip(_TSV_COLUMNS[len(fields)], fields, strict=True))
-            yield row["name"].decode("utf-8", "replace"), partial(_tsv_regions, row, where), where
+    for part in _files(path, ".tsv"):
+        with part.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                where = f"{part}: row {number}"
+                fields = line.rstrip(b"\r\n").split(b"\t")
+                if len(fields) not in _TSV_COLUMNS:
+                    known = ", ".join(map(str, _TSV_COLUMNS))
+                    raise ValueError(f"{where}: {len(fields)} columns; expected {known} (is the file cut off?)")
+                row = dict(zip(_TSV_COLUMNS[len(fields)], fields, strict=True))
+                yield row["name"].decode("utf-8", "replace"), partial(_tsv_regions, row, where), where
 
 
 def _tsv_regions(row: Mapping[str, bytes], where: str) -> Regions:
@@ -222,9 +233,15 @@ def _numpy_regions(path: Path) -> Regions:
             except Exception as error:  # zipfile's and zlib's errors too, and MemoryError
                 if name in _KNOWN:
                     raise ValueError(f"{path}: '{name}' cannot be read: {_numpy_problem(error)}") from error
-    if "x" in arrays and arrays["x"].ndim == 2:
+    if "x" in arrays and arrays["x"].ndim == 2 and not _is_one_row_each(arrays):
         arrays["x"] = arrays["x"].T
     return _regions(arrays, str(path))
+
+
+def _is_one_row_each(arrays: Mapping[str, np.ndarray]) -> bool:
+    """Whether `x` is [R, V], as MILVLG's bottom-up-attention.pytorch writes it, not [V, R] as in MCAN's files: the boxes tell."""
+    boxes = next((arrays[name] for name in _SYNONYMS["boxes"] if name in arrays), None)
+    return boxes is not None and len(arrays["x"]) == len(boxes) != arrays["x"].shape[1]
 
 
 def _numpy_load(path: Path) -> Any:
@@ -383,6 +400,32 @@ def _checked(records: Records, source: Path) -> Records:
         yield name, naming(where)(read), where
 
 
+def _with_spatial_features(read: Callable[[], Regions], where: str) -> Regions:
+    """What is read, with features that end with the six spatial numbers of the boxes."""
+    regions = read()
+    features, boxes, size, given = (
+        regions.get(key) for key in ("visual_embeds", "boxes", "image_size", "spatial_features")
+    )
+    features = np.asarray(features, dtype=np.float32)
+    if boxes is not None and size is not None:
+        boxes = np.asarray(boxes, dtype=np.float64)
+        if boxes.shape != (len(features), 4):
+            raise ValueError(f"{where}: boxes of shape {boxes.shape}; expected {(len(features), 4)}")
+        numbers = spatial_features(normalise_boxes(torch.from_numpy(boxes), size)).numpy()
+    elif given is not None:
+        numbers = np.asarray(given)
+        if numbers.shape != (len(features), NUM_SPATIAL_FEATURES):
+            expected = (len(features), NUM_SPATIAL_FEATURES)
+            raise ValueError(f"{where}: 'spatial_features' of shape {numbers.shape}; expected {expected}")
+    else:
+        unknown = " and ".join(n for n, v in (("the boxes", boxes), ("the size of the image", size)) if v is None)
+        raise ValueError(
+            f"{where}: spatial numbers need boxes and image sizes, but {unknown} cannot be read here; expected a source that "
+            "holds both (such as tsv), or no --spatial"
+        )
+    return {**regions, "visual_embeds": np.concatenate((features, numbers.astype(np.float32)), axis=1)}
+
+
 def _sized(read: Callable[[], Regions], dim: int) -> Regions:
     """What is read, with features [0, dim] where there are no regions: their dim in the source may be anything."""
     regions = read()
@@ -397,5 +440,10 @@ def _files(source: Path, *suffixes: str) -> dict[Path, str]:
     """The source itself if it is a file, else the files below it with one of the suffixes; with their names."""
     if source.is_file():
         return {source: source.name}
-    paths = sorted(path for path in source.rglob("*") if path.suffix in suffixes)
+    paths = sorted(path for path in source.rglob("*") if _suffix(path) in suffixes)
     return {path: path.relative_to(source).as_posix() for path in paths}
+
+
+def _suffix(path: Path) -> str:
+    """`.tsv` of `a.tsv` and of its part `a.tsv.1`."""
+    return Path(path.stem).suffix if path.suffix[1:].isdigit() else path.suffix

@@ -68,11 +68,13 @@ def describe_detector(encoder: Any, image_processor: Any) -> dict[str, Any]:
     """The `detector` of a store's index, with hashes by which another detector or other preprocessing is noticed."""
     unrelated = ("_name_or_path", "auto_map", "transformers_version")
     config = {name: value for name, value in encoder.config.to_dict().items() if name not in unrelated}
+    spatial = {"spatial_features": True} if config.get("spatial_features") else {}
     return {
         "name": type(encoder).__name__,
         "fingerprint": encoder.fingerprint(),
         "config_hash": _hash(config),
         "image_processor_hash": _hash(image_processor_fields(image_processor)),
+        **spatial,
     }
 
 

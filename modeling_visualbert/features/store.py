@@ -17,6 +17,7 @@ import torch
 from datasets import Dataset, concatenate_datasets
 
 from ..data.files import read_json, require, require_path
+from ..hub_code.regions_visualbert import spatial_hint
 from .draft import StoreDraft, check_plan, make_plan
 from .format import (
     ARRAYS,
@@ -82,7 +83,10 @@ class FeatureStore:
         """
         name, fingerprint = self.detector.get("name"), self.detector.get("fingerprint")
         if dim is not None and dim != self.dim:
-            raise ValueError(f"{self.folder}: features of dim {self.dim}, this model expects {dim} (detector: {name})")
+            hint = spatial_hint(self.dim, dim)
+            raise ValueError(
+                f"{self.folder}: features of dim {self.dim}, this model expects {dim} (detector: {name}){hint}"
+            )
         if detector is not None and fingerprint not in (None, detector):
             raise ValueError(
                 f"{self.folder}: regions of detector {name} {fingerprint}, this model has the region encoder {detector}; "
@@ -303,7 +307,8 @@ def write_store(
             returns them; or, instead of regions, a function that returns them, which is not called for images that an
             interrupted run has already written.
         dim: Feature length.
-        detector: What found the regions, for the index: a name, or a mapping with `name` and `fingerprint`.
+        detector: What found the regions, for the index: a name, or a mapping with `name` and `fingerprint`, and with
+            `spatial_features` (true) if the features end with the spatial numbers.
         dtype: `"float32"` or `"float16"`.
         images_per_shard: Images per file.
         names: Names of the `classes` and of the `attributes`, in the order of their ids.

@@ -9,6 +9,7 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from .configuration_visualbert import VisualBertConfig
 from .modeling_region_encoder import RegionEncoder
+from .regions_visualbert import spatial_hint
 from .tasks_visualbert import AUTO_MAP, custom_pipelines
 
 # What VisualBERT's configuration takes over from that of a BERT checkpoint.
@@ -97,10 +98,11 @@ class VisualBertCheckpointModel(PreTrainedModel):
         """
         if self.config.region_encoder_config is not None:
             raise ValueError("the model has a region encoder already; expected one without")
-        if region_encoder.config.region_dim != self.config.visual_embedding_dim:
+        made, read = region_encoder.config.region_dim, self.config.visual_embedding_dim
+        if made != read:
             raise ValueError(
-                f"the region encoder makes features of {region_encoder.config.region_dim} numbers, the model reads "
-                f"{self.config.visual_embedding_dim}; expected the one that the model was trained with"
+                f"the region encoder makes features of {made} numbers, the model reads {read}; expected the one that the model "
+                f"was trained with{spatial_hint(made, read)}"
             )
         self.config.region_encoder_config = region_encoder.config
         base: Any = getattr(self, self.base_model_prefix, self)

@@ -7,6 +7,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import PretrainedConfig
 
 NORM_STATISTICS = ("frozen", "running", "batch")
+NUM_SPATIAL_FEATURES = 6  # x1, y1, x2, y2, width, height; all in units of the image
 
 # The 80 categories of COCO in the order of their ids; "_" joins the words of a name.
 _COCO = """
@@ -158,6 +159,9 @@ class RegionDetectorConfig(PretrainedConfig):
         score_threshold (`float`, *optional*):
             `"fpn"`: score from which a region counts as confident. If their number is within the limits, they come in the
             order of the proposals. Without it the `max_regions` best are returned, best first.
+        spatial_features (`bool`, *optional*, defaults to `False`):
+            Append the six spatial numbers of a region's box (corners, width and height, in units of the image) to its
+            feature, as Flickr30k's have them. It may be switched on in a loaded detector: no weight depends on it.
     """
 
     model_type = "region_detector"
@@ -201,6 +205,7 @@ class RegionDetectorConfig(PretrainedConfig):
     min_regions: int = 36
     max_regions: int = 36
     score_threshold: float | int | None = None
+    spatial_features: bool = False
 
     def __post_init__(self, **kwargs):
         if self.id2label is not None:
@@ -245,9 +250,22 @@ class RegionDetectorConfig(PretrainedConfig):
         return self.design.legacy_boxes
 
     @property
+    def appearance_dim(self) -> int:
+        """Length of what the network says of one region."""
+        return self.hidden_dim if self.design.has_hidden_features else self.res2_channels * 8
+
+    @property
     def region_dim(self) -> int:
         """Length of one region feature."""
-        return self.hidden_dim if self.design.has_hidden_features else self.res2_channels * 8
+        return self.appearance_dim + NUM_SPATIAL_FEATURES * self.spatial_features
+
+    def to_dict(self) -> dict[str, Any]:
+        """Without `spatial_features` where it is off: stores name their detector by hashes of this, and those of earlier
+        versions, which did not know it, stay valid."""
+        fields = super().to_dict()
+        if not self.spatial_features:
+            fields.pop("spatial_features", None)
+        return fields
 
     @property
     def num_anchors(self) -> int:
@@ -330,4 +348,4 @@ def _named(names: tuple[str, ...], fields: dict) -> dict[str, dict]:
     return {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
 
 
-__all__ = ["COCO_CLASSES", "DESIGNS", "DetectorDesign", "RegionDetectorConfig"]
+__all__ = ["COCO_CLASSES", "DESIGNS", "NUM_SPATIAL_FEATURES", "DetectorDesign", "RegionDetectorConfig"]

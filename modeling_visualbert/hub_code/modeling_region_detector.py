@@ -34,6 +34,7 @@ from .detection_ops import (
 )
 from .image_processing_region_detector import RegionDetectorImageProcessor
 from .modeling_region_encoder import RegionEncoder, RegionEncoderOutput
+from .regions_visualbert import spatial_features
 
 PROPOSAL_DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 BOX_DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -270,7 +271,7 @@ class C4Head(nn.Module):
         super().__init__()
         self.config = config
         self.res5 = _stage(3, 1, config, config.last_stage_dilation)
-        size, hidden = config.region_dim, config.attribute_hidden_dim
+        size, hidden = config.appearance_dim, config.attribute_hidden_dim
         self.classes = nn.Linear(size, config.num_classes + 1)
         self.deltas = nn.Linear(size, config.num_classes * 4)
         self.class_embedding = nn.Embedding(config.num_classes + 1, config.class_embedding_dim)
@@ -459,11 +460,26 @@ class RegionDetector(RegionEncoder):
             rois_N5 = _rois([boxes[kept] for boxes, kept in zip(boxes_BR4, mask_BR.bool(), strict=True)])
             if self.config.reads_objects:
                 described, loss = self._describe_objects(maps, rois_N5, mask_BR, object_masks, object_classes)
-                return self._given(described, boxes_unit, mask_BR, object_classes, loss)
-            return self._given(self.head(maps, rois_N5), boxes_unit, mask_BR)
+                found = self._given(described, boxes_unit, mask_BR, object_classes, loss)
+            else:
+                found = self._given(self.head(maps, rois_N5), boxes_unit, mask_BR)
+        else:
+            found = self._find(maps, pixel_values, pixel_mask, windows_B4, _scales(windows_B4, image_sizes))
+        if self.config.spatial_features:
+            found["visual_embeds"] = _with_spatial_features(found)
+        return found
+
+    def _find(
+        self,
+        maps: Sequence[torch.Tensor],
+        pixel_values: torch.Tensor,
+        pixel_mask: torch.Tensor | None,
+        windows_B4: torch.Tensor,
+        scales_B2: torch.Tensor,
+    ) -> RegionEncoderOutput:
+        """The regions that the network finds by itself; see [`RegionDetector.forward`] and [`RegionDetector.select`]."""
         proposals = [boxes for boxes, _ in self.propose(maps, pixel_values, pixel_mask)]
         described = self.head(maps, _rois(proposals))
-        scales_B2 = _scales(windows_B4, image_sizes)
         limits_hw = _true_sizes(pixel_values, pixel_mask)
         images, start = [], 0
         for row, boxes_N4 in enumerate(proposals):
@@ -722,6 +738,12 @@ def _batch(images: Sequence[dict[str, torch.Tensor]]) -> RegionEncoderOutput:
     counts_B1 = torch.tensor([[len(image["scores"])] for image in images], device=padded["scores"].device)
     places_R = torch.arange(padded["scores"].shape[1], device=counts_B1.device)
     return RegionEncoderOutput(**padded, visual_attention_mask=(places_R < counts_B1).long())
+
+
+def _with_spatial_features(found: RegionEncoderOutput) -> torch.Tensor:
+    """[B, R, V + 6] features that end with the spatial numbers of their boxes, which are cut at the border of the image."""
+    numbers_BR6 = spatial_features(found["boxes_unit"].clamp(0.0, 1.0)) * found["visual_attention_mask"][..., None]
+    return torch.cat((found["visual_embeds"], numbers_BR6.to(found["visual_embeds"])), dim=-1)
 
 
 def _true_sizes(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> list[tuple[int, ...]]:

@@ -26,6 +26,8 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from .configuration_region_detector import NUM_SPATIAL_FEATURES
+
 _PER_REGION = ("scores", "class_ids", "attribute_ids", "attribute_scores")  # what may be known of a region
 _KNOWN = ("visual_embeds", "boxes", "scores", "class_ids", "image_size", "attribute_ids", "attribute_scores")
 
@@ -116,6 +118,23 @@ def box_geometry(boxes_unit: torch.Tensor) -> torch.Tensor:
     return torch.cat((boxes_unit, center, center[..., 2:3] * center[..., 3:4]), dim=-1)
 
 
+def spatial_features(boxes_unit: torch.Tensor) -> torch.Tensor:
+    """[..., 4] normalised corner boxes -> [..., 6]: x1, y1, x2, y2, width, height, which the features of Flickr30k end with.
+
+    The width is x2 - x1, without + 1, whatever detector the boxes are from.
+    """
+    return torch.cat((boxes_unit, boxes_unit[..., 2:] - boxes_unit[..., :2]), dim=-1)
+
+
+def spatial_hint(dim: int, expected: int) -> str:
+    """What an error about features of another length adds when the spatial numbers make the difference; else nothing."""
+    if expected - dim == NUM_SPATIAL_FEATURES:
+        return "; the six spatial numbers are missing: make them with --spatial (of `convert`, `extract` or `convert-features`)"
+    if dim - expected == NUM_SPATIAL_FEATURES:
+        return "; they end with six spatial numbers, which this model does not read: make them without --spatial"
+    return ""
+
+
 def check_regions(regions: Mapping[str, Any], region_dim: int | None, name: str = "regions") -> dict[str, torch.Tensor]:
     """Check one image's regions and return them as tensors (see the module's docstring for the keys).
 
@@ -138,7 +157,8 @@ def check_regions(regions: Mapping[str, Any], region_dim: int | None, name: str 
     if features.dim() != 2:
         raise ValueError(f"{name}: 'visual_embeds' has shape {tuple(features.shape)}; expected (regions, dim)")
     if region_dim is not None and features.shape[1] != region_dim:
-        raise ValueError(f"{name}: features have dim {features.shape[1]}, this model expects {region_dim}")
+        hint = spatial_hint(features.shape[1], region_dim)
+        raise ValueError(f"{name}: features have dim {features.shape[1]}, this model expects {region_dim}{hint}")
     _check_rows_finite(features, f"{name}: 'visual_embeds'")
     expected = {
         "boxes": (len(features), 4),
@@ -299,6 +319,8 @@ __all__ = [
     "pad_boxes",
     "pad_regions",
     "scale_boxes",
+    "spatial_features",
+    "spatial_hint",
     "split_regions",
     "suppress_overlaps",
 ]

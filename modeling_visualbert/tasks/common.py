@@ -32,6 +32,7 @@ from ..hub_code.configuration_visualbert import VisualBertConfig
 from ..hub_code.image_processing_visualbert import VisualBertImageProcessor
 from ..hub_code.modeling_grid_encoder import GridRegionEncoder
 from ..hub_code.modeling_region_encoder import RegionEncoder
+from ..hub_code.regions_visualbert import spatial_hint
 from ..hub_code.text_visualbert import check_tokenizer
 from ..tokenizer import open_tokenizer
 from ..training.args import TrainArgs
@@ -264,7 +265,8 @@ def make_model(
     check_tokenizer(tokenizer, model.config.vocab_size, None, str(args.tokenizer or args.init_from or "tokenizer"))
     dim = model.config.visual_embedding_dim
     if images.region_dim != dim:
-        raise ValueError(f"{args.features_dir}: features of dim {images.region_dim}, this model expects {dim}")
+        hint = spatial_hint(images.region_dim, dim)
+        raise ValueError(f"{args.features_dir}: features of dim {images.region_dim}, this model expects {dim}{hint}")
     if images.encoder is not None:
         model.visual_bert.region_encoder.load_state_dict(images.encoder.state_dict())
     return model
