@@ -1,19 +1,21 @@
-"""Downloads of what others published: Hub repositories through the Hub's cache, files at other addresses through ours.
+"""Downloads of what others published: files at public addresses through our cache, other Hub repositories through the Hub's.
 
 Nothing is downloaded that the user did not ask for. What is large is announced with its size and address first; an interrupted
-download is continued; with `HF_HUB_OFFLINE` only the caches are used.
+download is continued; with `HF_HUB_OFFLINE` only the caches are used. Files that are converted are removed afterwards, so that
+nothing lies on the disk twice.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ ANNOUNCED_MEGABYTES = 100  # from here on a download is announced
 MIRROR = "VISUALBERT_MIRROR"  # environment variable: an address to use instead of https://dl.fbaipublicfiles.com
 _ATTEMPTS = 3
 _CHUNK = 1 << 20
+_OF_HUB = re.compile(r"https://huggingface\.co/([^/]+/[^/]+)/resolve/main/(.+)")
 
 
 def hub_folder(name: str, patterns: Sequence[str]) -> Path:
@@ -65,6 +68,52 @@ def _announce(what: str, megabytes: float) -> None:
         print(f"downloading {what} ({megabytes:,.0f} MB)", file=sys.stderr)
 
 
+@contextmanager
+def downloaded(files: Sequence[PublishedFile]) -> Iterator[Path]:
+    """
+    The folder with files of one address, for as long as it takes to convert them.
+
+    Files that the Hub's cache has are used where they are. Others are downloaded to our cache, and removed when the block ends
+    without an error: what was made of them takes their place.
+
+    Raises:
+        FileNotFoundError, ConnectionError, OSError, ValueError: See [`fetch`].
+    """
+    if (cached := _in_hub_cache(files)) is not None:
+        yield cached
+        return
+    folder = _folder(files[0])
+    with _lock(folder):
+        for file in files:
+            fetch(file)
+        yield folder
+        shutil.rmtree(folder)
+
+
+def _in_hub_cache(files: Sequence[PublishedFile]) -> Path | None:
+    """The folder in the Hub's cache that has all of these files."""
+    folders = set()
+    for file in files:
+        match = _OF_HUB.fullmatch(file.url)
+        place = try_to_load_from_cache(match[1], match[2]) if match else None
+        if not isinstance(place, str):
+            return None
+        folders.add(Path(place).parent)
+    return folders.pop() if len(folders) == 1 else None
+
+
+def _folder(file: PublishedFile) -> Path:
+    """Where a file is downloaded to; files of one address are side by side."""
+    address = file.url.rsplit("/", 1)[0]
+    return default_cache_dir() / "downloads" / hashlib.sha256(address.encode()).hexdigest()[:12]
+
+
+def _lock(folder: Path) -> FileLock:
+    """Of two processes, one downloads and the other finds the files. The lock may be taken again inside itself."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(f"{folder}.lock", is_singleton=True)
+
+
 def fetch(file: PublishedFile) -> Path:
     """
     A file at a public address, downloaded if it is not in the cache (`$MODELING_VISUALBERT_CACHE/downloads`).
@@ -75,16 +124,15 @@ def fetch(file: PublishedFile) -> Path:
         OSError: There is not enough space on the disk.
         ValueError: The server sends something else, such as an HTML page.
     """
-    name = file.url.rsplit("/", 1)[-1]
-    folder = default_cache_dir() / "downloads" / hashlib.sha256(file.url.encode()).hexdigest()[:12]
+    name, folder = file.url.rsplit("/", 1)[-1], _folder(file)
     path, partial = folder / name, folder / f"{name}.partial"
     if path.is_file():
         return path
     if constants.HF_HUB_OFFLINE:
         raise FileNotFoundError(f"{file.url}: not downloaded yet, and HF_HUB_OFFLINE is set; expected it at {path}")
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):  # of two processes, one downloads and the other finds the file
+    with _lock(folder):
         if not path.is_file():
+            folder.mkdir(exist_ok=True)
             _announce(file.url, file.megabytes)
             _download(file.url, partial, path)
     return path
@@ -107,8 +155,7 @@ def _download(url: str, partial: Path, path: Path) -> None:
 def _continue_download(url: str, partial: Path) -> None:
     """Append to the partial file what is missing of it."""
     have = partial.stat().st_size if partial.is_file() else 0
-    address = url.replace("https://dl.fbaipublicfiles.com", os.environ.get(MIRROR, "https://dl.fbaipublicfiles.com"))
-    request = urllib.request.Request(address, headers={"Range": f"bytes={have}-"} if have else {})
+    request = urllib.request.Request(_address(url), headers={"Range": f"bytes={have}-"} if have else {})
     try:
         answer: Any = urllib.request.urlopen(request, timeout=60)
     except urllib.error.HTTPError as error:
@@ -140,8 +187,20 @@ def _continue_download(url: str, partial: Path) -> None:
         raise ConnectionError(f"broke off after {partial.stat().st_size:,} of {start + left:,} bytes")
 
 
+def _address(url: str) -> str:
+    """Where to ask for it: the Hub's endpoint and the mirror of the other files can be set."""
+    servers = {
+        "https://huggingface.co": constants.ENDPOINT,
+        "https://dl.fbaipublicfiles.com": os.environ.get(MIRROR, "https://dl.fbaipublicfiles.com"),
+    }
+    for server, instead in servers.items():
+        if url.startswith(f"{server}/"):
+            return url.replace(server, instead, 1)
+    return url
+
+
 def _reason(error: Exception) -> str:
     return " ".join(str(getattr(error, "reason", None) or error).split()) or type(error).__name__
 
 
-__all__ = ["fetch", "hub_folder"]
+__all__ = ["downloaded", "fetch", "hub_folder"]

@@ -29,8 +29,7 @@ class PublishedDetector:
         region_dim: Length of a region feature.
         num_regions: Regions per image in the features of the paper; None for given boxes.
         hub: Hub name, or None.
-        files: Files at public addresses; none for a detector on the Hub, or one that was never published alone.
-        megabytes: Rounded size of the download.
+        files: Weights and settings at public addresses; none for a detector that was never published alone.
     """
 
     name: str
@@ -39,23 +38,29 @@ class PublishedDetector:
     num_regions: int | None = None
     hub: str | None = None
     files: tuple[PublishedFile, ...] = ()
-    megabytes: int = 0
 
     @property
     def is_published(self) -> bool:
         """Whether it can be downloaded by itself."""
-        return self.hub is not None or bool(self.files)
+        return bool(self.files)
 
 
 @dataclass(frozen=True)
 class PublishedCheckpoint:
-    """A VisualBERT checkpoint on the Hub: its task, the length of its region features and the detector they came from."""
+    """A VisualBERT checkpoint on the Hub: its task, the length of its region features, the detector they came from, and the
+    rounded size of its weights."""
 
     name: str
     task: str
     region_dim: int
     detector: PublishedDetector
     megabytes: int
+
+    @property
+    def files(self) -> tuple[PublishedFile, ...]:
+        """All that was published: weights and configuration."""
+        address = f"https://huggingface.co/{self.name}/resolve/main"
+        return PublishedFile(f"{address}/pytorch_model.bin", self.megabytes), PublishedFile(f"{address}/config.json", 1)
 
 
 @cache
@@ -79,9 +84,8 @@ def published_detectors() -> dict[str, PublishedDetector]:
     """The detectors by name."""
     detectors = {}
     for name, row in _table()["detectors"].items():
-        parts = tuple(PublishedFile(**part) for part in row.pop("files", ()))
-        size = row.pop("megabytes", sum(part.megabytes for part in parts))
-        detectors[name] = PublishedDetector(name=name, files=parts, megabytes=size, **row)
+        parts = tuple(PublishedFile(**part) for part in row.get("files", ()))
+        detectors[name] = PublishedDetector(name=name, **{**row, "files": parts})
     return detectors
 
 

@@ -47,8 +47,15 @@ class Hub:
     failures: dict[str, tuple[int, str]] = field(
         default_factory=dict
     )  # "METHOD pattern of the path" -> status, message
+    other_files: dict[str, bytes] = field(default_factory=dict)  # outside repositories, by path
+    cuts: list[int] = field(default_factory=list)  # the next downloads break off after so many bytes
     max_bytes: int = 10**9
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, repo_id, files):
+        """A repository that is there already."""
+        self.repositories[repo_id] = Repository()
+        self.repositories[repo_id].commit("main", files, "files")
 
     def files(self, repo_id, revision="main"):
         repository = self.repositories[repo_id]
@@ -82,6 +89,8 @@ class _Handler(BaseHTTPRequestHandler):
                 if match and self.command in method.split("|"):
                     with self.hub.lock:
                         return answer(self, *match.groups())
+            if self.command == "GET" and self.route in self.hub.other_files:
+                return self._send_file(self.hub.other_files[self.route])
             raise _RefusedError(404, f"unknown route {self.command} {self.route}")
         except _RefusedError as refused:
             headers = {"X-Error-Message": str(refused)} | ({"X-Error-Code": refused.code} if refused.code else {})
@@ -259,7 +268,14 @@ class _Handler(BaseHTTPRequestHandler):
             raise _RefusedError(404, "Entry not found", "EntryNotFound")
         etag = hashlib.sha256(content).hexdigest() if _mode({"path": path}) == "lfs" else _git_oid(content)
         headers = {"ETag": f'"{etag}"', "X-Repo-Commit": oid, "X-Linked-Size": str(len(content))}
-        self._send(content, headers=headers, kind="application/octet-stream")
+        self._send_file(content, headers)
+
+    def _send_file(self, content, headers=()):
+        start = int(re.sub(r"bytes=(\d+)-.*", r"\1", self.headers.get("Range") or "bytes=0-"))
+        rest, headers = content[start:], {"Content-Length": str(len(content) - start), **dict(headers)}
+        if self.hub.cuts and self.command == "GET":
+            rest, self.close_connection = rest[: self.hub.cuts.pop(0)], True
+        self._send(rest, 206 if start else 200, headers, kind="application/octet-stream")
 
 
 def _git_oid(content):

@@ -69,13 +69,8 @@ def add_checkpoint_commands(commands: Any) -> None:
 
 def _convert(args: argparse.Namespace) -> None:
     from ..convert import summarise
-    from ..convert.assemble import (
-        Assembled,
-        add_spatial_features,
-        assemble,
-        is_published_detector,
-        open_published_detector,
-    )
+    from ..convert.assemble import Assembled, assemble, checkpoint_files
+    from ..convert.published_detectors import add_spatial_features, is_published_detector, open_published_detector
     from ..convert.region_detector import name_outputs
 
     target = Path(args.target)
@@ -91,6 +86,7 @@ def _convert(args: argparse.Namespace) -> None:
         if args.spatial:
             add_spatial_features(model, args.source)
         made = Assembled(model, image_processor, report)
+        made.save(target)
     elif args.classes or args.attributes:
         raise ValueError(f"{args.source} is not a region detector's file; expected one with --classes and --attributes")
     elif args.spatial and args.region_encoder is None:
@@ -99,8 +95,9 @@ def _convert(args: argparse.Namespace) -> None:
         )
     else:
         heads = {} if args.num_attention_heads is None else {"num_attention_heads": args.num_attention_heads}
-        made = assemble(args.source, args.task, args.tokenizer, args.region_encoder, args.spatial, **heads)
-    made.save(target)
+        with checkpoint_files(args.source) as source:
+            made = assemble(source, args.task, args.tokenizer, args.region_encoder, args.spatial, **heads)
+            made.save(target)
     print(f"{type(made.model).__name__}: {summarise(made.report)}; every key in {target / 'key_report.txt'}")
     for part in made.missing:
         print(f"not in {target}: {part}")

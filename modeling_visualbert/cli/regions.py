@@ -95,7 +95,7 @@ def _add_store_options(command: argparse.ArgumentParser) -> None:
 
 
 def _regions(args: argparse.Namespace) -> None:
-    from ..convert.assemble import open_region_encoder
+    from ..convert.published_detectors import open_region_encoder
     from ..features.extract import extract_regions, region_names
     from ..hub_code.image_processing_visualbert import load_image
     from ..visualization import draw_regions, region_labels
@@ -122,7 +122,7 @@ def _regions(args: argparse.Namespace) -> None:
 
 
 def _extract(args: argparse.Namespace) -> None:
-    from ..convert.assemble import open_region_encoder
+    from ..convert.published_detectors import open_region_encoder
     from ..features.extract import ExtractionOptions, extract_store, launched_processes
     from ..features.images import list_dataset_images, list_images
 

@@ -9,27 +9,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from safetensors import safe_open
 from transformers import AutoImageProcessor, PreTrainedModel
 
 from ..checkpoints import check_name, read_task
 from ..corpus.build import default_cache_dir
-from ..downloads import fetch, hub_folder
-from ..features.extract import load_region_encoder
+from ..downloads import downloaded, hub_folder
 from ..hub_code.configuration_region_detector import RegionDetectorConfig
 from ..hub_code.configuration_visualbert import VisualBertConfig
 from ..hub_code.image_processing_region_detector import RegionDetectorImageProcessor
-from ..hub_code.modeling_region_detector import RegionDetector
 from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..hub_code.tasks_visualbert import HEADS, TASKS
 from ..published import (
     PublishedCheckpoint,
-    PublishedDetector,
     authors_files,
     published_checkpoints,
     published_detectors,
@@ -37,11 +38,11 @@ from ..published import (
 )
 from ..tokenizer import open_tokenizer
 from .checkpoint_files import KeyReport
-from .region_detector import convert_region_detector, is_region_detector
+from .published_detectors import PREFIX, find_published_detector, kept_weights, open_region_encoder
 from .visualbert import convert_original_checkpoint, convert_published_checkpoint
 
 _CHECKPOINT_FILES = ("config.json", "*.safetensors", "pytorch_model.bin")
-_DETECTOR_FILES = ("config.*", "preprocessor_config.json", "pytorch_model.bin", "*.safetensors")
+_SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 
 
 @dataclass
@@ -61,9 +62,19 @@ class Assembled:
     report: list[KeyReport]
     missing: list[str] = field(default_factory=list)
 
-    def save(self, folder: str | Path) -> None:
-        """Write model, processor and key report."""
-        self.model.save_pretrained(folder)
+    def save(self, folder: str | Path, region_encoder_weights: Path | None = None) -> None:
+        """
+        Write model, processor and key report.
+
+        Args:
+            folder: Where to.
+            region_encoder_weights: A file that has the weights of the region encoder already, under their names in this model:
+                the checkpoint then shares it as a hard link, where the file system has those.
+        """
+        if region_encoder_weights is None:
+            self.model.save_pretrained(folder)
+        else:
+            _save_around(self.model, Path(folder), region_encoder_weights)
         if self.processor is not None:
             self.processor.save_pretrained(folder)
         (Path(folder) / "key_report.txt").write_text("".join(f"{line}\n" for line in self.report), encoding="utf-8")
@@ -102,6 +113,7 @@ def assemble(
         model, report = convert_published_checkpoint(source)
     found = HEADS[type(model).__name__]
     missing = []
+    opened = None if tokenizer is None else open_tokenizer(tokenizer, model.config.vocab_size, found.name)
     image_processor = None
     if isinstance(
         model.config.region_encoder_config, RegionDetectorConfig
@@ -117,12 +129,12 @@ def assemble(
             "region encoder (add it with --region_encoder; without it the model reads precomputed features only)"
         )
     processor = None
-    if tokenizer is None:
+    if opened is None:
         missing.append(f"tokenizer and processor (add them with --tokenizer, such as {published_tokenizer()})")
     else:
         processor = VisualBertProcessor(
             image_processor,
-            open_tokenizer(tokenizer, model.config.vocab_size, found.name),
+            opened,
             task=found.name,
             answers=_answers(model.config) if found.name == "vqa" else None,
             region_dim=model.config.visual_embedding_dim,
@@ -135,73 +147,34 @@ def _answers(config: VisualBertConfig) -> list[str]:
     return [config.id2label[index] for index in sorted(config.id2label)]
 
 
-def open_region_encoder(name: str | Path, spatial: bool = False) -> tuple[Any, Any]:
-    """
-    A region encoder and its image processor from whatever names one; see [`assemble`].
-
-    Raises:
-        FileNotFoundError, ValueError: There is nothing of that name, it is no region encoder, or it makes no spatial numbers.
-    """
-    if is_published_detector(name) and (Path(name).exists() or _in_table(name)):
-        encoder, image_processor, _ = open_published_detector(name)
-    else:
-        encoder, image_processor = load_region_encoder(name)
-    if spatial:
-        add_spatial_features(encoder, name)
-    return encoder, image_processor
-
-
-def add_spatial_features(encoder: Any, name: str | Path) -> None:
-    """Let the features of a detector end with the six spatial numbers of Flickr30k.
-
-    Raises:
-        ValueError: It is another kind of region encoder; names it.
-    """
-    if not isinstance(encoder.config, RegionDetectorConfig):
-        raise ValueError(
-            f"{name} is a {type(encoder).__name__}, which has geometry numbers of its own (geometry_features); expected a "
-            "RegionDetector with --spatial"
-        )
-    encoder.config.spatial_features = True
+def _save_around(model: PreTrainedModel, folder: Path, region_encoder_weights: Path) -> None:
+    """Save a model in two files, as large models are; the second is there already."""
+    rest = {name: value for name, value in model.state_dict().items() if not name.startswith(PREFIX)}
+    model.save_pretrained(folder, state_dict=rest)
+    (folder / "model.safetensors").rename(folder / _SHARDS[0])
+    try:
+        os.link(region_encoder_weights, folder / _SHARDS[1])
+    except OSError:  # no hard links here
+        shutil.copyfile(region_encoder_weights, folder / _SHARDS[1])
+    places, size = {}, 0
+    for shard in _SHARDS:
+        with safe_open(folder / shard, "pt") as file:
+            places.update(dict.fromkeys(file.keys(), shard))
+        size += (folder / shard).stat().st_size
+    index = {"metadata": {"total_size": size}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def is_published_detector(name: str | Path) -> bool:
-    """Whether it is, by its name, a detector that others published: a file, a folder, a Hub name or a name of ours for one."""
-    return is_region_detector(name) or _in_table(name)
-
-
-def open_published_detector(name: str | Path) -> tuple[RegionDetector, RegionDetectorImageProcessor, list[KeyReport]]:
-    """
-    A detector that others published, downloaded if need be; see [`convert_region_detector`].
-
-    Raises:
-        FileNotFoundError, ValueError: There is nothing of that name, or it is damaged.
-    """
-    return _download_detector(_detectors()[str(name)]) if _in_table(name) else convert_region_detector(name)
-
-
-def _in_table(name: str | Path) -> bool:
-    return str(name) in _detectors() and not Path(name).exists()
-
-
-def _detectors() -> dict[str, PublishedDetector]:
-    """The detectors by name and by Hub name."""
-    by_name = published_detectors()
-    return by_name | {detector.hub: detector for detector in by_name.values() if detector.hub is not None}
-
-
-def _download_detector(
-    detector: PublishedDetector,
-) -> tuple[RegionDetector, RegionDetectorImageProcessor, list[KeyReport]]:
-    if not detector.is_published:
-        raise ValueError(
-            f"{detector.title} was not published alone; the authors' .th files hold it: download one with a browser from "
-            f"{authors_files()} and convert that"
-        )
-    if detector.hub is not None:
-        return convert_region_detector(hub_folder(detector.hub, _DETECTOR_FILES))
-    weights, *others = (fetch(file) for file in detector.files)
-    return convert_region_detector(weights, *others[:1])
+@contextmanager
+def checkpoint_files(name: str | Path) -> Iterator[str | Path]:
+    """What [`assemble`] reads of a checkpoint: `name` itself, or for a published one the folder with its files; see
+    [`downloaded`]."""
+    published = published_checkpoints().get(str(name)) if not Path(name).exists() else None
+    if published is None:
+        yield name
+        return
+    with downloaded(published.files) as folder:
+        yield folder
 
 
 def complete_checkpoint(
@@ -244,13 +217,20 @@ def complete_checkpoint(
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):  # of two processes, one assembles and the other finds the result
         if not target.is_dir():
-            source = hub_folder(str(name), _CHECKPOINT_FILES) if not Path(name).exists() else name
-            assembled = assemble(source, tokenizer=tokenizer, region_encoder=region_encoder)
-            draft = target.with_name(f"{target.name}.partial")
-            shutil.rmtree(draft, ignore_errors=True)
-            assembled.save(draft)
-            draft.rename(target)
+            _assemble_in_cache(name, region_encoder, tokenizer, target)
     return target
+
+
+def _assemble_in_cache(name: str | Path, region_encoder: str, tokenizer: str, target: Path) -> None:
+    draft = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    with checkpoint_files(name) as source:
+        if source == name and not Path(name).exists():
+            source = hub_folder(str(name), _CHECKPOINT_FILES)
+        detector = find_published_detector(region_encoder)
+        assembled = assemble(source, tokenizer=tokenizer, region_encoder=region_encoder)
+        assembled.save(draft, None if detector is None else kept_weights(detector))
+        draft.rename(target)
 
 
 def _parts(
@@ -295,12 +275,4 @@ def _identity(part: str | Path) -> list[Any]:
     return [str(path.resolve()), *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)]
 
 
-__all__ = [
-    "Assembled",
-    "add_spatial_features",
-    "assemble",
-    "complete_checkpoint",
-    "is_published_detector",
-    "open_published_detector",
-    "open_region_encoder",
-]
+__all__ = ["Assembled", "assemble", "checkpoint_files", "complete_checkpoint"]

@@ -1,0 +1,157 @@
+"""Published checkpoints by name, from a Hub and a file server on this machine: what is downloaded, shared and kept."""
+
+import json
+import os
+
+import pytest
+from hub_server import serve
+from huggingface_hub import constants, hf_hub_download
+from published_layouts import write_checkpoint, write_tokenizer
+from test_convert_region_detector import write_maskrcnn
+
+from modeling_visualbert.cli import main
+from modeling_visualbert.convert.region_detector import convert_region_detector
+from modeling_visualbert.corpus.scenes import render, sample_scene
+from modeling_visualbert.published import published_detectors
+
+VQA, VQA_PRE = "uclanlp/visualbert-vqa", "uclanlp/visualbert-vqa-pre"
+BERT = "google-bert/bert-base-uncased"
+MODEL = "pytorch_model.bin"
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """Repositories and other files as they are published, by name and address, and an image."""
+    folder = tmp_path_factory.mktemp("published")
+    (folder / "detector").mkdir()
+    weights = write_maskrcnn(folder / "detector")
+    dim = convert_region_detector(weights)[0].config.region_dim
+    repositories = {
+        BERT: write_tokenizer(folder / "tokenizer"),
+        VQA: write_checkpoint(folder / "vqa", "vqa", dim),
+        VQA_PRE: write_checkpoint(folder / "pre", "pretraining", dim),
+    }
+    server = "https://dl.fbaipublicfiles.com"
+    addresses = [file.url.removeprefix(server) for file in published_detectors()["pythia-x101"].files]
+    files = dict(zip(addresses, (weights.read_bytes(), weights.with_suffix(".yaml").read_bytes()), strict=True))
+    (folder / "tokenizer" / "config.json").write_text('{"model_type": "bert"}')
+    render(sample_scene(3, "names")).save(folder / "image.png")
+    return {name: contents(path) for name, path in repositories.items()}, files, str(folder / "image.png")
+
+
+@pytest.fixture
+def hub(published, tmp_path, monkeypatch):
+    """A Hub that has them; this process has empty caches, and may ask nobody else."""
+    repositories, files, _ = published
+    with serve() as running:
+        for name, content in repositories.items():
+            running.add(name, dict(content))
+        running.other_files.update(files)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        template = f"{running.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setenv("VISUALBERT_MIRROR", running.url)
+        monkeypatch.setenv("MODELING_VISUALBERT_CACHE", str(tmp_path / "cache"))
+        yield running
+
+
+@pytest.fixture
+def ask(published, capsys):
+    """`visualbert ask` about the image: its answers, or the error and None."""
+
+    def run(name=VQA):
+        status = main(["ask", "--model", name, published[2], "what is on the table?", "--json"])
+        printed = capsys.readouterr()
+        return printed.err, json.loads(printed.out) if status == 0 else None
+
+    return run
+
+
+def downloads_of(hub):
+    return [
+        path.rsplit("/", 1)[1] for path in hub.requests if path.startswith("GET") and path.endswith((MODEL, ".pth"))
+    ]
+
+
+def weights_in(folder):
+    """Sizes of the files with weights under a folder, by inode: hard links are one file."""
+    kinds = (".safetensors", ".bin", ".pth", ".partial")
+    found = [path.stat() for path in folder.rglob("*") if path.suffix in kinds and path.is_file()]
+    return {file.st_ino: file.st_size for file in found}
+
+
+def test_what_is_downloaded_lies_on_the_disk_once(published, hub, ask, tmp_path):
+    repositories, files, _ = published
+    error, answers = ask()
+    assert error.startswith(f"downloading https://huggingface.co/{VQA}/resolve/main/{MODEL} (460 MB)\n")
+    assert len(answers[0]["answers"]) == 3
+    downloaded = len(repositories[VQA][MODEL]) + max(map(len, files.values()))
+    assert sum(weights_in(tmp_path).values()) < 1.3 * downloaded
+    number = len(hub.requests)
+    assert ask() == ("", answers)
+    assert len(hub.requests) == number  # nobody is asked again
+
+
+def test_checkpoints_share_their_detector(published, hub, ask, tmp_path, capsys):
+    assert ask()[1] is not None
+    assert main(["fill", "--model", VQA_PRE, published[2], "a [MASK] star"]) == 0
+    assert downloads_of(hub) == [MODEL, "detectron_model.pth", MODEL]
+    assert len(weights_in(tmp_path)) == 3  # two models and a detector
+    kept = tmp_path / "cache" / "detectors" / "pythia-x101" / "model.safetensors"
+    assert kept.stat().st_nlink == 3
+    assert main(["regions", published[2], "--region_encoder", "pythia-x101"]) == 0
+    assert len(downloads_of(hub)) == 3
+
+
+def test_without_hard_links_a_checkpoint_gets_a_copy(hub, ask, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError("this file system has no hard links")
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert ask()[1] is not None
+    assert len(weights_in(tmp_path)) == 3
+
+
+def test_a_download_that_broke_off_is_continued_by_the_next_command(published, hub, ask, tmp_path):
+    hub.cuts = [1000, 1000, 1000]
+    error, answers = ask()
+    assert answers is None and "cannot be downloaded (broke off after 3,000 of" in error.splitlines()[-1]
+    assert sum(weights_in(tmp_path).values()) == 3000
+    hub.cuts = [10]
+    assert ask()[1] is not None
+    assert downloads_of(hub) == [MODEL] * 5 + ["detectron_model.pth"]
+
+
+def test_what_cannot_be_converted_is_kept(hub, ask, tmp_path):
+    address = next(path for path in hub.other_files if path.endswith(".pth"))
+    hub.other_files[address] = b"no detector"
+    error, answers = ask()
+    assert answers is None and "detectron_model.pth: not a checkpoint that can be read safely" in error
+    assert {
+        path.name for path in (tmp_path / "cache" / "downloads").rglob("*.*") if path.suffix in (".bin", ".pth")
+    } == {
+        MODEL,
+        "detectron_model.pth",
+    }
+
+
+def test_files_in_the_cache_of_the_hub_are_used_and_stay_there(published, hub, ask, monkeypatch):
+    assert ask()[1] is not None  # the tokenizer and the detector are here now
+    found = [hf_hub_download(VQA_PRE, name) for name in ("config.json", MODEL)]
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    number = len(hub.requests)
+    assert main(["fill", "--model", VQA_PRE, published[2], "a [MASK] star"]) == 0
+    assert len(hub.requests) == number and all(map(os.path.isfile, found))
+
+
+def test_convert_takes_names_and_leaves_nothing_behind(hub, tmp_path, capsys):
+    flags = ["--tokenizer", BERT, "--region_encoder", "pythia-x101"]
+    assert main(["convert", VQA, str(tmp_path / "mine"), *flags]) == 0
+    assert (tmp_path / "mine" / "model.safetensors").is_file()
+    assert not list((tmp_path / "cache" / "downloads").rglob("*.bin"))
