@@ -15,12 +15,14 @@ from modeling_visualbert.training.args import parse_args, read_recipe
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RECIPES = EXAMPLES / "recipes"
 
+# The authors' 10 epochs over captions are 50 over images, which have five captions each.
+CAPTIONS = {"stage": "coco", "evals_per_epoch": 0.2}
 # Recipe: what it is for, batch, peak learning rate, epochs, gradient clip.
 PAPER = {
-    "pretrain_coco_vqa": ({"stage": "coco"}, 48, 5e-5, 10, 1.0),
-    "pretrain_coco_nlvr2": ({"stage": "coco"}, 64, 5e-5, 10, 1.0),
-    "pretrain_coco_vcr": ({"stage": "coco"}, 128, 1e-4, 10, 1.0),
-    "pretrain_coco_flickr30k": ({"stage": "coco"}, 32, 5e-5, 10, 1.0),
+    "pretrain_coco_vqa": (CAPTIONS, 48, 5e-5, 50, 1.0),
+    "pretrain_coco_nlvr2": (CAPTIONS, 64, 5e-5, 50, 1.0),
+    "pretrain_coco_vcr": (CAPTIONS, 128, 1e-4, 50, 1.0),
+    "pretrain_coco_flickr30k": (CAPTIONS, 32, 5e-5, 50, 1.0),
     "pretrain_vqa": ({"stage": "vqa"}, 64, 5e-5, 10, 1.0),
     "pretrain_nlvr2": ({"stage": "nlvr2"}, 64, 5e-5, 10, 1.0),
     "pretrain_vcr": ({"stage": "vcr", "warmup_ratio": 0.1879}, 32, 5e-5, 1, 1.0),
