@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -98,11 +99,17 @@ def published_checkpoints() -> dict[str, PublishedCheckpoint]:
     }
 
 
+def find_published_checkpoint(name: str | Path) -> PublishedCheckpoint | None:
+    """The published checkpoint of that Hub name, or None; a folder of that name comes first."""
+    return None if Path(name).exists() else published_checkpoints().get(str(name))
+
+
 __all__ = [
     "PublishedCheckpoint",
     "PublishedDetector",
     "PublishedFile",
     "authors_files",
+    "find_published_checkpoint",
     "published_checkpoints",
     "published_detectors",
     "published_tokenizer",

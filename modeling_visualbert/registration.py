@@ -13,7 +13,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 _HUB_CODE = f"{__package__}.hub_code"
 
@@ -157,9 +159,33 @@ def _register_pipelines() -> None:
             PIPELINE_REGISTRY.register_pipeline(
                 task.pipeline,
                 pipeline_class=getattr(pipelines, task.pipeline_class),
-                pt_model=getattr(transformers, task.auto_class),
+                pt_model=_completing(getattr(transformers, task.auto_class), task.name),
                 type="multimodal",
             )
+
+
+def _completing(auto_class: Any, task: str) -> type:
+    """What `pipeline(...)` opens the models of a task with: the Auto class, once a published checkpoint has been completed."""
+
+    class Completing(auto_class):
+        @classmethod
+        def from_pretrained(cls, pretrained_model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
+            from .convert.assemble import complete_checkpoint
+            from .published import find_published_checkpoint
+
+            name: str | Path = pretrained_model_name_or_path
+            if find_published_checkpoint(name) is not None:
+                kwargs.pop("revision", None)  # of the repository, which is not what is opened
+                try:
+                    name = complete_checkpoint(name, task=task, needs_images=False)
+                except (
+                    OSError,
+                    ValueError,
+                ) as error:  # for these, `pipeline` would go on to the class of `transformers`
+                    raise LookupError(str(error)) from error
+            return auto_class.from_pretrained(name, *args, **kwargs)
+
+    return Completing
 
 
 # A part of `transformers`, our module whose classes it has to know, and what registers them. Our module is imported after theirs.

@@ -262,6 +262,36 @@ def test_top_k_of_zero_is_refused(pipes, scenes):
             pipes[task](item_of(task, scenes), top_k=0)
 
 
+@pytest.mark.parametrize("attention", ["x", 0.5, True, (0,), (0, 1, 2), (0, "1")])
+def test_attention_of_anything_but_a_layer_and_a_head_is_refused(attention, pipes, scenes):
+    with pytest.raises(ValueError, match=r"attention .*; expected a layer or a pair \(layer, head\), counted from 0"):
+        pipes["vqa"](item_of("vqa", scenes), attention=attention)
+
+
+def test_a_tokenizer_of_another_size_is_refused(checkpoints):
+    model, processor = checkpoints["vqa"]
+    tokenizer = corpus_tokenizer()
+    tokenizer.add_tokens("zebra")
+    other = VisualBertProcessor(processor.image_processor, tokenizer, task="vqa", answers=processor.answers)
+    pieces = len(corpus_tokenizer())
+    with pytest.raises(
+        ValueError, match=f"a tokenizer of {pieces + 1} word pieces, but the model has {pieces}; expected"
+    ):
+        pipeline("visual-question-answering", model=model, processor=other)
+
+
+def test_a_model_from_a_folder_has_its_processor_there(checkpoints, tmp_path):
+    model, processor = checkpoints["vqa"]
+    model.save_pretrained(tmp_path)
+    opened = type(model).from_pretrained(tmp_path)
+    with pytest.raises(OSError, match=r"has no processor \(processor_config.json\)"):
+        pipeline("visual-question-answering", model=opened)
+    processor.save_pretrained(tmp_path)
+    assert pipeline("visual-question-answering", model=opened).processor.answers == processor.answers
+    with pytest.raises(ValueError, match="processor is for task None; expected 'vqa'"):
+        pipeline("visual-question-answering", model=model)  # was never on a disk
+
+
 def test_a_model_of_another_task_is_refused(checkpoints):
     model, processor = checkpoints["nlvr2"][0], checkpoints["vqa"][1]
     with pytest.raises(ValueError, match="VisualBertForVisualReasoning; expected this package's VisualBertForQuestion"):

@@ -1,6 +1,7 @@
 """The processor: exact text format, regions in every accepted form, refusals, and logits -> answers."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -401,3 +402,37 @@ def test_answers_are_saved_in_their_order(bert_tokenizer, tmp_path):
     saved = json.loads((tmp_path / "processor_config.json").read_text("utf-8"))
     assert saved["answers"] == ["z", "é", "<unk>", "a"]
     assert AutoProcessor.from_pretrained(tmp_path).answers == ["z", "é", "<unk>", "a"]
+
+
+# --------------------------------------------------------------------------------------------- tokenizers that are refused
+
+
+@pytest.mark.parametrize("opener", [AutoProcessor, VisualBertProcessor])
+def test_no_tokenizer_is_made_up(opener, processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).unlink()
+    with pytest.raises(OSError, match=f"{tmp_path} has no tokenizer; expected tokenizer.json or vocab.txt"):
+        opener.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "visual_bert"}')  # with which `AutoTokenizer` makes one up
+    with pytest.raises(ValueError, match=f"{tmp_path}: the tokenizer has no word pieces; expected a BERT tokenizer"):
+        opener.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(("task", "missing"), [("vqa", "?"), ("nlvr2", "mask_token")])
+def test_a_tokenizer_without_a_token_that_texts_need_is_refused(task, missing, bert_tokenizer, tmp_path):
+    VisualBertProcessor(tokenizer=bert_tokenizer, task=task).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "tokenizer.json").read_text())
+    vocabulary = [word for word in saved["model"]["vocab"] if word != missing]
+    saved["model"]["vocab"] = {word: number for number, word in enumerate(vocabulary)}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(saved))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "processor_class": "VisualBertProcessor"}
+    tokens = {
+        name: f"[{name[:-6].upper()}]" for name in ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
+    }
+    tokens.pop(missing, None)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, **tokens}))
+    with pytest.raises(
+        ValueError, match=rf"{tmp_path}: the tokenizer has no {re.escape(missing)}; expected a BERT tokenizer"
+    ):
+        VisualBertProcessor.from_pretrained(tmp_path)

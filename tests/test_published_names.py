@@ -4,17 +4,20 @@ import json
 import os
 
 import pytest
+import torch
 from hub_server import serve
 from huggingface_hub import constants, hf_hub_download
 from published_layouts import write_checkpoint, write_tokenizer
 from test_convert_region_detector import write_maskrcnn
+from transformers import AutoProcessor, pipeline
 
+from modeling_visualbert import VisualBertProcessor
 from modeling_visualbert.cli import main
 from modeling_visualbert.convert.region_detector import convert_region_detector
 from modeling_visualbert.corpus.scenes import render, sample_scene
 from modeling_visualbert.published import published_detectors
 
-VQA, VQA_PRE = "uclanlp/visualbert-vqa", "uclanlp/visualbert-vqa-pre"
+VQA, VQA_PRE, VCR = "uclanlp/visualbert-vqa", "uclanlp/visualbert-vqa-pre", "uclanlp/visualbert-vcr"
 BERT = "google-bert/bert-base-uncased"
 MODEL = "pytorch_model.bin"
 
@@ -34,6 +37,7 @@ def published(tmp_path_factory):
         BERT: write_tokenizer(folder / "tokenizer"),
         VQA: write_checkpoint(folder / "vqa", "vqa", dim),
         VQA_PRE: write_checkpoint(folder / "pre", "pretraining", dim),
+        VCR: write_checkpoint(folder / "vcr", "vcr", dim),
     }
     server = "https://dl.fbaipublicfiles.com"
     addresses = [file.url.removeprefix(server) for file in published_detectors()["pythia-x101"].files]
@@ -155,3 +159,42 @@ def test_convert_takes_names_and_leaves_nothing_behind(hub, tmp_path, capsys):
     assert main(["convert", VQA, str(tmp_path / "mine"), *flags]) == 0
     assert (tmp_path / "mine" / "model.safetensors").is_file()
     assert not list((tmp_path / "cache" / "downloads").rglob("*.bin"))
+
+
+def test_a_pipeline_takes_the_name(published, hub, ask):
+    found = pipeline("visual-question-answering", model=VQA)(published[2], "what is on the table?", top_k=3)
+    assert ask()[1][0]["answers"] == found
+    assert downloads_of(hub) == [MODEL, "detectron_model.pth"]
+
+
+def test_a_pipeline_of_another_task_is_refused_before_anything_is_downloaded(hub):
+    with pytest.raises(
+        LookupError,
+        match=f"{VQA} is a VisualBertForQuestionAnswering checkpoint; expected VisualBertForVisualReasoning",
+    ):
+        pipeline("visual-reasoning", model=VQA)
+    assert not downloads_of(hub)
+
+
+def test_a_pipeline_without_a_published_detector_takes_regions(published, hub):
+    choose = pipeline("visual-multiple-choice", model=VCR)
+    question = {"question": "what is [0]?", "choices": ["[0] is red", "[0] is blue"], "objects": ["star"]}
+    regions = {"visual_embeds": torch.zeros(2, choose.model.config.visual_embedding_dim)}
+    assert len(choose(regions, **question)) == 2
+    with pytest.raises(ValueError, match="this model has no region encoder"):
+        choose(published[2], boxes=[[5, 9, 40, 44]], **question)
+
+
+@pytest.mark.parametrize("opener", [AutoProcessor, VisualBertProcessor])
+def test_a_bare_checkpoint_says_that_it_has_no_processor(opener, hub):
+    line = rf"{VQA} has no processor \(processor_config.json\); `visualbert convert {VQA} FOLDER --tokenizer .* --region_encoder"
+    with pytest.raises(OSError, match=line):
+        opener.from_pretrained(VQA)
+    assert not downloads_of(hub)
+
+
+def test_a_processor_that_cannot_be_reached_is_not_called_bare(hub, monkeypatch):
+    hub.failures["HEAD config"] = hub.failures["GET config"] = (403, "no entry")
+    with pytest.raises(OSError) as caught:
+        VisualBertProcessor.from_pretrained(VQA)
+    assert "has no processor" not in str(caught.value)

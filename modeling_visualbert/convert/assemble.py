@@ -32,7 +32,7 @@ from ..hub_code.tasks_visualbert import HEADS, TASKS
 from ..published import (
     PublishedCheckpoint,
     authors_files,
-    published_checkpoints,
+    find_published_checkpoint,
     published_detectors,
     published_tokenizer,
 )
@@ -169,7 +169,7 @@ def _save_around(model: PreTrainedModel, folder: Path, region_encoder_weights: P
 def checkpoint_files(name: str | Path) -> Iterator[str | Path]:
     """What [`assemble`] reads of a checkpoint: `name` itself, or for a published one the folder with its files; see
     [`downloaded`]."""
-    published = published_checkpoints().get(str(name)) if not Path(name).exists() else None
+    published = find_published_checkpoint(name)
     if published is None:
         yield name
         return
@@ -182,6 +182,7 @@ def complete_checkpoint(
     region_encoder: str | Path | None = None,
     tokenizer: str | Path | None = None,
     task: str | None = None,
+    needs_images: bool = True,
 ) -> Path | str:
     """
     A checkpoint that answers from images: `name` itself if it is complete, else one that is assembled once in the cache.
@@ -190,6 +191,8 @@ def complete_checkpoint(
         name: A complete checkpoint of ours, a published one (Hub name), or a folder in the layout of a published one.
         region_encoder, tokenizer: What it lacks; see [`assemble`]. Known for published names.
         task: The task that it has to be for, checked before anything is downloaded; any when not given.
+        needs_images: Whether it has to read images. If not, a published checkpoint whose detector was not published alone gets
+            everything but that.
 
     Raises:
         FileNotFoundError: It looks like a folder and is not there.
@@ -199,7 +202,7 @@ def complete_checkpoint(
         raise ValueError(
             f"{name} is a file; expected a folder or Hub name (`visualbert convert` reads the authors' files)"
         )
-    published = published_checkpoints().get(str(name)) if not Path(name).exists() else None
+    published = find_published_checkpoint(name)
     if published is not None and task not in (None, published.task):
         raise ValueError(f"{name} is a {TASKS[published.task].head} checkpoint; expected {TASKS[str(task)].head}")
     if Path(name).is_dir():
@@ -212,44 +215,46 @@ def complete_checkpoint(
         if region_encoder is not None or tokenizer is not None:
             raise ValueError(f"{name} is complete; expected no --region_encoder and no --tokenizer for it")
         return name
-    region_encoder, tokenizer = _parts(name, published, region_encoder, tokenizer)
+    if published is None:
+        _check_parts(name, region_encoder, tokenizer)
+    else:
+        region_encoder, tokenizer = _known_parts(published, region_encoder, tokenizer, needs_images)
     target = _cache_folder(name, region_encoder, tokenizer)
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):  # of two processes, one assembles and the other finds the result
         if not target.is_dir():
-            _assemble_in_cache(name, region_encoder, tokenizer, target)
+            _assemble_in_cache(name, region_encoder, str(tokenizer), target)
     return target
 
 
-def _assemble_in_cache(name: str | Path, region_encoder: str, tokenizer: str, target: Path) -> None:
+def _assemble_in_cache(name: str | Path, region_encoder: str | Path | None, tokenizer: str, target: Path) -> None:
     draft = target.with_name(f"{target.name}.partial")
     shutil.rmtree(draft, ignore_errors=True)
     with checkpoint_files(name) as source:
         if source == name and not Path(name).exists():
             source = hub_folder(str(name), _CHECKPOINT_FILES)
-        detector = find_published_detector(region_encoder)
+        detector = None if region_encoder is None else find_published_detector(region_encoder)
         assembled = assemble(source, tokenizer=tokenizer, region_encoder=region_encoder)
         assembled.save(draft, None if detector is None else kept_weights(detector))
         draft.rename(target)
 
 
-def _parts(
-    name: str | Path,
-    published: PublishedCheckpoint | None,
-    region_encoder: str | Path | None,
-    tokenizer: str | Path | None,
-) -> tuple[str, str]:
-    """The region encoder and tokenizer to use: those given, or else those of the published checkpoint."""
-    if published is not None and region_encoder is None and published.detector.is_published:
+def _known_parts(
+    published: PublishedCheckpoint, region_encoder: str | Path | None, tokenizer: str | Path | None, needs_images: bool
+) -> tuple[str | Path | None, str | Path]:
+    """The region encoder and tokenizer of a published checkpoint, unless others are given."""
+    if region_encoder is None and published.detector.is_published:
         region_encoder = published.detector.name
-    if published is not None and tokenizer is None:
-        tokenizer = published_tokenizer()
-    if region_encoder is None and published is not None:
+    if region_encoder is None and needs_images:
         raise ValueError(
-            f"{name} has no region encoder: its {published.detector.title} was not published alone. Download the authors' .th "
-            f"file, which holds it, with a browser from {authors_files()}, convert it with `visualbert convert` and pass the "
-            "result as --model"
+            f"{published.name} has no region encoder: its {published.detector.title} was not published alone. Download the "
+            f"authors' .th file, which holds it, with a browser from {authors_files()}, convert it with `visualbert convert` and "
+            "pass the result as --model"
         )
+    return region_encoder, tokenizer or published_tokenizer()
+
+
+def _check_parts(name: str | Path, region_encoder: str | Path | None, tokenizer: str | Path | None) -> None:
     absent = {"--region_encoder": region_encoder, "--tokenizer": tokenizer}
     if lacking := [flag for flag, value in absent.items() if value is None]:
         known = ", ".join(detector.name for detector in published_detectors().values() if detector.is_published)
@@ -257,18 +262,16 @@ def _parts(
             f"{name} is a bare checkpoint without processor, tokenizer and region encoder; expected {' and '.join(lacking)} "
             f"(region encoders: a folder, a file or one of {known}; tokenizer of the published ones: {published_tokenizer()})"
         )
-    return str(region_encoder), str(tokenizer)
 
 
-def _cache_folder(name: str | Path, region_encoder: str, tokenizer: str) -> Path:
+def _cache_folder(*parts: str | Path | None) -> Path:
     """Where the checkpoint of these parts is kept; parts that are files count with their size and time of change."""
-    parts = [_identity(part) for part in (name, region_encoder, tokenizer)]
-    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
-    return default_cache_dir() / "checkpoints" / f"{Path(name).name}-{digest}"
+    digest = hashlib.sha256(json.dumps([_identity(part) for part in parts]).encode()).hexdigest()[:12]
+    return default_cache_dir() / "checkpoints" / f"{Path(str(parts[0])).name}-{digest}"
 
 
-def _identity(part: str | Path) -> list[Any]:
-    path = Path(part)
+def _identity(part: str | Path | None) -> list[Any]:
+    path = Path(str(part))
     if not path.exists():
         return [str(part)]
     files = sorted(path.iterdir()) if path.is_dir() else [path]

@@ -17,9 +17,11 @@ from transformers import Pipeline
 
 from .compile_visualbert import compile_model
 from .explain_visualbert import explain_answers, outputs_with_attention
+from .processing_visualbert import VisualBertProcessor
 from .regions_visualbert import check_regions, find_regions, join_regions, pad_regions
 from .sequence_visualbert import answer_positions
 from .tasks_visualbert import TASKS, VisualBertTask
+from .text_visualbert import check_tokenizer
 
 
 class VisualBertPipeline(Pipeline):
@@ -42,7 +44,9 @@ class VisualBertPipeline(Pipeline):
         ValueError: Something is missing or empty, or the image cannot be used.
     """
 
-    _load_processor = True
+    _load_processor = (
+        None  # if `pipeline(...)` finds none under the name that it was given, the one beside the model is meant
+    )
     _load_image_processor = False
     _load_feature_extractor = False
     _load_tokenizer = False
@@ -53,8 +57,10 @@ class VisualBertPipeline(Pipeline):
     optional_keys: tuple[str, ...] = ()
     _results: Callable[..., list]  # what the model and its processor found, options -> the result of each text
 
-    def __init__(self, *args, compile: bool = False, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(self, model, *args, processor=None, compile: bool = False, **kwargs):
+        if processor is None and getattr(model, "name_or_path", None):
+            processor = VisualBertProcessor.from_pretrained(model.name_or_path)
+        super().__init__(model, *args, processor=processor, **kwargs)
         found = type(self.model).__name__
         if found != self.about.head or not hasattr(self.model, "get_image_features"):
             # `transformers` has classes of the same names that cannot read images.
@@ -64,6 +70,7 @@ class VisualBertPipeline(Pipeline):
         if self.processor is None or self.processor.task != self.about.name:
             task = None if self.processor is None else self.processor.task
             raise ValueError(f"the processor is for task {task!r}; expected {self.about.name!r}")
+        check_tokenizer(self.processor.tokenizer, self.model.config.vocab_size, self.about.name, "the processor")
         if compile:
             compile_model(self.model)
 
@@ -86,6 +93,9 @@ class VisualBertPipeline(Pipeline):
     def _sanitize_parameters(self, top_k: int | None = None, attention: int | tuple[int, int] | None = None):
         if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
             raise ValueError(f"top_k {top_k!r}; expected at least 1")
+        numbers = attention if isinstance(attention, (list, tuple)) and len(attention) == 2 else [attention]
+        if attention is not None and not all(type(number) is int for number in numbers):
+            raise ValueError(f"attention {attention!r}; expected a layer or a pair (layer, head), counted from 0")
         return {}, _given(attention=attention), _given(top_k=top_k)
 
     def _run(self, first: Any, rest: dict[str, Any], batch_size: int | None, **options) -> Any:

@@ -5,12 +5,14 @@ from typing import Any
 
 import torch
 from transformers import BatchFeature, ProcessorMixin
+from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
 
 from .image_processing_visualbert import VisualBertImageProcessor
 from .regions_visualbert import check_regions, encode_boxes, join_regions, pad_regions, split_regions
 from .tasks_visualbert import TASKS
 from .text_visualbert import (
     EncodedText,
+    check_special_tokens,
     encode_choice,
     encode_pair,
     encode_question,
@@ -21,6 +23,7 @@ from .text_visualbert import (
 )
 
 UNKNOWN_ANSWER = "<unk>"
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 _OF_TEXTS = ("choices", "phrases", "text_pair")  # the others describe images
 
 
@@ -77,6 +80,27 @@ class VisualBertProcessor(ProcessorMixin):
         self.region_dim = region_dim
         self.alignment = alignment
         self.whole_image = whole_image
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As in `transformers`, but what a bare checkpoint lacks is told, and no tokenizer is made up.
+
+        Raises:
+            OSError: There is no processor of that name, or it cannot be reached.
+            ValueError: Its tokenizer lacks special tokens, or has nothing else.
+        """
+        name = pretrained_model_name_or_path
+        try:
+            processor = super().from_pretrained(name, *args, **kwargs)
+        except (
+            OSError,
+            ValueError,
+        ):  # their messages have many lines, and those about tokenizers do not name the folder
+            if lacking := _lacking(name, **kwargs):
+                raise OSError(f"{name} has no {lacking}") from None
+            raise
+        check_special_tokens(processor.tokenizer, processor.task, str(name))
+        return processor
 
     @property
     def model_input_names(self) -> list[str]:
@@ -495,6 +519,27 @@ def _last_word(words: Sequence[str], phrase: Any, where: str) -> int:
     if not 0 <= phrase < len(words):
         raise ValueError(f"{where}: phrase ends at word {phrase}; expected 0 to {len(words) - 1}")
     return phrase
+
+
+def _lacking(name, **kwargs) -> str | None:
+    """What nobody put beside a model that can be reached, with what is expected; None if it lacks nothing, or is not there."""
+    options = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
+    places = {key: kwargs[key] for key in options if key in kwargs}
+
+    def is_there(*files: str) -> bool:
+        try:
+            return any(cached_file(name, file, **places, _raise_exceptions_for_missing_entries=False) for file in files)
+        except OSError:
+            return False
+
+    if is_there(PROCESSOR_NAME, IMAGE_PROCESSOR_NAME):
+        return None if is_there(*_TOKENIZER_FILES) else f"tokenizer; expected {' or '.join(_TOKENIZER_FILES)}"
+    if not is_there(CONFIG_NAME):
+        return None
+    return (
+        f"processor ({PROCESSOR_NAME}); `visualbert convert {name} FOLDER --tokenizer google-bert/bert-base-uncased "
+        "--region_encoder NAME` writes a complete checkpoint (NAME: pythia-x101 for VQA, detectron-r101 for NLVR2, or your own)"
+    )
 
 
 def _logits(outputs: Any) -> torch.Tensor:

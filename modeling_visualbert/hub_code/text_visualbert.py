@@ -61,6 +61,10 @@ def check_special_tokens(tokenizer, task: str | None = None, name: str = "tokeni
     named = {token: getattr(tokenizer, token, None) for token in tokens}
     wanted = [*named.values(), *(["?"] if task == "vqa" else [])]
     vocabulary = tokenizer.get_vocab()
+    if not set(vocabulary) - set(tokenizer.all_special_tokens):  # what `AutoTokenizer` makes up where there is none
+        raise ValueError(
+            f"{name}: the tokenizer has no word pieces; expected a BERT tokenizer, tokenizer.json or vocab.txt"
+        )
     for text, token in zip(wanted, [*named, "the question mark"], strict=False):
         if text is None or text not in vocabulary:
             raise ValueError(
