@@ -17,7 +17,7 @@ from modeling_visualbert import (
     VisualBertForQuestionAnswering,
     VisualBertProcessor,
 )
-from modeling_visualbert.analysis.figures import Example, draw_example
+from modeling_visualbert.analysis.figures import Example, draw_entities, draw_example
 from modeling_visualbert.cli import main
 from modeling_visualbert.data.flickr30k import load_flickr30k, read_split
 from modeling_visualbert.features.extract import extract_store, load_region_encoder
@@ -103,6 +103,13 @@ def test_captions_state_the_numbers(analysed):
         assert re.search(rf"{name} \(\d+ words\): head \d-\d at (dependent|head) \d", relations), name
     image = svg_text(next(analysed.glob("picture_*.svg")))
     assert re.search(r"Strongest region right: layer 1, head \d: \d of \d; layer 2, head \d: \d of \d", image)
+
+
+def test_a_baseline_that_is_never_right_is_drawn_too(analysed, tmp_path):
+    report = json.loads((analysed / "analysis.json").read_text())
+    report["entities"]["all"]["baseline"] = 0.0
+    draw_entities(report, tmp_path / "entities")
+    assert "), beside the most confident region (0.0%)" in svg_text(tmp_path / "entities.svg")
 
 
 def test_the_command_says_the_same_every_time(pretrained, corpus, analysed, tmp_path):

@@ -55,10 +55,11 @@ def draw_entities(report: Mapping[str, Any], stem: str | Path) -> list[Path]:
     handles = _legend(baseline, found["chance"])
     figure.legend(handles=handles, fontsize=8, loc="outside upper center", ncols=2, frameon=False)  # clear of all dots
     low, high = best["interval"]
+    times = f"{best['accuracy'] / baseline:.1f} times" if baseline else "beside"
     caption = (
         f"{found['probes']} phrases of {found['images']} images. Best head, chosen on {report['heads_chosen_on']}: layer "
         f"{best['layer']}, head {best['head']}, {best['accuracy']:.1f}% (95% interval {low:.1f} to {high:.1f}), "
-        f"{best['accuracy'] / baseline:.1f} times the most confident region ({baseline:.1f}%); a random region has "
+        f"{times} the most confident region ({baseline:.1f}%); a random region has "
         f"{found['chance']:.1f}%, and for {found['upper_bound']:.1f}% of the phrases some region is right. Best head of each "
         "layer: "
         + ", ".join(f"{head['layer']}: {head['accuracy']:.1f}%" for head in found["best_of_each_layer"])
