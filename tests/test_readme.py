@@ -31,6 +31,8 @@ ARGS = {
     "examples/train_detector.py": DetectionArgs,
 }
 
+COMMANDS = {"examples/extract_features.py": "extract", "examples/evaluate.py": "evaluate"}  # the same as scripts
+
 
 def python_of(block):
     """The code of a block; of a session, what was typed."""
@@ -67,8 +69,8 @@ def test_scripts_and_their_flags_exist(line, monkeypatch):
     monkeypatch.chdir(ROOT)
     script, *flags = shlex.split(line, comments=True)[2:]
     assert (ROOT / script).is_file()
-    if script == "examples/extract_features.py":
-        assert callable(build_parser().parse_args(["extract", *flags]).run)
+    if script in COMMANDS:
+        assert callable(build_parser().parse_args([COMMANDS[script], *flags]).run)
         return
     args_class = ARGS[script]
     assert parse_args(args_class, "", flags).output_dir.startswith("runs/")

@@ -13,6 +13,7 @@ from ..version import __version__
 from .analysis import add_analysis_commands
 from .checkpoints import add_checkpoint_commands
 from .demo import add_demo_command
+from .evaluation import add_evaluation_commands
 from .regions import add_region_commands
 from .tasks import add_task_commands
 
@@ -38,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_task_commands(commands)
+    add_evaluation_commands(commands)
     add_demo_command(commands)
     add_region_commands(commands)
     add_analysis_commands(commands)

@@ -183,6 +183,7 @@ def complete_checkpoint(
     tokenizer: str | Path | None = None,
     task: str | None = None,
     needs_images: bool = True,
+    reads_features: bool = False,
 ) -> Path | str:
     """
     A checkpoint that answers from images: `name` itself if it is complete, else one that is assembled once in the cache.
@@ -193,6 +194,7 @@ def complete_checkpoint(
         task: The task that it has to be for, checked before anything is downloaded; any when not given.
         needs_images: Whether it has to read images. If not, a published checkpoint whose detector was not published alone gets
             everything but that.
+        reads_features: Whether it reads stored features only: it gets no region encoder but the one that is given.
 
     Raises:
         FileNotFoundError: It looks like a folder and is not there.
@@ -216,7 +218,9 @@ def complete_checkpoint(
             raise ValueError(f"{name} is complete; expected no --region_encoder and no --tokenizer for it")
         return name
     if published is None:
-        _check_parts(name, region_encoder, tokenizer)
+        _check_parts(name, region_encoder, tokenizer, reads_features)
+    elif reads_features:
+        tokenizer = tokenizer or published_tokenizer()
     else:
         region_encoder, tokenizer = _known_parts(published, region_encoder, tokenizer, needs_images)
     target = _cache_folder(name, region_encoder, tokenizer)
@@ -254,8 +258,10 @@ def _known_parts(
     return region_encoder, tokenizer or published_tokenizer()
 
 
-def _check_parts(name: str | Path, region_encoder: str | Path | None, tokenizer: str | Path | None) -> None:
-    absent = {"--region_encoder": region_encoder, "--tokenizer": tokenizer}
+def _check_parts(
+    name: str | Path, region_encoder: str | Path | None, tokenizer: str | Path | None, reads_features: bool
+) -> None:
+    absent = {"--region_encoder": region_encoder or reads_features or None, "--tokenizer": tokenizer}
     if lacking := [flag for flag, value in absent.items() if value is None]:
         known = ", ".join(detector.name for detector in published_detectors().values() if detector.is_published)
         raise ValueError(

@@ -156,7 +156,7 @@ def load_flickr30k(
         positions: `"marked"`: where the phrase is marked; `"original"`: its first occurrence, as in the authors' training.
         skipped: If given, lines with broken markup and images whose boxes or sentences cannot be read are left out, and their
             errors are added to this list instead of being raised.
-        grounded: Whether to read the boxes. If not, all phrases are kept, and `boxes` is None.
+        grounded: Whether to read the boxes. If not, all phrases of something visible are kept, and `boxes` is None.
 
     Raises:
         FileNotFoundError: The folder or a file of an image is missing.
@@ -173,7 +173,7 @@ def load_flickr30k(
         with skipping(skipped):
             boxes = read_boxes(data_dir / "Annotations" / f"{image_id}.xml") if grounded else None
             for number, words, phrases in _sentences(data_dir / "Sentences" / f"{image_id}.txt", skipped):
-                kept = phrases if boxes is None else [phrase for phrase in phrases if phrase.entity_id in boxes]
+                kept = [phrase for phrase in phrases if _is_grounded(phrase, boxes)]
                 num_sentences += 1
                 num_phrases += len(phrases)
                 num_kept += len(kept)
@@ -187,6 +187,11 @@ def load_flickr30k(
         num_phrases - num_kept,
     )
     return Dataset.from_dict({name: [row[name] for row in rows] for name in FEATURES}, features=FEATURES)
+
+
+def _is_grounded(phrase: Phrase, boxes: dict | None) -> bool:
+    """Whether there is a box, or, where that is not known, could be."""
+    return "notvisual" not in phrase.types if boxes is None else phrase.entity_id in boxes
 
 
 def read_split(path: str | Path) -> list[int]:

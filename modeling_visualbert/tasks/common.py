@@ -185,7 +185,7 @@ def prepare_images(
         if encoder is None:
             raise ValueError("--from_pixels needs a region encoder: pass --region_encoder")
         paths = _existing(images_dir, find_paths(images_dir), ordered)
-        _limit_regions(encoder, args.num_regions)
+        limit_regions(encoder, args.num_regions)
         return Images(paths.__getitem__, encoder, image_processor, encoder.config.region_dim, paths)
     if reads_objects(encoder):
         raise ValueError(
@@ -206,7 +206,7 @@ def prepare_images(
         # They are stored by falling confidence.
         return {name: found[name][: args.num_regions] for name in ("visual_embeds", "boxes") if name in found}
 
-    _limit_regions(encoder, args.num_regions)  # the trained model, reading pixels, finds as many as were stored
+    limit_regions(encoder, args.num_regions)  # the trained model, reading pixels, finds as many as were stored
     return Images(regions, encoder, image_processor, store.dim, paths)
 
 
@@ -324,7 +324,8 @@ def _given_store(args: TaskArgs, encoder: RegionEncoder | None) -> FeatureStore:
     return FeatureStore(args.features_dir or "", encoder.config.region_dim, encoder.fingerprint())
 
 
-def _limit_regions(encoder: RegionEncoder | None, count: int | None) -> None:
+def limit_regions(encoder: RegionEncoder | None, count: int | None) -> None:
+    """Let a region encoder find at most `count` regions, the most confident ones."""
     if isinstance(encoder, GridRegionEncoder) and count is not None:
         raise ValueError(f"--num_regions {count}: a grid has all of its cells; choose their number with --grid_size")
     if encoder is not None and count is not None:

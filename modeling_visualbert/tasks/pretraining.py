@@ -116,7 +116,7 @@ def pretraining_task(args: PretrainingArgs, accelerator: Accelerator) -> Task:
         raise ValueError("--from_pixels: pre-training reads stored regions; leave it out")
     with accelerator.main_process_first():
         tokenizer = load_tokenizer(args)
-        source = _SOURCES[args.stage](args, tokenizer)
+        source = load_source(args, tokenizer)
         keys = {key for split in source.splits.values() for row in split for key in source.images_of(row)}
         images = prepare_images(args, keys, source.images_dir, source.find_paths, accelerator.device, source.boxes)
         model = make_model(VisualBertForPreTraining, args, tokenizer, images)
@@ -132,6 +132,11 @@ def pretraining_task(args: PretrainingArgs, accelerator: Accelerator) -> Task:
     if images.paths:
         task.draw = partial(_draw, task)
     return task
+
+
+def load_source(args: PretrainingArgs, tokenizer: Any) -> Source:
+    """What the stage reads, with its splits."""
+    return _SOURCES[args.stage](args, tokenizer)
 
 
 def make_task(

@@ -221,6 +221,22 @@ def own_accuracies(predictions: Predictions, split: Dataset, subtask: str) -> Pr
     return [{"metrics": {"accuracy": 100.0 * (choice == label)}, "group": image} for choice, label, image in own]
 
 
+def own_joint_accuracies(predictions: Predictions, split: Dataset) -> Predictions:
+    """The same for predictions of both sub-tasks, in which `rationales` are scores given each answer."""
+    columns = (split[name] for name in ("annot_id", "answer_label", "rationale_label", "image"))
+    rows = {key: row for key, *row in zip(*columns, strict=True)}
+    if any(None in row for row in rows.values()):
+        return []
+    own = []
+    for record in predictions:
+        answer, rationale, image = rows[record["id"]]
+        given = record["rationales"][answer]
+        right = {"answer": record["choice"] == answer, "rationale": given.index(max(given)) == rationale}
+        right["joint"] = all(right.values())
+        own.append({"metrics": {name: 100.0 * value for name, value in right.items()}, "group": image})
+    return own
+
+
 def rationales_of_every_answer(task: Task, args: VcrArgs, accelerator: Accelerator) -> None:
     """Write `rationales_<split>.jsonl` for every split but train; see [`rationale_scores`]."""
     output_dir = Path(args.output_dir)
