@@ -209,9 +209,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def preupload(self, repo_id, revision):
         self._must_write(repo_id)
-        self._commit_of(self._repository(repo_id), revision)
+        repository = self._repository(repo_id)
+        there = repository.commits[self._commit_of(repository, revision)]
         files = [
-            {"path": f["path"], "uploadMode": _mode(f), "shouldIgnore": False, "oid": None}
+            {"path": f["path"], "uploadMode": _mode(f), "shouldIgnore": False, "oid": _oid(f["path"], there)}
             for f in json.loads(self.body)["files"]
         ]
         self._send({"files": files})
@@ -266,7 +267,7 @@ class _Handler(BaseHTTPRequestHandler):
         content = repository.commits[oid].get(path)
         if content is None:
             raise _RefusedError(404, "Entry not found", "EntryNotFound")
-        etag = hashlib.sha256(content).hexdigest() if _mode({"path": path}) == "lfs" else _git_oid(content)
+        etag = _oid(path, {path: content})
         headers = {"ETag": f'"{etag}"', "X-Repo-Commit": oid, "X-Linked-Size": str(len(content))}
         self._send_file(content, headers)
 
@@ -280,6 +281,15 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _git_oid(content):
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _oid(path, files):
+    """By what the Hub knows the content of a file; None if it has no such file."""
+    if path not in files:
+        return None
+    content = files[path]
+    is_large = _mode({"path": path, "size": len(content)}) == "lfs"
+    return hashlib.sha256(content).hexdigest() if is_large else _git_oid(content)
 
 
 def _mode(file):

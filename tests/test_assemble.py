@@ -74,6 +74,24 @@ def test_convert_writes_a_complete_checkpoint(task, parts, tmp_path, capsys):
     assert answer
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("task", PIPELINE_TASKS)
+def test_what_convert_wrote_can_be_pushed_from_relative_folders(task, parts, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--tokenizer", str(parts / "tokenizer"), "--region_encoder", str(DETECTOR)]
+    assert main(["convert", str(parts / task), "complete", *flags]) == 0
+    assert main(["push", "complete", f"tester/{task}", "--dry_run", "--folder", "built"]) == 0
+    assert capsys.readouterr().out.endswith("nothing was sent (--dry_run)\n")
+    assert PIPELINE_TASKS[task] in (tmp_path / "built" / "README.md").read_text()
+
+
+def test_a_bare_result_of_convert_is_not_pushed(parts, tmp_path, capsys):
+    assert main(["convert", str(parts / "vqa"), str(tmp_path / "bare")]) == 0
+    assert main(["push", str(tmp_path / "bare"), "tester/vqa", "--dry_run"]) == 2
+    line = "no processor_config.json; expected a folder with a model and its processor, such as `visualbert convert "
+    assert f"{line}{tmp_path / 'bare'} FOLDER --tokenizer" in capsys.readouterr().err
+
+
 def test_what_is_missing_is_said_with_the_argument_that_adds_it(parts, tmp_path, capsys):
     assert main(["convert", str(parts / "vqa"), str(tmp_path / "bare")]) == 0
     out = capsys.readouterr().out

@@ -198,3 +198,55 @@ def test_a_processor_that_cannot_be_reached_is_not_called_bare(hub, monkeypatch)
     with pytest.raises(OSError) as caught:
         VisualBertProcessor.from_pretrained(VQA)
     assert "has no processor" not in str(caught.value)
+
+
+def test_published_checkpoints_are_pushed_with_their_cards(published, hub, tmp_path, capsys, monkeypatch):
+    """Nothing is sent unless it is said; a run that broke off goes on; what has not changed is not committed again."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", "hf_tester")
+    monkeypatch.chdir(tmp_path)
+    command = ["push", "--published", "visualbert-vqa", "visualbert-vcr", "--folder", "built"]
+    assert main([*command, "--namespace", "tester"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" of ")[1] for line in lines[:2]] == [
+        "tester/visualbert-vqa: nothing was sent (no --send)",
+        "tester/visualbert-vcr: nothing was sent (no --send)",
+    ]
+    assert lines[2].strip() == (
+        "without a region encoder: its ResNet-50 on the given boxes, trained with the model (VCR) was not published alone"
+    )
+    assert "tester/visualbert-vqa" not in hub.repositories
+    for name, encoder in (("visualbert-vqa", "region_detector"), ("visualbert-vcr", None)):
+        built = tmp_path / "built" / "tester" / name
+        config = json.loads((built / "config.json").read_text())
+        assert (config["region_encoder_config"] or {}).get("model_type") == encoder
+        assert f"base_model: uclanlp/{name}" in (built / "README.md").read_text()
+    downloads = downloads_of(hub)
+    hub.failures["POST visualbert-vcr/commit"] = (500, "try later")
+    assert main([*command, "--send"]) == 2
+    assert "visualbert push: tester/visualbert-vcr: the Hub refused the push with status 500" in capsys.readouterr().err
+    hub.failures.clear()
+    assert main([*command, "--send"]) == 0
+    assert downloads_of(hub) == downloads
+    vqa, vcr = (hub.repositories[f"tester/{name}"] for name in ("visualbert-vqa", "visualbert-vcr"))
+    assert vqa.titles == vcr.titles == ["initial commit", "Upload VisualBERT"]
+    assert "examples/scene.png" in hub.files("tester/visualbert-vqa")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to push; expected a folder and user/name, or --published"),
+        (["a", "b/c", "--send"], "--send and --namespace are for --published; expected user/name"),
+        (
+            ["--published", "bert"],
+            "bert: no such published checkpoint; expected some of visualbert-vqa, visualbert-vqa-pre",
+        ),
+        (["a", "--published"], "source is about one checkpoint; expected none with --published"),
+        (["--published", "--send", "--dry_run"], "--send and --dry_run; expected one of them"),
+        (["--published", "--namespace", "a/b"], "'a/b/visualbert' is not a repository name; expected user/name"),
+    ],
+)
+def test_wrong_turns_of_push_end_in_one_line(arguments, message, capsys):
+    assert main(["push", *arguments]) == 2
+    assert f"visualbert push: {message}" in capsys.readouterr().err

@@ -41,8 +41,17 @@ def add_checkpoint_commands(commands: Any) -> None:
     command.set_defaults(run=_convert)
 
     command = commands.add_parser("push", help="publish a checkpoint on the Hugging Face Hub, with card and code")
-    command.add_argument("source", help="folder of a checkpoint or of a training run")
-    command.add_argument("repo_id", help="user/name")
+    command.add_argument("source", nargs="?", help="folder of a checkpoint or of a training run")
+    command.add_argument("repo_id", nargs="?", help="user/name")
+    command.add_argument(
+        "--published",
+        nargs="*",
+        metavar="NAME",
+        help="instead of a folder: complete the published checkpoints and build their repositories, all nine or those named, "
+        "such as visualbert-vqa; nothing is sent without --send (the nine take 6 GB of the cache)",
+    )
+    command.add_argument("--namespace", help="with --published: user or organisation (default: yours)")
+    command.add_argument("--send", action="store_true", help="with --published: send the repositories to the Hub")
     command.add_argument(
         "--facts", help="facts for the model card: a YAML file, or a name in hub_cards, such as shapes-vqa"
     )
@@ -54,7 +63,11 @@ def add_checkpoint_commands(commands: Any) -> None:
     command.add_argument(
         "--dry_run", action="store_true", help="build and try the repository and list its files, but send nothing"
     )
-    command.add_argument("--folder", help="folder to build the repository in and keep; must not exist")
+    command.add_argument(
+        "--folder",
+        help="folder to build the repository in and keep; must not exist (with --published it may: what is built there is not "
+        "built again)",
+    )
     command.set_defaults(run=_push)
 
     command = commands.add_parser("export", help="write a checkpoint as an ONNX file for onnxruntime")
@@ -104,14 +117,41 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _push(args: argparse.Namespace) -> None:
+    if args.published is not None:
+        _push_published(args)
+        return
+    if args.source is None or args.repo_id is None:
+        raise ValueError("nothing to push; expected a folder and user/name, or --published")
+    if args.send or args.namespace:
+        raise ValueError("--send and --namespace are for --published; expected user/name")
     from ..publish.push import push_checkpoint
 
-    options = {name: value for name, value in vars(args).items() if name not in ("command", "run", "source", "repo_id")}
+    others = ("command", "run", "source", "repo_id", "published", "send", "namespace")
+    options = {name: value for name, value in vars(args).items() if name not in others}
     pushed = push_checkpoint(args.source, args.repo_id, **options)
     for name, size in pushed.files.items():
         print(f"{size:>14,}  {name}")
     print(f"{sum(pushed.files.values()):>14,}  bytes in {len(pushed.files)} files")
     print("nothing was sent (--dry_run)" if pushed.url is None else pushed.url)
+
+
+def _push_published(args: argparse.Namespace) -> None:
+    from huggingface_hub import HfApi
+
+    from ..publish.push_published import push_published
+
+    for name in ("source", "facts", "metrics", "region_encoder"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"{name} is about one checkpoint; expected none with --published")
+    if args.send and args.dry_run:
+        raise ValueError("--send and --dry_run; expected one of them")
+    namespace = args.namespace or (HfApi().whoami()["name"] if args.send else "user")
+    options = {name: getattr(args, name) for name in ("send", "folder", "private", "revision", "create_pr")}
+    for checkpoint, repo_id, pushed in push_published(namespace, args.published, **options):
+        sent = "nothing was sent (no --send)" if pushed.url is None else pushed.url
+        print(f"{sum(pushed.files.values()):>14,}  bytes in {len(pushed.files)} files of {repo_id}: {sent}", flush=True)
+        if not checkpoint.detector.is_published:
+            print(f"{'':>14}  without a region encoder: its {checkpoint.detector.title} was not published alone")
 
 
 def _export(args: argparse.Namespace) -> None:

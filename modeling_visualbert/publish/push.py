@@ -26,6 +26,7 @@ from transformers import AutoProcessor, PreTrainedModel
 from ..checkpoints import load_model
 from ..features.extract import load_region_encoder
 from ..hub_code.processing_visualbert import VisualBertProcessor
+from ..published import published_tokenizer
 from .card import build_card, cards_folder, default_facts, load_facts
 
 MAX_FILE_BYTES = 50 * 10**9  # limit of the Hub
@@ -74,18 +75,32 @@ def push_checkpoint(
         PermissionError: The token is wrong, or may not write to this repository.
         ConnectionError: The Hub cannot be reached, or refused the commit. Nothing was published then.
     """
+    check_repo_id(repo_id)
+    with tempfile.TemporaryDirectory(prefix="visualbert_push_") as temporary:
+        target = Path(temporary) / repo_id.split("/")[1] if folder is None else Path(folder)
+        build_repository(source, target, repo_id, facts=facts, metrics=metrics, region_encoder=region_encoder)
+        if dry_run:
+            return Pushed(folder_sizes(target), None)
+        return push_folder(target, repo_id, private=private, revision=revision, create_pr=create_pr, token=token)
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Refuse what cannot be the name of a repository.
+
+    Raises:
+        ValueError: It is not "user/name".
+    """
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise ValueError(f"{repo_id!r} is not a repository name; expected user/name ({error})") from error
     if "/" not in repo_id:
         raise ValueError(f"{repo_id!r} is not a repository name; expected user/name")
-    with tempfile.TemporaryDirectory(prefix="visualbert_push_") as temporary:
-        target = Path(temporary) / repo_id.split("/")[1] if folder is None else Path(folder)
-        build_repository(source, target, repo_id, facts=facts, metrics=metrics, region_encoder=region_encoder)
-        if dry_run:
-            return Pushed({name: path.stat().st_size for name, path in _files(target).items()}, None)
-        return push_folder(target, repo_id, private=private, revision=revision, create_pr=create_pr, token=token)
+
+
+def folder_sizes(folder: str | Path) -> dict[str, int]:
+    """Sizes in bytes of the files of a repository folder, by their path in it."""
+    return {name: path.stat().st_size for name, path in _files(Path(folder)).items()}
 
 
 def push_folder(
@@ -102,8 +117,7 @@ def push_folder(
 
     When the commit fails, a repository or branch that was created for it is removed again: a failed push publishes nothing.
     """
-    files = _files(Path(folder))
-    sizes = {name: path.stat().st_size for name, path in files.items()}
+    files, sizes = _files(Path(folder)), folder_sizes(folder)
     for name, size in sizes.items():
         if size > MAX_FILE_BYTES:
             raise ValueError(f"{name}: {size:,} bytes; the Hub takes at most {MAX_FILE_BYTES:,}")
@@ -193,7 +207,7 @@ def try_repository(folder: str | Path, repo_id: str, offline: bool = True) -> st
     Raises:
         ValueError: The card has no code, its metadata are malformed, or the code failed.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()  # the process runs in another one
     text = (folder / "README.md").read_text(encoding="utf-8")
     ModelCard(text, ignore_metadata_errors=False)
     code = re.search(r"```python\n(.*?)```", text, flags=re.DOTALL)
@@ -217,9 +231,13 @@ def _checkpoint_folder(source: Path) -> Path:
     if not source.is_dir():
         raise FileNotFoundError(f"{source}: no such checkpoint folder")
     folder = source if (source / "config.json").is_file() else source / "best"
-    for name in ("config.json", "processor_config.json"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{source}: no {name}; expected a folder with a model and its processor")
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{source}: no config.json; expected a folder with a model and its processor")
+    if not (folder / "processor_config.json").is_file():
+        raise FileNotFoundError(
+            f"{source}: no processor_config.json; expected a folder with a model and its processor, such as `visualbert convert "
+            f"{source} FOLDER --tokenizer {published_tokenizer()}` writes"
+        )
     return folder
 
 
@@ -310,4 +328,12 @@ def _explained(error: Exception, api: HfApi, repo_id: str, sizes: Mapping[str, i
     return ConnectionError(f"{repo_id}: the Hub refused the push with status {status} ({said})")
 
 
-__all__ = ["Pushed", "build_repository", "push_checkpoint", "push_folder", "try_repository"]
+__all__ = [
+    "Pushed",
+    "build_repository",
+    "check_repo_id",
+    "folder_sizes",
+    "push_checkpoint",
+    "push_folder",
+    "try_repository",
+]
