@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 
 import pytest
 import torch
@@ -183,6 +184,16 @@ def test_a_pipeline_without_a_published_detector_takes_regions(published, hub):
     assert len(choose(regions, **question)) == 2
     with pytest.raises(ValueError, match="this model has no region encoder"):
         choose(published[2], boxes=[[5, 9, 40, 44]], **question)
+
+
+def test_the_demo_takes_the_name(hub, capsys):
+    pytest.importorskip("gradio")
+    with socket.socket() as taken:  # the models are loaded before the page is served
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert main(["demo", "--model", VQA, "--port", str(taken.getsockname()[1])]) == 2
+    assert "port" in capsys.readouterr().err.splitlines()[-1]
+    assert downloads_of(hub) == [MODEL, "detectron_model.pth"]
 
 
 @pytest.mark.parametrize("opener", [AutoProcessor, VisualBertProcessor])

@@ -8,6 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ class Checkpoint:
         ValueError: It is of an unknown kind, or finds no regions in images by itself.
     """
 
-    def __init__(self, name: str):
+    def __init__(self, name: str | Path):
         task, config = read_task(name)
         if config.region_encoder_config is None:
             raise ValueError(f"{name} has no region encoder, so it cannot read images; expected one that has")

@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 from starlette.middleware import Middleware
 
+from ..convert.assemble import complete_checkpoint
 from ..hub_code.tasks_visualbert import TASKS
 from ..visualization import grid
 from .checkpoint import Answer, Checkpoint, Look
@@ -73,17 +74,26 @@ _EXPLAINED = {
 }
 
 
-def serve(models: Sequence[str], examples: str | None = None, host: str | None = None, port: int | None = None) -> None:
+def serve(
+    models: Sequence[str],
+    examples: str | None = None,
+    host: str | None = None,
+    port: int | None = None,
+    region_encoder: str | None = None,
+    tokenizer: str | None = None,
+) -> None:
     """
     Load models and serve the page until the process is stopped.
 
     Args:
-        models: Folders or Hub names of checkpoints, a tab for each.
+        models: Folders or Hub names of checkpoints, a tab for each. Published ones are completed.
         examples: A file for [`read_examples`]; scenes of the embedded corpus when not given.
         host, port: See [`launch_page`].
+        region_encoder, tokenizer: What bare checkpoints lack, see [`complete_checkpoint`].
     """
     signal.signal(signal.SIGTERM, _interrupt)
-    loaded = [Checkpoint(name) for name in models]
+    names = [complete_checkpoint(name, region_encoder, tokenizer) for name in models]
+    loaded = [Checkpoint(name) for name in names]
     page = build_page(loaded, read_examples(examples) if examples else scene_examples())
     print(f"The demo is at {launch_page(page, host, port)} (Ctrl+C ends it)", flush=True)
     page.block_thread()
