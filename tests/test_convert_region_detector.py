@@ -143,7 +143,7 @@ def test_detector_inside_a_vcr_checkpoint(tmp_path):
     """Alone, and together with the model that it was trained with."""
     region_dim = golden(VCR).config["source_config"]["final_dim"]
     text = tiny_model("vcr", visual_embedding_dim=region_dim)
-    weights = {f"bert.{_original(key)}": value for key, value in text.state_dict().items()} | vcr_weights()
+    weights = {f"bert.{original_spelling(key)}": value for key, value in text.state_dict().items()} | vcr_weights()
     torch.save(weights, tmp_path / "vcr.th")
     found, processor, report = convert_region_detector(tmp_path / "vcr.th")
     assert_same_network(found, VCR)
@@ -158,7 +158,7 @@ def test_detector_inside_a_vcr_checkpoint(tmp_path):
     assert {item.original for item in report if item.original} == weights.keys()
 
 
-def _original(name):
+def original_spelling(name):
     name = name.replace("visual_token_type_embeddings", "token_type_embeddings_visual")
     name = name.replace("visual_position_embeddings", "position_embeddings_visual")
     return (

@@ -3,35 +3,13 @@
 import importlib
 import json
 import re
-import shlex
-from pathlib import Path
 
 import pytest
+from documents import COMMANDS, ROOT, blocks, command_lines, parsed, words_of
 from tiny_checkpoints import save_tiny_checkpoint
 
-from modeling_visualbert.cli import build_parser
-from modeling_visualbert.tasks.detection import DetectionArgs
-from modeling_visualbert.tasks.flickr30k import Flickr30kArgs
-from modeling_visualbert.tasks.nlvr2 import Nlvr2Args
-from modeling_visualbert.tasks.pretraining import PretrainingArgs
-from modeling_visualbert.tasks.vcr import VcrArgs
-from modeling_visualbert.tasks.vqa import VqaArgs
-from modeling_visualbert.training.args import parse_args
-
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
 MODEL = "runs/vqa/best"
-ARGS = {
-    "examples/run_vqa.py": VqaArgs,
-    "examples/run_nlvr2.py": Nlvr2Args,
-    "examples/run_vcr.py": VcrArgs,
-    "examples/run_flickr30k.py": Flickr30kArgs,
-    "examples/run_pretraining.py": PretrainingArgs,
-    "examples/train_detector.py": DetectionArgs,
-}
-
-COMMANDS = {"examples/extract_features.py": "extract", "examples/evaluate.py": "evaluate"}  # the same as scripts
 
 
 def python_of(block):
@@ -40,40 +18,31 @@ def python_of(block):
     return "\n".join(typed) if typed else block
 
 
-def commands():
-    """Every command line of the bash blocks, continued lines joined, comments dropped."""
-    for language, block in BLOCKS:
-        if language == "bash":
-            yield from (line for line in block.replace("\\\n", " ").splitlines() if line.strip())
-
-
 def test_python_runs_in_order(tmp_path, monkeypatch):
     save_tiny_checkpoint("vqa", tmp_path / "model")
     monkeypatch.chdir(ROOT)
-    blocks = [python_of(block) for language, block in BLOCKS if language == "python" and "facebook/" not in block]
-    assert sum(MODEL in block for block in blocks) == 3
+    found = [python_of(block) for language, block in blocks(README) if language == "python"]
+    found = [code for code in found if "facebook/" not in code]
+    assert sum(MODEL in code for code in found) == 3
     scope = {}
-    for block in blocks:
-        exec(compile(block.replace(MODEL, str(tmp_path / "model")), "README.md", "exec"), scope)
+    for code in found:
+        exec(compile(code.replace(MODEL, str(tmp_path / "model")), "README.md", "exec"), scope)
     assert len(scope["answers"]) == 2
     assert scope["inputs"]["input_ids"].shape[0] == 1
 
 
-@pytest.mark.parametrize("line", [line for line in commands() if line.startswith("visualbert ")])
+@pytest.mark.parametrize("line", [line for line in command_lines(README) if line.startswith("visualbert ")])
 def test_commands_parse(line):
-    assert callable(build_parser().parse_args(shlex.split(line, comments=True)[1:]).run)
+    assert callable(parsed(line).run)
 
 
-@pytest.mark.parametrize("line", [line for line in commands() if line.startswith("accelerate launch")])
+@pytest.mark.parametrize("line", [line for line in command_lines(README) if line.startswith("accelerate launch")])
 def test_scripts_and_their_flags_exist(line, monkeypatch):
     monkeypatch.chdir(ROOT)
-    script, *flags = shlex.split(line, comments=True)[2:]
+    script = words_of(line)[0]
     assert (ROOT / script).is_file()
-    if script in COMMANDS:
-        assert callable(build_parser().parse_args([COMMANDS[script], *flags]).run)
-        return
-    args_class = ARGS[script]
-    assert parse_args(args_class, "", flags).output_dir.startswith("runs/")
+    args = parsed(line)
+    assert script in COMMANDS or args.output_dir.startswith("runs/")
 
 
 def test_make_targets_exist():
