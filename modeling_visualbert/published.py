@@ -90,6 +90,18 @@ def published_detectors() -> dict[str, PublishedDetector]:
     return detectors
 
 
+def find_published_detector(name: str | Path) -> PublishedDetector | None:
+    """The detector of this name in this package or on the Hub, unless it is a file or folder here."""
+    known = published_detectors().values()
+    return None if Path(name).exists() else next((one for one in known if str(name) in (one.name, one.hub)), None)
+
+
+def published_detector_name(name: str) -> str:
+    """The name in this package of a published detector that is given by its name on the Hub; any other name as it is."""
+    found = find_published_detector(name)
+    return name if found is None else found.name
+
+
 @cache
 def published_checkpoints() -> dict[str, PublishedCheckpoint]:
     """The checkpoints by Hub name."""
@@ -100,7 +112,7 @@ def published_checkpoints() -> dict[str, PublishedCheckpoint]:
 
 
 def find_published_checkpoint(name: str | Path) -> PublishedCheckpoint | None:
-    """The published checkpoint of that Hub name, or None; a folder of that name comes first."""
+    """The published checkpoint of this Hub name, unless it is a folder here."""
     return None if Path(name).exists() else published_checkpoints().get(str(name))
 
 
@@ -110,7 +122,9 @@ __all__ = [
     "PublishedFile",
     "authors_files",
     "find_published_checkpoint",
+    "find_published_detector",
     "published_checkpoints",
+    "published_detector_name",
     "published_detectors",
     "published_tokenizer",
 ]

@@ -3,6 +3,7 @@
 import http.server
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -13,11 +14,14 @@ from published_layouts import NUM_ANSWERS, VOCABULARY, write_checkpoint, write_t
 from tiny_checkpoints import PIPELINE_TASKS, save_tiny_checkpoint
 from transformers import AutoProcessor, pipeline
 
+from modeling_visualbert import VisualBertConfig
 from modeling_visualbert.checkpoints import read_task
 from modeling_visualbert.cli import main
-from modeling_visualbert.convert.assemble import complete_checkpoint
+from modeling_visualbert.convert.assemble import assemble, complete_checkpoint
+from modeling_visualbert.convert.published_detectors import open_region_encoder
 from modeling_visualbert.corpus.scenes import render, sample_scene
 from modeling_visualbert.downloads import fetch
+from modeling_visualbert.hub_code.configuration_region_detector import RegionDetectorConfig
 from modeling_visualbert.publish.card import cards_folder, load_facts
 from modeling_visualbert.published import PublishedFile, published_checkpoints, published_detectors
 from modeling_visualbert.tasks.common import DETECTOR
@@ -204,6 +208,43 @@ def test_no_hub_is_one_line(environment, message, parts, tmp_path):
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("visualbert ask: https://huggingface.co/uclanlp/visualbert-vqa/") and message in last
+
+
+@pytest.mark.parametrize("encoder", ["frcnn-vg", "unc-nlp/frcnn-vg-finetuned"])
+def test_another_published_detector_is_refused_before_anything_is_downloaded(encoder, parts, cache, capsys):
+    argv = ["ask", "--model", "uclanlp/visualbert-vqa", str(parts / "image.png"), "what is it", "--region_encoder"]
+    assert main([*argv, encoder]) == 2
+    message = (
+        f"{encoder}: features of frcnn-vg, but uclanlp/visualbert-vqa expects those of pythia-x101; expected the same"
+    )
+    assert message in capsys.readouterr().err and not cache.exists()
+
+
+def test_the_detector_of_the_features_is_written_and_compared(parts, tmp_path, capsys):
+    made = assemble(parts / "vqa", tokenizer=parts / "tokenizer", region_encoder=DETECTOR)
+    made.save(tmp_path / "known")
+    encoder, _ = open_region_encoder(DETECTOR)
+    assert VisualBertConfig.from_pretrained(tmp_path / "known").feature_detector == encoder.identity()
+    bare = assemble(parts / "vqa", tokenizer=parts / "tokenizer", detector="pythia-x101")
+    assert bare.model.config.feature_detector == {"name": "pythia-x101", "fingerprint": None}
+    bare.save(tmp_path / "bare")
+    flags = ["tester/x", "--dry_run", "--region_encoder", str(DETECTOR)]
+    assert main(["push", str(tmp_path / "bare"), *flags]) == 2
+    message = rf"features of QueryRegionEncoder \({encoder.fingerprint()}\), but .*bare expects those of pythia-x101; "
+    assert re.search(message, capsys.readouterr().err)
+    assert main(["push", str(tmp_path / "bare"), *flags, "--any_detector"]) == 0
+
+
+def test_published_detectors_are_known_by_their_design():
+    for name, preset in {
+        "frcnn-vg": RegionDetectorConfig.bottom_up_attention_vg,
+        "pythia-x101": RegionDetectorConfig.pythia_x101,
+        "detectron-r101": RegionDetectorConfig.detectron_r101_coco,
+        "vcr-r50": RegionDetectorConfig.vcr_resnet50,
+        None: RegionDetectorConfig.pythia_x152,
+    }.items():
+        assert preset().published_name == name
+        assert name is None or name in published_detectors()
 
 
 def test_vcr_says_where_its_detector_is():

@@ -355,7 +355,7 @@ def test_a_region_encoder_is_named_for_a_checkpoint_that_has_none(trained, world
             {},
             "has no region encoder inside; expected --features_dir with the regions of the images, or --region_encoder",
         ),
-        ({"region_encoder": DETECTOR}, f"{DETECTOR}: its features have 73 numbers; {folder / 'best'} expects 12"),
+        ({"region_encoder": DETECTOR}, rf"{DETECTOR}: features of dim 73, this model expects 12 \({folder / 'best'}\)"),
         ({"from_pixels": True}, "--from_pixels: .* has no region encoder inside; leave it out"),
     ):
         assert evaluate(folder / "best", tmp_path / "out", **values, **data) == 2

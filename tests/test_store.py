@@ -18,6 +18,7 @@ import torch
 from datasets import load_dataset
 from torch.utils.data import DataLoader
 
+from modeling_visualbert.cli import main
 from modeling_visualbert.features import format as store_format
 from modeling_visualbert.features.draft import StoreDraft
 from modeling_visualbert.features.format import IDS_SCHEMA, SCHEMA, decode_row, encode_row, sha256_of, write_batches
@@ -574,3 +575,12 @@ def test_what_datasets_knows_of_the_columns_travels_in_the_shards(tmp_path):
     path = write(tmp_path / "store") / "data" / "shard-00000.arrow"
     with pa.memory_map(str(path)) as source:
         assert pa.ipc.open_stream(source).schema.equals(SCHEMA, check_metadata=True)
+
+
+def test_an_unknown_detector_can_be_named_once(tmp_path, capsys):
+    store = write(tmp_path / "store", detector="unknown")
+    assert main(["store", str(store), "--detector", "unc-nlp/frcnn-vg-finetuned"]) == 0
+    assert '{"name": "frcnn-vg", "fingerprint": null}' in capsys.readouterr().out
+    FeatureStore(store).verify()
+    assert main(["store", str(store), "--detector", "pythia-x101"]) == 2
+    assert "the detector is 'frcnn-vg' already; expected one that is unknown" in capsys.readouterr().err

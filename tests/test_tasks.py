@@ -1,6 +1,7 @@
 """What is special to the tasks: which inputs a VQA run makes of which arguments, and COCO boxes for detectors."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from helpers import tiny_config
 from PIL import Image
+from published_layouts import write_checkpoint, write_tokenizer
 from tiny_checkpoints import tiny_checkpoint
 from tiny_detectors import tiny_detector
 from transformers import BertConfig, BertModel
@@ -107,7 +109,7 @@ def test_answers_come_from_the_training_data_or_a_list(args, tmp_path):
     assert pythia.processor.answers == list(pythia_answers())
 
 
-def features_of(task, folder, dim):
+def features_of(task, folder, dim, detector="mine"):
     """A store with random features of all images of a task."""
     generator = torch.Generator().manual_seed(0)
     ids = {image_id for rows in task.splits.values() for image_id in rows["image_id"]}
@@ -117,9 +119,8 @@ def features_of(task, folder, dim):
         "class_ids": torch.zeros(2),
         "image_size": torch.tensor([128, 160]),
     }
-    write_store(
-        folder, ((i, {**regions, "visual_embeds": torch.randn(2, dim, generator=generator)}) for i in ids), dim, "mine"
-    )
+    made = ((i, {**regions, "visual_embeds": torch.randn(2, dim, generator=generator)}) for i in ids)
+    write_store(folder, made, dim, detector)
     return str(folder)
 
 
@@ -148,6 +149,37 @@ def test_a_trained_model_is_a_starting_point(args, tmp_path):
     assert torch.equal(other.model.state_dict()[words], task.model.state_dict()[words])
 
 
+def test_trained_answers_are_kept_or_given_up_in_words(args, tmp_path, caplog):
+    task = vqa_task(args(), Accelerator(cpu=True))
+    save_model(task.model, task, tmp_path / "first")
+    answers, start = task.processor.answers, {"init_from": str(tmp_path / "first")}
+    kept = vqa_task(args(**start, answers="checkpoint"), Accelerator(cpu=True))
+    assert kept.processor.answers == answers and torch.equal(kept.model.cls.weight, task.model.cls.weight)
+    assert "given up" not in caplog.text
+    (tmp_path / "answers.txt").write_text("\n".join(reversed(answers)) + "\n")  # as many, in another order
+    other = vqa_task(args(**start, answers=str(tmp_path / "answers.txt")), Accelerator(cpu=True))
+    assert f"the {len(answers)} answers of {tmp_path / 'first'} are given up for {len(answers)} others" in caplog.text
+    assert not torch.isclose(other.model.cls.weight, task.model.cls.weight).any()
+    assert torch.equal(other.model.visual_bert.pooler.dense.weight, task.model.visual_bert.pooler.dense.weight)
+    with pytest.raises(ValueError, match="--answers checkpoint: expected an --init_from that answers questions"):
+        vqa_task(args(answers="checkpoint"), Accelerator(cpu=True))
+
+
+def test_answers_without_names_have_to_be_named(args, tmp_path):
+    """A fine-tuned copy of a published checkpoint, under another name."""
+    dim = QueryRegionEncoder.from_pretrained(DETECTOR).config.region_dim
+    bare = write_checkpoint(tmp_path / "bare", "vqa", dim)
+    write_tokenizer(tmp_path / "tokenizer")
+    start = {"init_from": str(bare), "tokenizer": str(tmp_path / "tokenizer")}
+    with pytest.raises(ValueError, match=r"bare: 3129 trained answers without names; expected --answers pythia if"):
+        vqa_task(args(**start), Accelerator(cpu=True))
+    weights = torch.load(bare / "pytorch_model.bin", weights_only=True)
+    kept = vqa_task(args(**start, answers="pythia"), Accelerator(cpu=True))
+    assert kept.processor.answers == list(pythia_answers())
+    assert torch.equal(kept.model.cls.weight, weights["cls.weight"])
+    assert kept.model.config.feature_detector["name"] == "QueryRegionEncoder"
+
+
 def test_answers_that_fit_other_data_are_noticed(args, tmp_path, caplog):
     (tmp_path / "answers.txt").write_text("<unk>\nred\n")
     task = vqa_task(args(answers=str(tmp_path / "answers.txt")), Accelerator(cpu=True))
@@ -163,10 +195,42 @@ def test_a_starting_point_of_another_detector_is_refused(args, tmp_path):
     task = vqa_task(args(features_dir=str(tmp_path / "7")), Accelerator(cpu=True))
     save_model(task.model, task, tmp_path / "first")
     other = args(features_dir=str(tmp_path / "9"), init_from=str(tmp_path / "first"))
-    with pytest.raises(
-        ValueError, match=r"first: '.*visual_projection.weight' has shape \(16, 7\), expected \(16, 9\)"
-    ):
+    with pytest.raises(ValueError, match=r"9: features of dim 9, this model expects 7 \(.*first\)"):
         vqa_task(other, Accelerator(cpu=True))
+
+
+def test_features_of_another_detector_are_refused_although_they_are_as_long(args, tmp_path, caplog):
+    text = vqa_task(args(text_only=True), Accelerator(cpu=True))
+    stores = {name: features_of(text, tmp_path / name, 7, name) for name in ("pythia-x101", "frcnn-vg", "unknown")}
+    task = vqa_task(args(features_dir=str(tmp_path / "pythia-x101")), Accelerator(cpu=True))
+    save_model(task.model, task, tmp_path / "first")
+    assert task.model.config.feature_detector == {"name": "pythia-x101", "fingerprint": None}
+    start = {"init_from": str(tmp_path / "first")}
+    vqa_task(args(**start, features_dir=stores["pythia-x101"]), Accelerator(cpu=True))
+    for name, said in (("frcnn-vg", "frcnn-vg"), ("unknown", "an unknown detector")):
+        with pytest.raises(
+            ValueError, match=rf"{name}: features of {said}, but .*first expects those of pythia-x101; "
+        ):
+            vqa_task(args(**start, features_dir=stores[name]), Accelerator(cpu=True))
+    forced = vqa_task(args(**start, features_dir=stores["frcnn-vg"], any_detector=True), Accelerator(cpu=True))
+    assert forced.model.config.feature_detector["name"] == "frcnn-vg"
+    config = json.loads((tmp_path / "first" / "config.json").read_text())
+    del config["feature_detector"]  # as earlier versions wrote it
+    (tmp_path / "first" / "config.json").write_text(json.dumps(config))
+    vqa_task(args(**start, features_dir=stores["frcnn-vg"]), Accelerator(cpu=True))
+    assert "first does not say which detector its features came from; those of" in caplog.text
+
+
+def test_the_detector_of_the_corpus_is_not_let_loose_on_other_images(args, corpus, tmp_path):
+    data = tmp_path / "photos"
+    shutil.copytree(corpus / "images", data / "images")
+    shutil.copytree(corpus / "vqa", data / "vqa")
+    fields = {"data_dir": str(data / "vqa"), "images_dir": str(data / "images")}
+    with pytest.raises(
+        ValueError, match="images: these images are not the embedded corpus; pass --region_encoder or --feat"
+    ):
+        vqa_task(args(**fields), Accelerator(cpu=True))
+    assert vqa_task(args(**fields, region_encoder=str(DETECTOR)), Accelerator(cpu=True)).images
 
 
 def test_a_starting_point_without_a_region_encoder_gets_one(args, tmp_path):
@@ -174,7 +238,12 @@ def test_a_starting_point_without_a_region_encoder_gets_one(args, tmp_path):
     folder = features_of(vqa_task(args(text_only=True), Accelerator(cpu=True)), tmp_path / "store", dim)
     task = vqa_task(args(features_dir=folder), Accelerator(cpu=True))  # as published checkpoints: no detector in it
     save_model(task.model, task, tmp_path / "first")
-    again = vqa_task(args(init_from=str(tmp_path / "first"), region_encoder=str(DETECTOR)), Accelerator(cpu=True))
+    start = {"init_from": str(tmp_path / "first"), "region_encoder": str(DETECTOR)}
+    with pytest.raises(
+        ValueError, match=r"features of QueryRegionEncoder \(.{16}\), but .*first expects those of mine; "
+    ):
+        vqa_task(args(**start), Accelerator(cpu=True))
+    again = vqa_task(args(**start, any_detector=True), Accelerator(cpu=True))
     assert again.model.config.region_encoder_config is not None
     assert torch.equal(again.model.cls.weight, task.model.cls.weight)
 

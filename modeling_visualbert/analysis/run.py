@@ -17,6 +17,7 @@ from ..data.flickr30k import read_split
 from ..features.extract import Processes, extract_regions, resizes_to_one_size
 from ..features.store import FeatureStore
 from ..hub_code.modeling_visualbert import VisualBertModel
+from ..hub_code.regions_visualbert import check_detector
 from ..tokenizer import open_tokenizer
 from ..training.report import table
 from .grounding import ALONE, Grounding, Regions, RegionsOf, count_grounding
@@ -42,6 +43,7 @@ class AnalysisOptions:
         tokenizer: Folder or Hub name of the tokenizer (default: that of the model).
         images_per_batch: Number of images per batch.
         skip_bad_records: Leave out and list records that cannot be read.
+        any_detector: Accept features of another detector than the model was trained on.
     """
 
     model: str
@@ -55,6 +57,7 @@ class AnalysisOptions:
     tokenizer: str | None = None
     images_per_batch: int = 8
     skip_bad_records: bool = False
+    any_detector: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,13 @@ def load_material(options: AnalysisOptions, processes: Processes = ALONE) -> Mat
     model = VisualBertModel.from_pretrained(options.model).eval().to(processes.device)
     wanted = [image_id for ids in image_ids.values() for image_id in ids]
     regions_of, paths = regions_from(
-        model, options.model, options.features, images_dir, wanted, options.images_per_batch
+        model,
+        options.model,
+        options.features,
+        images_dir,
+        wanted,
+        options.images_per_batch,
+        options.any_detector,
     )
     tokenizer = open_tokenizer(options.tokenizer or options.model, model.config.vocab_size)
     return Material(model, tokenizer, folder, image_ids, regions_of, trees, paths)
@@ -196,6 +205,7 @@ def regions_from(
     images_dir: Path,
     image_ids: Sequence[int],
     images_per_batch: int = 8,
+    any_detector: bool = False,
 ) -> tuple[RegionsOf, Mapping[int, Path]]:
     """A source of regions: a feature store, or the model's own region encoder applied to the images.
 
@@ -206,6 +216,7 @@ def regions_from(
         images_dir: Folder of the images.
         image_ids: The images whose regions will be requested.
         images_per_batch: Number of images per batch.
+        any_detector: Whether features of another detector than the model was trained on are accepted.
 
     Returns:
         A function that returns the regions of images, and the paths of the image files that are known.
@@ -215,8 +226,9 @@ def regions_from(
     """
     encoder = model.region_encoder if model.config.region_encoder_config is not None else None
     if features is not None:
-        fingerprint = None if encoder is None else encoder.fingerprint()
-        store = FeatureStore(features, model.config.visual_embedding_dim, fingerprint)
+        store = FeatureStore(features, model.config.visual_embedding_dim)
+        if not any_detector:
+            check_detector(features, store.detector, name, model.feature_detector())
         missing = next((image_id for image_id in image_ids if image_id not in store), None)
         if missing is not None:
             raise ValueError(f"{features}: no regions for image {missing}; expected some for every image of the split")

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .output import add_any_detector
+
 
 def add_analysis_commands(commands: Any) -> None:
     """Add the commands to the parser of `visualbert`."""
@@ -50,6 +52,7 @@ def add_analysis_commands(commands: Any) -> None:
 def _add_image_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--images", help="folder of the images (default: --data)")
     command.add_argument("--features", help="feature store with the regions (default: found in the images)")
+    add_any_detector(command)
     command.add_argument("--cpu", action="store_true", help="do not use a GPU")
 
 
@@ -76,6 +79,7 @@ def _analyze(args: argparse.Namespace) -> None:
         args.tokenizer,
         args.batch_size,
         args.skip_bad_records,
+        args.any_detector,
     )
     processes = launched_processes(args.cpu)
     if not processes.is_main:  # the first process builds the corpus, if it is that
@@ -124,7 +128,9 @@ def _check_explanations(args: argparse.Namespace) -> None:
     rows = sorted((row for row in rows if row["image_id"] in kept), key=lambda row: row["image_id"])
     model = load_model(args.model, "vqa").to(processes.device)
     images_dir = corpus / "images" if corpus is not None else Path(args.images or args.data)
-    regions_of, _ = regions_from(model.visual_bert, args.model, args.features, images_dir, image_ids)
+    regions_of, _ = regions_from(
+        model.visual_bert, args.model, args.features, images_dir, image_ids, any_detector=args.any_detector
+    )
     processor = AutoProcessor.from_pretrained(args.model)
     found = count_faithfulness(model, processor, rows, regions_of, processes, progress=processes.is_main)
     if processes.is_main:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..hub_code.tasks_visualbert import TASKS
+from .output import add_any_detector
 
 
 def add_checkpoint_commands(commands: Any) -> None:
@@ -28,6 +29,7 @@ def add_checkpoint_commands(commands: Any) -> None:
         help="region encoder to put into the checkpoint: a folder, the file or Hub name of a published detector, or pythia-x101, "
         "frcnn-vg or detectron-r101, which are downloaded",
     )
+    add_any_detector(command)
     command.add_argument(
         "--classes", help="text file with a detector's class names, one per line in the order of their ids"
     )
@@ -57,6 +59,7 @@ def add_checkpoint_commands(commands: Any) -> None:
     )
     command.add_argument("--metrics", help="metrics.json of the run (default: the one beside the checkpoint)")
     command.add_argument("--region_encoder", help="folder or Hub name of a region encoder to put into the checkpoint")
+    add_any_detector(command)
     command.add_argument("--private", action="store_true", help="make the repository private")
     command.add_argument("--revision", help="branch to commit to")
     command.add_argument("--create_pr", action="store_true", help="open a pull request")
@@ -85,6 +88,7 @@ def _convert(args: argparse.Namespace) -> None:
     from ..convert.assemble import Assembled, assemble, checkpoint_files
     from ..convert.published_detectors import add_spatial_features, is_published_detector, open_published_detector
     from ..convert.region_detector import name_outputs
+    from ..published import find_published_checkpoint
 
     target = Path(args.target)
     if target.exists():
@@ -108,8 +112,11 @@ def _convert(args: argparse.Namespace) -> None:
         )
     else:
         heads = {} if args.num_attention_heads is None else {"num_attention_heads": args.num_attention_heads}
+        published = find_published_checkpoint(args.source)
+        detector = None if published is None else published.detector.name
+        parts = (args.tokenizer, args.region_encoder, args.spatial, args.any_detector, detector)
         with checkpoint_files(args.source) as source:
-            made = assemble(source, args.task, args.tokenizer, args.region_encoder, args.spatial, **heads)
+            made = assemble(source, args.task, *parts, **heads)
             made.save(target)
     print(f"{type(made.model).__name__}: {summarise(made.report)}; every key in {target / 'key_report.txt'}")
     for part in made.missing:

@@ -6,6 +6,8 @@ import argparse
 import json
 from typing import Any
 
+from .output import add_any_detector
+
 
 def add_evaluation_commands(commands: Any) -> None:
     """Add the commands to the parser of `visualbert`."""
@@ -46,6 +48,7 @@ def _add_data_options(command: argparse.ArgumentParser) -> None:
     group.add_argument("--features_dir", help="feature store with the regions of all images, instead of images")
     group.add_argument("--region_encoder", help="where the checkpoint has none: region encoder to find regions with")
     group.add_argument("--tokenizer", help="for a bare checkpoint: BERT tokenizer, folder or Hub name")
+    add_any_detector(group)
     group.add_argument("--max_eval_samples", type=int, help="evaluate only the first rows of the split")
     group.add_argument("--skip_bad_records", action="store_true", help="skip bad records and list them in skipped.txt")
     for name, default, what in (

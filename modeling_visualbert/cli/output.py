@@ -1,4 +1,4 @@
-"""What the commands share: how results are printed and drawn."""
+"""What the commands share: an argument, and how results are printed and drawn."""
 
 from __future__ import annotations
 
@@ -9,6 +9,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from PIL import Image
+
+
+def add_any_detector(command: argparse._ActionsContainer) -> None:
+    """Add --any_detector to a command in which a model and features meet."""
+    command.add_argument(
+        "--any_detector",
+        action="store_true",
+        help="accept features of another detector than the model was trained on, if they are as long",
+    )
 
 
 def print_records(args: argparse.Namespace, records: list[dict], lines: list[str]) -> None:

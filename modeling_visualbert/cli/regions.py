@@ -18,6 +18,9 @@ _REGION_ENCODER = (
     "region encoder: a folder or Hub name, the file or Hub name of a published detector, or pythia-x101, frcnn-vg or "
     "detectron-r101, which are downloaded"
 )
+_DETECTOR_HELP = (
+    "name of the detector (pythia-x101, frcnn-vg, detectron-r101, or any other); models that know theirs read no other"
+)
 _TOLD = ("scores", "class_ids", "attribute_ids", "attribute_scores")
 
 
@@ -54,7 +57,7 @@ def add_region_commands(commands: Any) -> None:
     command.add_argument("target", help="feature store to write; an interrupted run is continued")
     command.add_argument("--kind", choices=FEATURE_KINDS, help="format of the source (default: from its suffix)")
     _add_store_options(command)
-    command.add_argument("--detector", default="unknown", help="name of the detector, kept in the index of the store")
+    command.add_argument("--detector", default="unknown", help=_DETECTOR_HELP)
     command.add_argument(
         "--classes", help="text file with the detector's class names, one per line in the order of their ids"
     )
@@ -63,6 +66,7 @@ def add_region_commands(commands: Any) -> None:
 
     command = commands.add_parser("store", help="show, check and draw a feature store")
     command.add_argument("folder", help="the feature store")
+    command.add_argument("--detector", help=f"set the {_DETECTOR_HELP}, where it is unknown")
     command.add_argument("--verify", action="store_true", help="read every shard and compare checksums")
     command.add_argument("--sheet", metavar="FILE", help="draw some images with their regions; needs --images")
     command.add_argument("--images", help="folder of the images, or text file with their paths")
@@ -170,8 +174,10 @@ def _convert_features(args: argparse.Namespace) -> None:
 def _store(args: argparse.Namespace) -> None:
     from ..features.images import list_images
     from ..features.sheet import store_sheet
-    from ..features.store import FeatureStore
+    from ..features.store import FeatureStore, name_detector
 
+    if args.detector is not None:
+        name_detector(args.folder, args.detector)
     store = FeatureStore(args.folder)
     if args.verify:
         store.verify()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .analysis import explanation_lines
-from .output import print_records, save_image
+from .output import add_any_detector, print_records, save_image
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,6 +61,7 @@ def _model_command(commands: Any, name: str, run: Callable, help_text: str) -> a
     )
     command.add_argument("--region_encoder", help="for a bare checkpoint: region encoder, see `visualbert convert`")
     command.add_argument("--tokenizer", help="for a bare checkpoint: BERT tokenizer, folder or Hub name")
+    add_any_detector(command)
     command.add_argument(
         "--int8", action="store_true", help="run the encoder in 8-bit integers, which is faster on a CPU"
     )
@@ -224,7 +225,9 @@ def _load_pipeline(task_name: str, args: argparse.Namespace) -> Any:
     from ..convert.assemble import complete_checkpoint
     from ..publish.export import int8_config
 
-    name = complete_checkpoint(args.model, args.region_encoder, args.tokenizer, task_name)
+    name = complete_checkpoint(
+        args.model, args.region_encoder, args.tokenizer, task_name, any_detector=args.any_detector
+    )
     task, config = read_task(name, task_name)
     saved = getattr(config, "quantization_config", None) or {}
     is_int8 = saved.get("quant_method") == "torchao"

@@ -28,17 +28,19 @@ from ..hub_code.configuration_region_detector import RegionDetectorConfig
 from ..hub_code.configuration_visualbert import VisualBertConfig
 from ..hub_code.image_processing_region_detector import RegionDetectorImageProcessor
 from ..hub_code.processing_visualbert import VisualBertProcessor
+from ..hub_code.regions_visualbert import check_detector
 from ..hub_code.tasks_visualbert import HEADS, TASKS
 from ..published import (
     PublishedCheckpoint,
     authors_files,
     find_published_checkpoint,
+    find_published_detector,
     published_detectors,
     published_tokenizer,
 )
 from ..tokenizer import open_tokenizer
 from .checkpoint_files import KeyReport
-from .published_detectors import PREFIX, find_published_detector, kept_weights, open_region_encoder
+from .published_detectors import PREFIX, kept_weights, open_region_encoder
 from .visualbert import convert_original_checkpoint, convert_published_checkpoint
 
 _CHECKPOINT_FILES = ("config.json", "*.safetensors", "pytorch_model.bin")
@@ -86,6 +88,8 @@ def assemble(
     tokenizer: str | None = None,
     region_encoder: str | Path | None = None,
     spatial: bool = False,
+    any_detector: bool = False,
+    detector: str | None = None,
     **config_kwargs: Any,
 ) -> Assembled:
     """
@@ -98,6 +102,8 @@ def assemble(
         region_encoder: Region encoder of ours (folder or Hub name), a published detector (file, folder or Hub name), or the name
             of one in `assets/published.yaml`, such as "pythia-x101", which is downloaded.
         spatial: Whether its features are to end with the six spatial numbers of Flickr30k.
+        any_detector: Whether a region encoder is accepted that is known to be another than the model's features came from.
+        detector: Name of the published detector that they came from; known for published Hub names.
         config_kwargs: Fields of [`VisualBertConfig`] that a `.th` file does not tell.
 
     Raises:
@@ -111,6 +117,11 @@ def assemble(
     else:
         check_name(source)
         model, report = convert_published_checkpoint(source)
+    published = find_published_checkpoint(source)
+    if detector is None and published is not None:
+        detector = published.detector.name
+    if detector is not None:
+        model.config.feature_detector = {"name": detector, "fingerprint": None}
     found = HEADS[type(model).__name__]
     missing = []
     opened = None if tokenizer is None else open_tokenizer(tokenizer, model.config.vocab_size, found.name)
@@ -123,7 +134,8 @@ def assemble(
         image_processor = AutoImageProcessor.from_pretrained(source)
     if region_encoder is not None:
         encoder, image_processor = open_region_encoder(region_encoder, spatial)
-        model.attach_region_encoder(encoder)
+        known = find_published_detector(region_encoder)
+        model.attach_region_encoder(encoder, any_detector or (known is not None and known.name == detector))
     elif image_processor is None:
         missing.append(
             "region encoder (add it with --region_encoder; without it the model reads precomputed features only)"
@@ -184,6 +196,7 @@ def complete_checkpoint(
     task: str | None = None,
     needs_images: bool = True,
     reads_features: bool = False,
+    any_detector: bool = False,
 ) -> Path | str:
     """
     A checkpoint that answers from images: `name` itself if it is complete, else one that is assembled once in the cache.
@@ -195,6 +208,7 @@ def complete_checkpoint(
         needs_images: Whether it has to read images. If not, a published checkpoint whose detector was not published alone gets
             everything but that.
         reads_features: Whether it reads stored features only: it gets no region encoder but the one that is given.
+        any_detector: See [`assemble`].
 
     Raises:
         FileNotFoundError: It looks like a folder and is not there.
@@ -223,22 +237,28 @@ def complete_checkpoint(
         tokenizer = tokenizer or published_tokenizer()
     else:
         region_encoder, tokenizer = _known_parts(published, region_encoder, tokenizer, needs_images)
-    target = _cache_folder(name, region_encoder, tokenizer)
+    if published is not None and region_encoder is not None and not any_detector:
+        _check_published_detector(published, region_encoder)
+    target = _cache_folder(name, region_encoder, tokenizer, *["any_detector"] * any_detector)
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):  # of two processes, one assembles and the other finds the result
         if not target.is_dir():
-            _assemble_in_cache(name, region_encoder, str(tokenizer), target)
+            _assemble_in_cache(name, region_encoder, str(tokenizer), any_detector, target)
     return target
 
 
-def _assemble_in_cache(name: str | Path, region_encoder: str | Path | None, tokenizer: str, target: Path) -> None:
+def _assemble_in_cache(
+    name: str | Path, region_encoder: str | Path | None, tokenizer: str, any_detector: bool, target: Path
+) -> None:
     draft = target.with_name(f"{target.name}.partial")
     shutil.rmtree(draft, ignore_errors=True)
     with checkpoint_files(name) as source:
         if source == name and not Path(name).exists():
             source = hub_folder(str(name), _CHECKPOINT_FILES)
         detector = None if region_encoder is None else find_published_detector(region_encoder)
-        assembled = assemble(source, tokenizer=tokenizer, region_encoder=region_encoder)
+        published = find_published_checkpoint(name)
+        trained_on = None if published is None else published.detector.name
+        assembled = assemble(source, None, tokenizer, region_encoder, False, any_detector, trained_on)
         assembled.save(draft, None if detector is None else kept_weights(detector))
         draft.rename(target)
 
@@ -267,6 +287,15 @@ def _check_parts(
         raise ValueError(
             f"{name} is a bare checkpoint without processor, tokenizer and region encoder; expected {' and '.join(lacking)} "
             f"(region encoders: a folder, a file or one of {known}; tokenizer of the published ones: {published_tokenizer()})"
+        )
+
+
+def _check_published_detector(checkpoint: PublishedCheckpoint, region_encoder: str | Path) -> None:
+    """Refuse another published detector before anything is downloaded; other region encoders are compared once they are read."""
+    detector = find_published_detector(region_encoder)
+    if detector is not None:
+        check_detector(
+            str(region_encoder), {"name": detector.name}, checkpoint.name, {"name": checkpoint.detector.name}
         )
 
 

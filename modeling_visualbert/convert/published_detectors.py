@@ -21,7 +21,7 @@ from ..features.extract import load_region_encoder
 from ..hub_code.configuration_region_detector import RegionDetectorConfig
 from ..hub_code.image_processing_region_detector import RegionDetectorImageProcessor
 from ..hub_code.modeling_region_detector import RegionDetector
-from ..published import PublishedDetector, authors_files, published_detectors
+from ..published import PublishedDetector, authors_files, find_published_detector
 from .checkpoint_files import KeyReport, naming
 from .region_detector import convert_region_detector, is_region_detector
 
@@ -68,14 +68,6 @@ def add_spatial_features(encoder: Any, name: str | Path) -> None:
 def is_published_detector(name: str | Path) -> bool:
     """Whether it is, by its name, a detector that others published: a file, a folder, a Hub name or a name of ours for one."""
     return is_region_detector(name) or find_published_detector(name) is not None
-
-
-def find_published_detector(name: str | Path) -> PublishedDetector | None:
-    """The detector of that name in `assets/published.yaml`, or None; files and folders come first."""
-    if Path(name).exists():
-        return None
-    by_hub_name = {detector.hub: detector for detector in published_detectors().values()}
-    return published_detectors().get(str(name)) or by_hub_name.get(str(name))
 
 
 def open_published_detector(name: str | Path) -> tuple[RegionDetector, RegionDetectorImageProcessor, list[KeyReport]]:
@@ -141,7 +133,6 @@ def _open_kept(folder: Path) -> tuple[RegionDetector, RegionDetectorImageProcess
 __all__ = [
     "PREFIX",
     "add_spatial_features",
-    "find_published_detector",
     "is_published_detector",
     "kept_weights",
     "open_published_detector",

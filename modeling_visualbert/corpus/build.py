@@ -82,6 +82,12 @@ def ensure_corpus(config: CorpusConfig | None = None, cache_dir: Path | None = N
     return folder
 
 
+def in_corpus(folder: Path) -> bool:
+    """Whether a folder is that of an embedded corpus, or lies in one."""
+    folder = folder.resolve()
+    return any((parent / "corpus.json").is_file() for parent in (folder, *folder.parents))
+
+
 def build_corpus(folder: Path, config: CorpusConfig, progress: bool = True) -> None:
     """Write a corpus to `folder`, which is only created once the corpus is complete.
 

@@ -35,7 +35,8 @@ from tqdm.auto import tqdm
 from ..convert.array_pickles import load_chunk
 from ..data.files import read_json, read_lines
 from ..hub_code.configuration_region_detector import NUM_SPATIAL_FEATURES
-from ..hub_code.regions_visualbert import normalise_boxes, spatial_features
+from ..hub_code.regions_visualbert import UNKNOWN_DETECTOR, normalise_boxes, spatial_features
+from ..published import published_detector_name
 from .images import IMAGE_IDS
 from .store import FeatureStore, Regions, partial_folder, write_store
 
@@ -74,7 +75,7 @@ def convert_features(
     kind: str | None = None,
     ids: str = "stem",
     dtype: str = "float16",
-    detector: str = "unknown",
+    detector: str = UNKNOWN_DETECTOR,
     images_per_shard: int = 1000,
     classes: str | Path | None = None,
     attributes: str | Path | None = None,
@@ -89,7 +90,8 @@ def convert_features(
         kind: One of `READERS`; by default guessed from the file names.
         ids: How to name images: by the `number` or the `stem` of their file's name, or by the `name` as it is in the source.
         dtype: Dtype in which the features are stored.
-        detector: Name of the detector, for the index.
+        detector: Name of the detector, for the index: a published one by its name in this package or on the Hub, or any other.
+            Models that were trained on the features of a known detector read no others.
         images_per_shard: Images in one file of the store.
         classes, attributes: Files with the names of classes and attributes, one per line, in the order of their ids.
         progress: Whether to show progress.
@@ -109,6 +111,7 @@ def convert_features(
         raise ValueError(f"kind {kind!r}; expected one of {', '.join(READERS)}")
     if Path(target).exists():
         raise FileExistsError(f"{target} exists; remove it or choose another folder")
+    detector = published_detector_name(detector)
     names = {"classes": _names(classes), "attributes": _names(attributes)}
     size = source.stat().st_size if source.is_file() else None
     about = {"file": source.name, "bytes": size, "kind": kind, "ids": ids}

@@ -70,8 +70,7 @@ def describe_detector(encoder: Any, image_processor: Any) -> dict[str, Any]:
     config = {name: value for name, value in encoder.config.to_dict().items() if name not in unrelated}
     spatial = {"spatial_features": True} if config.get("spatial_features") else {}
     return {
-        "name": type(encoder).__name__,
-        "fingerprint": encoder.fingerprint(),
+        **encoder.identity(),
         "config_hash": _hash(config),
         "image_processor_hash": _hash(image_processor_fields(image_processor)),
         **spatial,

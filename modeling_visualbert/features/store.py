@@ -17,7 +17,8 @@ import torch
 from datasets import Dataset, concatenate_datasets
 
 from ..data.files import read_json, require, require_path
-from ..hub_code.regions_visualbert import spatial_hint
+from ..hub_code.regions_visualbert import UNKNOWN_DETECTOR, spatial_hint
+from ..published import published_detector_name
 from .draft import StoreDraft, check_plan, make_plan
 from .format import (
     ARRAYS,
@@ -32,6 +33,7 @@ from .format import (
     sha256_of,
     shape_arrays,
     to_tensors,
+    write_json,
 )
 
 Regions = Mapping[str, Any]
@@ -286,6 +288,25 @@ class _Ids(_File):
             raise ValueError(
                 f"{self.path}: image {self.ids[at]} is said to be row {self.rows[at]} of {place}; the index is damaged"
             )
+
+
+def name_detector(folder: str | Path, name: str) -> None:
+    """Say which detector the features of a store are of, where that is not known.
+
+    Args:
+        folder: The store.
+        name: As for [`convert_features`].
+
+    Raises:
+        ValueError: The store has the name or fingerprint of a detector.
+    """
+    index = Path(folder) / "index.json"
+    info = _read_index(Path(folder))
+    detector = require(info, "detector", str(index), dict)
+    if detector.get("fingerprint") or detector.get("name") != UNKNOWN_DETECTOR:
+        raise ValueError(f"{index}: the detector is {detector.get('name')!r} already; expected one that is unknown")
+    info["detector"] = {**detector, "name": published_detector_name(name)}
+    write_json(index, info)
 
 
 def write_store(

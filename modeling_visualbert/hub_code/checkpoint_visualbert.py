@@ -9,7 +9,7 @@ from transformers.dynamic_module_utils import custom_object_save
 
 from .configuration_visualbert import VisualBertConfig
 from .modeling_region_encoder import RegionEncoder
-from .regions_visualbert import spatial_hint
+from .regions_visualbert import check_detector, spatial_hint
 from .tasks_visualbert import AUTO_MAP, custom_pipelines
 
 # What VisualBERT's configuration takes over from that of a BERT checkpoint.
@@ -89,12 +89,24 @@ class VisualBertCheckpointModel(PreTrainedModel):
             for name, old in before.items():
                 delattr(self.config, name) if old is None else setattr(self.config, name, old)
 
-    def attach_region_encoder(self, region_encoder: RegionEncoder) -> None:
+    def feature_detector(self) -> dict[str, Any] | None:
+        """Which detector's features the model reads, for [`check_detector`]: its own, or the one that its configuration names."""
+        base: Any = getattr(self, self.base_model_prefix, self)
+        if self.config.region_encoder_config is None:
+            return self.config.feature_detector
+        return base.region_encoder.identity()
+
+    def attach_region_encoder(self, region_encoder: RegionEncoder, any_detector: bool = False) -> None:
         """
         Give a region encoder from another checkpoint to a model that has none. The processor needs its image processor too.
 
+        Args:
+            region_encoder: The region encoder whose features the model was trained on.
+            any_detector: Whether another one is accepted too, if its features are as long.
+
         Raises:
-            ValueError: The model already has one, or the features are of another length than the model reads.
+            ValueError: The model already has one, or the features are of another length than the model reads, or of another
+                detector than it was trained on (see [`check_detector`]).
         """
         if self.config.region_encoder_config is not None:
             raise ValueError("the model has a region encoder already; expected one without")
@@ -104,7 +116,12 @@ class VisualBertCheckpointModel(PreTrainedModel):
                 f"the region encoder makes features of {made} numbers, the model reads {read}; expected the one that the model "
                 f"was trained with{spatial_hint(made, read)}"
             )
+        identity = region_encoder.identity()
+        if not any_detector:
+            model = self.config.name_or_path or "the model"
+            check_detector("this region encoder", identity, model, self.config.feature_detector)
         self.config.region_encoder_config = region_encoder.config
+        self.config.feature_detector = identity
         base: Any = getattr(self, self.base_model_prefix, self)
         base.region_encoder = region_encoder.to(self.device, self.dtype)
         base.region_encoder.requires_grad_(not self.config.freeze_region_encoder)

@@ -268,6 +268,15 @@ class RegionDetectorConfig(PretrainedConfig):
         return fields
 
     @property
+    def published_name(self) -> str | None:
+        """The published detector of this design, by its name in `assets/published.yaml`; None for other ones, such as X-152."""
+        if max(self.depths) > 23:
+            return None
+        if self.design.has_pyramid:
+            return "pythia-x101" if self.groups > 1 else "detectron-r101"
+        return "vcr-r50" if self.reads_objects else "frcnn-vg"
+
+    @property
     def num_anchors(self) -> int:
         """Number of anchors of one cell."""
         return len(self.anchor_sizes[0]) * len(self.anchor_ratios)

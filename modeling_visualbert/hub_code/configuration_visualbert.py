@@ -65,6 +65,9 @@ class VisualBertConfig(PretrainedConfig):
         task_options (`dict`, *optional*):
             Which text and regions the model was trained to read, beside what its processor knows, such as the `subtask` of VCR;
             `visualbert evaluate` follows it.
+        feature_detector (`dict`, *optional*):
+            What found the regions that the model was trained on: `{"name": ..., "fingerprint": ...}`, as in the index of a
+            feature store. Features of two detectors may have the same length; those of another than this one are refused.
     """
 
     model_type = "visual_bert"
@@ -89,6 +92,7 @@ class VisualBertConfig(PretrainedConfig):
     region_encoder_config: Any = None
     freeze_region_encoder: bool = True
     task_options: dict[str, Any] | None = None
+    feature_detector: dict[str, Any] | None = None
     pad_token_id: int | None = 0
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None

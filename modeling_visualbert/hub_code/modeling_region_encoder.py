@@ -85,6 +85,11 @@ class RegionEncoder(PreTrainedModel):
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    def identity(self) -> dict[str, str]:
+        """Which detector this is, for [`check_detector`]: name of the published design, else of its class, and fingerprint."""
+        name = getattr(self.config, "published_name", None) or type(self).__name__
+        return {"name": name, "fingerprint": self.fingerprint()}
+
 
 class StandardisedRegionEncoder(RegionEncoder):
     """

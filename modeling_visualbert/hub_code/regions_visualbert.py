@@ -19,6 +19,7 @@ then. [`find_regions`] is the way from pixels to regions, [`encode_boxes`] the w
 Letters: B batch, R regions, V feature.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from .configuration_region_detector import NUM_SPATIAL_FEATURES
 
+logger = logging.getLogger(__name__)
+
+UNKNOWN_DETECTOR = "unknown"  # name of the detector of features that others made, unless it is given
 _PER_REGION = ("scores", "class_ids", "attribute_ids", "attribute_scores")  # what may be known of a region
 _KNOWN = ("visual_embeds", "boxes", "scores", "class_ids", "image_size", "attribute_ids", "attribute_scores")
 
@@ -175,6 +179,47 @@ def check_regions(regions: Mapping[str, Any], region_dim: int | None, name: str 
         checked["boxes"] = checked["boxes"].float()
         _check_boxes(checked["boxes"], checked.get("image_size"), f"{name}: 'boxes'")
     return checked
+
+
+def check_detector(features: str, found: Mapping[str, Any], model: str, expected: Mapping[str, Any] | None) -> None:
+    """Refuse features of another detector than the model was trained on: they may have the same length, but mean nothing to it.
+
+    A detector is a mapping with `name` and `fingerprint`, as in the index of a feature store. Where both fingerprints are known
+    they decide, otherwise the names do. A model that does not say what it was trained on gets a warning only.
+
+    Args:
+        features: Where the features come from, for the message.
+        found: Their detector.
+        model: The model (or a region encoder in its place), for the message.
+        expected: The detector of the features that it was trained on, if it says so.
+
+    Raises:
+        ValueError: The detectors differ, or it is not known whether they do.
+    """
+    if expected is None or _is_unknown(expected):
+        logger.warning(
+            "%s does not say which detector its features came from; those of %s are of %s",
+            *(model, features, _name_detector(found)),
+        )
+        return
+    both = [detector.get("fingerprint") for detector in (found, expected)]
+    if both[0] == both[1] if all(both) else found["name"] == expected["name"]:
+        return
+    raise ValueError(
+        f"{features}: features of {_name_detector(found)}, but {model} expects those of {_name_detector(expected)}; "
+        "expected the same detector (--any_detector, or any_detector=True, lets them pass)"
+    )
+
+
+def _is_unknown(detector: Mapping[str, Any]) -> bool:
+    return detector["name"] == UNKNOWN_DETECTOR and not detector.get("fingerprint")
+
+
+def _name_detector(detector: Mapping[str, Any]) -> str:
+    if _is_unknown(detector):
+        return "an unknown detector"
+    fingerprint = detector.get("fingerprint")
+    return f"{detector['name']} ({fingerprint})" if fingerprint else str(detector["name"])
 
 
 def pad_regions(regions: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

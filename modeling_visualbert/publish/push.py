@@ -47,6 +47,7 @@ def push_checkpoint(
     facts: str | Path | None = None,
     metrics: str | Path | None = None,
     region_encoder: str | Path | None = None,
+    any_detector: bool = False,
     private: bool = False,
     revision: str | None = None,
     create_pr: bool = False,
@@ -63,6 +64,7 @@ def push_checkpoint(
         facts: Facts for the card: a file, or the name of one in `hub_cards/`; see [`load_facts`].
         metrics: The run's `metrics.json`; by default the one in the folder of the checkpoint or of its run.
         region_encoder: Folder or Hub name of a region encoder to put into the checkpoint, if it has none.
+        any_detector: Whether a region encoder is accepted that is known to be another than the model's features came from.
         private: Create a private repository; an existing one must be private already.
         revision: Branch to commit to; created when it does not exist.
         create_pr: Open a pull request instead of committing.
@@ -78,7 +80,8 @@ def push_checkpoint(
     check_repo_id(repo_id)
     with tempfile.TemporaryDirectory(prefix="visualbert_push_") as temporary:
         target = Path(temporary) / repo_id.split("/")[1] if folder is None else Path(folder)
-        build_repository(source, target, repo_id, facts=facts, metrics=metrics, region_encoder=region_encoder)
+        parts: dict[str, Any] = {"region_encoder": region_encoder, "any_detector": any_detector}
+        build_repository(source, target, repo_id, facts=facts, metrics=metrics, **parts)
         if dry_run:
             return Pushed(folder_sizes(target), None)
         return push_folder(target, repo_id, private=private, revision=revision, create_pr=create_pr, token=token)
@@ -152,6 +155,7 @@ def build_repository(
     facts: str | Path | None = None,
     metrics: str | Path | None = None,
     region_encoder: str | Path | None = None,
+    any_detector: bool = False,
 ) -> None:
     """
     Write the files of the repository `repo_id` to the folder `target` and try them; see [`push_checkpoint`].
@@ -169,7 +173,7 @@ def build_repository(
         model, processor = _load(source)
         if region_encoder is not None:
             encoder, processor.image_processor = load_region_encoder(str(region_encoder))
-            model.attach_region_encoder(encoder)
+            model.attach_region_encoder(encoder, any_detector)
         card_facts = default_facts(type(model).__name__, measured) if facts is None else load_facts(facts)
         if card_facts["head"] != type(model).__name__:
             raise ValueError(f"{source} is a {type(model).__name__} checkpoint; the facts are of {card_facts['head']}")

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
 from ..checkpoints import check_name, load_inner_region_encoder
 from ..convert.checkpoint_files import naming
-from ..corpus.build import CorpusConfig, default_cache_dir, ensure_corpus
+from ..convert.published_detectors import open_region_encoder
+from ..corpus.build import CorpusConfig, default_cache_dir, ensure_corpus, in_corpus
 from ..corpus.vocabulary import ASSETS
 from ..features.extract import describe_detector, extract_regions, image_processor_fields, load_region_encoder
 from ..features.format import FORMAT
@@ -32,8 +34,9 @@ from ..hub_code.configuration_visualbert import VisualBertConfig
 from ..hub_code.image_processing_visualbert import VisualBertImageProcessor
 from ..hub_code.modeling_grid_encoder import GridRegionEncoder
 from ..hub_code.modeling_region_encoder import RegionEncoder
-from ..hub_code.regions_visualbert import spatial_hint
+from ..hub_code.regions_visualbert import check_detector, spatial_hint
 from ..hub_code.text_visualbert import check_tokenizer
+from ..published import find_published_checkpoint, published_tokenizer
 from ..tokenizer import open_tokenizer
 from ..training.args import TrainArgs
 
@@ -62,6 +65,12 @@ class TaskArgs(TrainArgs):
         },
     )
     grid_size: int = field(default=6, metadata={"help": "with --grid_backbone: rows and columns of cells"})
+    any_detector: bool = field(
+        default=False,
+        metadata={
+            "help": "accept features of another detector than those that init_from was trained on, if they are as long"
+        },
+    )
     from_pixels: bool = field(
         default=False, metadata={"help": "run the region encoder in every step instead of storing its regions"}
     )
@@ -131,7 +140,8 @@ def load_tokenizer(args: TaskArgs) -> Any:
             check_name(args.init_from)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error}; {_HOW_TO_INIT}") from None
-    return open_tokenizer(args.tokenizer or args.init_from or ASSETS / "corpus_tokenizer")
+    name = args.tokenizer or args.init_from or ASSETS / "corpus_tokenizer"
+    return open_tokenizer(published_tokenizer() if find_published_checkpoint(name) is not None else name)
 
 
 _HOW_TO_INIT = "train the earlier stage first, or pass another --init_from (`--init_from scratch` starts from nothing)"
@@ -143,9 +153,10 @@ class Images:
 
     Args:
         get: Image key -> regions (a mapping) or the path of the image; None for text only.
-        encoder, image_processor: What finds the regions; None when features of an unknown detector are stored.
+        encoder, image_processor: What finds the regions; None when stored features are all there is.
         region_dim: Length of a feature.
         paths: Image files by key, where they are known.
+        detector: Name and fingerprint of what found the regions.
     """
 
     get: Callable[[Hashable], Any] | None
@@ -153,6 +164,7 @@ class Images:
     image_processor: VisualBertImageProcessor | None
     region_dim: int
     paths: Mapping[Hashable, Path]
+    detector: Mapping[str, Any]
 
 
 def prepare_images(
@@ -177,25 +189,28 @@ def prepare_images(
         FileNotFoundError, ValueError: Images or regions are missing.
     """
     encoder, image_processor = _region_encoder(args)
+    store = None if args.features_dir is None else _given_store(args, encoder)
+    dim, detector = _check_features(args, encoder, store)
     if args.text_only:  # the model is the same, so that a later stage can start from it
-        dim = encoder.config.region_dim if encoder is not None else _given_store(args, encoder).dim
-        return Images(None, encoder, image_processor, dim, {})
+        return Images(None, encoder, image_processor, dim, {}, detector)
     ordered = sorted(set(keys), key=lambda key: (isinstance(key, str), key))
     if args.from_pixels:
         if encoder is None:
             raise ValueError("--from_pixels needs a region encoder: pass --region_encoder")
         paths = _existing(images_dir, find_paths(images_dir), ordered)
+        _check_images(args, encoder, images_dir)
         limit_regions(encoder, args.num_regions)
-        return Images(paths.__getitem__, encoder, image_processor, encoder.config.region_dim, paths)
+        return Images(paths.__getitem__, encoder, image_processor, dim, paths, detector)
     if reads_objects(encoder):
         raise ValueError(
             f"{args.region_encoder or args.init_from}: this detector describes objects by their class and outline, which no "
             "feature store has; expected --from_pixels, and the data of VCR"
         )
-    if args.features_dir is not None or encoder is None or image_processor is None:
-        store, paths = _given_store(args, encoder), {}
-    else:
+    paths = {}
+    if store is None:
+        assert encoder is not None and image_processor is not None
         paths = _existing(images_dir, find_paths(images_dir), ordered)
+        _check_images(args, encoder, images_dir)
         store = _stored_regions(paths, ordered, boxes, encoder, image_processor, device)
     missing = [key for key in ordered if key not in store]
     if missing:
@@ -207,7 +222,7 @@ def prepare_images(
         return {name: found[name][: args.num_regions] for name in ("visual_embeds", "boxes") if name in found}
 
     limit_regions(encoder, args.num_regions)  # the trained model, reading pixels, finds as many as were stored
-    return Images(regions, encoder, image_processor, store.dim, paths)
+    return Images(regions, encoder, image_processor, dim, paths, detector)
 
 
 # What decides, beside the processor, which text and regions a model reads; checkpoints keep it, so that evaluation follows it.
@@ -254,6 +269,9 @@ def make_model(
         fields["region_encoder_config"] = {k: v for k, v in encoder_fields.items() if k != "_name_or_path"}
     else:
         fields["visual_embedding_dim"] = images.region_dim
+    fields["feature_detector"] = dict(images.detector)
+    if args.train_region_encoder:  # from now on it is a detector of its own
+        fields["feature_detector"]["fingerprint"] = None
     if args.init_from is None:
         sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "initializer_range")
         fields |= {name: getattr(args, name) for name in sizes}
@@ -263,10 +281,6 @@ def make_model(
     else:
         model = _from_visualbert(head, args.init_from, fields)
     check_tokenizer(tokenizer, model.config.vocab_size, None, str(args.tokenizer or args.init_from or "tokenizer"))
-    dim = model.config.visual_embedding_dim
-    if images.region_dim != dim:
-        hint = spatial_hint(images.region_dim, dim)
-        raise ValueError(f"{args.features_dir}: features of dim {images.region_dim}, this model expects {dim}{hint}")
     if images.encoder is not None:
         model.visual_bert.region_encoder.load_state_dict(images.encoder.state_dict())
     return model
@@ -290,14 +304,16 @@ def _region_encoder(args: TaskArgs) -> tuple[RegionEncoder, VisualBertImageProce
     features of some other detector are given, the one of the embedded corpus."""
     if args.grid_backbone is not None:
         return _grid_encoder(args)
-    if args.region_encoder is None and args.init_from is not None:
+    if args.region_encoder is not None:
+        return open_region_encoder(args.region_encoder)
+    if args.init_from is not None:
         with naming(args.init_from):  # safetensors' errors name no file
             encoder = load_inner_region_encoder(args.init_from)
         if encoder is not None:
             return encoder, AutoImageProcessor.from_pretrained(args.init_from)
-    if args.region_encoder is None and args.features_dir is not None:
+    if args.features_dir is not None:
         return None, None
-    return load_region_encoder(args.region_encoder or DETECTOR)
+    return load_region_encoder(DETECTOR)
 
 
 def _grid_encoder(args: TaskArgs) -> tuple[RegionEncoder, VisualBertImageProcessor]:
@@ -321,7 +337,57 @@ def _given_store(args: TaskArgs, encoder: RegionEncoder | None) -> FeatureStore:
     """The store of `features_dir`; refused if it is known to be of another detector than the model's."""
     if encoder is None:
         return FeatureStore(args.features_dir or "")
-    return FeatureStore(args.features_dir or "", encoder.config.region_dim, encoder.fingerprint())
+    fingerprint = None if args.any_detector else encoder.fingerprint()
+    return FeatureStore(args.features_dir or "", encoder.config.region_dim, fingerprint)
+
+
+def _check_features(
+    args: TaskArgs, encoder: RegionEncoder | None, store: FeatureStore | None
+) -> tuple[int, dict[str, Any]]:
+    """Length and detector of the features that the model will read.
+
+    The model to start from, the region encoder and the stored features, as far as there are any, have to agree on both; if not,
+    they are refused before any features are made.
+    """
+    links: list[tuple[str, int, Mapping[str, Any] | None]] = []
+    start = None if args.init_from is None else AutoConfig.from_pretrained(args.init_from)
+    given = args.region_encoder or args.grid_backbone
+    if (
+        args.init_from is not None
+        and isinstance(start, VisualBertConfig)
+        and (given or not start.region_encoder_config)
+    ):
+        published = find_published_checkpoint(args.init_from)
+        trained_on = start.feature_detector if published is None else {"name": published.detector.name}
+        links.append((args.init_from, start.visual_embedding_dim, trained_on))
+    if encoder is not None:
+        links.append(
+            (
+                given or args.init_from or "the region encoder of the embedded corpus",
+                encoder.config.region_dim,
+                encoder.identity(),
+            )
+        )
+    if store is not None:
+        links.append((str(store.folder), store.dim, store.detector))
+    for (model, wanted, expected), (features, dim, found) in pairwise(links):
+        if dim != wanted:
+            raise ValueError(
+                f"{features}: features of dim {dim}, this model expects {wanted} ({model}){spatial_hint(dim, wanted)}"
+            )
+        if not args.any_detector:
+            check_detector(features, found or {}, model, expected)
+    _, dim, found = links[-1]
+    return dim, {key: (found or {}).get(key) for key in ("name", "fingerprint")}
+
+
+def _check_images(args: TaskArgs, encoder: RegionEncoder, images_dir: Path) -> None:
+    """Refuse to look for the shapes of the embedded corpus in other images, unless that was asked for."""
+    is_default = args.region_encoder is None and encoder.name_or_path == str(DETECTOR)
+    if is_default and not in_corpus(images_dir):
+        raise ValueError(
+            f"{images_dir}: these images are not the embedded corpus; pass --region_encoder or --features_dir"
+        )
 
 
 def limit_regions(encoder: RegionEncoder | None, count: int | None) -> None:

@@ -35,7 +35,7 @@ from ..published import published_checkpoints
 from ..training.loop import evaluate, list_skipped, with_own_scores, write_json, write_predictions
 from ..training.task import Predictions, Task
 from . import flickr30k, nlvr2, pretraining, vcr, vqa
-from .common import DETECTOR, TASK_OPTIONS, Boxes, Images, TaskArgs, corpus_folder, limit_regions, prepare_images
+from .common import TASK_OPTIONS, Boxes, Images, TaskArgs, corpus_folder, limit_regions, prepare_images
 from .run import summary
 
 Metrics = dict[str, Any]
@@ -67,6 +67,7 @@ class EvaluateArgs:
     stage: str | None = None
     probe_words: str | None = None
     num_regions: int | None = None
+    any_detector: bool = False
     text_only: bool = False
     from_pixels: bool = False
     skip_bad_records: bool = False
@@ -210,7 +211,9 @@ def open_checkpoint(name: str, args: EvaluateArgs) -> Opened:
         region_encoder = args.region_encoder  # regions are found with it, the model itself stays without
         complete_checkpoint(name, None, args.tokenizer)
     else:
-        complete = str(complete_checkpoint(name, args.region_encoder, args.tokenizer, reads_features=not needs_pixels))
+        parts = (args.region_encoder, args.tokenizer)
+        found = complete_checkpoint(name, *parts, reads_features=not needs_pixels, any_detector=args.any_detector)
+        complete = str(found)
     task, config = _read_task(complete)
     processor = AutoProcessor.from_pretrained(complete)
     if processor.task != task:
@@ -403,6 +406,7 @@ def _task_args(args_class: type[Args], opened: Opened, args: EvaluateArgs, **mor
         "data_dir",
         "images_dir",
         "features_dir",
+        "any_detector",
         "skip_bad_records",
         "cpu",
         "mixed_precision",
@@ -485,17 +489,11 @@ def _find_regions(
         raise ValueError(f"--from_pixels: {opened.name} has no region encoder inside; leave it out")
     if run.features_dir is not None:
         FeatureStore(run.features_dir, dim)
-    elif not (run.text_only or has_encoder):
-        if run.region_encoder is None and run.data_dir is not None:
-            raise ValueError(
-                f"{opened.name} has no region encoder inside; expected --features_dir with the regions of the images, or "
-                "--region_encoder to find them with"
-            )
-        name = str(run.region_encoder or DETECTOR)
-        check_name(name, "region encoder")
-        found = getattr(AutoConfig.from_pretrained(name), "region_dim", None)
-        if found not in (None, dim):
-            raise ValueError(f"{name}: its features have {found} numbers; {opened.name} expects {dim}")
+    elif not (run.text_only or has_encoder or run.region_encoder) and run.data_dir is not None:
+        raise ValueError(
+            f"{opened.name} has no region encoder inside; expected --features_dir with the regions of the images, or "
+            "--region_encoder to find them with"
+        )
     return prepare_images(run, keys, images_dir, find_paths, accelerator.device, boxes)
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from transformers import AutoConfig
 
 from ..answers import build_answer_vocabulary, pythia_answers
+from ..checkpoints import architecture
 from ..data.files import index_images
 from ..data.vqa2 import find_vqa_files, load_vqa
 from ..hub_code.image_processing_visualbert import load_image
@@ -25,6 +26,7 @@ from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..hub_code.regions_visualbert import find_regions, pad_regions
 from ..metrics.submissions import write_vqa_results
 from ..metrics.vqa import normalise_answer, question_accuracy, soft_targets, vqa_accuracy
+from ..published import find_published_checkpoint
 from ..training.task import Batch, Predictions, Rows, Task, count_examples, to_device
 from ..visualization import answer_attention, captioned, draw_regions
 from .common import TaskArgs, corpus_folder, load_tokenizer, make_model, prepare_images
@@ -44,8 +46,8 @@ class VqaArgs(TaskArgs):
     answers: str | None = field(
         default=None,
         metadata={
-            "help": "answer vocabulary: 'pythia', 'train' (the answers of the training data), or a text file with one answer "
-            "a line (default: that of init_from if it answers questions, else 'train')"
+            "help": "answer vocabulary: 'pythia', 'checkpoint' (that of init_from), 'train' (the answers of the training data), "
+            "or a text file with one answer a line (default: 'checkpoint' if init_from answers questions, else 'train')"
         },
     )
     min_answer_count: int = field(
@@ -69,7 +71,7 @@ def vqa_task(args: VqaArgs, accelerator: Accelerator) -> Task:
     with accelerator.main_process_first():
         data, images_dir, skipped = load_vqa_data(args)
         tokenizer = load_tokenizer(args)
-        answers = _answers(args, data["train"])
+        answers, given_up = _choose_answers(args, data["train"])
         if accelerator.is_main_process:
             _say_what_is_covered(answers, data["train"])
         keys = {image_id for split in data.values() for image_id in split["image_id"]}
@@ -82,6 +84,9 @@ def vqa_task(args: VqaArgs, accelerator: Accelerator) -> Task:
             id2label=dict(enumerate(answers)),
             label2id={answer: index for index, answer in enumerate(answers)},
         )
+        if given_up:  # as many answers in another order would get one another's weights
+            torch.nn.init.normal_(model.cls.weight, std=model.config.initializer_range)
+            torch.nn.init.zeros_(model.cls.bias)
     processor = VisualBertProcessor(
         images.image_processor, tokenizer, answers=answers, region_dim=model.config.visual_embedding_dim
     )
@@ -236,13 +241,46 @@ def _say_what_is_covered(answers: Sequence[str], train: Dataset) -> None:
     logger.log(level, "%d answers, which %.1f%% of the training questions have (see --answers)", len(answers), share)
 
 
-def _answers(args: VqaArgs, train: Dataset) -> list[str]:
+def _choose_answers(args: VqaArgs, train: Dataset) -> tuple[list[str], bool]:
+    """The answer vocabulary, and whether answers that the model to start from was trained on are given up for it.
+
+    Raises:
+        ValueError: The model does not say what its answers are, or has none, and the arguments do not say which to use.
+    """
+    trained = _trained_answers(args.init_from)
+    has_names = trained is None or trained != [f"LABEL_{index}" for index in range(len(trained))]
+    if args.answers in (None, "checkpoint") and trained is not None and not has_names:
+        raise ValueError(
+            f"{args.init_from}: {len(trained)} trained answers without names; expected --answers pythia if they are those of the "
+            "published checkpoints, --answers FILE for others, or --answers train to give them up for those of the training data"
+        )
+    if args.answers == "checkpoint" and trained is None:
+        raise ValueError(f"--answers checkpoint: expected an --init_from that answers questions, not {args.init_from}")
     if args.answers == "pythia":
+        answers = list(pythia_answers())
+    elif args.answers == "train" or (args.answers is None and trained is None):
+        answers = build_answer_vocabulary(train["answers"], args.min_answer_count)
+    elif args.answers in (None, "checkpoint"):
+        answers = list(trained or ())
+    else:
+        answers = Path(args.answers).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    # Without names, they are what the arguments say.
+    given_up = trained is not None and (answers != trained if has_names else args.answers == "train")
+    if given_up:
+        logger.warning(
+            "--answers %s: the %d answers of %s are given up for %d others (--answers checkpoint keeps them)",
+            *(args.answers, len(trained or ()), args.init_from, len(answers)),
+        )
+    return answers, given_up
+
+
+def _trained_answers(name: str | None) -> list[str] | None:
+    """The answers of a checkpoint, in the order of its logits; None if it answers no questions."""
+    if name is None:
+        return None
+    config = AutoConfig.from_pretrained(name)
+    if architecture(config) != VisualBertForQuestionAnswering.__name__:
+        return None
+    if find_published_checkpoint(name) is not None:  # its configuration has no names
         return list(pythia_answers())
-    if args.answers not in (None, "train"):
-        return Path(args.answers).read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    if args.init_from is not None and args.answers is None:
-        names = AutoConfig.from_pretrained(args.init_from).id2label
-        if len(names) > 2 and names[0] != "LABEL_0":
-            return [names[index] for index in sorted(names)]
-    return build_answer_vocabulary(train["answers"], args.min_answer_count)
+    return [config.id2label[index] for index in sorted(config.id2label)]

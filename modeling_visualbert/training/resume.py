@@ -49,7 +49,15 @@ MUST_STAY = frozenset(
             "mixed_precision",
         ),
         *("init_from", "tokenizer", "region_encoder", "grid_backbone", "grid_size", "detector"),
-        *("from_pixels", "train_region_encoder", "freeze_detector", "num_regions", "text_only", "late_fusion"),
+        *(
+            "from_pixels",
+            "train_region_encoder",
+            "any_detector",
+            "freeze_detector",
+            "num_regions",
+            "text_only",
+            "late_fusion",
+        ),
         *(
             "hidden_size",
             "num_hidden_layers",
