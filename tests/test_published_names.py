@@ -16,7 +16,8 @@ from modeling_visualbert import VisualBertProcessor
 from modeling_visualbert.cli import main
 from modeling_visualbert.convert.region_detector import convert_region_detector
 from modeling_visualbert.corpus.scenes import render, sample_scene
-from modeling_visualbert.published import published_detectors
+from modeling_visualbert.features.store import write_store
+from modeling_visualbert.published import published_checkpoints, published_detectors
 
 VQA, VQA_PRE, VCR = "uclanlp/visualbert-vqa", "uclanlp/visualbert-vqa-pre", "uclanlp/visualbert-vcr"
 BERT = "google-bert/bert-base-uncased"
@@ -261,3 +262,42 @@ def test_published_checkpoints_are_pushed_with_their_cards(published, hub, tmp_p
 def test_wrong_turns_of_push_end_in_one_line(arguments, message, capsys):
     assert main(["push", *arguments]) == 2
     assert f"visualbert push: {message}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [VQA, VCR])
+def test_features_need_no_detector(name, published, hub, tmp_path, capsys):
+    """`visualbert evaluate` downloads the model and the tokenizer only; the detector of VCR could not be downloaded at all."""
+    dim = json.loads(published[0][name]["config.json"])["visual_embedding_dim"]
+    data, key = tmp_path / "data", "a.jpg" if name == VCR else 7
+    (data / "vcr1images").mkdir(parents=True)
+    question = {"question_id": 7000, "image_id": 7, "question": "what is on the table?"}
+    (data / "v2_OpenEnded_mscoco_test2015_questions.json").write_text(json.dumps({"questions": [question]}))
+    (data / "vcr1images" / "a.json").write_text(json.dumps(OBJECTS))
+    (data / "test2015.jsonl").write_text(json.dumps(QUESTION) + "\n")
+    features = {"visual_embeds": torch.rand(2, dim).numpy()}
+    write_store(tmp_path / "features", [(key, features)], dim, published_checkpoints()[name].detector.name)
+    argv = ["--data_dir", str(data), "--split", "test2015", "--features_dir", str(tmp_path / "features"), "--cpu"]
+    argv += ["--subtask", "answer"] if name == VCR else []
+    assert main(["evaluate", "--model", name, "--output_dir", str(tmp_path / "out"), *argv]) == 0
+    assert downloads_of(hub) == [MODEL]
+    assert "split 'test2015' has no labels" in capsys.readouterr().out
+    (record,) = map(json.loads, (tmp_path / "out" / "predictions_test2015.jsonl").read_text().splitlines())
+    assert record["id"] == ("test-0" if name == VCR else 7000)
+
+
+OBJECTS = {
+    "names": ["person"],
+    "boxes": [[1, 2, 30, 40, 0.9]],
+    "segms": [[[[1, 2], [30, 2], [30, 40]]]],
+    "width": 64,
+    "height": 48,
+}
+QUESTION = {
+    "annot_id": "test-0",
+    "img_fn": "a.jpg",
+    "metadata_fn": "a.json",
+    "objects": ["person"],
+    "question": ["Where", "is", [0], "?"],
+    "answer_choices": [["on", "the", "table"], ["in", "the", "image"], ["it", "is", "red"], [[0], "is", "blue"]],
+    "rationale_choices": [["a"], ["red"], ["blue"], ["star"]],
+}

@@ -247,6 +247,7 @@ def _evaluation_batches(task: Task, split: str, args: TrainArgs, accelerator: Ac
     examples, size = task.splits[split], args.eval_batch_size
     batches = [range(start, min(start + size, len(examples))) for start in range(0, len(examples), size)]
     mine = batches[accelerator.process_index :: accelerator.num_processes]
+    workers = min(args.num_workers, max(0, len(mine) - 1))  # the first batch is waited for in any case
 
     def collate(rows: Rows) -> tuple[Rows, Batch]:
         return rows, {name: value for name, value in task.collate(rows).items() if name not in LABELS}
@@ -255,7 +256,8 @@ def _evaluation_batches(task: Task, split: str, args: TrainArgs, accelerator: Ac
         examples,
         batch_sampler=[list(batch) for batch in mine],
         collate_fn=collate,
-        num_workers=min(args.num_workers, max(0, len(mine) - 1)),  # the first batch is waited for in any case
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,  # what tasks are made of cannot be sent to a process
         pin_memory=accelerator.device.type == "cuda",  # copied while the device computes
     )
 
