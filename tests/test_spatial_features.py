@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ from processes import environment
 from published_layouts import VOCABULARY, write_checkpoint, write_tokenizer
 from test_convert_region_detector import write_frcnn
 from test_region_detector import KINDS, batch_for, image, processor_for, tiny_detector
-from transformers import AutoModel, pipeline
+from transformers import AutoImageProcessor, AutoModel, pipeline
 
 from modeling_visualbert import RegionDetectorConfig
 from modeling_visualbert.cli import main
@@ -287,7 +288,8 @@ def test_a_detector_without_the_numbers_is_refused_with_the_way_out(flickr_model
     assert f"makes features of {DIM} numbers, the model reads {DIM + 6}" in error
     assert "the six spatial numbers are missing: make them with --spatial" in error
     assert convert(flickr_model, tmp_path / "complete", "--spatial") == 2
-    assert "expected --region_encoder" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "is a 'visual_bert' checkpoint; expected a region encoder; for a checkpoint, name its detector with" in error
     assert not (tmp_path / "complete").exists()
 
 
@@ -313,6 +315,17 @@ def test_a_published_detector_is_converted_with_the_option_by_its_name(tmp_path)
     assert done.stdout.startswith("RegionDetector: ") and (target / "key_report.txt").is_file()
     config = AutoModel.from_pretrained(target).config
     assert config.spatial_features and config.region_dim == config.appearance_dim + 6
+
+
+def test_a_converted_detector_gets_the_option(tmp_path, capsys):
+    detector, target = save_detector(tmp_path / "detector"), tmp_path / "spatial"
+    assert main(["convert", str(detector), str(target), "--spatial"]) == 0
+    assert re.search(r"RegionDetector: \d+ loaded; every key in", capsys.readouterr().out)
+    found = AutoModel.from_pretrained(target)
+    assert found.fingerprint() == tiny_detector("c4", spatial_features=True).fingerprint()
+    assert AutoImageProcessor.from_pretrained(target).size == processor_for("c4").size
+    assert main(["convert", str(detector), str(tmp_path / "other"), "--spatial", "--tokenizer", "any"]) == 2
+    assert "is a region detector; expected no --tokenizer" in capsys.readouterr().err
 
 
 def test_a_detector_by_its_name_takes_no_tokenizer(tmp_path, capsys):

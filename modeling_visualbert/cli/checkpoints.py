@@ -38,7 +38,7 @@ def add_checkpoint_commands(commands: Any) -> None:
         "--spatial",
         action="store_true",
         help="let the detector append the six spatial numbers of Flickr30k to its features: corners, width and height of the "
-        "box, in units of the image",
+        "box, in units of the image; the source may then be a converted detector too",
     )
     command.set_defaults(run=_convert)
 
@@ -86,7 +86,12 @@ def add_checkpoint_commands(commands: Any) -> None:
 def _convert(args: argparse.Namespace) -> None:
     from ..convert import summarise
     from ..convert.assemble import Assembled, assemble, checkpoint_files
-    from ..convert.published_detectors import add_spatial_features, is_published_detector, open_published_detector
+    from ..convert.published_detectors import (
+        add_spatial_features,
+        is_published_detector,
+        open_published_detector,
+        with_spatial_features,
+    )
     from ..convert.region_detector import name_outputs
     from ..published import find_published_checkpoint
 
@@ -94,10 +99,7 @@ def _convert(args: argparse.Namespace) -> None:
     if target.exists():
         raise FileExistsError(f"{target} exists; choose another folder or remove it")
     if is_published_detector(args.source):
-        if args.tokenizer or args.region_encoder:
-            raise ValueError(
-                f"{args.source} is a region detector; expected no --tokenizer and no --region_encoder for it"
-            )
+        _refuse_parts(args)
         model, image_processor, report = open_published_detector(args.source)
         name_outputs(model.config, args.classes, args.attributes)
         if args.spatial:
@@ -107,9 +109,9 @@ def _convert(args: argparse.Namespace) -> None:
     elif args.classes or args.attributes:
         raise ValueError(f"{args.source} is not a region detector's file; expected one with --classes and --attributes")
     elif args.spatial and args.region_encoder is None:
-        raise ValueError(
-            f"--spatial is about a region encoder; expected --region_encoder, that of {args.source}, with it"
-        )
+        made = Assembled(*with_spatial_features(args.source))
+        _refuse_parts(args)
+        made.save(target)
     else:
         heads = {} if args.num_attention_heads is None else {"num_attention_heads": args.num_attention_heads}
         published = find_published_checkpoint(args.source)
@@ -121,6 +123,11 @@ def _convert(args: argparse.Namespace) -> None:
     print(f"{type(made.model).__name__}: {summarise(made.report)}; every key in {target / 'key_report.txt'}")
     for part in made.missing:
         print(f"not in {target}: {part}")
+
+
+def _refuse_parts(args: argparse.Namespace) -> None:
+    if args.tokenizer or args.region_encoder:
+        raise ValueError(f"{args.source} is a region detector; expected no --tokenizer and no --region_encoder for it")
 
 
 def _push(args: argparse.Namespace) -> None:

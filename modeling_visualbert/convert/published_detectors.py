@@ -65,6 +65,20 @@ def add_spatial_features(encoder: Any, name: str | Path) -> None:
     encoder.config.spatial_features = True
 
 
+def with_spatial_features(name: str | Path) -> tuple[Any, Any, list[KeyReport]]:
+    """A detector of ours, with the spatial numbers on, its image processor, and the report of its tensors.
+
+    Raises:
+        FileNotFoundError, ValueError: There is none of that name; see [`open_region_encoder`].
+    """
+    try:
+        encoder, image_processor = open_region_encoder(name, spatial=True)
+    except ValueError as error:
+        raise ValueError(f"{error}; for a checkpoint, name its detector with --region_encoder") from error
+    report = [KeyReport(key, key, tuple(value.shape), "loaded") for key, value in encoder.state_dict().items()]
+    return encoder, image_processor, report
+
+
 def is_published_detector(name: str | Path) -> bool:
     """Whether it is, by its name, a detector that others published: a file, a folder, a Hub name or a name of ours for one."""
     return is_region_detector(name) or find_published_detector(name) is not None
@@ -137,4 +151,5 @@ __all__ = [
     "kept_weights",
     "open_published_detector",
     "open_region_encoder",
+    "with_spatial_features",
 ]
