@@ -72,7 +72,6 @@ def _model_command(commands: Any, name: str, run: Callable, help_text: str) -> a
 
 
 def _ask(args: argparse.Namespace) -> None:
-    from ..features.extract import region_names
     from ..hub_code.image_processing_visualbert import load_image
     from ..visualization import captioned, draw_regions, region_labels
 
@@ -88,6 +87,8 @@ def _ask(args: argparse.Namespace) -> None:
     boxes = regions["boxes"].tolist()
     lines = [] if args.explain else _answer_lines(records)
     if args.explain:
+        from ..features.extract import region_names
+
         names = region_labels(regions, region_names(pipe.model.visual_bert.region_encoder)["classes"])
         records = [_with_explanation(record, names) for record in records]
         lines = _answer_lines(records, boxes, names)
@@ -219,10 +220,10 @@ def _fill(args: argparse.Namespace) -> None:
 
 
 def _load_pipeline(task_name: str, args: argparse.Namespace) -> Any:
-    from transformers import pipeline
-
-    from ..checkpoints import read_task
+    from ..checkpoints import HEAD_CLASSES, read_task
     from ..convert.assemble import complete_checkpoint
+    from ..hub_code import pipeline_visualbert
+    from ..hub_code.processing_visualbert import VisualBertProcessor
     from ..publish.export import int8_config
 
     name = complete_checkpoint(
@@ -234,7 +235,10 @@ def _load_pipeline(task_name: str, args: argparse.Namespace) -> Any:
     if saved and args.int8 and not is_int8:
         raise ValueError(f"{args.model} was quantised by {saved.get('quant_method')}; --int8 needs single precision")
     options = {"quantization_config": int8_config()} if args.int8 and not is_int8 else {}
-    return pipeline(task.pipeline, model=str(name), model_kwargs=options)
+    # As `pipeline(...)` does, which reads the configuration and its thousands of answers four times.
+    processor = VisualBertProcessor.from_pretrained(name)
+    model = HEAD_CLASSES[task_name].from_pretrained(name, config=config, dtype="auto", **options)
+    return getattr(pipeline_visualbert, task.pipeline_class)(model=model, processor=processor, task=task.pipeline)
 
 
 def _check_top_k(args: argparse.Namespace) -> None:

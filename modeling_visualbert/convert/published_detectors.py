@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 
 from ..corpus.build import default_cache_dir
 from ..downloads import downloaded
-from ..features.extract import load_region_encoder
 from ..hub_code.configuration_region_detector import RegionDetectorConfig
 from ..hub_code.image_processing_region_detector import RegionDetectorImageProcessor
 from ..hub_code.modeling_region_detector import RegionDetector
@@ -45,6 +44,8 @@ def open_region_encoder(name: str | Path, spatial: bool = False) -> tuple[Any, A
     if is_published_detector(name) and (Path(name).exists() or find_published_detector(name)):
         encoder, image_processor, _ = open_published_detector(name)
     else:
+        from ..features.extract import load_region_encoder  # with `datasets`, which takes a second
+
         encoder, image_processor = load_region_encoder(name)
     if spatial:
         add_spatial_features(encoder, name)
