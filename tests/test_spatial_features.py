@@ -164,6 +164,8 @@ def test_pixels_tsv_and_npz_give_the_same_features(images, tmp_path):
     )
     from_pixels = FeatureStore(tmp_path / "pixels")
     assert from_pixels.detector["spatial_features"] is True
+    card = (tmp_path / "pixels" / "README.md").read_text()
+    assert f"dim {DIM + 6} (float32), the last six of them spatial numbers" in card
     for image_id in from_pixels:
         regions = from_pixels[image_id]
         numbers = plainly(regions["boxes"], regions["image_size"])

@@ -226,6 +226,7 @@ def read_failures(folder: Path) -> list[Any]:
 def _card(info: Mapping[str, Any]) -> str:
     """The dataset card, which also tells `load_dataset` which files hold the rows."""
     detector = info["detector"]
+    spatial = ", the last six of them spatial numbers of the box" if detector.get("spatial_features") else ""
     return f"""---
 configs:
 - config_name: default
@@ -233,7 +234,7 @@ configs:
 ---
 # Region features
 
-{info["num_regions"]} regions of {info["num_images"]} images: features of dim {info["dim"]} ({info["dtype"]}),
+{info["num_regions"]} regions of {info["num_images"]} images: features of dim {info["dim"]} ({info["dtype"]}){spatial},
 by {detector["name"]} (fingerprint {detector["fingerprint"]}). A feature store of `modeling_visualbert`:
 
 ```python

@@ -2,7 +2,8 @@
 
 ::
 
-    <store>/index.json                  detector, dim and dtype, and the shards with their sizes and checksums
+    <store>/index.json                  detector (and whether its features end with `spatial_features`), dim and dtype, and the
+                                        shards with their sizes and checksums
     <store>/ids.arrow                   the image ids, sorted, with shard and row of each
     <store>/data/shard-00000.arrow ...  one row per image, with the columns of `SCHEMA`
     <store>/README.md                   dataset card
