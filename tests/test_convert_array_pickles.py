@@ -124,6 +124,10 @@ HOSTILE = {
         b"S'" + b"a" * 4000 + b"'\np1\n0(" + (array(b"I1000\n", content=b"g1\n")) * 9 + b"l.",
         "more content than a file of",
     ),
+    "large content by reference": (
+        b"S'" + b"a" * 80_000 + b"'\np1\n0(" + (array(b"I20000\n", content=b"g1\n")) * 2 + b"l.",
+        "the content of an array is used again",
+    ),
     "pairs by reference": (
         P2
         + b"]("
@@ -149,6 +153,22 @@ def test_hostile_files_are_one_error(tmp_path, monkeypatch, name):
         tracemalloc.stop()
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert os.listdir() == ["file.pkl"]
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_memory_is_that_of_the_arrays(tmp_path, protocol):
+    """Neither the file nor the contents that its memo refers to are kept beside the arrays."""
+    arrays = {str(number): np.random.default_rng(number).random(1 << 17) for number in range(20)}
+    size = sum(value.nbytes for value in arrays.values())
+    content = pickle.dumps(arrays, protocol=protocol)
+    (tmp_path / "file.pkl").write_bytes(content)
+    tracemalloc.start()
+    try:
+        found = load_arrays(tmp_path / "file.pkl")
+        assert tracemalloc.get_traced_memory()[1] < 1.3 * size
+    finally:
+        tracemalloc.stop()
+    assert all(np.array_equal(found[name], value) for name, value in arrays.items())
 
 
 def test_the_error_names_the_array(tmp_path):

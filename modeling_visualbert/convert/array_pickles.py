@@ -10,15 +10,15 @@ that such files consist of: it imports nothing, and its use of memory is bounded
 from __future__ import annotations
 
 import codecs
-import io
 import math
+import os
 import pickletools
 import re
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ import torch
 from .checkpoint_files import why_refused
 
 MAX_INSTRUCTIONS = 2_000_000  # of a file: a detector's has about ten thousand
+_LARGE = 1 << 16  # bytes of the content of an array that is not kept once the array is made
 
 _OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
 _NUMBERS = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])")  # codes of the dtypes that are plain numbers
@@ -174,16 +175,28 @@ def load_arrays(path: str | Path) -> Any:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint file")
-    reader = _Reader(path.read_bytes())
-    try:
-        return reader.read()
-    except Exception as error:  # a damaged pickle can fail anywhere
-        reason = str(error) if isinstance(error, _RefusedError) else f"{type(error).__name__}: {error}"
-        reason = " ".join(reason.split())[:300]  # it may quote long names from the file
-        raise ValueError(f"{path}: not a pickle that can be read safely: {reason}{reader.place()}") from error
+    with path.open("rb") as file:
+        reader = _Reader(file)
+        try:
+            return reader.read()
+        except Exception as error:  # a damaged pickle can fail anywhere
+            reason = str(error) if isinstance(error, _RefusedError) else f"{type(error).__name__}: {error}"
+            reason = " ".join(reason.split())[:300]  # it may quote long names from the file
+            raise ValueError(f"{path}: not a pickle that can be read safely: {reason}{reader.place()}") from error
 
 
-def _line_of_string(file: io.BytesIO) -> str:
+class _File:
+    """An open file for `pickletools`: whatever length an instruction gives, no more memory is taken than the file has bytes."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.size = file, os.fstat(file.fileno()).st_size
+        self.readline, self.tell = file.readline, file.tell
+
+    def read(self, count: int) -> bytes:
+        return self.file.read(min(count, self.size - self.file.tell()) if count > 1 else count)
+
+
+def _line_of_string(file: _File) -> str:
     """A quoted string of protocol 0: Python 2 wrote bytes so, which `pickletools` takes for ASCII."""
     line = file.readline().strip()
     if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
@@ -191,13 +204,19 @@ def _line_of_string(file: io.BytesIO) -> str:
     return codecs.escape_decode(line[1:-1])[0].decode("latin1")  # as `pickle` does
 
 
+class _Used:
+    """Stands for what the memo had and has let go."""
+
+
 class _Reader:
     """Carries out the instructions of one pickle. `stack` has a list for each open mark; the last is the current one."""
 
-    def __init__(self, content: bytes):
-        self.file, self.size = io.BytesIO(content), len(content)
+    def __init__(self, file: BinaryIO):
+        self.file = _File(file)
+        self.size = self.file.size
         self.stack: list[list] = [[]]
         self.memo: dict[int, Any] = {}
+        self.indices: dict[int, list[int]] = {}  # where the memo has it, by the id of a text, bytes or tuple
         self.open_arrays = 0
         # Content that a file repeats by reference takes no room in it, so what is made of it is counted. Genuine content
         # counts twice: as text that becomes bytes, and as bytes that become an array.
@@ -228,7 +247,7 @@ class _Reader:
             if opcode.name == "STRING":
                 argument = _line_of_string(self.file)
             elif opcode.arg is not None:
-                argument = opcode.arg.reader(self.file)
+                argument = opcode.arg.reader(cast("IO[bytes]", self.file))
             if opcode.name in ("INST", "OBJ", "NEWOBJ", "NEWOBJ_EX"):
                 raise _RefusedError(f"it makes an object of a class ({opcode.name}); expected arrays only")
             if opcode.name != "STOP" and opcode.name not in _INSTRUCTIONS:
@@ -273,12 +292,16 @@ class _Reader:
         self.memo[index] = value
         if isinstance(value, _Array):
             value.memo.append(index)
+        elif isinstance(value, (str, bytes, tuple)):
+            self.indices.setdefault(id(value), []).append(index)
 
     def get(self, index: int) -> None:
         if index not in self.memo:
             raise _RefusedError(f"nothing at memo index {index}")
         if isinstance(self.memo[index], _Array):
             raise _RefusedError("an array is used before its content is read")
+        if self.memo[index] is _Used:
+            raise _RefusedError("the content of an array is used again")
         self.push(self.memo[index])
 
     def push_named(self, name: str) -> None:
@@ -302,6 +325,8 @@ class _Reader:
         self.spend(sum(len(value) for value in arguments if isinstance(value, (str, bytes, list, tuple))))
         result = function(*arguments)  # a wrong number of arguments is a TypeError, and so a refusal
         self.open_arrays += isinstance(result, _Array)
+        if isinstance(result, bytes) and len(result) > _LARGE:
+            self.forget(arguments)
         self.push(result)
 
     def build(self) -> None:
@@ -318,6 +343,14 @@ class _Reader:
             self.stack[-1][-1] = array
             self.memo.update(dict.fromkeys(target.memo, array))
             self.open_arrays -= 1
+            if array.nbytes > _LARGE:
+                self.forget(state)
+
+    def forget(self, used: tuple) -> None:
+        """Let go of what an array was made of, its content above all: pickles keep everything in case that they need it again."""
+        for value in (used, *used):
+            if value is used or (isinstance(value, (str, bytes)) and len(value) > _LARGE):
+                self.memo.update(dict.fromkeys(self.indices.pop(id(value), ()), _Used))
 
     def spend(self, count: int) -> None:
         self.left -= count

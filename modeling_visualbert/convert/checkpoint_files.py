@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -49,7 +50,8 @@ def load_weights(path: str | Path, inside: str | None = None) -> dict[str, torch
         weights = (
             load_file(path)
             if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
+            # New files are archives, of which only what is used is read.
+            else torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
         )
     except SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file ({error}); expected safetensors, never a pickle") from error

@@ -47,8 +47,13 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], Any]:
         bad = [name for name, value in arrays.items() if value.dtype.kind not in "fiu"]
         if bad or not arrays:
             raise ValueError(f"{path}: {bad[0] if bad else 'no name'!r} holds no numbers; expected arrays by name")
-        return {str(name): torch.from_numpy(array) for name, array in arrays.items()}, settings
+        return {str(name): _tensor(str(name), array) for name, array in arrays.items()}, settings
     return load_weights(path, inside="model"), None
+
+
+def _tensor(name: str, array: np.ndarray) -> torch.Tensor:
+    """The array as a tensor; half of what Detectron saved is the optimiser's, of which the shape is all that is reported."""
+    return torch.empty(array.shape, device="meta") if name.endswith("_momentum") else torch.from_numpy(array)
 
 
 def _settings_inside(path: Path, cfg: Any) -> Mapping | None:
@@ -134,7 +139,8 @@ def detector_from_weights(
         sizes = {"depths": depths, **_sizes_from_shapes(family, depths, weights, keys, path)}
     with naming(settings_path or path, path):
         config = _config(family, sizes, settings, config_kwargs)
-        detector = RegionDetector(config)
+        with torch.device("meta"):  # it takes over the tensors of the file
+            detector = RegionDetector(config)
         report = _fill(detector, family, weights, keys, path)
     return detector.eval(), report
 
@@ -197,6 +203,8 @@ def _fill(
             if original is not None and not may_lack:
                 raise ValueError(f"{path}: {original!r} is missing; expected a tensor of shape {shape}")
             report.append(KeyReport(None, name, shape, "new"))  # statistics of a fixed scale and shift: 0 and 1
+            make = torch.ones if name.endswith("running_var") else torch.zeros
+            found[name] = make(shape, dtype=ours[name].dtype)
             continue
         value = weights[key].reshape(shape) if weights[key].numel() == 1 and not shape else weights[key]
         if tuple(value.shape) != shape:
@@ -205,8 +213,8 @@ def _fill(
             raise ValueError(
                 f"{path}: {key!r} would be read as both {used[key]!r} and {name!r}; expected a tensor for each"
             )
-        found[name], used[key] = value, name
-    detector.load_state_dict(found, strict=False)
+        found[name], used[key] = value.to(ours[name].dtype).contiguous(), name
+    detector.load_state_dict(found, strict=False, assign=True)  # strict: batch norms without a count get one from torch
     _check_anchors(detector.config, weights, keys, path)
     read = [
         KeyReport(key, used.get(key), tuple(value.shape), "loaded" if key in used else "skipped")
