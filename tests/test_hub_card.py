@@ -163,6 +163,10 @@ def test_scores_of_another_split_are_not_taken():
         ("title: [", "malformed YAML"),
         ("- a", "list; expected a mapping"),
         ("title: a\nexample: {image: a}\n", "key 'head' is missing"),
+        (
+            "title: a\nsource: uclanlp/visualbert-vqa\nexample: {image: a}\nexpects: {regions: 'of {size}'}\n",
+            "regions of 'expects' have field 'size'; expected some of name, title,",
+        ),
         ("title: a\nhead: VisualBertModel\nexample: {image: a}\n", "head 'VisualBertModel'; expected one of"),
         ("title: a\nhead: VisualBertForPreTraining\nexample: {a: 1}\ncolour: b\n", "unknown key 'colour'"),
     ],

@@ -7,13 +7,15 @@ Scores come from `metrics.json` only; what it lacks is "not measured". The facts
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..hub_code.tasks_visualbert import HEADS
+from ..hub_code.tasks_visualbert import HEADS, TASKS
+from ..published import published_checkpoints
 
 NOT_MEASURED = "not measured"
 # Settings of the run that a card lists, under the names that they have in `metrics.json`.
@@ -69,7 +71,8 @@ def load_facts(name: str | Path) -> dict[str, Any]:
     if not path.is_file():
         known = sorted(file.stem for file in cards_folder().glob("*-*.yaml"))
         raise FileNotFoundError(f"{name}: no such facts file; expected a YAML file or one of {', '.join(known)}")
-    facts = {**_DEFAULTS, **_read_facts(path)}
+    written = _read_facts(path)
+    facts = {**_DEFAULTS, **_of_published(written), **written}
     for key in _REQUIRED:
         if not facts.get(key):
             raise ValueError(f"{path}: key {key!r} is missing; expected {', '.join(_REQUIRED)}")
@@ -78,7 +81,35 @@ def load_facts(name: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: unknown key {unknown[0]!r}; expected {', '.join(sorted({*_DEFAULTS, *_REQUIRED}))}")
     if facts["head"] not in HEADS:
         raise ValueError(f"{path}: head {facts['head']!r}; expected one of {', '.join(HEADS)}")
-    return {**facts, "example": {**_image(facts["head"]), **facts["example"]}, "folder": path.parent}
+    return {
+        **facts,
+        "expects": _with_detector(facts["expects"], facts["source"], path),
+        "example": {**_image(facts["head"]), **facts["example"]},
+        "folder": path.parent,
+    }
+
+
+def _of_published(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What `assets/published.yaml` says about the published checkpoint that the facts name as their source, if it is one."""
+    checkpoint = published_checkpoints().get(facts.get("source") or "")
+    if checkpoint is None:
+        return {}
+    count = checkpoint.detector.num_regions
+    return {"head": TASKS[checkpoint.task].head, **({} if count is None else {"placeholder_regions": count})}
+
+
+def _with_detector(expects: Mapping[str, str], source: str | None, path: Path) -> dict[str, str]:
+    """The regions that are expected, with what the table says about the detector of the source in place of {fields}."""
+    checkpoint = published_checkpoints().get(source or "")
+    if checkpoint is None or "regions" not in expects:
+        return dict(expects)
+    fields = asdict(checkpoint.detector)
+    try:
+        return {**expects, "regions": expects["regions"].format(**fields)}
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(
+            f"{path}: regions of 'expects' have field {error}; expected some of {', '.join(fields)}"
+        ) from error
 
 
 def _read_facts(path: Path) -> dict[str, Any]:
