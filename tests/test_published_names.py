@@ -9,7 +9,7 @@ import torch
 from hub_server import serve
 from huggingface_hub import constants, hf_hub_download
 from published_layouts import write_checkpoint, write_tokenizer
-from test_convert_region_detector import write_maskrcnn
+from test_convert_region_detector import write_detectron, write_maskrcnn
 from transformers import AutoProcessor, pipeline
 
 from modeling_visualbert import VisualBertProcessor
@@ -243,6 +243,30 @@ def test_published_checkpoints_are_pushed_with_their_cards(published, hub, tmp_p
     vqa, vcr = (hub.repositories[f"tester/{name}"] for name in ("visualbert-vqa", "visualbert-vcr"))
     assert vqa.titles == vcr.titles == ["initial commit", "Upload VisualBERT"]
     assert "examples/scene.png" in hub.files("tester/visualbert-vqa")
+
+
+@pytest.mark.slow
+def test_all_published_checkpoints_are_built(hub, tmp_path, capsys):
+    """The nine, each detector downloaded once."""
+    (tmp_path / "r101").mkdir()
+    pickled = write_detectron(tmp_path / "r101")
+    dims = {"vcr": 9, "nlvr2": convert_region_detector(pickled)[0].config.region_dim}
+    for name, checkpoint in published_checkpoints().items():
+        of_task = name.split("-")[1]
+        if of_task in dims:
+            hub.add(name, contents(write_checkpoint(tmp_path / name, checkpoint.task, dims[of_task])))
+        else:
+            hub.add(name, hub.files(VQA if checkpoint.task == "vqa" else VQA_PRE))
+    address = published_detectors()["detectron-r101"].files[0].url.removeprefix("https://dl.fbaipublicfiles.com")
+    hub.other_files[address] = pickled.read_bytes()
+    assert main(["push", "--published"]) == 0
+    out = capsys.readouterr().out
+    assert [line.split(" of ")[1] for line in out.splitlines() if " files of " in line] == [
+        f"user/{name.split('/')[1]}: nothing was sent (no --send)" for name in published_checkpoints()
+    ]
+    assert out.count("without a region encoder: its ResNet-50") == 3
+    fetched = [path for path in hub.requests if path.startswith("GET") and path.endswith((".pth", ".pkl"))]
+    assert len(fetched) == 2
 
 
 @pytest.mark.parametrize(
