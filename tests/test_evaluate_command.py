@@ -454,6 +454,22 @@ def test_an_evaluation_is_replaced_only_on_request(trained, features, world, tmp
     assert files == {"metrics.json", "predictions_test.jsonl", "results_test.json"}
 
 
+# A process that prepares batches is waited for, for seconds, when the iterator of a failed evaluation is collected.
+@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_an_example_that_cannot_be_prepared_is_named(num_workers, trained, features, world, tmp_path, capsys):
+    folder, task = trained("vqa")
+    questions = json.loads((world / "corpus" / "vqa" / "v2_OpenEnded_shapes_val_questions.json").read_text())
+    questions["questions"][9]["question"] = "star " * 200
+    (tmp_path / "v2_OpenEnded_mine_questions.json").write_text(json.dumps(questions))
+    flags = {"data_dir": tmp_path, "split": "mine", "features_dir": features, "batch_size": 8}
+    assert evaluate(folder / "best", tmp_path / "out", num_workers=num_workers, **flags) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "visualbert" in line]
+    wrong = questions["questions"][9]["question_id"]
+    assert line.startswith(f"visualbert evaluate: example {wrong}: question 0 has 20")
+    assert "expected at most 128" in line
+    assert not list(tmp_path.glob("out/*"))
+
+
 def test_bad_records_are_listed(trained, features, world, tmp_path):
     folder, _ = trained("nlvr2")
     data = world / "corpus" / "nlvr2"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from importlib.util import find_spec
 from typing import Any
 
 from .output import add_any_detector
@@ -98,13 +99,20 @@ def _add_running_options(command: argparse.ArgumentParser) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    _check_accelerate()
     from ..tasks.evaluate import EvaluateArgs, run_evaluation
 
     values = {name: value for name, value in vars(args).items() if name not in ("command", "run")}
     run_evaluation(EvaluateArgs(**values))
 
 
+def _check_accelerate() -> None:
+    if find_spec("accelerate") is None:
+        raise ImportError('evaluation needs one more package: pip install "modeling-visualbert[train]"')
+
+
 def _compare(args: argparse.Namespace) -> None:
+    _check_accelerate()
     from ..tasks.compare import compare_predictions, comparison_table
 
     names = ("first", "second", "data_dir", "split", "subtask", "samples", "seed")

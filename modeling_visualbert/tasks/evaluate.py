@@ -9,18 +9,21 @@ import os
 import resource
 import shutil
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 
 from ..features.store import FeatureStore
 from ..training.loop import evaluate, list_skipped, with_own_scores, write_json, write_predictions
-from ..training.task import Predictions, Task
-from . import vcr
+from ..training.task import Batch, Predictions, Rows, Task
+from . import flickr30k, vcr
 from .common import TaskArgs
 from .one_split import (
     BUILDERS,
@@ -54,7 +57,9 @@ def run_evaluation(args: EvaluateArgs) -> Metrics:
         FileNotFoundError, ValueError, OSError: Checkpoint, data and arguments are not there or do not fit together.
     """
     started = time.time()
-    accelerator = Accelerator(cpu=args.cpu, mixed_precision=args.mixed_precision)
+    # The first process may find regions for hours, while the others wait.
+    waiting = InitProcessGroupKwargs(timeout=timedelta(days=30))
+    accelerator = Accelerator(cpu=args.cpu, mixed_precision=args.mixed_precision, kwargs_handlers=[waiting])
     output_dir = Path(args.output_dir)
     _check_output_dir(output_dir, args.overwrite)
     _check_folders(args)
@@ -63,20 +68,12 @@ def run_evaluation(args: EvaluateArgs) -> Metrics:
         opened = open_checkpoint(args.model, args)
         other = None if args.rationale_model is None else open_checkpoint(args.rationale_model, args)
     args = replace(args, split=args.split or _TEST_SPLITS[kind_of_files(opened, args)])
-    try:
+    with _one_line_errors():
         if other is not None:
             task, metrics, predictions = _evaluate_both(opened, other, args, accelerator)
         else:
             task = BUILDERS[opened.task](opened, args, accelerator)
             metrics, predictions = _evaluate(task, args, accelerator)
-            predictions = with_own_scores(task, predictions, split_name(args))
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise OSError(
-            f"a process that prepares batches died ({str(error).splitlines()[0]}); expected enough memory and shared memory "
-            "for --num_workers and --batch_size: pass --num_workers 0, or smaller ones"
-        ) from error
     record = {
         "task": task.name,
         "best_metric": task.best_metric,
@@ -100,7 +97,52 @@ def run_evaluation(args: EvaluateArgs) -> Metrics:
 
 def _evaluate(task: Task, args: EvaluateArgs, accelerator: Accelerator) -> tuple[Metrics, Predictions]:
     run = TaskArgs(args.output_dir, eval_batch_size=args.batch_size, num_workers=_num_workers(args, accelerator))
+    task = replace(task, collate=_naming_examples(task.collate))
     return evaluate(task, task.model, split_name(args), run, accelerator)
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Of an error in a process that prepares batches, only what it says; and what to do when such a process is killed."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError) as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise type(error)(str(error).strip().splitlines()[-1].partition(": ")[2]) from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise OSError(
+            f"a process that prepares batches died ({str(error).splitlines()[0]}); expected enough memory and shared memory "
+            "for --num_workers and --batch_size: pass --num_workers 0, or smaller ones"
+        ) from error
+
+
+def _naming_examples(collate: Callable[[Rows], Batch]) -> Callable[[Rows], Batch]:
+    """The same, but an error about a batch names the example that is to blame."""
+
+    def run(rows: Rows) -> Batch:
+        try:
+            return collate(rows)
+        except (ValueError, TypeError):
+            for row in rows:
+                try:
+                    collate([row])
+                except (ValueError, TypeError) as error:
+                    raise type(error)(f"example {_id_of(row)}: {error}") from error
+            raise
+
+    return run
+
+
+def _id_of(row: Any) -> Any:
+    if not isinstance(row, dict):
+        return row.id  # pre-training
+    for key in ("question_id", "annot_id", "identifier"):
+        if key in row:
+            return row[key]
+    return flickr30k.sentence_id(row)
 
 
 def _evaluate_both(
@@ -109,7 +151,7 @@ def _evaluate_both(
     """VCR's Q->AR from two checkpoints, one after the other: the rationales are scored given each of the four answers."""
     for opened, subtask in ((answers, "answer"), (rationales, "rationale")):
         if opened.task != "vcr":
-            raise ValueError(f"--rationale_model is for VCR, but {opened.name} is a {opened.task} checkpoint")
+            raise ValueError(f"--rationale_model is for VCR, but {opened.title} is a {opened.task} checkpoint")
         subtask_of(opened, subtask)
     runs = [
         task_args(vcr.VcrArgs, opened, args, subtask=subtask)
@@ -125,21 +167,24 @@ def _evaluate_both(
     )
     task = vcr_task_over(other, images_dir, rationales, runs[1], "rationale", accelerator)
     run = replace(runs[1], eval_batch_size=args.batch_size, num_workers=_num_workers(args, accelerator))
+    task = replace(task, collate=_naming_examples(task.collate))
     given = vcr.rationale_scores(task, task.model, split_name(args), run, accelerator)
     scores = {record["id"]: record["scores"] for record in predictions}
     metrics = {**vcr.score_both(scores, given, data), "num_examples": len(data)}
     predictions = [{**record, "rationales": given[record["id"]]} for record in predictions]
-    own = vcr.own_joint_accuracies(predictions, data)
-    predictions = [{**record, **mine} for record, mine in zip(predictions, own, strict=True)] if own else predictions
 
     def write_results(predictions: Predictions, path: Path) -> None:
         vcr.write_leaderboard(scores, given, data, path.with_suffix(".csv"))
 
-    return (
-        replace(task, name="vcr", best_metric="joint", write_results=write_results, skipped=skipped),
-        metrics,
-        predictions,
+    task = replace(
+        task,
+        name="vcr",
+        best_metric="joint",
+        score_each=lambda predictions, split: vcr.own_joint_accuracies(predictions, data),
+        write_results=write_results,
+        skipped=skipped,
     )
+    return task, metrics, predictions
 
 
 def _num_workers(args: EvaluateArgs, accelerator: Accelerator) -> int:
@@ -187,7 +232,7 @@ def _write(task: Task, record: Metrics, predictions: Predictions, output_dir: Pa
     for path in _files_of_evaluation(output_dir):
         path.unlink()
     list_skipped(task.skipped, output_dir)
-    write_predictions(output_dir / f"predictions_{split}.jsonl", predictions)
+    write_predictions(output_dir / f"predictions_{split}.jsonl", with_own_scores(task, predictions, split))
     results: list[Path] = []
     if task.write_results is not None:
         task.write_results(predictions, output_dir / f"results_{split}")

@@ -94,6 +94,7 @@ class Opened:
 
     Args:
         name: Folder or Hub name.
+        title: What the user called it, for messages; a published checkpoint is completed in another folder.
         task: Name of its task.
         config: Its configuration.
         processor: Its processor, which knows the answers, the longest text, the alignment and so on.
@@ -101,6 +102,7 @@ class Opened:
     """
 
     name: str
+    title: str
     task: str
     config: Any
     processor: VisualBertProcessor
@@ -155,7 +157,7 @@ def open_checkpoint(name: str, args: EvaluateArgs) -> Opened:
             f"{name} is a {task} checkpoint with a processor for {processor.task}; expected one for {task}"
         )
     check_tokenizer(processor.tokenizer, config.vocab_size, task, name)
-    return Opened(complete, task, config, processor, region_encoder)
+    return Opened(complete, name, task, config, processor, region_encoder)
 
 
 def _read_task(name: str) -> tuple[str, Any]:
@@ -289,7 +291,7 @@ def task_args(args_class: type[Args], opened: Opened, args: EvaluateArgs, **more
     given = given_options(args)
     if unknown := [name for name in (*given, *(["probe_words"] if args.probe_words else [])) if name not in known]:
         raise ValueError(
-            f"--{unknown[0]}: {opened.name} is a {opened.task} checkpoint; expected one that has this option"
+            f"--{unknown[0]}: {opened.title} is a {opened.task} checkpoint; expected one that has this option"
         )
     saved = {name: opened.options[name] for name in TASK_OPTIONS if name in opened.options}
     same: tuple[str, ...] = (
@@ -373,14 +375,14 @@ def _find_regions(
     """Where the regions of the images are, or are found; what does not fit is refused before anything is extracted."""
     dim, has_encoder = opened.config.visual_embedding_dim, opened.config.region_encoder_config is not None
     if run.from_pixels and not has_encoder:
-        raise ValueError(f"--from_pixels: {opened.name} has no region encoder inside; leave it out")
+        raise ValueError(f"--from_pixels: {opened.title} has no region encoder inside; leave it out")
     if run.text_only:
         return Images(None, None, None, dim, {}, {})
     if run.features_dir is not None:
         FeatureStore(run.features_dir, dim)
     elif not (has_encoder or run.region_encoder) and run.data_dir is not None:
         raise ValueError(
-            f"{opened.name} has no region encoder inside; expected --features_dir with the regions of the images, or "
+            f"{opened.title} has no region encoder inside; expected --features_dir with the regions of the images, or "
             "--region_encoder to find them with"
         )
     return prepare_images(run, keys, images_dir, find_paths, accelerator.device, boxes)
@@ -398,10 +400,10 @@ def subtask_of(opened: Opened, given: str | None) -> str:
     known = opened.options.get("subtask")
     known = known if known in vcr.SUBTASKS else None
     if known and given and known != given:
-        raise ValueError(f"{opened.name} was trained to choose the {known}; expected one that chooses the {given}")
+        raise ValueError(f"{opened.title} was trained to choose the {known}; expected one that chooses the {given}")
     if not known and not given:
         raise ValueError(
-            f"{opened.name} does not say what it chooses; expected --subtask answer (Q->A), --subtask rationale (QA->R), or "
+            f"{opened.title} does not say what it chooses; expected --subtask answer (Q->A), --subtask rationale (QA->R), or "
             "both models: --model ANSWER_MODEL --rationale_model RATIONALE_MODEL (Q->AR)"
         )
     return known or given or ""

@@ -229,14 +229,13 @@ def evaluate(
     """
     model.eval()
     predictions: Predictions = []
-    with torch.inference_mode(), accelerator.autocast():
-        for rows, batch in tqdm(
-            _evaluation_batches(task, split, args, accelerator),
-            desc=f"evaluating {split}",
-            leave=False,
-            disable=not accelerator.is_main_process,
-        ):
+    batches, is_main = _evaluation_batches(task, split, args, accelerator), accelerator.is_main_process
+    # The bar does not iterate itself: tqdm would start the processes that prepare batches twice.
+    bar = tqdm(total=len(batches), desc=f"evaluating {split}", leave=False, disable=not is_main)
+    with bar, torch.inference_mode(), accelerator.autocast():
+        for rows, batch in batches:
             predictions += task.predict(accelerator.unwrap_model(model)(**to_device(batch, accelerator.device)), rows)
+            bar.update()
     predictions = sorted(gather_object(predictions), key=lambda record: record["id"])
     scored = [task.score(predictions, split) if accelerator.is_main_process else None]
     return broadcast_object_list(scored)[0], predictions
