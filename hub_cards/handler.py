@@ -9,6 +9,8 @@ and `boxes`; `sentence` and `phrases`; `text`. Inputs that are too large are ref
 
 import base64
 import io
+import json
+from pathlib import Path
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
@@ -25,7 +27,10 @@ class EndpointHandler:
     """Answers requests with the pipeline of the checkpoint in `path`."""
 
     def __init__(self, path: str = ""):
-        self.pipeline = pipeline(model=path, trust_remote_code=True)
+        # Where the package is imported, `pipeline` would ask the Hub for the task.
+        config = json.loads((Path(path) / "config.json").read_text(encoding="utf-8"))
+        (task,) = config["custom_pipelines"]
+        self.pipeline = pipeline(task, model=path, trust_remote_code=True)
 
     def __call__(self, data: dict[str, Any]) -> Any:
         """

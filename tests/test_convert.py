@@ -138,13 +138,13 @@ def test_published_answers_get_their_names(tmp_path):
     assert model.config.label2id[pythia_answers()[7]] == 7
 
 
-def test_published_folder_without_a_tensor_reports_it_as_new(tmp_path):
+def test_published_folder_without_a_tensor_is_refused(tmp_path):
     save_as_published(tmp_path, "nlvr2")
     weights = torch.load(tmp_path / "pytorch_model.bin")
     del weights["cls.bias"]
     torch.save(weights, tmp_path / "pytorch_model.bin")
-    _, report = convert_published_checkpoint(tmp_path)
-    assert [(item.original, item.name) for item in report if item.status == "new"] == [(None, "cls.bias")]
+    with pytest.raises(ValueError, match=r"the weights lack cls\.bias; expected every tensor of VisualBertForVisualR"):
+        convert_published_checkpoint(tmp_path)
 
 
 def test_weights_of_something_else_are_refused(tmp_path):

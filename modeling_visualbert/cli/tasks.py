@@ -236,8 +236,8 @@ def _load_pipeline(task_name: str, args: argparse.Namespace) -> Any:
         raise ValueError(f"{args.model} was quantised by {saved.get('quant_method')}; --int8 needs single precision")
     options = {"quantization_config": int8_config()} if args.int8 and not is_int8 else {}
     # As `pipeline(...)` does, which reads the configuration and its thousands of answers four times.
-    processor = VisualBertProcessor.from_pretrained(name)
     model = HEAD_CLASSES[task_name].from_pretrained(name, config=config, dtype="auto", **options)
+    processor = VisualBertProcessor.from_pretrained(name)
     return getattr(pipeline_visualbert, task.pipeline_class)(model=model, processor=processor, task=task.pipeline)
 
 

@@ -1,13 +1,14 @@
 """How VisualBERT checkpoints are saved, opened, started from BERT and given a region encoder."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 
 from .configuration_visualbert import VisualBertConfig
+from .loading_visualbert import load_checked
 from .modeling_region_encoder import RegionEncoder
 from .regions_visualbert import check_detector, spatial_hint
 from .tasks_visualbert import AUTO_MAP, custom_pipelines
@@ -25,25 +26,27 @@ _BERT_KEYS = {
 }
 
 
+_NOT_IN_BERT = ("embeddings.visual_projection.", "pooler.", "additional_layer.", "region_encoder.")
+
+
 class VisualBertCheckpointModel(PreTrainedModel):
     """A model that is saved with its code, reports damaged files by name, and can start from a BERT."""
 
     config: VisualBertConfig
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """As in `transformers`, but the error about a damaged or mislabelled weights file names the checkpoint.
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, new_parts: Sequence[str] = (), **kwargs):
+        """As in `transformers`, but weights that are not those of the model are refused, see [`load_checked`].
+
+        Args:
+            pretrained_model_name_or_path: Folder or Hub name.
+            new_parts: Parts that the checkpoint may lack beside a head, such as `"region_encoder."` when one is loaded into the
+                model afterwards.
 
         Raises:
-            ValueError: A `.safetensors` file is truncated, or is in fact something else, such as a pickle.
+            ValueError: The weights are damaged; or tensors are missing, left over, of another shape or not finite.
         """
-        try:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        except SafetensorError as error:
-            raise ValueError(
-                f"{pretrained_model_name_or_path}: damaged weights, expected safetensors ({error}); "
-                "the file is truncated or of another format"
-            ) from error
+        return load_checked(super().from_pretrained, pretrained_model_name_or_path, args, kwargs, new_parts)
 
     @classmethod
     def from_bert(cls, pretrained_model_name_or_path, **config_kwargs) -> "VisualBertCheckpointModel":
@@ -66,7 +69,9 @@ class VisualBertCheckpointModel(PreTrainedModel):
             )
         shared = {name: bert_fields[name] for name in _BERT_FIELDS if name in bert_fields}
         config = VisualBertConfig(**{**shared, **config_kwargs})
-        return cls.from_pretrained(pretrained_model_name_or_path, config=config, key_mapping=_BERT_KEYS)
+        return cls.from_pretrained(
+            pretrained_model_name_or_path, config=config, key_mapping=_BERT_KEYS, new_parts=_NOT_IN_BERT
+        )
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         # For code from outside, `transformers` skips modules that have no parameters of their own, and with them the copying

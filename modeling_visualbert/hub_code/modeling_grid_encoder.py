@@ -154,10 +154,10 @@ def _filled_part(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) ->
 
 def _backbone(config) -> nn.Module:
     if type(config) in MODEL_FOR_BACKBONE_MAPPING:
-        return AutoBackbone.from_config(config)
+        return AutoBackbone.from_config(config, dtype=torch.get_default_dtype())
     if not hasattr(config, "patch_size"):
         raise ValueError(f"backbone {config.model_type!r} has no patches; expected {SUPPORTED_BACKBONES}")
-    model = AutoModel.from_config(config)
+    model = AutoModel.from_config(config, dtype=torch.get_default_dtype())
     if hasattr(model, "pooler"):
         model.pooler = None  # nobody reads it
     return model

@@ -13,6 +13,7 @@ from transformers import AutoModelForObjectDetection, PretrainedConfig, PreTrain
 from transformers.utils import ModelOutput
 
 from .configuration_region_encoder import NUM_GEOMETRY_FEATURES, QueryRegionEncoderConfig
+from .loading_visualbert import load_checked
 from .regions_visualbert import box_geometry, box_iou, center_to_corners, corners_to_center, suppress_overlaps
 
 _WHOLE_IMAGE = 0.99  # a given box of at least this area is the whole image
@@ -67,6 +68,17 @@ class RegionEncoder(PreTrainedModel):
         r"^(visual_bert\.)?(embeddings|encoder|pooler|additional_layer)\.",
         r"^(cls|attention)\.",
     )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """As in `transformers`, but weights that are not those of the region encoder are refused, see [`load_checked`].
+
+        Raises:
+            ValueError: The weights are damaged; or tensors are missing, left over, of another shape or not finite.
+        """
+        # One that was never standardised has no mean and deviation.
+        new_parts = [("feature_mean", "feature_std")]
+        return load_checked(super().from_pretrained, pretrained_model_name_or_path, args, kwargs, new_parts)
 
     def fingerprint(self) -> str:
         """Hash of configuration and weights: two encoders with the same one find the same regions."""
@@ -158,7 +170,8 @@ class QueryRegionEncoder(StandardisedRegionEncoder):
         if config.detector_config is None:
             raise ValueError("`detector_config` is missing; expected the config of an object detection model")
         super().__init__(config)
-        self.detector = AutoModelForObjectDetection.from_config(config.detector_config)
+        # By itself, it would take the type that its configuration was saved with.
+        self.detector = AutoModelForObjectDetection.from_config(config.detector_config, dtype=torch.get_default_dtype())
         self.post_init()
 
     @classmethod

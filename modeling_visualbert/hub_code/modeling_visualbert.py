@@ -98,6 +98,9 @@ class VisualBertEmbeddings(nn.Module):
         """Projected feature + segment (0 when not given) + position, [B, R, D], before LayerNorm. Each argument has a row per
         text or a row per image; the features of an image are projected once for all texts about it."""
         batch_size = visual_embeds.shape[0] if batch_size is None else batch_size
+        visual_embeds = visual_embeds.to(
+            self.visual_position_embeddings.weight.dtype
+        )  # stored in half or single precision
         regions_BRD = for_each_text(self.visual_projection(visual_embeds), batch_size)
         if visual_token_type_ids is None:
             # The authors trained segment 0 in every single-image task; `transformers` defaults to the untrained row 1.

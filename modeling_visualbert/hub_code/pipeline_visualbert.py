@@ -17,11 +17,29 @@ from transformers import Pipeline
 
 from .compile_visualbert import compile_model
 from .explain_visualbert import explain_answers, outputs_with_attention
+from .modeling_visualbert import (
+    VisualBertForMultipleChoice,
+    VisualBertForPreTraining,
+    VisualBertForQuestionAnswering,
+    VisualBertForRegionToPhraseAlignment,
+    VisualBertForVisualReasoning,
+)
 from .processing_visualbert import VisualBertProcessor
 from .regions_visualbert import check_regions, find_regions, join_regions, pad_regions
 from .sequence_visualbert import answer_positions
 from .tasks_visualbert import TASKS, VisualBertTask
 from .text_visualbert import check_tokenizer
+
+_HEADS = {
+    head.__name__: head
+    for head in (
+        VisualBertForMultipleChoice,
+        VisualBertForPreTraining,
+        VisualBertForQuestionAnswering,
+        VisualBertForRegionToPhraseAlignment,
+        VisualBertForVisualReasoning,
+    )
+}
 
 
 class VisualBertPipeline(Pipeline):
@@ -63,7 +81,10 @@ class VisualBertPipeline(Pipeline):
         super().__init__(model, *args, processor=processor, **kwargs)
         found = type(self.model).__name__
         if found != self.about.head or not hasattr(self.model, "get_image_features"):
-            # `transformers` has classes of the same names that cannot read images.
+            # `transformers` has classes of the same names that cannot read images. `pipeline` goes on to them when ours refuses a
+            # checkpoint, and forgets why, so it is asked again.
+            if Path(self.model.name_or_path or "no folder").is_dir():
+                _HEADS[self.about.head].from_pretrained(self.model.name_or_path)
             raise ValueError(
                 f"the model is {type(self.model).__module__}.{found}; expected this package's {self.about.head}"
             )

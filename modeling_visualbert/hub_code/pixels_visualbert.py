@@ -76,6 +76,7 @@ class PixelReader(PreTrainedModel):
                 "`pixel_values`; pass precomputed `visual_embeds` instead"
             )
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.freeze_region_encoder):
+            pixel_values = pixel_values.to(self.region_encoder.dtype)  # image processors make single precision
             known = {name: kwargs[name] for name in self.region_encoder.region_inputs if kwargs.get(name) is not None}
             return self.region_encoder(pixel_values, pixel_mask, boxes_unit, boxes_mask, **known)
 

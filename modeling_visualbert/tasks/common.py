@@ -291,7 +291,10 @@ def _from_visualbert(head: type[PreTrainedModel], name: str, fields: dict[str, A
     if "id2label" not in fields:
         old = {key: value for key, value in old.items() if key not in ("id2label", "label2id")}
     config = VisualBertConfig(**{**old, **fields})
-    model, info = head.from_pretrained(name, config=config, ignore_mismatched_sizes=True, output_loading_info=True)
+    options = {"ignore_mismatched_sizes": True, "output_loading_info": True}
+    model, info = head.from_pretrained(
+        name, config=config, new_parts=("region_encoder.", "additional_layer."), **options
+    )
     for key, theirs, ours in info["mismatched_keys"]:
         # Another task or answer vocabulary gets a new classifier; anything else is a mistake.
         if not key.startswith("cls."):

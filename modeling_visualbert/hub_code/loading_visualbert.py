@@ -1,0 +1,115 @@
+"""What is refused when weights are loaded: tensors that are missing, left over, of another shape, or not finite.
+
+`transformers` warns and goes on with random weights, and a model with random weights answers as readily as a trained one.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+
+# Beginnings of the names of a head's tensors; one of its parts may be new without the others.
+HEAD_PARTS = ("cls.", "cls.predictions.", "cls.seq_relationship.", "attention.")
+# They start as copies of the text's (`special_visual_initialize`).
+REGION_TABLES = ("embeddings.visual_token_type_embeddings.", "embeddings.visual_position_embeddings.")
+_LAYERS = ("encoder.layer.", "additional_layer.", "region_encoder.")  # as many as the configuration says
+_CHECKED_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_SHOWN = 5
+Part = str | tuple[str, ...]
+
+
+def load_checked(
+    load: Callable, name: Any, args: Sequence[Any], kwargs: dict[str, Any], new_parts: Sequence[Part] = ()
+) -> Any:
+    """Load a model and refuse a checkpoint whose weights are not those of the model.
+
+    Args:
+        load: `from_pretrained` of `transformers` for the class.
+        name, args, kwargs: Its arguments.
+        new_parts: Beginnings of names, counted from the base model. The checkpoint may lack the tensors that begin so, or in one
+            of several ways, if it lacks all of them. A head may be new if the checkpoint is of another class.
+
+    Returns:
+        What `load` returns.
+
+    Raises:
+        ValueError: The weights file is damaged; or tensors are missing, left over, of another shape or not finite.
+    """
+    wants_info = kwargs.pop("output_loading_info", False)
+    may_mismatch = kwargs.pop("ignore_mismatched_sizes", False)
+    try:
+        model, info = load(name, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{name}: damaged weights, expected safetensors ({error}); the file is truncated or of another format"
+        ) from error
+    if not may_mismatch:
+        for key, found, expected in info["mismatched_keys"]:
+            raise ValueError(f"{name}: {key!r} has shape {tuple(found)}, expected {tuple(expected)}")
+    is_same_class = (model.config.architectures or [None])[0] == type(model).__name__
+    if not is_same_class:
+        new_parts = (*new_parts, *HEAD_PARTS)
+    if not is_same_class or model.base_model is model:  # no trained head
+        new_parts = (*new_parts, REGION_TABLES)
+    _check_missing(model, info, new_parts, name)
+    _check_left_over(model, info["unexpected_keys"], name)
+    _check_finite(model, name)
+    return (model, info) if wants_info else model
+
+
+def _check_missing(model: PreTrainedModel, info: Mapping[str, Any], new_parts: Sequence[Part], name: Any) -> None:
+    """Refuse missing tensors, unless all of a part that may be new are missing."""
+    missing = {_in_base(model, key) for key in info["missing_keys"]}
+    if not missing:
+        return
+    tied = {_in_base(model, key) for key in model.all_tied_weights_keys}  # copies, which are never missing
+    ours = {_in_base(model, key) for key in model.state_dict()} - tied
+    present = ours - missing
+    may_lack = [part for part in new_parts if not any(key.startswith(part) for key in present)]
+    is_new = {key: any(_in_base(model, key).startswith(part) for part in may_lack) for key in info["missing_keys"]}
+    wrong = sorted(key for key, allowed in is_new.items() if not allowed)
+    if len(wrong) > len(present):
+        others = ", ".join(map(repr, sorted(info["unexpected_keys"])[:3]))
+        raise ValueError(
+            f"{name}: {len(present)} of the {len(ours)} tensors of {type(model).__name__} are in it; expected its checkpoint"
+            + (f", found {others}" if others else "")
+        )
+    if wrong:
+        raise ValueError(f"{name}: the weights lack {_listed(wrong)}; expected every tensor of {type(model).__name__}")
+
+
+def _check_left_over(model: PreTrainedModel, unexpected: Iterable[str], name: Any) -> None:
+    """Refuse layers that the checkpoint's own configuration does not have: it is that of another model."""
+    extra = sorted(key for key in unexpected if _in_base(model, key).startswith(_LAYERS))
+    if not extra:
+        return
+    saved, _ = type(model.config).get_config_dict(name)
+    if all(
+        saved.get(field) == getattr(model.config, field, None) for field in ("num_hidden_layers", "bypass_transformer")
+    ):
+        raise ValueError(
+            f"{name}: its configuration has no place for the weights {_listed(extra)}; expected the configuration that they "
+            "were saved with"
+        )
+
+
+def _check_finite(model: PreTrainedModel, name: Any) -> None:
+    """Read every weight once. Weights that are not in memory (offloaded to disk) or are quantised are not read."""
+    for key, value in model.state_dict().items():
+        is_plain = type(value) is torch.Tensor and value.dtype in _CHECKED_DTYPES and value.device.type != "meta"
+        if is_plain and value.numel() and not all(bound.isfinite() for bound in torch.aminmax(value)):
+            raise ValueError(f"{name}: {key!r} holds NaN or infinity; expected finite weights")
+
+
+def _in_base(model: PreTrainedModel, key: str) -> str:
+    return key.removeprefix(f"{model.base_model_prefix}.")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+__all__ = ["HEAD_PARTS", "REGION_TABLES", "load_checked"]
