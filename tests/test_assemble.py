@@ -133,6 +133,17 @@ def test_tokenizers_that_do_not_fit_are_refused(vocabulary, message, tmp_path):
         open_tokenizer(folder, len(VOCABULARY), "vqa")
 
 
+@pytest.mark.parametrize("flag", ["--tokenizer", "--region_encoder"])
+def test_what_is_not_there_is_said_before_anything_is_downloaded(flag, tmp_path, cache, capsys):
+    (tmp_path / "empty").mkdir()
+    absent = str(tmp_path / ("empty" if flag == "--tokenizer" else "nowhere"))
+    assert main(["convert", "uclanlp/visualbert-vqa", str(tmp_path / "out"), flag, absent]) == 2
+    message = "no tokenizer in this folder" if flag == "--tokenizer" else "no such region encoder folder"
+    assert f"{absent}: {message}" in capsys.readouterr().err
+    assert main(["ask", "--model", "uclanlp/visualbert-vqa", "image.png", "what?", flag, absent]) == 2
+    assert not list(cache.glob("**/*.partial"))
+
+
 def test_no_tokenizer_is_made_up(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(
@@ -225,7 +236,9 @@ def test_the_detector_of_the_features_is_written_and_compared(parts, tmp_path, c
     made.save(tmp_path / "known")
     encoder, _ = open_region_encoder(DETECTOR)
     assert VisualBertConfig.from_pretrained(tmp_path / "known").feature_detector == encoder.identity()
-    bare = assemble(parts / "vqa", tokenizer=parts / "tokenizer", detector="pythia-x101")
+    bare = assemble(
+        parts / "vqa", tokenizer=parts / "tokenizer", published=published_checkpoints()["uclanlp/visualbert-vqa"]
+    )
     assert bare.model.config.feature_detector == {"name": "pythia-x101", "fingerprint": None}
     bare.save(tmp_path / "bare")
     flags = ["tester/x", "--dry_run", "--region_encoder", str(DETECTOR)]

@@ -85,7 +85,7 @@ def add_checkpoint_commands(commands: Any) -> None:
 
 def _convert(args: argparse.Namespace) -> None:
     from ..convert import summarise
-    from ..convert.assemble import Assembled, assemble, checkpoint_files
+    from ..convert.assemble import Assembled, assemble, check_parts, checkpoint_files
     from ..convert.published_detectors import (
         add_spatial_features,
         is_published_detector,
@@ -114,9 +114,9 @@ def _convert(args: argparse.Namespace) -> None:
         made.save(target)
     else:
         heads = {} if args.num_attention_heads is None else {"num_attention_heads": args.num_attention_heads}
+        check_parts(args.region_encoder, args.tokenizer)
         published = find_published_checkpoint(args.source)
-        detector = None if published is None else published.detector.name
-        parts = (args.tokenizer, args.region_encoder, args.spatial, args.any_detector, detector)
+        parts = (args.tokenizer, args.region_encoder, args.spatial, args.any_detector, published)
         with checkpoint_files(args.source) as source:
             made = assemble(source, args.task, *parts, **heads)
             made.save(target)

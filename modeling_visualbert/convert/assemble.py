@@ -89,7 +89,7 @@ def assemble(
     region_encoder: str | Path | None = None,
     spatial: bool = False,
     any_detector: bool = False,
-    detector: str | None = None,
+    published: PublishedCheckpoint | None = None,
     **config_kwargs: Any,
 ) -> Assembled:
     """
@@ -103,7 +103,7 @@ def assemble(
             of one in `assets/published.yaml`, such as "pythia-x101", which is downloaded.
         spatial: Whether its features are to end with the six spatial numbers of Flickr30k.
         any_detector: Whether a region encoder is accepted that is known to be another than the model's features came from.
-        detector: Name of the published detector that they came from; known for published Hub names.
+        published: The published checkpoint whose files are in the folder `source`; known for Hub names.
         config_kwargs: Fields of [`VisualBertConfig`] that a `.th` file does not tell.
 
     Raises:
@@ -117,25 +117,23 @@ def assemble(
     else:
         check_name(source)
         model, report = convert_published_checkpoint(source)
-    published = find_published_checkpoint(source)
-    if detector is None and published is not None:
-        detector = published.detector.name
-    if detector is not None:
-        model.config.feature_detector = {"name": detector, "fingerprint": None}
+    published = published or find_published_checkpoint(source)
+    if published is not None:
+        model.config.feature_detector = {"name": published.detector.name, "fingerprint": None}
     found = HEADS[type(model).__name__]
     missing = []
     opened = None if tokenizer is None else open_tokenizer(tokenizer, model.config.vocab_size, found.name)
-    image_processor = None
-    if isinstance(
-        model.config.region_encoder_config, RegionDetectorConfig
-    ):  # the file of a VCR model holds its detector
-        image_processor = RegionDetectorImageProcessor.for_config(model.config.region_encoder_config)
-    elif model.config.region_encoder_config is not None:  # a checkpoint of ours without its processor
-        image_processor = AutoImageProcessor.from_pretrained(source)
+    image_processor = _own_image_processor(model, source)
     if region_encoder is not None:
         encoder, image_processor = open_region_encoder(region_encoder, spatial)
         known = find_published_detector(region_encoder)
-        model.attach_region_encoder(encoder, any_detector or (known is not None and known.name == detector))
+        is_right = any_detector or (published is not None and known == published.detector)
+        if not is_right:
+            expected = model.config.feature_detector
+            check_detector(
+                str(region_encoder), encoder.identity(), published.name if published else str(source), expected
+            )
+        model.attach_region_encoder(encoder, any_detector=True)
     elif image_processor is None:
         missing.append(
             "region encoder (add it with --region_encoder; without it the model reads precomputed features only)"
@@ -153,6 +151,28 @@ def assemble(
             alignment="original" if found.name == "vcr" else "subword",
         )
     return Assembled(model, processor, report, missing)
+
+
+def _own_image_processor(model: PreTrainedModel, source: str | Path) -> Any:
+    """The image processor of the region encoder that a checkpoint brings along; None if it brings none."""
+    config = model.config.region_encoder_config
+    if isinstance(config, RegionDetectorConfig):  # the file of a VCR model holds its detector
+        return RegionDetectorImageProcessor.for_config(config)
+    return None if config is None else AutoImageProcessor.from_pretrained(source)  # of ours, without its processor
+
+
+def check_parts(region_encoder: str | Path | None, tokenizer: str | Path | None) -> None:
+    """Refuse folders that are not there, or hold no tokenizer, before anything large is downloaded.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: There is no such region encoder or tokenizer.
+    """
+    if region_encoder is not None:
+        check_name(region_encoder, "region encoder")
+    if tokenizer is not None:
+        check_name(tokenizer, "tokenizer")
+        if Path(tokenizer).exists():
+            open_tokenizer(tokenizer)
 
 
 def _answers(config: VisualBertConfig) -> list[str]:
@@ -250,6 +270,7 @@ def complete_checkpoint(
 def _assemble_in_cache(
     name: str | Path, region_encoder: str | Path | None, tokenizer: str, any_detector: bool, target: Path
 ) -> None:
+    check_parts(region_encoder, tokenizer)
     draft = target.with_name(f"{target.name}.partial")
     shutil.rmtree(draft, ignore_errors=True)
     with checkpoint_files(name) as source:
@@ -257,8 +278,7 @@ def _assemble_in_cache(
             source = hub_folder(str(name), _CHECKPOINT_FILES)
         detector = None if region_encoder is None else find_published_detector(region_encoder)
         published = find_published_checkpoint(name)
-        trained_on = None if published is None else published.detector.name
-        assembled = assemble(source, None, tokenizer, region_encoder, False, any_detector, trained_on)
+        assembled = assemble(source, None, tokenizer, region_encoder, False, any_detector, published)
         assembled.save(draft, None if detector is None else kept_weights(detector))
         draft.rename(target)
 
@@ -313,4 +333,4 @@ def _identity(part: str | Path | None) -> list[Any]:
     return [str(path.resolve()), *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)]
 
 
-__all__ = ["Assembled", "assemble", "checkpoint_files", "complete_checkpoint"]
+__all__ = ["Assembled", "assemble", "check_parts", "checkpoint_files", "complete_checkpoint"]
