@@ -51,6 +51,18 @@ def test_a_split_without_labels(tmp_path):
     assert rows["label"][:] == [None]
 
 
+def test_a_line_without_a_label_among_others_is_named_or_left_out(tmp_path):
+    path = lines(
+        tmp_path, EXAMPLE, {"identifier": "dev-2-0-0", "sentence": "A."}, {**EXAMPLE, "identifier": "dev-3-0-0"}
+    )
+    message = "dev.json: line 2: identifier 'dev-2-0-0' has no 'label', but others have; expected all or none"
+    with pytest.raises(ValueError, match=message):
+        load_nlvr2(path)
+    skipped = []
+    assert load_nlvr2(path, skipped=skipped)["identifier"][:] == ["dev-1-0-0", "dev-3-0-0"]
+    assert skipped == [f"{path.parent}/{message}"]
+
+
 @pytest.mark.parametrize(
     ("records", "message"),
     [

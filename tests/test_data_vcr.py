@@ -133,6 +133,17 @@ def test_a_test_split_has_no_labels(tmp_path):
     assert load_vcr(*write(tmp_path, line))[0]["rationale_choices"] is None
 
 
+@pytest.mark.parametrize("label", ["answer_label", "rationale_label"])
+def test_a_line_without_a_label_among_others_is_named_or_left_out(tmp_path, label):
+    paths = write(tmp_path, record("val-0"), record("val-1", **{label: None}), record("val-2"))
+    message = f"val.jsonl: line 2: annot_id 'val-1' has no '{label}', but others have; expected all or none"
+    with pytest.raises(ValueError, match=message):
+        load_vcr(*paths)
+    skipped = []
+    assert load_vcr(*paths, skipped=skipped)["annot_id"][:] == ["val-0", "val-2"]
+    assert skipped == [f"{tmp_path}/{message}"]
+
+
 def test_an_empty_file_has_the_columns(tmp_path):
     assert load_vcr(*write(tmp_path)).column_names == list(vcr.FEATURES)
 

@@ -109,6 +109,18 @@ def test_answers_come_from_the_training_data_or_a_list(args, tmp_path):
     assert pythia.processor.answers == list(pythia_answers())
 
 
+@pytest.mark.parametrize("role", ["train", "dev"])
+def test_training_on_a_split_without_answers_is_refused(args, corpus, tmp_path, role):
+    shutil.copytree(corpus / "vqa", tmp_path / "vqa")
+    (tmp_path / "vqa" / "v2_shapes_test_annotations.json").unlink()
+    why = rf"because {tmp_path}/vqa has no file like \*_test_annotations.json; expected"
+    changes = {"data_dir": str(tmp_path / "vqa"), f"{role}_split": "test"}
+    with pytest.raises(ValueError, match=f"--{role}_split test: no answers, {why} labels"):
+        vqa_task(args(**changes), Accelerator(cpu=True))
+    with pytest.raises(ValueError, match=rf"split val\+test: no answers for test, {why} annotations of all parts"):
+        vqa_task(args(**{**changes, f"{role}_split": "val+test"}), Accelerator(cpu=True))
+
+
 def features_of(task, folder, dim, detector="mine"):
     """A store with random features of all images of a task."""
     generator = torch.Generator().manual_seed(0)
@@ -467,6 +479,19 @@ def test_a_detector_trains_on_a_folder_of_boxes(tmp_path):
     record = train(task, run)
     assert set(record["splits"]["dev"]) == {"map", "map50", "recall_100", "num_examples"}
     assert (tmp_path / "run" / "best" / "preprocessor_config.json").is_file()
+
+
+@pytest.mark.parametrize("role", ["train", "dev"])
+def test_a_detector_does_not_train_without_boxes(tmp_path, role):
+    whole, none = tmp_path / "whole", tmp_path / "none"
+    whole.mkdir()
+    none.mkdir()
+    files = {"train": coco_file(whole), "dev": coco_file(whole), role: coco_file(none)}
+    files[role].write_text(json.dumps({**json.loads(files[role].read_text()), "annotations": []}))
+    fields = {f"{name}_annotations": str(path) for name, path in files.items()}
+    run = DetectionArgs(str(tmp_path / "run"), **fields, train_images=str(whole), dev_images=str(whole))
+    with pytest.raises(ValueError, match=f"--{role}_annotations .*none/boxes.json: no boxes; expected at least one"):
+        detection_task(run, Accelerator(cpu=True))
 
 
 def test_annotations_need_images_and_a_dev_set(tmp_path):

@@ -149,6 +149,17 @@ def test_a_split_without_labels_is_predicted_and_not_scored(make, corpus, tmp_pa
     assert len((tmp_path / "results_test.csv").read_text().splitlines()) == len(hidden)
 
 
+@pytest.mark.parametrize("role", ["train", "dev"])
+def test_training_on_a_split_without_labels_is_refused(make, corpus, tmp_path, role):
+    hidden = [{k: v for k, v in record.items() if k != "label"} for record in records_of(corpus, "test1")]
+    folder = data_folder(tmp_path / "data", corpus, test2=map(json.dumps, hidden))
+    with pytest.raises(ValueError, match=rf"--{role}_split test2: no 'label' in .*/data/test2.json; expected labels"):
+        make(**folder, **{f"{role}_split": "test2"})
+    empty = data_folder(tmp_path / "empty", corpus, test2=[])
+    with pytest.raises(ValueError, match=f"--{role}_split test2: no examples; expected at least one"):
+        make(**empty, **{f"{role}_split": "test2"})
+
+
 def test_a_bad_record_stops_the_run_or_is_listed(make, corpus, tmp_path):
     lines = [json.dumps(record) for record in records_of(corpus, "train")]
     lines[2] = json.dumps({**json.loads(lines[2]), "label": "maybe"})

@@ -517,6 +517,17 @@ def test_an_unlabelled_split_has_no_pairs(make, small, tmp_path):
     assert 0 <= metrics["mlm_accuracy"] <= 100
 
 
+def test_pairs_are_trained_on_labelled_splits_only(make, small, tmp_path):
+    shutil.copytree(small / "nlvr2" / "data", tmp_path / "data")
+    records = map(json.loads, (tmp_path / "data" / "dev.json").read_text().splitlines())
+    hidden = [{name: value for name, value in record.items() if name != "label"} for record in records]
+    (tmp_path / "data" / "dev.json").write_text("".join(json.dumps(record) + "\n" for record in hidden))
+    fields = {"data_dir": str(tmp_path / "data"), "images_dir": str(small / "nlvr2" / "images"), "text_only": True}
+    with pytest.raises(ValueError, match="--dev_split dev: no 'label' in .*data/dev.json; expected labels"):
+        make(stage="nlvr2", **fields)
+    assert all(row.match is None for row in make(stage="nlvr2", no_match=True, **fields)[0].splits["dev"])
+
+
 @pytest.mark.parametrize("stage", ["vqa", "vcr"])
 def test_a_split_without_answers_is_named(make, small, tmp_path, stage):
     data = tmp_path / stage

@@ -261,6 +261,25 @@ def test_both_sub_tasks_end_with_a_leaderboard_of_a_split_without_labels(make, h
     assert list(board) == task.splits["test"]["annot_id"]
 
 
+@pytest.mark.parametrize("role", ["train", "dev"])
+def test_training_on_a_split_without_labels_is_refused(make, hidden, role):
+    missing = {"answer": "'answer_label'", "rationale": "'answer_label' and 'rationale_label'"}
+    for subtask, labels in missing.items():
+        with pytest.raises(
+            ValueError, match=rf"--{role}_split test: no {labels} in .*/data/test.jsonl; expected labels"
+        ):
+            make(**hidden, subtask=subtask, **{f"{role}_split": "test"})
+
+
+def test_choosing_answers_needs_no_labels_of_rationales(make, corpus, tmp_path):
+    lines = [json.dumps(record | {"rationale_label": None}) for record in records_of(corpus, "val")]
+    folder = data_folder(tmp_path / "data", corpus, val=lines)
+    task, _ = make(**folder, subtask="answer")
+    assert "labels" in task.collate(first_rows(task))
+    with pytest.raises(ValueError, match="--dev_split val: no 'answer_label' and 'rationale_label' in"):
+        make(**folder, subtask="rationale")
+
+
 def test_a_bad_record_stops_the_run_or_is_listed(make, corpus, tmp_path):
     lines = [json.dumps(record) for record in records_of(corpus, "train")]
     lines[1] = json.dumps({**json.loads(lines[1]), "answer_label": 4})

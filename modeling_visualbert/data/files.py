@@ -161,6 +161,31 @@ def check_new(value: Any, seen: set[Any], what: str, where: str) -> None:
     seen.add(value)
 
 
+def labelled_alike(
+    rows: list[tuple[str, dict[str, Any]]], key: str, label: str, skipped: list[str] | None
+) -> list[tuple[str, dict[str, Any]]]:
+    """Rows of which all or none have a label: where some have it, one without it is a bad record.
+
+    Args:
+        rows: Place, for error messages, and row.
+        key: Column that identifies a row.
+        label: Column of the label, None where there is none.
+        skipped: If given, rows without label are left out and their errors are added to this list instead of being raised.
+
+    Raises:
+        ValueError: A row has no label, although others have one; the message names its place and identifier.
+    """
+    if all(row[label] is None for _, row in rows):
+        return rows
+    kept = []
+    for where, row in rows:
+        with skipping(skipped):
+            if row[label] is None:
+                raise ValueError(f"{where}: {key} {row[key]!r} has no {label!r}, but others have; expected all or none")
+            kept.append((where, row))
+    return kept
+
+
 def check_count(path: str | Path, count: int, what: str, split: str, expected: Mapping[str, int]) -> None:
     """Log a warning if an official split is incomplete: it may be a sample, or a truncated download."""
     full = expected.get(split, count)

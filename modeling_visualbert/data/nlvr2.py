@@ -20,7 +20,7 @@ from typing import Any
 
 from datasets import Dataset, Features, List, Value
 
-from .files import check_count, check_new, find_one, optional, read_json_lines, require, skipping
+from .files import check_count, check_new, find_one, labelled_alike, optional, read_json_lines, require, skipping
 
 EXPECTED_EXAMPLES = {"train": 86_373, "dev": 6982, "test1": 6967, "test2": 6970}
 FEATURES = Features(
@@ -53,16 +53,17 @@ def load_nlvr2(path: str | Path, skipped: list[str] | None = None) -> Dataset:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: A line, label or identifier is malformed, a key is missing, or an identifier occurs twice; the message
-            names the file and the line.
+        ValueError: A line, label or identifier is malformed, a key is missing, an identifier occurs twice, or only some lines
+            have a label; the message names the file and the line.
     """
-    rows: list[dict[str, Any]] = []
+    placed: list[tuple[str, dict[str, Any]]] = []
     seen: set[str] = set()
     for where, record in read_json_lines(path, skipped):
         with skipping(skipped):
             row = _row(record, where)
             check_new(row["identifier"], seen, "identifier", where)
-            rows.append(row)
+            placed.append((where, row))
+    rows = [row for _, row in labelled_alike(placed, "identifier", "label", skipped)]
     split = rows[0]["identifier"].split("-")[0] if rows else ""
     check_count(path, len(rows), "examples", split, EXPECTED_EXAMPLES)
     return Dataset.from_dict({name: [row[name] for row in rows] for name in FEATURES}, features=FEATURES)

@@ -39,6 +39,7 @@ from .files import (
     check_count,
     check_new,
     is_unicode,
+    labelled_alike,
     optional,
     read_json,
     read_json_lines,
@@ -134,15 +135,15 @@ def load_vcr(
     Raises:
         FileNotFoundError: The file, the folder or the metadata of a record is missing.
         ValueError: A line or its metadata is malformed, they name different objects, a tag refers to an object that does not
-            exist, there are not four choices, a label is not one of them, a path leads out of the folder, an annot_id occurs
-            twice, or `objects` is unknown; the message names the file and the line.
+            exist, there are not four choices, a label is not one of them, only some lines have a label, a path leads out of
+            the folder, an annot_id occurs twice, or `objects` is unknown; the message names the file and the line.
     """
     if objects not in ("mentioned", "all"):
         raise ValueError(f"objects {objects!r}; expected 'mentioned' or 'all'")
     images_dir = None if images_dir is None else Path(images_dir)
     if images_dir is not None and not images_dir.is_dir():
         raise FileNotFoundError(f"{images_dir}: no such image folder; expected vcr1images")
-    rows: list[dict[str, Any]] = []
+    placed: list[tuple[str, dict[str, Any]]] = []
     seen: set[str] = set()
     read: dict[Path, VcrMetadata] = {}  # questions share images
     for where, record in read_json_lines(annotations_file, skipped):
@@ -151,7 +152,10 @@ def load_vcr(
             if images_dir is not None:
                 row |= _from_metadata(record["objects"], row["object_ids"], images_dir / row["metadata"], read, where)
             check_new(row["annot_id"], seen, "annot_id", where)
-            rows.append(row)
+            placed.append((where, row))
+    for label in ("answer_label", "rationale_label"):
+        placed = labelled_alike(placed, "annot_id", label, skipped)
+    rows = [row for _, row in placed]
     split = rows[0]["annot_id"].split("-")[0] if rows else ""
     check_count(annotations_file, len(rows), "questions", split, EXPECTED_QUESTIONS)
     return Dataset.from_dict({name: [row[name] for row in rows] for name in FEATURES}, features=FEATURES)

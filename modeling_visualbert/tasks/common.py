@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from transformers import (
     AutoBackbone,
     AutoConfig,
@@ -126,6 +127,32 @@ def corpus_folder(args: TaskArgs) -> Path:
     """The embedded corpus of the run, built on first use."""
     sizes = args.train_scenes, args.val_scenes, args.test_scenes
     return ensure_corpus(CorpusConfig(*sizes, one_object=args.one_object))
+
+
+def check_labels(
+    data: Mapping[str, Dataset], args: TaskArgs, columns: Sequence[str], missing: Callable[[str], str]
+) -> None:
+    """Training and the choice of the best weights need labels. (Loaders see to it that all rows of a split have them, or none.)
+
+    Args:
+        data: Splits by role.
+        args: The run's arguments.
+        columns: What the labels are.
+        missing: Name of a split -> what is missing, and where.
+
+    Raises:
+        ValueError: The train or dev split has no labels, or no examples.
+    """
+    for role in ("train", "dev"):
+        if role not in data:
+            continue
+        split = getattr(args, f"{role}_split")
+        if not len(data[role]):
+            raise ValueError(f"--{role}_split {split}: no examples; expected at least one")
+        if any(data[role][0][column] is None for column in columns):
+            raise ValueError(
+                f"--{role}_split {split}: {missing(split)}; expected labels (only --test_split can do without)"
+            )
 
 
 def load_tokenizer(args: TaskArgs) -> Any:

@@ -194,10 +194,14 @@ def _splits(args: DetectionArgs) -> dict[str, CocoDetection]:
     if args.train_annotations is not None:
         if args.train_images is None or args.dev_annotations is None or args.dev_images is None:
             raise ValueError("--train_annotations needs --train_images, --dev_annotations and --dev_images as well")
-        return {
+        splits = {
             "train": CocoDetection(args.train_annotations, args.train_images),
             "dev": CocoDetection(args.dev_annotations, args.dev_images),
         }
+        for role, split in splits.items():
+            if not split.objects:
+                raise ValueError(f"--{role}_annotations {split.file}: no boxes; expected at least one")
+        return splits
     corpus = ensure_corpus(CorpusConfig())
     names = {"train": "train", "dev": "val", "test": "test"}
     return {

@@ -22,7 +22,7 @@ from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..metrics.grounding import grounding_recall, matching_proposals
 from ..training.task import Batch, Predictions, Rows, Task, count_examples
 from ..visualization import captioned, draw_regions
-from .common import TaskArgs, corpus_folder, load_tokenizer, make_model, prepare_images
+from .common import TaskArgs, check_labels, corpus_folder, load_tokenizer, make_model, prepare_images
 
 
 @dataclass
@@ -53,6 +53,7 @@ def flickr30k_task(args: Flickr30kArgs, accelerator: Accelerator) -> Task:
         raise ValueError("--from_pixels: targets are matched against stored boxes; train on stored regions")
     with accelerator.main_process_first():
         data, images_dir, skipped = load_flickr30k_data(args)
+        check_labels(data, args, ["boxes"], lambda split: f"no boxes in {args.data_dir}/Annotations")
         tokenizer = load_tokenizer(args)
         keys = {image_id for split in data.values() for image_id in split["image_id"]}
         images = prepare_images(args, keys, images_dir, index_images, accelerator.device)

@@ -23,7 +23,7 @@ from ..metrics.nlvr2 import nlvr2_accuracy, sentence_of
 from ..metrics.submissions import write_nlvr2_predictions
 from ..training.task import Batch, Predictions, Rows, Task, count_examples
 from ..visualization import captioned, grid
-from .common import TaskArgs, corpus_folder, load_tokenizer, make_model, prepare_images
+from .common import TaskArgs, check_labels, corpus_folder, load_tokenizer, make_model, prepare_images
 
 
 @dataclass
@@ -50,6 +50,7 @@ def nlvr2_task(args: Nlvr2Args, accelerator: Accelerator) -> Task:
     """
     with accelerator.main_process_first():
         data, images_dir, skipped = load_nlvr2_data(args)
+        check_nlvr2_labels(data, args)
         tokenizer = load_tokenizer(args)
         names = {name for split in data.values() for pair in split["images"] for name in pair}
         images = prepare_images(args, names, images_dir, index_images_by_name, accelerator.device)
@@ -86,6 +87,15 @@ def load_nlvr2_data(args: Nlvr2Args) -> tuple[dict[str, Dataset], Path, list[str
         name: load_nlvr2(find_nlvr2_file(folder, split), skipped=skipped) for name, split in splits.items() if split
     }
     return data, Path(args.images_dir or folder), skipped or []
+
+
+def check_nlvr2_labels(data: dict[str, Dataset], args: Nlvr2Args) -> None:
+    """
+    Raises:
+        ValueError: The train or dev split has no labels; the message names its file.
+    """
+    folder = Path(args.data_dir or "")
+    check_labels(data, args, ["label"], lambda split: f"no 'label' in {find_nlvr2_file(folder, split)}")
 
 
 def make_task(

@@ -37,9 +37,9 @@ from ..training.task import Batch, Predictions, Rows, Task
 from ..visualization import captioned, grid
 from .common import Boxes, Images, TaskArgs, corpus_folder, load_tokenizer, make_model, prepare_images
 from .flickr30k import Flickr30kArgs, load_flickr30k_data
-from .nlvr2 import Nlvr2Args, load_nlvr2_data
-from .vcr import SUBTASKS, VcrArgs, context_of, image_paths, load_vcr_data, object_boxes
-from .vqa import VqaArgs, load_vqa_data
+from .nlvr2 import Nlvr2Args, check_nlvr2_labels, load_nlvr2_data
+from .vcr import SUBTASKS, VcrArgs, check_vcr_labels, context_of, image_paths, load_vcr_data, object_boxes
+from .vqa import VqaArgs, check_vqa_labels, load_vqa_data
 
 STAGES = ("coco", "vqa", "nlvr2", "vcr", "flickr30k")
 MATCHING_STAGES = ("coco", "nlvr2")  # the others have only the masked-LM objective
@@ -334,7 +334,9 @@ def _other_row(image_id: int, data: Dataset, generator: torch.Generator) -> int:
 
 
 def _vqa(args: PretrainingArgs, tokenizer: Any) -> Source:
-    splits, images_dir, skipped = load_vqa_data(_task_args(VqaArgs, args))
+    run = _task_args(VqaArgs, args)
+    splits, images_dir, skipped = load_vqa_data(run)
+    check_vqa_labels(splits, run)
     for name, data in splits.items():
         if data[0]["answers"] is None:
             raise ValueError(
@@ -357,7 +359,10 @@ def _vqa(args: PretrainingArgs, tokenizer: Any) -> Source:
 
 
 def _nlvr2(args: PretrainingArgs, tokenizer: Any) -> Source:
-    splits, images_dir, skipped = load_nlvr2_data(_task_args(Nlvr2Args, args))
+    run = _task_args(Nlvr2Args, args)
+    splits, images_dir, skipped = load_nlvr2_data(run)
+    if not args.no_match:  # the truth of a sentence is what is matched
+        check_nlvr2_labels(splits, run)
 
     def text(row: dict) -> EncodedText:
         return encode_pair(tokenizer, row["sentence"], None, args.max_length, truncation=True)
@@ -374,7 +379,9 @@ def _nlvr2(args: PretrainingArgs, tokenizer: Any) -> Source:
 
 
 def _vcr(args: PretrainingArgs, tokenizer: Any) -> Source:
-    records, images_dir, skipped = load_vcr_data(_task_args(VcrArgs, args))
+    run = _task_args(VcrArgs, args)
+    records, images_dir, skipped = load_vcr_data(run)
+    check_vcr_labels(records, run)
     for name, data in records.items():
         if None in data["answer_label"] or None in data["rationale_label"]:
             raise ValueError(

@@ -29,7 +29,7 @@ from ..training.args import TrainArgs
 from ..training.loop import evaluate, read_predictions, write_predictions
 from ..training.task import Batch, Predictions, Rows, Task, count_examples
 from ..visualization import captioned, draw_regions
-from .common import TaskArgs, corpus_folder, load_tokenizer, make_model, prepare_images, reads_objects
+from .common import TaskArgs, check_labels, corpus_folder, load_tokenizer, make_model, prepare_images, reads_objects
 
 SUBTASKS = ("answer", "rationale")
 
@@ -95,6 +95,7 @@ def vcr_task(args: VcrArgs, accelerator: Accelerator) -> Task:
     """
     with accelerator.main_process_first():
         data, images_dir, skipped = load_vcr_data(args)
+        check_vcr_labels(data, args)
         tokenizer = load_tokenizer(args)
         boxes = {} if args.text_only else object_boxes(data, images_dir)
         images = prepare_images(args, boxes, images_dir, image_paths(boxes), accelerator.device, boxes)
@@ -144,6 +145,17 @@ def load_vcr_data(args: Any) -> tuple[dict[str, Dataset], Path, list[str]]:
         if split
     }
     return data, images_dir, skipped or []
+
+
+def check_vcr_labels(data: dict[str, Dataset], args: VcrArgs) -> None:
+    """
+    Raises:
+        ValueError: The train or dev split lacks labels of what is chosen; the message names its file.
+    """
+    # The context of a rationale is the question with the right answer.
+    columns = ["answer_label"] if args.subtask == "answer" else ["answer_label", "rationale_label"]
+    folder = Path(args.data_dir or "")
+    check_labels(data, args, columns, lambda split: f"no {' and '.join(map(repr, columns))} in {folder / split}.jsonl")
 
 
 def object_boxes(data: dict[str, Dataset], images_dir: Path) -> dict[str, list[list[float]]]:

@@ -29,7 +29,7 @@ from ..metrics.vqa import normalise_answer, question_accuracy, soft_targets, vqa
 from ..published import find_published_checkpoint
 from ..training.task import Batch, Predictions, Rows, Task, count_examples, to_device
 from ..visualization import answer_attention, captioned, draw_regions
-from .common import TaskArgs, corpus_folder, load_tokenizer, make_model, prepare_images
+from .common import TaskArgs, check_labels, corpus_folder, load_tokenizer, make_model, prepare_images
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,7 @@ def vqa_task(args: VqaArgs, accelerator: Accelerator) -> Task:
     """
     with accelerator.main_process_first():
         data, images_dir, skipped = load_vqa_data(args)
+        check_vqa_labels(data, args)
         tokenizer = load_tokenizer(args)
         answers, given_up = _choose_answers(args, data["train"])
         if accelerator.is_main_process:
@@ -107,6 +108,18 @@ def load_vqa_data(args: VqaArgs) -> tuple[dict[str, Dataset], Path, list[str]]:
     splits = {"train": args.train_split, "dev": args.dev_split, "test": args.test_split or ("test" if corpus else None)}
     data = {name: _load_split(data_dir, split, skipped) for name, split in splits.items() if split}
     return data, images_dir, skipped or []
+
+
+def check_vqa_labels(data: dict[str, Dataset], args: VqaArgs) -> None:
+    """
+    Raises:
+        ValueError: The train or dev split has no answers; the message names the file that is missing.
+    """
+
+    def missing(split: str) -> str:
+        return f"no answers, because {args.data_dir} has no file like *_{split.partition('+')[0]}_annotations.json"
+
+    check_labels(data, args, ["answers"], missing)
 
 
 def make_task(
@@ -224,11 +237,16 @@ def _draw(
 
 
 def _load_split(data_dir: Path, split: str, skipped: list[str] | None) -> Dataset:
-    parts = []
-    for name in split.split("+"):
-        files = find_vqa_files(data_dir, name)
-        parts.append(load_vqa(files.questions, files.annotations, skipped=skipped))
-    return concatenate_datasets(parts)
+    found = {name: find_vqa_files(data_dir, name) for name in split.split("+")}
+    without = [name for name, files in found.items() if files.annotations is None]
+    if 0 < len(without) < len(found):
+        raise ValueError(
+            f"split {split}: no answers for {without[0]}, because {data_dir} has no file like "
+            f"*_{without[0]}_annotations.json; expected annotations of all parts or of none"
+        )
+    return concatenate_datasets(
+        [load_vqa(files.questions, files.annotations, skipped=skipped) for files in found.values()]
+    )
 
 
 def _say_what_is_covered(answers: Sequence[str], train: Dataset) -> None:
