@@ -46,6 +46,16 @@ def test_markup(case):
     assert [first_occurrence(words, p.words) for p in phrases] == case["ban_last_word_index"]
 
 
+@pytest.mark.parametrize("space", [" ", "  ", "\t", "\u00a0", " \u3000 ", "\x1c"])
+def test_words_are_separated_by_any_white_space(space):
+    """As the dataset's own parser has it, and as the processor splits the sentence."""
+    line = "A man in [/EN#1/clothing a hat] sees [/EN#2/other the dog ] ."
+    words, phrases = parse_sentence(line.replace(" ", space))
+    assert words == ["A", "man", "in", "a", "hat", "sees", "the", "dog", "."]
+    assert [(phrase.words, phrase.last_word) for phrase in phrases] == [(("a", "hat"), 4), (("the", "dog"), 7)]
+    assert " ".join(words).split() == words
+
+
 def test_a_phrase_that_is_nowhere():
     assert first_occurrence(["a", "man"], ["the", "man"]) == -1
 
@@ -56,6 +66,7 @@ def test_a_phrase_that_is_nowhere():
         ("[/EN#1/people A man walks", "line 3: the phrase of entity 1 is not closed"),
         ("A man] walks", r"line 3: 'man\]' closes a phrase that was not opened"),
         ("[/EN#1/people A [/EN#2/other b] c]", "line 3: '.*EN#2/other' where a phrase cannot start"),
+        ("A [/EN#1/people ] walks", "line 3: the phrase of entity 1 has no words; expected at least one"),
         ("[/EN#x/people A man]", r"line 3: .* expected \[/EN#id/type words\]"),
     ],
 )
@@ -183,6 +194,12 @@ def test_a_split_file_is_checked(tmp_path, caplog):
         read_split(path)
     with pytest.raises(FileNotFoundError, match="test.txt: no such split file"):
         read_split(tmp_path / "test.txt")
+
+
+def test_an_image_occurs_once_in_a_split(tmp_path):
+    (tmp_path / "val.txt").write_text("36\n\n17\n036\n")
+    with pytest.raises(ValueError, match="val.txt: line 4: image id 36 occurs twice; expected it only once"):
+        read_split(tmp_path / "val.txt")
 
 
 def test_what_is_left_out_is_counted(tmp_path, caplog):

@@ -194,6 +194,15 @@ def test_phrases_are_read_where_they_stand_or_where_they_first_occur(make, corpu
         assert task.collate(first_rows(task, 1))["region_to_phrase_position"].tolist() == [[expected]]
 
 
+def test_other_white_space_does_not_shift_the_targets(make, task, corpus, tmp_path):
+    folder = data_folder(tmp_path / "data", corpus)
+    for path in (tmp_path / "data" / "Sentences").iterdir():
+        path.write_text(path.read_text().replace(" ", " \t\u00a0"))
+    spaced = make(**folder)[0]
+    for name, value in task.collate(first_rows(task)).items():
+        assert torch.equal(spaced.collate(first_rows(spaced))[name], value), name
+
+
 def test_a_bad_record_stops_the_run_or_is_listed(make, corpus, tmp_path):
     folder = data_folder(tmp_path / "data", corpus)
     ids = (corpus / "flickr30k" / "shapes_train.txt").read_text().split()

@@ -54,7 +54,7 @@ def _chosen_heads(report: Mapping[str, Any]) -> list[tuple[int, int]]:
 def _example(
     material: Material, row: Mapping[str, Any], regions: Mapping[str, torch.Tensor], heads: Sequence[tuple[int, int]]
 ) -> Example:
-    words = row["sentence"].split(" ")
+    words = row["sentence"].split()
     text, last_pieces = encode_words(material.tokenizer, words, max_length=512, name=f"image {row['image_id']}")
     inputs = {**pad_texts([text], material.tokenizer), **pad_regions([regions])}
     attentions = attention_weights(material.model, **{k: v.to(material.model.device) for k, v in inputs.items()})

@@ -146,7 +146,7 @@ def _read_sentences(
     for image_id, sentences in by_image.items():
         with skipping(skipped):
             boxes = _boxes(regions[image_id], image_id)
-            words = {row["sentence_number"]: row["sentence"].split(" ") for row in sentences}
+            words = {row["sentence_number"]: row["sentence"].split() for row in sentences}
             tree_of = {} if trees is None else trees(image_id, words)
             for row in sentences:
                 number = row["sentence_number"]

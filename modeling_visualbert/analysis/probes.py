@@ -48,7 +48,7 @@ def syntax_probes(row: Mapping[str, Any], edges: Sequence[Edge], boxes: Sequence
     head_of = {edge.dependent: edge.head for edge in edges}
     regions: dict[int, tuple[int, ...]] = {}
     for phrase, last, gold in zip(row["phrases"], row["last_words"], row["boxes"], strict=True):
-        words = range(last - len(phrase.split(" ")) + 1, last + 1)
+        words = range(last - len(phrase.split()) + 1, last + 1)
         heads = [word for word in words if head_of.get(word) not in words]
         regions[heads[-1]] = tuple(matching_proposals(gold, boxes))
     probes = []

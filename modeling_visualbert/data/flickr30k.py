@@ -34,7 +34,7 @@ from datasets import Dataset, Features, List, Value
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import parse as parse_xml
 
-from .files import check_count, skipping
+from .files import check_count, check_new, skipping
 
 logger = logging.getLogger(__name__)
 
@@ -72,26 +72,32 @@ class Phrase:
 def parse_sentence(line: str, where: str = "sentence") -> tuple[list[str], list[Phrase]]:
     """Words of a marked sentence and its phrases.
 
+    Words are separated by white space of any kind and length, as in the dataset's own parser (and in the processor, which
+    splits the sentence again), so that indices of words mean the same everywhere.
+
     Raises:
-        ValueError: A bracket is not closed, not opened, nested or malformed; the message starts with `where`.
+        ValueError: A bracket is not closed, not opened, nested or malformed, or a phrase has no words; the message starts with
+            `where`.
     """
     words: list[str] = []
     phrases: list[Phrase] = []
     entity: tuple[int, tuple[str, ...], int] | None = None
-    for token in line.strip().split(" "):
+    for token in line.split():
         if token.startswith("["):
             opening = _OPENING.fullmatch(token)
             if entity is not None or opening is None:
                 raise ValueError(f"{where}: {token!r} where a phrase cannot start; expected [/EN#id/type words]")
             entity = int(opening[1]), tuple(opening[2][1:].split("/")), len(words)
             continue
-        closes = "]" in token
-        words.append(token.replace("]", ""))
-        if not closes:
+        if word := token.replace("]", ""):  # the bracket may stand alone
+            words.append(word)
+        if "]" not in token:
             continue
         if entity is None:
             raise ValueError(f"{where}: {token!r} closes a phrase that was not opened")
         entity_id, types, first_word = entity
+        if first_word == len(words):
+            raise ValueError(f"{where}: the phrase of entity {entity_id} has no words; expected at least one")
         phrases.append(Phrase(entity_id, types, tuple(words[first_word:]), first_word))
         entity = None
     if entity is not None:
@@ -199,16 +205,18 @@ def read_split(path: str | Path) -> list[int]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: A line is not a number; the message names the line.
+        ValueError: A line is not a number, or an image id occurs twice; the message names the line.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such split file")
     ids: list[int] = []
+    seen: set[int] = set()
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         if line.strip():
             if not re.fullmatch(rb"[0-9]{1,18}", line.strip()):
                 raise ValueError(f"{path}: line {number} is {line!r:.40}; expected an image id")
+            check_new(int(line), seen, "image id", f"{path}: line {number}")
             ids.append(int(line))
     check_count(path, len(ids), "images", path.stem, EXPECTED_IMAGES)
     return ids
