@@ -19,6 +19,7 @@ from test_store import contents
 
 from modeling_visualbert.cli import main
 from modeling_visualbert.convert.array_pickles import load_chunk
+from modeling_visualbert.features.arrays import _warn_of_unit_boxes
 from modeling_visualbert.features.convert import convert_features
 from modeling_visualbert.features.store import FeatureStore, partial_folder
 
@@ -32,7 +33,7 @@ def image(seed, count=None):
     count = 2 + seed % 3 if count is None else count
     return {
         "features": rng.random((count, DIM), dtype=np.float32),
-        "boxes": rng.random((count, 4), dtype=np.float32) * 30,
+        "boxes": np.sort(rng.random((count, 2, 2), dtype=np.float32) * 30, axis=1).reshape(count, 4),
         "scores": rng.random(count, dtype=np.float32),
         "class_ids": rng.integers(0, 1600, count),
         "attribute_ids": rng.integers(0, 400, count),
@@ -232,6 +233,7 @@ def test_npz_of_the_nlvr2_script(tmp_path):
 
 def test_npz_of_mcan_is_turned_and_cut(tmp_path):
     arrays = image(0, count=6)
+    arrays["features"][4:] = 0  # padding
     np.savez(tmp_path / "a.jpg.npz", x=arrays["features"].T, bbox=arrays["boxes"], num_bbox=4, image_h=30, image_w=40)
     store = convert_features(tmp_path, tmp_path / "store", dtype="float32", progress=False)
     assert_holds(store, "a", {"features": arrays["features"][:4], "boxes": arrays["boxes"][:4]})
@@ -243,6 +245,178 @@ def test_npz_of_one_row_for_each_box_is_not_turned(tmp_path):
     np.savez(tmp_path / "a.npz", x=arrays["features"], bbox=arrays["boxes"], num_bbox=6, image_h=30, image_w=40)
     store = convert_features(tmp_path, tmp_path / "store", dtype="float32", progress=False)
     assert_holds(store, "a", {"features": arrays["features"], "boxes": arrays["boxes"]})
+
+
+def convert_npz(folder, options=(), **arrays):
+    """The command's status for a folder with one npz file of these arrays; the store is beside it."""
+    folder.mkdir()
+    np.savez(folder / "a.npz", **arrays)
+    return main(["convert-features", str(folder), f"{folder}_store", "--dtype", "float32", *options])
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("name", ["x", "features"])
+@pytest.mark.parametrize("beside", ["num_bbox", "bbox", "scores", "objects_id"])
+def test_whatever_lies_beside_features_tells_their_layout(tmp_path, turned, name, beside):
+    """Also where there are more regions than numbers in a feature."""
+    for count in (3, 9):
+        arrays = image(0, count=count)
+        features = arrays["features"].T if turned else arrays["features"]
+        told = {
+            "num_bbox": count,
+            "bbox": arrays["boxes"],
+            "scores": arrays["scores"],
+            "objects_id": arrays["class_ids"],
+        }
+        folder = tmp_path / str(count)
+        assert convert_npz(folder, **{name: features, beside: told[beside]}) == 0
+        assert_holds(FeatureStore(f"{folder}_store"), "a", {"features": arrays["features"]})
+
+
+@pytest.mark.parametrize(
+    ("arrays", "told"),
+    [
+        ({"x": np.ones((3, 5))}, (3, 5)),
+        ({"x": np.ones((5, 5)), "bbox": np.ones((5, 4)), "num_bbox": 5}, (5, 5)),
+        ({"x": np.vstack([np.ones((3, 5)), np.zeros((3, 5))]), "num_bbox": 3}, (6, 5)),
+        ({"features": np.ones((5, 5)), "boxes": np.ones((5, 4))}, (5, 5)),
+        ({"features": np.ones((7, 5))}, (7, 5)),
+    ],
+)
+def test_where_nothing_tells_the_layout_a_flag_does(tmp_path, capsys, arrays, told):
+    name = next(iter(arrays))
+    arrays[name] = arrays[name] * np.arange(1, told[1] + 1)
+    assert convert_npz(tmp_path / "asked", **arrays) == 2
+    message = (
+        f"a.npz: '{name}' has shape {told}, and nothing beside it tells which side the regions are; say --regions_first"
+    )
+    assert message in capsys.readouterr().err
+    assert convert_npz(tmp_path / "first", ["--regions_first"], **arrays) == 0
+    kept = int(arrays.get("num_bbox", told[0]))
+    assert np.array_equal(FeatureStore(tmp_path / "first_store")["a"]["visual_embeds"].numpy(), arrays[name][:kept])
+    if "num_bbox" not in arrays:
+        assert convert_npz(tmp_path / "last", ["--features_first"], **arrays) == 0
+        assert np.array_equal(FeatureStore(tmp_path / "last_store")["a"]["visual_embeds"].numpy(), arrays[name].T)
+
+
+def test_a_flag_that_contradicts_the_other_arrays_is_refused(tmp_path, capsys):
+    arrays = image(0, count=3)
+    assert convert_npz(tmp_path / "a", ["--features_first"], x=arrays["features"], bbox=arrays["boxes"]) == 2
+    assert "a.npz: 'bbox' has shape (3, 4) beside 'x' of 5 regions; expected as many" in capsys.readouterr().err
+    write_tsv(tmp_path / "a.tsv")
+    assert main(["convert-features", str(tmp_path / "a.tsv"), str(tmp_path / "store"), "--features_first"]) == 2
+    assert "--features_first with kind tsv, whose rows always hold" in capsys.readouterr().err
+    assert main(["convert-features", str(tmp_path / "a.tsv"), str(tmp_path / "store"), "--regions_first"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"bbox": np.ones((35, 4))},
+            "'bbox' has shape (35, 4) beside 'x' of 36 regions and 'num_bbox' 36; expected as many",
+        ),
+        ({"num_bbox": 35}, "'num_bbox' is 35 beside 'x' of 36 regions, but row 35 is no padding"),
+        ({"num_bbox": 37}, "'num_bbox' is 37 beside 'x' of 36 regions; expected as many"),
+        ({"num_bbox": 35.5}, "'num_bbox' is 35.5; expected a whole number"),
+        ({"objects_id": np.ones(35, int)}, "'objects_id' has shape (35,) beside 'x' of 36 regions"),
+        ({"objects_conf": np.float32(1)}, "'objects_conf' has shape () beside 'x' of 36 regions"),
+        ({"attrs_id": np.ones(1, int)}, "'attrs_id' has shape (1,) beside 'x' of 36 regions"),
+        ({"image_h": 0}, "'image_h' is 0; expected a whole number from 1 on"),
+        ({"x": np.ones((40, 36)), "bbox": np.ones((38, 4))}, "'bbox' has shape (38, 4) beside 'x' of 36 regions"),
+        ({"x": np.ones((36, 5), complex)}, "features are complex128 (36, 5); expected numbers"),
+    ],
+)
+def test_arrays_that_contradict_one_another_are_named(tmp_path, capsys, changes, message):
+    arrays = {"x": np.ones((36, 5)), "bbox": np.ones((36, 4)), "num_bbox": 36, **changes}
+    assert convert_npz(tmp_path / "a", **arrays) == 2
+    assert f"a/a.npz: {message}" in capsys.readouterr().err
+
+
+SIZE = {"image_h": 30, "image_w": 40}
+UNIT = np.array([[0, 0, 0.5, 0.25], [0.25, 0.5, 1, 1]], np.float32)
+FULL = UNIT * np.array([40, 30, 40, 30], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        (
+            UNIT,
+            "'bbox': all boxes lie in 0..1 (row 0: [0.0, 0.0, 0.5, 0.25]), but the image has 40 x 30 pixels; expected pixels",
+        ),
+        (
+            FULL + [[0, 0, 0, 0], [0, 0, 1.5, 0]],
+            "'bbox': row 1 [10.0, 15.0, 41.5, 30.0] is outside the image of 40 x 30 pixels",
+        ),
+        (FULL[:, [1, 0, 3, 2]], "'bbox': row 1 [15.0, 10.0, 30.0, 40.0] is outside the image of 40 x 30 pixels"),
+        (
+            FULL - [[1.5, 0, 0, 0], [0, 0, 0, 0]],
+            "'bbox': row 0 [-1.5, 0.0, 20.0, 7.5] is outside the image of 40 x 30 pixels",
+        ),
+        (FULL - [[0, 0, 0, 0], [0, 0, 38, 0]], "'bbox': row 1 is inverted, [10.0, 15.0, 2.0, 30.0]"),
+        (FULL[:, :3], "'bbox' has shape (2, 3); expected 4 numbers for each of 2 regions"),
+        (np.full((2, 4), np.nan), "'bbox': row 0 holds NaN or infinity"),
+    ],
+)
+def test_boxes_that_are_not_in_pixels_of_the_image_are_named(tmp_path, capsys, boxes, message):
+    assert convert_npz(tmp_path / "a", x=np.ones((2, DIM)), bbox=boxes, num_bbox=2, **SIZE) == 2
+    assert f"a/a.npz: {message}" in capsys.readouterr().err
+
+
+def test_boxes_of_a_rounding_beyond_the_image_stay_as_they_are(tmp_path):
+    boxes = FULL + np.array([[-1, -0.5, 0, 0], [0, 0, 1, 1]], np.float32)
+    assert convert_npz(tmp_path / "a", x=np.ones((2, DIM)), bbox=boxes, **SIZE) == 0
+    assert_holds(FeatureStore(tmp_path / "a_store"), "a", {"boxes": boxes})
+
+
+def test_legacy_boxes_thinner_than_a_pixel_become_flat(tmp_path):
+    boxes = np.array([[5, 5, 4.5, 9], [1, 2, 3, 4]], np.float32)
+    assert convert_npz(tmp_path / "a", x=np.ones((2, DIM)), bbox=boxes, **SIZE) == 0
+    assert_holds(FeatureStore(tmp_path / "a_store"), "a", {"boxes": [[5, 5, 5, 9], [1, 2, 3, 4]]})
+
+
+def test_normalised_boxes_become_pixels(tmp_path, capsys):
+    """With the flag, and UNITER's by their name."""
+    flag = ["--normalised_boxes"]
+    extent = UNIT[:, 2:] - UNIT[:, :2]
+    norm_bb = np.concatenate((UNIT, extent, extent[:, :1] * extent[:, 1:]), axis=1)
+    features = image(0, count=2)["features"]
+    assert convert_npz(tmp_path / "a", flag, x=features, bbox=UNIT, **SIZE) == 0
+    assert convert_npz(tmp_path / "b", features=features, norm_bb=norm_bb, **SIZE) == 0
+    for name in ("a_store", "b_store"):
+        assert_holds(FeatureStore(tmp_path / name), "a", {"features": features, "boxes": FULL})
+    assert convert_npz(tmp_path / "c", flag, x=features, bbox=UNIT) == 2
+    assert "'bbox': boxes in units of the image, whose height and width are not beside them" in capsys.readouterr().err
+    assert convert_npz(tmp_path / "d", features=features, norm_bb=FULL, **SIZE) == 2
+    assert "'norm_bb': row 0 [0.0, 0.0, 20.0, 7.5] is not in 0..1" in capsys.readouterr().err
+    assert convert_npz(tmp_path / "e", x=features, bbox=UNIT) == 2
+    assert (
+        "'bbox': all boxes lie in 0..1 (row 0: [0.0, 0.0, 0.5, 0.25]); expected pixels, or --normal"
+        in capsys.readouterr().err
+    )
+
+
+def test_normalised_boxes_without_image_sizes_are_told_and_give_spatial_numbers(tmp_path, caplog):
+    features, norm_bb = image(0, count=2)["features"], np.concatenate((UNIT, UNIT[:, 2:] - UNIT[:, :2]), axis=1)
+    _warn_of_unit_boxes.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert convert_npz(tmp_path / "a", features=features, norm_bb=norm_bb) == 0
+    assert "'norm_bb' holds boxes in units of the image, whose size is not beside them" in caplog.text
+    assert list(FeatureStore(tmp_path / "a_store")["a"]) == ["visual_embeds"]
+    assert convert_npz(tmp_path / "b", ["--spatial"], features=features, norm_bb=norm_bb) == 0
+    expected = np.concatenate((features, norm_bb), axis=1)
+    assert_holds(FeatureStore(tmp_path / "b_store"), "a", {"features": expected})
+
+
+def test_npy_of_more_regions_than_numbers_needs_a_flag(tmp_path, capsys):
+    (tmp_path / "npy").mkdir()
+    np.save(tmp_path / "npy" / "a.npy", np.arange(35.0).reshape(7, 5))
+    argv = ["convert-features", str(tmp_path / "npy"), str(tmp_path / "store")]
+    assert main(argv) == 2
+    assert "npy/a.npy: 'features' has shape (7, 5), and nothing beside it tells" in capsys.readouterr().err
+    assert main([*argv, "--features_first"]) == 0
+    assert FeatureStore(tmp_path / "store")["a"]["visual_embeds"].shape == (5, 7)
 
 
 def test_a_tsv_in_parts_is_one_source(tmp_path):
@@ -297,7 +471,10 @@ def huge_npz(path):
         (lambda path: np.savez(path, features=np.array([{}])), f"'features' cannot be read: {OBJECTS}"),
         (lambda path: path.write_bytes(b"PK\3\4 no archive"), "cannot be read"),
         (lambda path: path.write_bytes(b""), "cannot be read"),
-        (lambda path: np.savez(path, features=np.zeros((2, DIM)), num_boxes=3), "3 boxes, but features of 2"),
+        (
+            lambda path: np.savez(path, features=np.zeros((2, DIM)), num_boxes=3),
+            "'num_boxes' is 3 beside 'features' of 2 regions; expected as many",
+        ),
         (
             lambda path: np.savez(path, features=np.zeros((2, DIM)), objects=["a", "b"]),
             "'objects' holds <U1; expected numb",
@@ -306,7 +483,10 @@ def huge_npz(path):
             lambda path: np.savez(path, features=np.zeros((2, DIM)), num_boxes=[1, 2]),
             r"'num_boxes' has shape \(2,\); expec",
         ),
-        (lambda path: np.savez(path, features=np.zeros((2, DIM)), img_h=np.nan, img_w=1), "cannot be read .ValueError"),
+        (
+            lambda path: np.savez(path, features=np.zeros((2, DIM)), img_h=np.nan, img_w=1),
+            "'img_h' is nan; expected a whole",
+        ),
         (lambda path: huge_npz(path), "'features' cannot be read: Unable to allocate"),
     ],
 )
@@ -475,7 +655,7 @@ def test_a_hostile_array_is_refused_and_not_run(tmp_path):
         ({"a": (torch.zeros(2, DIM),), "b": 1}, r"image 'b': holds a int; expected \(features, boxes, confidence\)"),
         (
             {"a": (torch.zeros(2, DIM), torch.zeros(3, 4))},
-            r"image 'a': image a: 'boxes' has shape \(3, 4\); expected \(2, 4\)",
+            r"image 'a': 'boxes' has shape \(3, 4\) beside 'features' of 2 regions; expected as many",
         ),
         (
             {"a": (torch.zeros(2, DIM),), "a.npz": (torch.zeros(2, DIM),)},

@@ -199,6 +199,11 @@ def with_row(key, row, value):
         (with_row("boxes", 1, [0, 0, 44, 5]), "'boxes': row 1 .*outside the image of 40 x 30"),
         (with_row("boxes", 1, [0, 0, 5, 34]), "'boxes': row 1 .*outside the image of 40 x 30"),
         (with_row("boxes", 0, [-3, 0, 5, 5]), "'boxes': row 0 .*outside the image of 40 x 30"),
+        (with_row("boxes", 1, [0, 0, 41.5, 5]), "'boxes': row 1 .*outside the image of 40 x 30"),
+        (
+            {"boxes": np.array(good_regions()["boxes"]) / [40, 30, 40, 30]},
+            r"'boxes': all boxes lie in 0..1 \(row 0: \[0.0, 0.0, 0.25, .*\]\), but the image has 40 x 30 pixels",
+        ),
         ({"scores": [0.5]}, r"'scores' has shape \(1,\); expected \(3,\)"),
         (with_row("scores", 1, np.nan), "'scores'.*row 1.*NaN"),
         ({"class_ids": np.zeros((3, 1))}, r"'class_ids' has shape \(3, 1\)"),
@@ -218,6 +223,11 @@ def test_check_returns_tensors():
     assert set(checked) == {"visual_embeds", "boxes", "class_ids", "image_size"}
     assert checked["visual_embeds"].dtype == checked["boxes"].dtype == torch.float32
     assert checked["visual_embeds"].tolist() == good_regions()["visual_embeds"].tolist()
+
+
+def test_boxes_without_area_or_in_a_tiny_image_are_not_taken_for_normalised():
+    for boxes, size in ((np.zeros((3, 4)), (30, 40)), ([[0, 0, 1, 1]] * 3, (2, 2))):
+        assert len(check_regions(good_regions(boxes=boxes, image_size=size), region_dim=4)["boxes"]) == 3
 
 
 def test_padding_and_splitting_are_inverse():

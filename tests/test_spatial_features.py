@@ -191,7 +191,7 @@ def test_numbers_of_a_file_without_image_sizes_are_taken_from_it(tmp_path):
     features, numbers = generator.random((5, 4), dtype=np.float32), generator.random((5, 6), dtype=np.float32)
     with h5py.File(tmp_path / "test.hdf5", "w") as file:
         file["image_features"], file["spatial_features"] = features, numbers
-        file["image_bb"], file["pos_boxes"] = generator.random((5, 4)) * 50, [[0, 2], [2, 5]]
+        file["image_bb"], file["pos_boxes"] = np.tile([3.0, 5.0, 40.0, 50.0], (5, 1)), [[0, 2], [2, 5]]
     (tmp_path / "test.txt").write_text("11\n12\n")
     store = convert_features(tmp_path / "test.hdf5", tmp_path / "store", dtype="float32", spatial=True, progress=False)
     expected = torch.from_numpy(np.concatenate((features, numbers), axis=1))

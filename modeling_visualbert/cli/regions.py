@@ -62,6 +62,20 @@ def add_region_commands(commands: Any) -> None:
         "--classes", help="text file with the detector's class names, one per line in the order of their ids"
     )
     command.add_argument("--attributes", help="text file with its attribute names, likewise")
+    layout = command.add_mutually_exclusive_group()
+    for name, shape in (("regions_first", "(regions, dim)"), ("features_first", "(dim, regions)")):
+        layout.add_argument(
+            f"--{name}",
+            dest="layout",
+            action="store_const",
+            const=name,
+            help=f"features are {shape}; only needed where nothing beside them tells",
+        )
+    command.add_argument(
+        "--normalised_boxes",
+        action="store_true",
+        help="boxes of the source are in 0..1, units of the image; the store holds them in pixels",
+    )
     command.set_defaults(run=_convert_features)
 
     command = commands.add_parser("store", help="show, check and draw a feature store")
@@ -167,6 +181,8 @@ def _convert_features(args: argparse.Namespace) -> None:
         args.classes,
         args.attributes,
         spatial=args.spatial,
+        layout=args.layout,
+        normalised_boxes=args.normalised_boxes,
     )
     print(f"{args.target}: regions of {len(store)} images, dim {store.dim}, {store.dtype}")
 

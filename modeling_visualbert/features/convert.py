@@ -11,8 +11,8 @@
              [N, 2] (BAN); needs `h5py`
 ===========  ==========================================================================================================
 
-Boxes are read as x1, y1, x2, y2 in pixels of the original image, which is what all of these hold. A source in parts
-(`....tsv.0`, `....tsv.1`) is the folder that they lie in. Letters: N images, R regions of an image, V feature.
+What the arrays of an image are called, and how they become regions, is in `arrays.py`. A source in parts (`....tsv.0`,
+`....tsv.1`) is the folder that they lie in. Letters: N images, R regions of an image, V feature.
 """
 
 from __future__ import annotations
@@ -37,12 +37,14 @@ from ..data.files import read_json, read_lines
 from ..hub_code.configuration_region_detector import NUM_SPATIAL_FEATURES
 from ..hub_code.regions_visualbert import UNKNOWN_DETECTOR, normalise_boxes, spatial_features
 from ..published import published_detector_name
+from .arrays import KNOWN, LAYOUTS, NUMBERS, ArrayOptions, name_of_features, to_regions
 from .images import IMAGE_IDS
 from .store import FeatureStore, Regions, partial_folder, write_store
 
 logger = logging.getLogger(__name__)
 
-Records = Iterator[tuple[str, Callable[[], Regions], str]]  # name of the image, what reads its regions, where they are
+Arrays = Mapping[str, Any]  # of one image, by the names that the file has for them
+Records = Iterator[tuple[str, Callable[[], Arrays], str]]  # name of the image, what reads its arrays, where they are
 
 # Columns of the TSV files, told apart by how many there are: bottom-up-attention, VisualBERT's NLVR2 script, LXMERT.
 _TSV_ORDERS = (
@@ -52,21 +54,6 @@ _TSV_ORDERS = (
 )
 _TSV_COLUMNS = {len(order.split()): order.split() for order in _TSV_ORDERS}
 _TSV_ARRAYS = ("class_ids", "scores", "attribute_ids", "attribute_scores", "boxes", "features")
-# What others call the arrays of an image.
-_SYNONYMS = {
-    "visual_embeds": ("features", "box_features", "image_features", "image_feat", "x"),
-    "boxes": ("boxes", "cls_boxes", "bbox", "bboxes", "image_bb", "image_bboxes"),
-    "scores": ("scores", "max_conf", "objects_conf", "obj_conf"),
-    "class_ids": ("class_ids", "objects_id", "object_ids", "objects"),
-    "attribute_ids": ("attribute_ids", "attrs_id", "attr_ids"),
-    "attribute_scores": ("attribute_scores", "attrs_conf", "attr_conf"),
-    "height": ("height", "img_h", "image_h", "image_height"),
-    "width": ("width", "img_w", "image_w", "image_width"),
-    "count": ("num_boxes", "num_bbox", "num_regions"),
-    "spatial_features": ("spatial_features",),  # BAN's, which holds no image sizes to make them from
-}
-_NUMBERS = ("height", "width", "count")
-_KNOWN = {name: key for key, names in _SYNONYMS.items() for name in names}
 
 
 def convert_features(
@@ -81,6 +68,8 @@ def convert_features(
     attributes: str | Path | None = None,
     progress: bool = True,
     spatial: bool = False,
+    layout: str | None = None,
+    normalised_boxes: bool = False,
 ) -> FeatureStore:
     """Convert features that others published. A run that was interrupted resumes when called again.
 
@@ -96,12 +85,14 @@ def convert_features(
         classes, attributes: Files with the names of classes and attributes, one per line, in the order of their ids.
         progress: Whether to show progress.
         spatial: Append the six spatial numbers of a region's box to its feature, see [`spatial_features`].
+        layout: `regions_first` or `features_first`, for arrays of features that nothing beside them tells the layout of.
+        normalised_boxes: Whether the boxes are in units of the image (0..1); the store holds them in pixels.
 
     Raises:
         FileNotFoundError: The source does not exist.
         FileExistsError: The target exists.
-        ValueError: The source is damaged (names file and row), its kind cannot be guessed, or it lacks the boxes or image sizes
-            that spatial numbers need.
+        ValueError: The source is damaged or contradicts itself (names file and row), its kind or layout cannot be guessed, its
+            boxes are not in pixels, or it lacks the boxes or image sizes that spatial numbers need.
     """
     source = Path(source)
     if not source.exists():
@@ -111,11 +102,13 @@ def convert_features(
         raise ValueError(f"kind {kind!r}; expected one of {', '.join(READERS)}")
     if Path(target).exists():
         raise FileExistsError(f"{target} exists; remove it or choose another folder")
+    options = _array_options(kind, layout, normalised_boxes)
     detector = published_detector_name(detector)
     names = {"classes": _names(classes), "attributes": _names(attributes)}
     size = source.stat().st_size if source.is_file() else None
     about = {"file": source.name, "bytes": size, "kind": kind, "ids": ids}
-    where, dim, first, records = str(source), 0, [], _checked(READERS[kind](source), source)
+    about |= {k: v for k, v in (("layout", layout), ("normalised_boxes", normalised_boxes)) if v}
+    where, dim, first, records = str(source), 0, [], _checked(READERS[kind](source), source, options)
     if spatial:
         records = ((name, partial(_with_spatial_features, read, place), place) for name, read, place in records)
     for record in records:  # until an image with regions says how long the features are
@@ -143,6 +136,16 @@ def convert_features(
                 raise
             raise ValueError(f"{where}: {error}") from error  # about the regions that were read last
     return FeatureStore(target, expect_dim=dim)
+
+
+def _array_options(kind: str, layout: str | None, normalised_boxes: bool) -> ArrayOptions:
+    if layout not in (None, *LAYOUTS):
+        raise ValueError(f"layout {layout!r}; expected {' or '.join(LAYOUTS)}")
+    if kind == "tsv" and layout == "features_first":
+        raise ValueError(
+            "--features_first with kind tsv, whose rows always hold the features region by region; leave it out"
+        )
+    return ArrayOptions("regions_first" if kind == "tsv" else layout, normalised_boxes)
 
 
 def guess_kind(source: Path) -> str:
@@ -174,23 +177,23 @@ def read_tsv(path: Path) -> Records:
                     known = ", ".join(map(str, _TSV_COLUMNS))
                     raise ValueError(f"{where}: {len(fields)} columns; expected {known} (is the file cut off?)")
                 row = dict(zip(_TSV_COLUMNS[len(fields)], fields, strict=True))
-                yield row["name"].decode("utf-8", "replace"), partial(_tsv_regions, row, where), where
+                yield row["name"].decode("utf-8", "replace"), partial(_tsv_arrays, row, where), where
 
 
-def _tsv_regions(row: Mapping[str, bytes], where: str) -> Regions:
-    numbers = {name: row[name] for name in _NUMBERS}
+def _tsv_arrays(row: Mapping[str, bytes], where: str) -> Arrays:
+    numbers = {name: row[name] for name in ("height", "width", "count")}
     for name, text in numbers.items():
         if not re.fullmatch(rb"\d{1,9}(\.0*)?", text):
             raise ValueError(f"{where}: '{name}' is {text[:40]!r}; expected a whole number")
     height, width, count = (int(float(text)) for text in numbers.values())
-    found: dict[str, Any] = {"image_size": (height, width)}
+    found: dict[str, Any] = {"height": height, "width": width}
     for name in _TSV_ARRAYS:
         if name in row:
             array = _from_base64(row[name], np.dtype("<i8" if name.endswith("ids") else "<f4"), f"{where}: '{name}'")
             shape = {"boxes": (count, 4), "features": (count, array.size // max(1, count))}.get(name, (count,))
             if array.size != np.prod(shape):
                 raise ValueError(f"{where}: '{name}' has {array.size} numbers; expected {shape} for {count} boxes")
-            found[_KNOWN[name]] = array.reshape(shape)
+            found[name] = array.reshape(shape)
     return found
 
 
@@ -221,30 +224,22 @@ def read_npz(folder: Path) -> Records:
 
 
 def _numpy_records(files: Mapping[Path, str]) -> Records:
-    return ((name, partial(_numpy_regions, path), str(path)) for path, name in files.items())
+    return ((name, partial(_numpy_arrays, path), str(path)) for path, name in files.items())
 
 
-def _numpy_regions(path: Path) -> Regions:
+def _numpy_arrays(path: Path) -> Arrays:
     found = _numpy_load(path)
     if isinstance(found, np.ndarray):
-        return _regions({"features": found}, str(path))
+        return {"features": found}
     with found as archive:
         arrays = {}
         for name in archive.files:
             try:
                 arrays[name] = archive[name]
             except Exception as error:  # zipfile's and zlib's errors too, and MemoryError
-                if name in _KNOWN:
+                if name in KNOWN:
                     raise ValueError(f"{path}: '{name}' cannot be read: {_numpy_problem(error)}") from error
-    if "x" in arrays and arrays["x"].ndim == 2 and not _is_one_row_each(arrays):
-        arrays["x"] = arrays["x"].T
-    return _regions(arrays, str(path))
-
-
-def _is_one_row_each(arrays: Mapping[str, np.ndarray]) -> bool:
-    """Whether `x` is [R, V], as MILVLG's bottom-up-attention.pytorch writes it, not [V, R] as in MCAN's files: the boxes tell."""
-    boxes = next((arrays[name] for name in _SYNONYMS["boxes"] if name in arrays), None)
-    return boxes is not None and len(arrays["x"]) == len(boxes) != arrays["x"].shape[1]
+    return arrays
 
 
 def _numpy_load(path: Path) -> Any:
@@ -268,15 +263,15 @@ def read_th(path: Path) -> Records:
             where = f"{file}: image {name!r}"
             if not isinstance(name, (str, int)):
                 raise ValueError(f"{where}; expected names of images as keys")
-            yield str(name), partial(_th_regions, record, where), where
+            yield str(name), partial(_th_arrays, record, where), where
 
 
-def _th_regions(record: Any, where: str) -> Regions:
+def _th_arrays(record: Any, where: str) -> Arrays:
     if isinstance(record, (tuple, list)) and 1 <= len(record) <= 3:
         record = dict(zip(("features", "boxes", "scores"), record, strict=False))
     if not isinstance(record, dict):
         raise ValueError(f"{where}: holds a {type(record).__name__}; expected (features, boxes, confidence)")
-    return _regions(record, where)
+    return record
 
 
 def read_hdf5(path: Path) -> Records:
@@ -297,28 +292,27 @@ def read_hdf5(path: Path) -> Records:
         arrays = {name: item for name, item in file.items() if isinstance(item, h5py.Dataset)}
         if not arrays:
             for name, group in file.items():
-                yield name, partial(_regions, group, f"{path}: group {name!r}"), f"{path}: group {name!r}"
+                yield name, partial(dict, group), f"{path}: group {name!r}"
             return
         if "pos_boxes" in arrays and arrays["pos_boxes"].shape[1:] != (2,):
             raise ValueError(f"{path}: 'pos_boxes' has shape {arrays['pos_boxes'].shape}; expected (images, 2)")
-        by_image = "pos_boxes" if "pos_boxes" in arrays else _called(arrays, "visual_embeds", str(path))
+        by_image = "pos_boxes" if "pos_boxes" in arrays else name_of_features(arrays, str(path))
         names, sizes = _hdf5_names(path, arrays, len(arrays[by_image]))
         for row, name in enumerate(names):
             where = f"{path}: row {row}"
-            yield name, partial(_hdf5_regions, arrays, row, sizes.get(row, {}), where), where
+            yield name, partial(_hdf5_arrays, arrays, row, sizes.get(row, {}), where), where
 
 
-def _hdf5_regions(arrays: Mapping[str, Any], row: int, size: Mapping[str, Any], where: str) -> Regions:
+def _hdf5_arrays(arrays: Mapping[str, Any], row: int, size: Mapping[str, Any], where: str) -> Arrays:
     at: Any = row
     if "pos_boxes" in arrays:
         start, end = (int(side) for side in arrays["pos_boxes"][row])
-        total = len(arrays[_called(arrays, "visual_embeds", where)])
+        total = len(arrays[name_of_features(arrays, where)])
         if not 0 <= start <= end <= total:
             raise ValueError(f"{where}: 'pos_boxes' says {start} to {end} of {total} regions")
         at = slice(start, end)
-    known = {name: array for name, array in arrays.items() if name in _KNOWN}
-    found = {name: array[row if _KNOWN[name] in _NUMBERS else at] for name, array in known.items()}
-    return _regions({**found, **size}, where)
+    known = {name: array for name, array in arrays.items() if name in KNOWN}
+    return {**{name: array[row if KNOWN[name] in NUMBERS else at] for name, array in known.items()}, **size}
 
 
 def _hdf5_names(path: Path, arrays: Mapping[str, Any], count: int) -> tuple[list[str], dict[int, dict[str, Any]]]:
@@ -348,42 +342,8 @@ READERS: dict[str, Callable[[Path], Records]] = {
 }
 
 
-def _regions(found: Mapping[str, Any], where: str) -> Regions:
-    """Arrays under any of the names that are in use -> regions; padding after the first `num_boxes` is cut off."""
-    values: dict[str, np.ndarray] = {}
-    for key in _SYNONYMS:
-        name = _called(found, key, where)
-        if name is None:
-            continue
-        value = found[name]
-        value = value.float().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-        if key == "visual_embeds" and (value.ndim != 2 or value.dtype.kind not in "fiu"):
-            raise ValueError(f"{where}: features are {value.dtype} {value.shape}; expected numbers (regions, dim)")
-        if value.dtype.kind not in "fiub":
-            raise ValueError(f"{where}: '{name}' holds {value.dtype}; expected numbers")
-        if key in _NUMBERS and value.size != 1:
-            raise ValueError(f"{where}: '{name}' has shape {value.shape}; expected one number")
-        values[key] = value
-    total = len(values["visual_embeds"])
-    height, width, count = (values.pop(key, None) for key in _NUMBERS)
-    kept = total if count is None else int(count.item())
-    if not 0 <= kept <= total:
-        raise ValueError(f"{where}: {kept} boxes, but features of {total}")
-    regions: dict[str, Any] = {k: v[:kept] if len(v) == total else v for k, v in values.items() if v.ndim}
-    if height is not None and width is not None:
-        regions["image_size"] = (int(height.item()), int(width.item()))
-    return regions
-
-
-def _called(found: Mapping[str, Any], key: str, where: str) -> Any:
-    name = next((name for name in _SYNONYMS[key] if name in found), None)
-    if name is None and key == "visual_embeds":
-        raise ValueError(f"{where}: no features among {', '.join(map(str, found))}; expected one of {_SYNONYMS[key]}")
-    return name
-
-
-def _checked(records: Records, source: Path) -> Records:
-    """The records, with errors that name the source: readers fail in ways of their own when a file is damaged."""
+def _checked(records: Records, source: Path, options: ArrayOptions) -> Iterator[tuple[str, Callable[[], Regions], str]]:
+    """The regions of the records. Errors name the source: readers fail in ways of their own when a file is damaged."""
 
     @contextmanager
     def naming(where: str) -> Iterator[None]:
@@ -400,7 +360,7 @@ def _checked(records: Records, source: Path) -> Records:
         if record is None:
             return
         name, read, where = record
-        yield name, naming(where)(read), where
+        yield name, naming(where)(lambda read=read, where=where: to_regions(read(), where, options)), where
 
 
 def _with_spatial_features(read: Callable[[], Regions], where: str) -> Regions:

@@ -32,6 +32,8 @@ from .configuration_region_detector import NUM_SPATIAL_FEATURES
 logger = logging.getLogger(__name__)
 
 UNKNOWN_DETECTOR = "unknown"  # name of the detector of features that others made, unless it is given
+_UNIT_SLACK = 1e-3  # by which rounding takes a normalised box beyond 0..1
+_FEW_PIXELS = 8  # in an image of so few, boxes in 0..1 may be in pixels
 _PER_REGION = ("scores", "class_ids", "attribute_ids", "attribute_scores")  # what may be known of a region
 _KNOWN = ("visual_embeds", "boxes", "scores", "class_ids", "image_size", "attribute_ids", "attribute_scores")
 
@@ -148,8 +150,8 @@ def check_regions(regions: Mapping[str, Any], region_dim: int | None, name: str 
         name: What to call these regions in an error.
 
     Raises:
-        ValueError: A key is unknown or missing, a shape is wrong, a number is not finite, or a box is inverted or
-            outside the image. The message names the key and the first offending row.
+        ValueError: A key is unknown or missing, a shape is wrong, a number is not finite, or a box is inverted,
+            outside the image or not in pixels. The message names the key and the first offending row.
     """
     unknown = sorted(set(regions) - set(_KNOWN))
     if unknown:
@@ -177,7 +179,8 @@ def check_regions(regions: Mapping[str, Any], region_dim: int | None, name: str 
             _check_rows_finite(checked[key][:, None], f"{name}: '{key}'")
     if "boxes" in checked:
         checked["boxes"] = checked["boxes"].float()
-        _check_boxes(checked["boxes"], checked.get("image_size"), f"{name}: 'boxes'")
+        size = checked["image_size"].tolist() if "image_size" in checked else None
+        check_boxes(checked["boxes"], size, f"{name}: 'boxes'")
     return checked
 
 
@@ -331,7 +334,21 @@ def _check_rows_finite(rows: torch.Tensor, what: str) -> None:
         raise ValueError(f"{what}: row {int(bad.nonzero()[0])} holds NaN or infinity; expected finite numbers")
 
 
-def _check_boxes(boxes: torch.Tensor, image_size: torch.Tensor | None, what: str) -> None:
+def are_normalised(boxes: torch.Tensor, image_size: Sequence[float] | None = None) -> bool:
+    """Whether corner boxes [R, 4] can only be normalised: all lie in 0..1, but the image has more than a few pixels."""
+    if not len(boxes) or (image_size is not None and max(image_size) <= _FEW_PIXELS):
+        return False
+    any_area = (boxes[:, 2:] > boxes[:, :2]).all(dim=1).any()
+    return bool(any_area and ((boxes >= -_UNIT_SLACK) & (boxes <= 1 + _UNIT_SLACK)).all())
+
+
+def check_boxes(boxes: torch.Tensor, image_size: Sequence[float] | None, what: str) -> None:
+    """Check corner boxes [R, 4] in pixels of one image; `image_size` is (height, width), where it is known.
+
+    Raises:
+        ValueError: A box is not finite, inverted, or more than a pixel (of large images: a thousandth) outside the image, or
+            all are normalised. The message names the first offending row.
+    """
     _check_rows_finite(boxes, what)
     inverted = (boxes[:, 2] < boxes[:, 0]) | (boxes[:, 3] < boxes[:, 1])
     if inverted.any():
@@ -339,8 +356,15 @@ def _check_boxes(boxes: torch.Tensor, image_size: torch.Tensor | None, what: str
         raise ValueError(f"{what}: row {row} is inverted, {boxes[row].tolist()}; expected x1 <= x2 and y1 <= y2")
     if image_size is None:
         return
-    height, width = image_size.tolist()
-    slack = 1.0 + 1e-3 * max(height, width)  # detectors overshoot the border by a pixel or by rounding
+    height, width = image_size
+    if are_normalised(boxes, image_size):
+        raise ValueError(
+            f"{what}: all boxes lie in 0..1 (row 0: {boxes[0].tolist()}), but the image has {width} x {height} pixels; "
+            "expected x1, y1, x2, y2 in pixels"
+        )
+    slack = max(
+        1.0, 1e-3 * max(height, width)
+    )  # detectors overshoot the border by rounding, in an image they made smaller
     limit = boxes.new_tensor([width, height, width, height])
     outside = ((boxes < -slack) | (boxes > limit + slack)).any(dim=-1)
     if outside.any():
@@ -352,9 +376,11 @@ def _check_boxes(boxes: torch.Tensor, image_size: torch.Tensor | None, what: str
 
 
 __all__ = [
+    "are_normalised",
     "box_geometry",
     "box_iou",
     "center_to_corners",
+    "check_boxes",
     "check_regions",
     "corners_to_center",
     "encode_boxes",
