@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import inputs_for, labels_for, tiny_model
 from torch.nn import functional as F
 
 from modeling_visualbert.hub_code.losses_visualbert import cross_entropy, kl_divergence
@@ -38,3 +39,65 @@ def test_divergence_of_several_distributions_of_an_example():
     scores = torch.rand(2, 3, 5, generator=torch.Generator().manual_seed(1))
     expected = F.kl_div(LOGITS.log_softmax(dim=2), scores, reduction="none").sum() / 2
     torch.testing.assert_close(kl_divergence(LOGITS, scores), expected)
+
+
+OTHER_SHAPES = {
+    "pretraining": [
+        *(
+            ("labels", shape, r"\(batch_size, text_length\), here \(3, 9\)")
+            for shape in [(3,), (1, 9), (3, 8), (3, 10), ()]
+        ),
+        *(("sentence_image_labels", shape, r"\(batch_size,\), here \(3,\)") for shape in [(3, 1), (1,), (), (2,)]),
+    ],
+    "vqa": [
+        ("labels", shape, r"\(batch_size, num_labels\), here \(3, 11\)") for shape in [(3,), (3, 1), (1, 11), (11,), ()]
+    ],
+    "vcr": [("labels", shape, r"\(batch_size,\), here \(3,\)") for shape in [(3, 1), (1,), (3, 4), ()]],
+    "nlvr2": [("labels", shape, r"\(batch_size,\), here \(3,\)") for shape in [(3, 1), (1, 3), (1,), (3, 2), ()]],
+    "flickr30k": [
+        ("labels", shape, r"\(batch_size, phrases, regions\), here \(3, 4, 6\)")
+        for shape in [(3, 4), (4, 6), (3, 1, 6), (3, 4, 1), (1, 4, 6), (6,)]
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("head", "name", "shape", "expected"), [(h, *case) for h in OTHER_SHAPES for case in OTHER_SHAPES[h]]
+)
+def test_labels_are_not_broadcast(head, name, shape, expected):
+    model, inputs = tiny_model(head), inputs_for(head)
+    labels = labels_for(head, inputs)
+    labels[name] = torch.zeros(shape, dtype=labels[name].dtype)
+    said = str(tuple(shape)).replace("(", r"\(").replace(")", r"\)")
+    with pytest.raises(ValueError, match=f"`{name}` of shape {said}; expected {expected}"):
+        model(**inputs, **labels)
+
+
+@pytest.mark.parametrize("head", ["vqa", "flickr30k"])
+@pytest.mark.parametrize("value", [-100.0, float("nan")])
+def test_scores_that_mean_nothing_are_refused(head, value):
+    model, inputs = tiny_model(head), inputs_for(head)
+    labels = labels_for(head, inputs)["labels"]
+    labels.view(-1)[1] = value
+    with pytest.raises(ValueError, match=f"a label is {value}; expected scores of at least 0"):
+        model(**inputs, labels=labels)
+
+
+def test_masked_labels_of_the_text_are_checked_too():
+    model, inputs = tiny_model("pretraining"), inputs_for("pretraining")
+    labels = labels_for("pretraining", inputs)["labels"]
+    places = torch.tensor([[1, 2]] * 3)
+    with pytest.raises(
+        ValueError, match=r"`labels` of shape \(4, 9\); expected"
+    ):  # gather would take the first three rows
+        model(**inputs, labels=torch.cat((labels, labels[:1])), masked_positions=places)
+
+
+def test_compiled_losses_are_those_of_torch():
+    scores = torch.rand(2, 5, generator=torch.Generator().manual_seed(2))
+    compiled = torch.compile(kl_divergence, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(LOGITS[:, 0], scores), kl_divergence(LOGITS[:, 0], scores))
+    assert compiled(LOGITS[:, 0], torch.full((2, 5), -100.0)).isnan()
+    compiled = torch.compile(cross_entropy, backend="eager", fullgraph=True)
+    labels = torch.tensor([4, -100, 1])
+    torch.testing.assert_close(compiled(LOGITS[0], labels), cross_entropy(LOGITS[0], labels))

@@ -32,7 +32,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .checkpoint_visualbert import VisualBertCheckpointModel
 from .configuration_visualbert import VisualBertConfig
 from .linear_visualbert import make_linear
-from .losses_visualbert import cross_entropy, kl_divergence
+from .losses_visualbert import check_shape, cross_entropy, kl_divergence
 from .packing_visualbert import Packing, choose_kernel, encode
 from .pixels_visualbert import PixelReader, pop_region_inputs
 from .sequence_visualbert import (
@@ -579,6 +579,15 @@ class VisualBertForPreTraining(VisualBertWithPreTrainingHeads):
 
         Both losses are means over their labels; a batch without labels has loss 0.
         """
+        batch_size, text_length = text_of(input_ids, inputs_embeds).shape[:2]
+        if labels is not None:
+            more = sum(labels.shape[1:2]) - text_length
+            over_regions = more > 0 if visual_embeds is None else more == visual_embeds.shape[1]
+            has_regions = visual_embeds is not None or pixel_values is not None
+            length = text_length + (more if has_regions and over_regions else 0)
+            check_shape(labels, (batch_size, length), "(batch_size, text_length)")
+        if sentence_image_labels is not None:
+            check_shape(sentence_image_labels, (batch_size,), "(batch_size,)", "sentence_image_labels")
         # [CLS], for the sentence-image score, and the masked positions; everything when those are not given.
         read = None if masked_positions is None else F.pad(masked_positions.clamp(min=0), (1, 0))
         outputs = self.visual_bert(
@@ -594,12 +603,12 @@ class VisualBertForPreTraining(VisualBertWithPreTrainingHeads):
         seq_relationship_logits = self.cls.seq_relationship(outputs.pooler_output)
         losses = []
         if labels is not None:
-            labels = labels[:, : text_of(input_ids, inputs_embeds).shape[1]]
+            labels = labels[:, :text_length]
             if masked_positions is not None:
                 labels = labels.gather(1, masked_positions.clamp(min=0)).masked_fill(masked_positions < 0, -100)
             losses.append(cross_entropy(prediction_logits[:, : labels.shape[1]], labels, num_items_in_batch))
         if sentence_image_labels is not None:
-            losses.append(cross_entropy(seq_relationship_logits, sentence_image_labels.view(-1), num_pairs_in_batch))
+            losses.append(cross_entropy(seq_relationship_logits, sentence_image_labels, num_pairs_in_batch))
         return VisualBertForPreTrainingOutput(
             loss=torch.stack(losses).sum() if losses else None,
             prediction_logits=prediction_logits,
@@ -659,6 +668,8 @@ class VisualBertForQuestionAnswering(VisualBertPreTrainedModel):
             **kwargs,
         )
         logits_BL = self.cls(self.dropout(outputs.last_hidden_state[:, 0]))
+        if labels is not None:
+            check_shape(labels, logits_BL.shape, "(batch_size, num_labels)")
         loss = None if labels is None else kl_divergence(logits_BL, labels, num_items_in_batch)
         return SequenceClassifierOutput(
             loss=loss, logits=logits_BL, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -710,8 +721,8 @@ class VisualBertForMultipleChoice(VisualBertPreTrainedModel):
             boxes_mask (`torch.LongTensor` of shape `(batch_size, regions)`, *optional*):
                 1 for a given box, 0 for padding; `visual_attention_mask` when not given.
             labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-                Index of the right choice. While a detector is trained too (`config.freeze_region_encoder` is off), the loss
-                includes its class loss, weighted with its `class_loss_weight`.
+                Index of the right choice; -100 is ignored. While a detector is trained too (`config.freeze_region_encoder` is
+                off), the loss includes its class loss, weighted with its `class_loss_weight`.
         """
         text = text_of(input_ids, inputs_embeds)
         regions = (visual_embeds, visual_attention_mask, visual_token_type_ids)
@@ -729,6 +740,8 @@ class VisualBertForMultipleChoice(VisualBertPreTrainedModel):
             **kwargs,
         )
         logits_BC = self.cls(self.dropout(outputs.pooler_output)).view(-1, text.shape[1])
+        if labels is not None:
+            check_shape(labels, logits_BC.shape[:1], "(batch_size,)")
         loss = None if labels is None else cross_entropy(logits_BC, labels, num_items_in_batch)
         if labels is not None and class_loss is not None and not self.config.freeze_region_encoder:
             # When this batch is part of a larger one, it counts by its share of the examples.
@@ -775,7 +788,7 @@ class VisualBertForVisualReasoning(VisualBertPreTrainedModel):
             visual_token_type_ids (`torch.LongTensor` of shape `(batch_size, regions)`):
                 0 for the regions of the first image, 1 for those of the second.
             labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-                1 when the sentence is true of the images, else 0.
+                1 when the sentence is true of the images, else 0; -100 is ignored.
         """
         outputs = self.visual_bert(
             *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds),
@@ -786,7 +799,9 @@ class VisualBertForVisualReasoning(VisualBertPreTrainedModel):
             **kwargs,
         )
         logits_BL = self.cls(self.dropout(outputs.pooler_output))
-        loss = None if labels is None else cross_entropy(logits_BL, labels.view(-1), num_items_in_batch)
+        if labels is not None:
+            check_shape(labels, logits_BL.shape[:1], "(batch_size,)")
+        loss = None if labels is None else cross_entropy(logits_BL, labels, num_items_in_batch)
         return SequenceClassifierOutput(
             loss=loss, logits=logits_BL, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -873,6 +888,8 @@ class VisualBertForRegionToPhraseAlignment(VisualBertWithPreTrainingHeads):
         )
         phrases_BED, regions_BRD = outputs.last_hidden_state.split((phrases_BE.shape[1], num_regions), dim=1)
         logits_BER = self.attention(phrases_BED, regions_BRD, visual_attention_mask)
+        if labels is not None:
+            check_shape(labels, logits_BER.shape, "(batch_size, phrases, regions)")
         loss = None if labels is None else kl_divergence(logits_BER, labels, num_items_in_batch)
         return SequenceClassifierOutput(
             loss=loss, logits=logits_BER, hidden_states=outputs.hidden_states, attentions=outputs.attentions
