@@ -137,9 +137,10 @@ def load_chunk(path: Path) -> Any:
     """Read a file of `torch.save`: tensors and arrays of numbers in lists, tuples and dicts.
 
     Raises:
-        ValueError: The file is damaged, or holds anything else.
+        ValueError: The file is damaged, or holds anything else, or tensors larger than what is stored of them.
     """
     try:
+        _check_not_compressed(path)
         with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in _ARRAY_STAND_INS.items()]):
             # New files are archives, and only the tensors that are used are read from them.
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
@@ -148,10 +149,31 @@ def load_chunk(path: Path) -> Any:
         raise ValueError(f"{path}: not a chunk of tensors and arrays of numbers ({why_refused(error)})") from error
 
 
+def _check_not_compressed(path: Path) -> None:
+    """`torch.save` compresses nothing, and torch maps the bytes of tensors as they are."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise _RefusedError("an archive that was compressed again; expected it as torch.save wrote it")
+
+
+def _stored(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, unless it is far larger than what is stored of it (`expand`)."""
+    held = tensor.untyped_storage().nbytes()
+    if tensor.numel() * tensor.element_size() > held:
+        shape = tuple(tensor.shape)
+        raise _RefusedError(
+            f"a tensor of shape {shape} in {held} bytes; expected all its numbers (`contiguous` before saving)"
+        )
+    return tensor
+
+
 def _with_arrays(found: Any, done: dict[int, Any]) -> Any:
     """The same content with arrays instead of their stand-ins; `done` has, by id, the containers that occur repeatedly."""
     if isinstance(found, _Array) and found.array is not None:
         return found.array
+    if isinstance(found, torch.Tensor):
+        return _stored(found)
     if type(found) not in (list, tuple) and not isinstance(found, dict):
         return _plain(found)
     if id(found) not in done:

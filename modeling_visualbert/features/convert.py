@@ -37,7 +37,8 @@ from ..data.files import read_json, read_lines
 from ..hub_code.configuration_region_detector import NUM_SPATIAL_FEATURES
 from ..hub_code.regions_visualbert import UNKNOWN_DETECTOR, normalise_boxes, spatial_features
 from ..published import published_detector_name
-from .arrays import KNOWN, LAYOUTS, NUMBERS, ArrayOptions, name_of_features, to_regions
+from .array_files import Hdf5Arrays, load_numpy
+from .arrays import LAYOUTS, ArrayOptions, name_of_features, to_regions
 from .images import IMAGE_IDS
 from .store import FeatureStore, Regions, partial_folder, write_store
 
@@ -224,33 +225,7 @@ def read_npz(folder: Path) -> Records:
 
 
 def _numpy_records(files: Mapping[Path, str]) -> Records:
-    return ((name, partial(_numpy_arrays, path), str(path)) for path, name in files.items())
-
-
-def _numpy_arrays(path: Path) -> Arrays:
-    found = _numpy_load(path)
-    if isinstance(found, np.ndarray):
-        return {"features": found}
-    with found as archive:
-        arrays = {}
-        for name in archive.files:
-            try:
-                arrays[name] = archive[name]
-            except Exception as error:  # zipfile's and zlib's errors too, and MemoryError
-                if name in KNOWN:
-                    raise ValueError(f"{path}: '{name}' cannot be read: {_numpy_problem(error)}") from error
-    return arrays
-
-
-def _numpy_load(path: Path) -> Any:
-    try:
-        return np.load(path, allow_pickle=False)
-    except Exception as error:  # MemoryError too, when a header promises more than fits
-        raise ValueError(f"{path}: cannot be read: {_numpy_problem(error)}") from error
-
-
-def _numpy_problem(error: Exception) -> str:
-    return "it holds Python objects (pickle), which could run code" if "allow_pickle" in str(error) else str(error)
+    return ((name, partial(load_numpy, path), str(path)) for path, name in files.items())
 
 
 def read_th(path: Path) -> Records:
@@ -292,27 +267,36 @@ def read_hdf5(path: Path) -> Records:
         arrays = {name: item for name, item in file.items() if isinstance(item, h5py.Dataset)}
         if not arrays:
             for name, group in file.items():
-                yield name, partial(dict, group), f"{path}: group {name!r}"
+                where = f"{path}: group {name!r}"
+                yield name, partial(_whole_group, group, where), where
             return
         if "pos_boxes" in arrays and arrays["pos_boxes"].shape[1:] != (2,):
             raise ValueError(f"{path}: 'pos_boxes' has shape {arrays['pos_boxes'].shape}; expected (images, 2)")
         by_image = "pos_boxes" if "pos_boxes" in arrays else name_of_features(arrays, str(path))
         names, sizes = _hdf5_names(path, arrays, len(arrays[by_image]))
+        images = Hdf5Arrays(arrays)
+        images.check_lengths(len(names), str(path))
         for row, name in enumerate(names):
             where = f"{path}: row {row}"
-            yield name, partial(_hdf5_arrays, arrays, row, sizes.get(row, {}), where), where
+            yield name, partial(_row_of_images, images, row, sizes.get(row, {}), where), where
 
 
-def _hdf5_arrays(arrays: Mapping[str, Any], row: int, size: Mapping[str, Any], where: str) -> Arrays:
-    at: Any = row
-    if "pos_boxes" in arrays:
-        start, end = (int(side) for side in arrays["pos_boxes"][row])
-        total = len(arrays[name_of_features(arrays, where)])
-        if not 0 <= start <= end <= total:
-            raise ValueError(f"{where}: 'pos_boxes' says {start} to {end} of {total} regions")
-        at = slice(start, end)
-    known = {name: array for name, array in arrays.items() if name in KNOWN}
-    return {**{name: array[row if KNOWN[name] in NUMBERS else at] for name, array in known.items()}, **size}
+def _whole_group(group: Any, where: str) -> Arrays:
+    with _placed(where):
+        return Hdf5Arrays(group).whole()
+
+
+def _row_of_images(images: Hdf5Arrays, row: int, size: Arrays, where: str) -> Arrays:
+    with _placed(where):
+        return {**images.row(row), **size}
+
+
+@contextmanager
+def _placed(where: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _hdf5_names(path: Path, arrays: Mapping[str, Any], count: int) -> tuple[list[str], dict[int, dict[str, Any]]]:
