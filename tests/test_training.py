@@ -20,6 +20,7 @@ from modeling_visualbert.metrics.submissions import write_vqa_results
 from modeling_visualbert.tasks.detection import DetectionArgs
 from modeling_visualbert.tasks.flickr30k import Flickr30kArgs
 from modeling_visualbert.tasks.nlvr2 import Nlvr2Args
+from modeling_visualbert.tasks.one_split import EvaluateArgs
 from modeling_visualbert.tasks.pretraining import PretrainingArgs
 from modeling_visualbert.tasks.vcr import VcrArgs
 from modeling_visualbert.tasks.vqa import VqaArgs, majority_baselines, score_answers
@@ -222,6 +223,55 @@ def test_wrong_flags_end_with_a_usage_line(argv, message, capsys):
 def test_counts_that_are_not_positive_are_refused(name, value):
     with pytest.raises(ValueError, match=f"--{name} {value}; expected"):
         TrainArgs("run", **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("flag", "launched", "expected"),
+    [
+        (None, None, "no"),
+        (None, "no", "no"),
+        (None, "bf16", "bf16"),
+        (None, "FP16", "fp16"),
+        ("bf16", "no", "bf16"),
+        ("bf16", "bf16", "bf16"),
+    ],
+)
+def test_precision_is_that_of_the_flag_or_the_launcher(flag, launched, expected, monkeypatch):
+    if launched is not None:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    flags = [] if flag is None else ["--mixed_precision", flag]
+    assert parse_args(VqaArgs, "", ["--output_dir", "x", *flags]).mixed_precision == expected
+    assert EvaluateArgs("model", "x", mixed_precision=flag).mixed_precision == expected
+
+
+@pytest.mark.parametrize(
+    ("flag", "launched", "message"),
+    [
+        ("no", "bf16", "--mixed_precision no, but bf16 of `accelerate launch` .*; expected only one of them"),
+        ("fp16", "bf16", "--mixed_precision fp16, but bf16 of `accelerate launch` .*; expected only one of them"),
+        (None, "fp8", "mixed precision 'fp8' of `accelerate launch` .*; expected one of no, bf16, fp16"),
+    ],
+)
+def test_precisions_that_contradict_one_another_are_refused(flag, launched, message, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+    for make in (lambda: TrainArgs("x", mixed_precision=flag), lambda: EvaluateArgs("m", "x", mixed_precision=flag)):
+        with pytest.raises(ValueError, match=message):
+            make()
+
+
+def test_accumulation_of_the_launcher_is_refused_with_our_flag(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    args = toy_args(tmp_path)
+    for start in (lambda: make_accelerator(args), lambda: train(toy_task(), args, Accelerator(cpu=True))):
+        with pytest.raises(ValueError, match="4 gradient accumulation steps .*; expected 1 and --micro_batch_size"):
+            start()
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_accelerator_of_another_precision_is_refused(tmp_path):
+    args = toy_args(tmp_path, mixed_precision="bf16")
+    with pytest.raises(ValueError, match="--mixed_precision bf16, but the accelerator has no; expected the same"):
+        train(toy_task(), args, Accelerator(cpu=True))
 
 
 @pytest.mark.parametrize("args_class", [TrainArgs, DetectionArgs, *dict.fromkeys(ARGS.values())])

@@ -94,7 +94,9 @@ def _add_running_options(command: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--cpu", action="store_true", help="use the CPU even if there is a GPU")
     group.add_argument(
-        "--mixed_precision", default="no", choices=["no", "bf16", "fp16"], help="precision of the forward passes"
+        "--mixed_precision",
+        choices=["no", "bf16", "fp16"],
+        help="precision of the forward passes (default: that of accelerate launch, or no)",
     )
 
 

@@ -26,6 +26,7 @@ from ..features.store import FeatureStore
 from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..hub_code.text_visualbert import check_tokenizer
 from ..published import published_checkpoints
+from ..training.args import agreed_precision
 from ..training.task import Task
 from . import flickr30k, nlvr2, pretraining, vcr, vqa
 from .common import TASK_OPTIONS, Boxes, Images, TaskArgs, corpus_folder, limit_regions, prepare_images
@@ -64,7 +65,7 @@ class EvaluateArgs:
     batch_size: int = 128
     num_workers: int | None = None
     cpu: bool = False
-    mixed_precision: str = "no"
+    mixed_precision: str | None = None
     overwrite: bool = False
     train_scenes: int = 8000
     val_scenes: int = 500
@@ -78,6 +79,7 @@ class EvaluateArgs:
                 raise ValueError(f"--{name} {value}; expected at least 1")
         if self.num_workers is not None and self.num_workers < 0:
             raise ValueError(f"--num_workers {self.num_workers}; expected at least 0")
+        self.mixed_precision = agreed_precision(self.mixed_precision)
         if self.split is None and self.data_dir is not None:
             raise ValueError("--data_dir without --split; expected the split to evaluate, as in the file names")
         if self.split is not None and (not self.split or Path(self.split).name != self.split):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from argparse import ArgumentParser
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
+
+PRECISIONS = ("no", "bf16", "fp16")
 
 
 @dataclass
@@ -38,9 +41,12 @@ class TrainArgs:
     )
     adam_beta2: float = field(default=0.999, metadata={"help": "beta 2 of AdamW"})
     max_grad_norm: float = field(default=1.0, metadata={"help": "clip gradients to this norm"})
-    mixed_precision: str = field(
-        default="no",
-        metadata={"help": "precision of the forward and backward passes", "choices": ["no", "bf16", "fp16"]},
+    mixed_precision: str | None = field(
+        default=None,
+        metadata={
+            "help": "precision of the forward and backward passes (default: that of accelerate launch, or no)",
+            "choices": list(PRECISIONS),
+        },
     )
     compile: bool = field(
         default=False, metadata={"help": "compile the model with torch: the first steps take longer, later ones less"}
@@ -82,6 +88,24 @@ class TrainArgs:
         for name in ("save_steps", "keep_checkpoints", "log_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)}; expected at least 1")
+        self.mixed_precision = agreed_precision(self.mixed_precision)
+
+
+def agreed_precision(given: str | None) -> str:
+    """The precision that a flag or the launcher asks for. The launcher's "no" asks for nothing: it always says something.
+
+    Raises:
+        ValueError: They contradict one another, or the launcher asks for one that there is not.
+    """
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    source = "`accelerate launch` (--mixed_precision, its configuration file, or ACCELERATE_MIXED_PRECISION)"
+    if launched not in PRECISIONS:
+        raise ValueError(f"mixed precision {launched!r} of {source}; expected one of {', '.join(PRECISIONS)}")
+    if given is not None and launched not in ("no", given):
+        raise ValueError(
+            f"--mixed_precision {given}, but {launched} of {source}; expected only one of them, or the same"
+        )
+    return given or launched
 
 
 Args = TypeVar("Args", bound=TrainArgs)

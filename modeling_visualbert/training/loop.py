@@ -51,14 +51,38 @@ class Progress:
 
 
 def make_accelerator(args: TrainArgs) -> Accelerator:
-    """One accelerator for the run; heads leave some parameters unused, which data-parallel training must know."""
-    return Accelerator(
+    """One accelerator for the run; heads leave some parameters unused, which data-parallel training must know.
+
+    Raises:
+        ValueError: Accelerate is set up in a way that the loop does not follow.
+    """
+    accelerator = Accelerator(
         cpu=args.cpu,
         mixed_precision=args.mixed_precision,
         log_with="tensorboard",
         project_dir=args.output_dir,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+    check_accelerator(accelerator, args)
+    return accelerator
+
+
+def check_accelerator(accelerator: Accelerator, args: TrainArgs) -> None:
+    """
+    Raises:
+        ValueError: The accelerator would divide the gradients for an accumulation of its own, or has another precision than the
+            arguments.
+    """
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ValueError(
+            f"Accelerate is set up for {accelerator.gradient_accumulation_steps} gradient accumulation steps "
+            "(ACCELERATE_GRADIENT_ACCUMULATION_STEPS, or its configuration); expected 1 and --micro_batch_size, which "
+            "accumulates gradients up to --batch_size"
+        )
+    if accelerator.mixed_precision != args.mixed_precision:
+        raise ValueError(
+            f"--mixed_precision {args.mixed_precision}, but the accelerator has {accelerator.mixed_precision}; expected the same"
+        )
 
 
 def train(task: Task, args: TrainArgs, accelerator: Accelerator | None = None) -> dict:
@@ -76,6 +100,7 @@ def train(task: Task, args: TrainArgs, accelerator: Accelerator | None = None) -
     if missing := {"train", "dev"} - set(task.splits):
         raise ValueError(f"task {task.name!r} has no split {sorted(missing)[0]!r}")
     accelerator = accelerator or make_accelerator(args)
+    check_accelerator(accelerator, args)
     output_dir = Path(args.output_dir)
     _claim_output_dir(output_dir, args.resume, accelerator)
     plan = StepPlan(

@@ -99,6 +99,7 @@ def changed_args(checkpoint: Path, saved: Mapping[str, Any], args: TrainArgs) ->
     """
     new = asdict(args)
     defaults = {item.name: item.default for item in fields(args) if item.default is not MISSING}
+    defaults["mixed_precision"] = "no"  # as long as that of the launcher was not taken
     old = {**defaults, **saved["args"]}
     changed = {name: (old[name], value) for name, value in new.items() if name in old and old[name] != value}
     changed.pop("resume", None)
