@@ -8,6 +8,7 @@ import math
 import re
 from dataclasses import fields
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from modeling_visualbert.tasks.one_split import EvaluateArgs
 from modeling_visualbert.tasks.pretraining import PretrainingArgs
 from modeling_visualbert.tasks.vcr import VcrArgs
 from modeling_visualbert.tasks.vqa import VqaArgs, majority_baselines, score_answers
-from modeling_visualbert.training.args import TrainArgs, parse_args, read_recipe
+from modeling_visualbert.training.args import INTERVALS, TrainArgs, parse_args, read_recipe
 from modeling_visualbert.training.batches import AugmentedRows, MicroBatches, StepPlan
 from modeling_visualbert.training.checkpoint import list_checkpoints, load_checkpoint
 from modeling_visualbert.training.loop import (
@@ -223,6 +224,31 @@ def test_wrong_flags_end_with_a_usage_line(argv, message, capsys):
 def test_counts_that_are_not_positive_are_refused(name, value):
     with pytest.raises(ValueError, match=f"--{name} {value}; expected"):
         TrainArgs("run", **{name: value})
+
+
+def test_every_real_number_has_an_interval():
+    hints = {name: hint for kind in (DetectionArgs, *ARGS.values()) for name, hint in get_type_hints(kind).items()}
+    assert {name for name, hint in hints.items() if float in (hint, *get_args(hint))} == INTERVALS.keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, value) for name in sorted(INTERVALS) for value in ("nan", "inf", "-inf", "-0.01")),
+        *((name, "0") for name in ("epochs", "evals_per_epoch", "max_grad_norm", "mlm_probability")),
+        *((name, "1") for name in ("adam_beta2", "dropout")),
+        *((name, "1.01") for name in ("warmup_ratio", "score_threshold", "nms_threshold", "mlm_probability")),
+    ],
+)
+def test_numbers_outside_their_interval_are_refused(name, value, tmp_path):
+    (args_class,) = [k for k in (DetectionArgs, PretrainingArgs, Nlvr2Args) if name in {f.name for f in fields(k)}][:1]
+    expected = re.escape(f"expected a number in {INTERVALS[name]}")
+    with pytest.raises(ValueError, match=rf"--{name} {float(value)}; {expected}"):
+        parse_args(args_class, "", ["--output_dir", "x", f"--{name}={value}"])
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"{name}: {value.replace('nan', '.nan').replace('inf', '.inf')}\n")
+    with pytest.raises(ValueError, match=f"recipe.yaml: '{name}' is .*; {expected}"):
+        read_recipe(recipe, args_class)
 
 
 @pytest.mark.parametrize(

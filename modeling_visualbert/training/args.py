@@ -14,6 +14,15 @@ from transformers import HfArgumentParser
 
 PRECISIONS = ("no", "bf16", "fp16")
 
+# Lowest and highest value of every argument that is a real number, in all scripts; round brackets exclude the end.
+INTERVALS = {
+    **dict.fromkeys(("epochs", "evals_per_epoch", "max_grad_norm"), "(0, inf)"),
+    **dict.fromkeys(("learning_rate", "weight_decay", "initializer_range", "second_segment_std"), "[0, inf)"),
+    **dict.fromkeys(("adam_beta2", "dropout"), "[0, 1)"),
+    **dict.fromkeys(("warmup_ratio", "score_threshold", "nms_threshold"), "[0, 1]"),
+    "mlm_probability": "(0, 1]",
+}
+
 
 @dataclass
 class TrainArgs:
@@ -81,7 +90,9 @@ class TrainArgs:
     cpu: bool = field(default=False, metadata={"help": "use the CPU even if there is a GPU"})
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "max_steps", "batch_size", "micro_batch_size", "eval_batch_size", "evals_per_epoch"):
+        for name in INTERVALS.keys() & vars(self).keys():
+            check_interval(name, getattr(self, name), f"--{name} {getattr(self, name)}")
+        for name in ("max_steps", "batch_size", "micro_batch_size", "eval_batch_size"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"--{name} {value}; expected more than 0")
@@ -89,6 +100,20 @@ class TrainArgs:
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)}; expected at least 1")
         self.mixed_precision = agreed_precision(self.mixed_precision)
+
+
+def check_interval(name: str, value: float | None, what: str) -> None:
+    """
+    Raises:
+        ValueError: The value of an argument lies outside its interval, or is NaN; the message starts with `what`.
+    """
+    if value is None:
+        return
+    low, high = (float(end) for end in INTERVALS[name][1:-1].split(", "))
+    is_above = low <= value if INTERVALS[name][0] == "[" else low < value
+    is_below = value <= high if INTERVALS[name][-1] == "]" else value < high
+    if not (is_above and is_below):
+        raise ValueError(f"{what}; expected a number in {INTERVALS[name]}")
 
 
 def agreed_precision(given: str | None) -> str:
@@ -150,7 +175,8 @@ def read_recipe(path: str | Path, args_class: type[TrainArgs]) -> dict:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is not a mapping, names an argument that does not exist, or has a value of the wrong type.
+        ValueError: The file is not a mapping, names an argument that does not exist, or has a value of the wrong type or outside
+            its interval.
     """
     path = Path(path)
     if not path.is_file():
@@ -164,6 +190,8 @@ def read_recipe(path: str | Path, args_class: type[TrainArgs]) -> dict:
         if name not in known:
             raise ValueError(f"{path}: unknown argument {name!r}; expected one of {', '.join(sorted(known))}")
         values[name] = _checked(value, get_args(hints[name]) or (hints[name],), f"{path}: {name!r}")
+        if name in INTERVALS:
+            check_interval(name, values[name], f"{path}: {name!r} is {value!r}")
         choices = known[name].metadata.get("choices")
         if choices and value not in choices:
             raise ValueError(f"{path}: {name!r} is {value!r}; expected one of {', '.join(choices)}")
