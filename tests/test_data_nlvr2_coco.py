@@ -73,9 +73,10 @@ def test_a_line_without_a_label_among_others_is_named_or_left_out(tmp_path):
         ([{**EXAMPLE, "sentence": None}], "line 1: 'sentence' is None; expected str"),
         ([{**EXAMPLE, "sentence": "half a pair: \ud83d"}], "line 1: 'sentence' is 'half a pair: .*; expected str"),
         ([{**EXAMPLE, "label": ["True"]}], r"line 1: 'label' is \['True'\]; expected str"),
+        ([{**EXAMPLE, "sentence": " \t"}], "line 1: the sentence of 'dev-1-0-0' is empty; expected at least one word"),
         (["dev-1-0-0"], "line 1: key 'identifier' is missing"),
     ],
-    ids=["twice", "label", "identifier", "missing", "none", "half-pair", "label-list", "no-record"],
+    ids=["twice", "label", "identifier", "missing", "none", "half-pair", "label-list", "empty", "no-record"],
 )
 def test_broken_nlvr2_is_named(tmp_path, records, message):
     with pytest.raises(ValueError, match=message):

@@ -183,6 +183,7 @@ FOUR = [["A"]] * 4
         ({"question": ["Is", "\ud800"]}, r"'question': '\\ud800'; expected a word or a list of objects"),
         ({"question": "Is it?"}, "'question' is 'Is it.'; expected a list of words and tags"),
         ({"question": []}, r"'question' is \[\]; expected a list of words and tags"),
+        ({"question": ["", " "]}, r"'question' is empty \(\['', ' '\]\); expected a list of words and tags"),
         ({"answer_choices": FOUR[:3]}, "3 'answer_choices'; expected 4"),
         ({"answer_choices": None}, "key 'answer_choices' is missing; expected 4 answers"),
         ({"rationale_choices": [*FOUR, ["A"]]}, "5 'rationale_choices'; expected 4"),

@@ -185,8 +185,13 @@ def test_an_annotator_without_an_answer_is_named(tmp_path):
             [annotation(5, answers=())],
             r"annotations.json: annotation 0: 'answers' is empty; expected those of ten annotators",
         ),
+        (
+            [question(4), question(5, text=" ?, ")],
+            [annotation(4), annotation(5)],
+            r"questions.json: question 1: question id 5 is empty \(' \?, '\); expected at least one word",
+        ),
     ],
-    ids=["question-twice", "no-annotation", "no-question", "annotation-twice", "images-differ", "no-answers"],
+    ids=["question-twice", "no-annotation", "no-question", "annotation-twice", "images-differ", "no-answers", "empty"],
 )
 def test_files_that_do_not_fit_together_are_refused(tmp_path, questions, annotations, message):
     with pytest.raises(ValueError, match=message):

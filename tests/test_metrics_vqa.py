@@ -122,9 +122,12 @@ def test_types_that_are_not_given_are_absent():
         ({1: "yes"}, [1, 2, 3], "2 question ids not answered, the first is 2; expected one answer per question"),
         ({1: "yes", 7: "no", 8: "no"}, [1], "2 question ids unknown, the first is 7; expected one answer"),
         ({1: "yes", 5: "no"}, [1, 5, 5], "1 question ids repeated in the annotations, the first is 5; expected one"),
+        ({"1": "yes"}, [1], "question id '1' in the predictions; expected an integer"),
+        ({1: "yes", "1": "no"}, [1], "question id '1' in the predictions; expected an integer"),
+        ({1: "yes"}, ["1"], "question id '1' in the annotations; expected an integer"),
         ({}, [], "no annotations to score against"),
     ],
-    ids=["missing", "surplus", "repeated", "none"],
+    ids=["missing", "surplus", "repeated", "string", "both", "annotation", "none"],
 )
 def test_ids_that_do_not_match_are_refused(predictions, questions, message):
     with pytest.raises(ValueError, match=message):

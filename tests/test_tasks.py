@@ -121,6 +121,11 @@ def test_training_on_a_split_without_answers_is_refused(args, corpus, tmp_path, 
         vqa_task(args(**{**changes, f"{role}_split": "val+test"}), Accelerator(cpu=True))
 
 
+def test_a_question_of_two_joined_splits_is_refused(args):
+    with pytest.raises(ValueError, match=r"split val\+val: val: question id \d+ occurs twice; expected it only once"):
+        vqa_task(args(train_split="val+val"), Accelerator(cpu=True))
+
+
 def features_of(task, folder, dim, detector="mine"):
     """A store with random features of all images of a task."""
     generator = torch.Generator().manual_seed(0)

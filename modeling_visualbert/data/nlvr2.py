@@ -82,13 +82,15 @@ def image_names(identifier: str, where: str = "identifier") -> list[str]:
 
 
 def _row(record: Any, where: str) -> dict[str, Any]:
-    identifier = require(record, "identifier", where, str)
+    identifier, sentence = require(record, "identifier", where, str), require(record, "sentence", where, str)
+    if not sentence.strip():
+        raise ValueError(f"{where}: the sentence of {identifier!r} is empty; expected at least one word")
     label = optional(record, "label", where, str)
     if label is not None and label not in _LABELS:
         raise ValueError(f"{where}: 'label' is {label!r}; expected 'True' or 'False'")
     return {
         "identifier": identifier,
-        "sentence": require(record, "sentence", where, str),
+        "sentence": sentence,
         "label": None if label is None else _LABELS[label],
         "images": image_names(identifier, where),
     }

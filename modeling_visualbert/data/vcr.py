@@ -236,6 +236,8 @@ def _check_text(text: Any, num_objects: int, where: str) -> None:
             raise ValueError(f"{where}: {item!r:.40}; expected a word or a list of objects")
         elif TAG.fullmatch(item):  # in the row, it would look like a tag
             raise ValueError(f"{where}: the word {item!r:.40} looks like a tag; expected a list of objects")
+    if not any(item if isinstance(item, list) else item.strip() for item in text):
+        raise ValueError(f"{where} is empty ({text!r:.40}); expected a list of words and tags")
 
 
 def _check_tag(tag: list[Any], num_objects: int, where: str) -> None:

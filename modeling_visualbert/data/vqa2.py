@@ -14,6 +14,7 @@ become one row of the dataset (without an annotations file, as for test, the fie
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,8 +88,8 @@ def load_vqa(
 
     Raises:
         FileNotFoundError: A file is missing.
-        ValueError: The JSON is malformed, a key is missing, a question id occurs twice, a question has no annotation or an
-            annotation no question, or their image ids differ; the message names the file and the record.
+        ValueError: The JSON is malformed, a key is missing, a question is empty, a question id occurs twice, a question has no
+            annotation or an annotation no question, or their image ids differ; the message names the file and the record.
     """
     content = read_json(questions_file)
     questions = require(content, "questions", str(questions_file), list)
@@ -143,10 +144,13 @@ def _annotation(record: Any, where: str) -> _Annotation:
 
 
 def _row(record: Any, where: str) -> dict[str, Any]:
+    question_id, question = require(record, "question_id", where, int), require(record, "question", where, str)
+    if not re.search(r"[^\s,?]", question):  # commas and question marks are left out
+        raise ValueError(f"{where}: question id {question_id} is empty ({question!r}); expected at least one word")
     return {
-        "question_id": require(record, "question_id", where, int),
+        "question_id": question_id,
         "image_id": require(record, "image_id", where, int),
-        "question": require(record, "question", where, str),
+        "question": question,
     }
 
 

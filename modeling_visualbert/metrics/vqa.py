@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -106,8 +107,16 @@ def vqa_accuracy(predictions: Mapping[int, str], annotations: Sequence[Mapping])
         `overall`, `per_question_type`, `per_answer_type` (only types that occur), `per_question` and `num_examples`.
 
     Raises:
-        ValueError: A question has no prediction, or a prediction has no question, or a question occurs twice.
+        ValueError: A question has no prediction, or a prediction has no question, or a question occurs twice, or an id is not
+            an integer: JSON makes strings of the keys of an object, and `"1"` is not the question 1.
     """
+    for source, question_ids in (
+        ("predictions", predictions),
+        ("annotations", (r["question_id"] for r in annotations)),
+    ):
+        for question_id in question_ids:
+            if not isinstance(question_id, Integral):
+                raise ValueError(f"question id {question_id!r} in the {source}; expected an integer")
     known = Counter(record["question_id"] for record in annotations)
     repeated = [question_id for question_id, count in known.items() if count > 1]
     missing, surplus = sorted(known.keys() - predictions.keys()), sorted(predictions.keys() - known.keys())

@@ -18,7 +18,7 @@ from transformers import AutoConfig
 
 from ..answers import build_answer_vocabulary, pythia_answers
 from ..checkpoints import architecture
-from ..data.files import index_images
+from ..data.files import check_new, index_images
 from ..data.vqa2 import find_vqa_files, load_vqa
 from ..hub_code.image_processing_visualbert import load_image
 from ..hub_code.modeling_visualbert import VisualBertForQuestionAnswering
@@ -237,16 +237,21 @@ def _draw(
 
 
 def _load_split(data_dir: Path, split: str, skipped: list[str] | None) -> Dataset:
-    found = {name: find_vqa_files(data_dir, name) for name in split.split("+")}
-    without = [name for name, files in found.items() if files.annotations is None]
+    names = split.split("+")
+    found = [find_vqa_files(data_dir, name) for name in names]
+    without = [name for name, files in zip(names, found, strict=True) if files.annotations is None]
     if 0 < len(without) < len(found):
         raise ValueError(
             f"split {split}: no answers for {without[0]}, because {data_dir} has no file like "
             f"*_{without[0]}_annotations.json; expected annotations of all parts or of none"
         )
-    return concatenate_datasets(
-        [load_vqa(files.questions, files.annotations, skipped=skipped) for files in found.values()]
-    )
+    parts = [load_vqa(files.questions, files.annotations, skipped=skipped) for files in found]
+    if len(parts) > 1:
+        seen: set[int] = set()
+        for name, part in zip(names, parts, strict=True):
+            for question_id in part["question_id"]:
+                check_new(question_id, seen, "question id", f"split {split}: {name}")
+    return concatenate_datasets(parts)
 
 
 def _say_what_is_covered(answers: Sequence[str], train: Dataset) -> None:
