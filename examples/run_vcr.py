@@ -12,6 +12,7 @@ then combines it with the other sub-task, trained earlier in DIR.
 """
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from modeling_visualbert.tasks.run import run_task
@@ -33,7 +34,7 @@ def main() -> None:
     for subtask, folder in folders.items():
         part = replace(args, subtask=subtask, output_dir=str(folder))
         baseline = args.data_dir is None and not args.text_only
-        task, _, accelerator = run_task(vcr_task, part, text_baseline=baseline)
+        task, _, accelerator = run_task(partial(vcr_task, labels_of=args.subtask), part, text_baseline=baseline)
         if subtask == "rationale":
             rationales_of_every_answer(task, part, accelerator)
     if args.score_with is not None:

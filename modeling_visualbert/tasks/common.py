@@ -130,7 +130,7 @@ def corpus_folder(args: TaskArgs) -> Path:
 
 
 def check_labels(
-    data: Mapping[str, Dataset], args: TaskArgs, columns: Sequence[str], missing: Callable[[str], str]
+    data: Mapping[str, Dataset], args: TaskArgs, columns: Sequence[str], missing: Callable[[str, str], str]
 ) -> None:
     """Training and the choice of the best weights need labels. (Loaders see to it that all rows of a split have them, or none.)
 
@@ -138,7 +138,7 @@ def check_labels(
         data: Splits by role.
         args: The run's arguments.
         columns: What the labels are.
-        missing: Name of a split -> what is missing, and where.
+        missing: Name of a split and column -> what is missing, and where.
 
     Raises:
         ValueError: The train or dev split has no labels, or no examples.
@@ -149,10 +149,11 @@ def check_labels(
         split = getattr(args, f"{role}_split")
         if not len(data[role]):
             raise ValueError(f"--{role}_split {split}: no examples; expected at least one")
-        if any(data[role][0][column] is None for column in columns):
-            raise ValueError(
-                f"--{role}_split {split}: {missing(split)}; expected labels (only --test_split can do without)"
-            )
+        for column in columns:
+            if data[role][0][column] is None:
+                raise ValueError(
+                    f"--{role}_split {split}: {missing(split, column)}; expected labels (only --test_split can do without)"
+                )
 
 
 def load_tokenizer(args: TaskArgs) -> Any:

@@ -53,7 +53,7 @@ def flickr30k_task(args: Flickr30kArgs, accelerator: Accelerator) -> Task:
         raise ValueError("--from_pixels: targets are matched against stored boxes; train on stored regions")
     with accelerator.main_process_first():
         data, images_dir, skipped = load_flickr30k_data(args)
-        check_labels(data, args, ["boxes"], lambda split: f"no boxes in {args.data_dir}/Annotations")
+        check_labels(data, args, ["boxes"], lambda split, column: f"no {column} in {args.data_dir}/Annotations")
         tokenizer = load_tokenizer(args)
         keys = {image_id for split in data.values() for image_id in split["image_id"]}
         images = prepare_images(args, keys, images_dir, index_images, accelerator.device)

@@ -95,7 +95,7 @@ def check_nlvr2_labels(data: dict[str, Dataset], args: Nlvr2Args) -> None:
         ValueError: The train or dev split has no labels; the message names its file.
     """
     folder = Path(args.data_dir or "")
-    check_labels(data, args, ["label"], lambda split: f"no 'label' in {find_nlvr2_file(folder, split)}")
+    check_labels(data, args, ["label"], lambda split, column: f"no {column!r} in {find_nlvr2_file(folder, split)}")
 
 
 def make_task(

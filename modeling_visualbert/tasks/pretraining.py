@@ -381,7 +381,7 @@ def _nlvr2(args: PretrainingArgs, tokenizer: Any) -> Source:
 def _vcr(args: PretrainingArgs, tokenizer: Any) -> Source:
     run = _task_args(VcrArgs, args)
     records, images_dir, skipped = load_vcr_data(run)
-    check_vcr_labels(records, run)
+    check_vcr_labels(records, run, "both")
     for name, data in records.items():
         if None in data["answer_label"] or None in data["rationale_label"]:
             raise ValueError(

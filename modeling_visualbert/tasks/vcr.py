@@ -87,15 +87,20 @@ class VcrArgs(TaskArgs):
             raise ValueError("--num_regions: the regions of VCR are the objects of its metadata")
 
 
-def vcr_task(args: VcrArgs, accelerator: Accelerator) -> Task:
+def vcr_task(args: VcrArgs, accelerator: Accelerator, labels_of: str | None = None) -> Task:
     """Load data and model; the first process does what has to be done once.
+
+    Args:
+        args: The run's arguments.
+        accelerator: Where it runs.
+        labels_of: Sub-tasks whose labels have to be there, `both` if another one is trained later (default: that of `args`).
 
     Raises:
         ValueError, FileNotFoundError: Arguments or files do not fit together.
     """
     with accelerator.main_process_first():
         data, images_dir, skipped = load_vcr_data(args)
-        check_vcr_labels(data, args)
+        check_vcr_labels(data, args, labels_of or args.subtask)
         tokenizer = load_tokenizer(args)
         boxes = {} if args.text_only else object_boxes(data, images_dir)
         images = prepare_images(args, boxes, images_dir, image_paths(boxes), accelerator.device, boxes)
@@ -147,15 +152,15 @@ def load_vcr_data(args: Any) -> tuple[dict[str, Dataset], Path, list[str]]:
     return data, images_dir, skipped or []
 
 
-def check_vcr_labels(data: dict[str, Dataset], args: VcrArgs) -> None:
+def check_vcr_labels(data: dict[str, Dataset], args: VcrArgs, subtask: str) -> None:
     """
     Raises:
         ValueError: The train or dev split lacks labels of what is chosen; the message names its file.
     """
     # The context of a rationale is the question with the right answer.
-    columns = ["answer_label"] if args.subtask == "answer" else ["answer_label", "rationale_label"]
+    columns = ["answer_label"] if subtask == "answer" else ["answer_label", "rationale_label"]
     folder = Path(args.data_dir or "")
-    check_labels(data, args, columns, lambda split: f"no {' and '.join(map(repr, columns))} in {folder / split}.jsonl")
+    check_labels(data, args, columns, lambda split, column: f"no {column!r} in {folder / split}.jsonl")
 
 
 def object_boxes(data: dict[str, Dataset], images_dir: Path) -> dict[str, list[list[float]]]:

@@ -116,8 +116,8 @@ def check_vqa_labels(data: dict[str, Dataset], args: VqaArgs) -> None:
         ValueError: The train or dev split has no answers; the message names the file that is missing.
     """
 
-    def missing(split: str) -> str:
-        return f"no answers, because {args.data_dir} has no file like *_{split.partition('+')[0]}_annotations.json"
+    def missing(split: str, column: str) -> str:
+        return f"no {column}, because {args.data_dir} has no file like *_{split.partition('+')[0]}_annotations.json"
 
     check_labels(data, args, ["answers"], missing)
 
