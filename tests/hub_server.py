@@ -16,6 +16,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlparse
 
+from huggingface_hub import constants
+from transformers.utils import hub as transformers_hub
+
 TOKENS = {"hf_tester": ("tester", "write"), "hf_reader": ("tester", "read"), "hf_other": ("other", "write")}
 LARGE = (".safetensors", ".bin", ".png", ".jpg")  # what the Hub keeps outside git, beside files of more than 10 MB
 REPO = r"([\w.-]+/[\w.-]+)"
@@ -190,6 +193,12 @@ class _Handler(BaseHTTPRequestHandler):
         files = repository.commits[self._commit_of(repository, revision)]
         self._send([{"type": "file", "path": p, "size": len(c), "oid": _git_oid(c)} for p, c in files.items()])
 
+    def folder(self, repo_id, revision, path):
+        self._commit_of(self._repository(repo_id), revision)
+        raise _RefusedError(
+            404, f"{path} does not exist on {revision!r}", "EntryNotFound"
+        )  # no repository here has folders
+
     def paths_info(self, repo_id, revision):
         repository = self._repository(repo_id)
         files = repository.commits[self._commit_of(repository, revision)]
@@ -304,6 +313,7 @@ _ROUTES = (
     ("GET", rf"/api/models/{REPO}", _Handler.describe),
     ("GET", rf"/api/models/{REPO}/revision/(.+)", _Handler.describe),
     ("GET", rf"/api/models/{REPO}/tree/([^/]+)", _Handler.tree),
+    ("GET", rf"/api/models/{REPO}/tree/([^/]+)/(.+)", _Handler.folder),
     ("POST", rf"/api/models/{REPO}/paths-info/(.+)", _Handler.paths_info),
     ("POST|DELETE", rf"/api/models/{REPO}/branch/(.+)", _Handler.branch),
     ("POST", rf"/api/models/{REPO}/preupload/(.+)", _Handler.preupload),
@@ -312,6 +322,16 @@ _ROUTES = (
     ("PUT", r"/_large/([0-9a-f]{64})", _Handler.large_file),
     ("GET|HEAD", rf"/{REPO}/resolve/([^/]+)/(.+)", _Handler.download),
 )
+
+
+def talk_to(hub, monkeypatch):
+    """Let this process talk to a Hub on this machine, and to no other."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    # It is kept with the address that it was made with, which may be that of a Hub that is gone.
+    monkeypatch.setattr(transformers_hub, "_hf_api", None)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from clean_process import hub_environment, run_clean
-from hub_server import serve
+from hub_server import serve, talk_to
 from huggingface_hub import constants
 from safetensors.torch import save_file
 from test_pipelines import close
@@ -37,8 +37,7 @@ def saved(tmp_path_factory):
 def hub(monkeypatch):
     """A Hub on this machine, which this process talks to as `tester`."""
     with serve() as running:
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        talk_to(running, monkeypatch)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # large files through HTTP alone
         monkeypatch.setenv("HF_TOKEN", "hf_tester")
         yield running

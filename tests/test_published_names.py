@@ -6,7 +6,7 @@ import socket
 
 import pytest
 import torch
-from hub_server import serve
+from hub_server import serve, talk_to
 from huggingface_hub import constants, hf_hub_download
 from published_layouts import write_checkpoint, write_tokenizer
 from test_convert_region_detector import write_detectron, write_maskrcnn
@@ -57,10 +57,7 @@ def hub(published, tmp_path, monkeypatch):
         for name, content in repositories.items():
             running.add(name, dict(content))
         running.other_files.update(files)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        template = f"{running.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        talk_to(running, monkeypatch)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
         monkeypatch.setenv("VISUALBERT_MIRROR", running.url)
         monkeypatch.setenv("MODELING_VISUALBERT_CACHE", str(tmp_path / "cache"))
