@@ -3,6 +3,8 @@
 Letters: B batch, C channels of the backbone, H and W rows and columns of its map, R regions, V region feature.
 """
 
+import copy
+
 import torch
 from torch import nn
 from transformers import AutoBackbone, AutoModel, PreTrainedModel
@@ -153,6 +155,7 @@ def _filled_part(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) ->
 
 
 def _backbone(config) -> nn.Module:
+    config = copy.deepcopy(config)  # the type is written into it
     if type(config) in MODEL_FOR_BACKBONE_MAPPING:
         return AutoBackbone.from_config(config, dtype=torch.get_default_dtype())
     if not hasattr(config, "patch_size"):
