@@ -122,6 +122,11 @@ def test_tsv_of_other_scripts_has_the_width_first(tmp_path, last):
     assert "scores" not in store[150367]
 
 
+def test_empty_lines_at_the_end_of_a_tsv_are_no_images(tmp_path):
+    (tmp_path / "a.tsv").write_text(line("a", image(0)) + line("b", image(1)) + "\n \n\n")
+    assert list(convert_features(tmp_path / "a.tsv", tmp_path / "store", progress=False)) == ["a", "b"]
+
+
 def test_an_image_without_boxes(tmp_path):
     (tmp_path / "a.tsv").write_text(line("none", image(0, count=0)) + line("some", image(1)))
     store = convert_features(tmp_path / "a.tsv", tmp_path / "store", dtype="float32")
@@ -158,7 +163,7 @@ THIRD = r"row 3: image third: "
         (broken(h="1e9"), r"row 3: 'height' is b'1e9'; expected a whole number"),
         (broken(name="first"), r"row 3: image first twice; expected each image once"),
         (broken()[:200], r"row 3: \d columns; expected 6, 7, 10 \(is the file cut off\?\)"),
-        ("\n", r"row 3: 1 columns"),
+        ("\n" + line("third", image(2)), r"row 3: 1 columns"),
         (
             broken(features=coded(image(2)["features"][:, :3])),
             THIRD + r"'visual_embeds' has shape \(4, 3\); expected \(4, 5\)",

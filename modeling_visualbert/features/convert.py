@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -173,12 +173,22 @@ def read_tsv(path: Path) -> Records:
         with part.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 where = f"{part}: row {number}"
+                if not line.strip() and _only_empty_lines_follow(file):
+                    break
                 fields = line.rstrip(b"\r\n").split(b"\t")
                 if len(fields) not in _TSV_COLUMNS:
                     known = ", ".join(map(str, _TSV_COLUMNS))
                     raise ValueError(f"{where}: {len(fields)} columns; expected {known} (is the file cut off?)")
                 row = dict(zip(_TSV_COLUMNS[len(fields)], fields, strict=True))
                 yield row["name"].decode("utf-8", "replace"), partial(_tsv_arrays, row, where), where
+
+
+def _only_empty_lines_follow(file: BinaryIO) -> bool:
+    """Whether the file ends with them; otherwise it goes on where it was."""
+    here = file.tell()
+    ended = all(not line.strip() for line in iter(file.readline, b""))
+    file.seek(here)
+    return ended
 
 
 def _tsv_arrays(row: Mapping[str, bytes], where: str) -> Arrays:
