@@ -12,7 +12,15 @@ from accelerate import Accelerator
 from published_layouts import write_checkpoint, write_tokenizer
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import save_tiny_checkpoint
-from transformers import AutoModel, AutoModelForVisualQuestionAnswering, AutoProcessor, BertConfig, BertModel, pipeline
+from transformers import (
+    AutoModel,
+    AutoModelForVisualQuestionAnswering,
+    AutoProcessor,
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    pipeline,
+)
 
 from modeling_visualbert import (
     QueryRegionEncoder,
@@ -21,7 +29,7 @@ from modeling_visualbert import (
     VisualBertForVisualReasoning,
     VisualBertModel,
 )
-from modeling_visualbert.checkpoints import load_model
+from modeling_visualbert.checkpoints import load_inner_region_encoder, load_model
 from modeling_visualbert.cli import main
 from modeling_visualbert.convert.visualbert import convert_published_checkpoint
 from modeling_visualbert.corpus.scenes import render, sample_scene
@@ -305,3 +313,23 @@ def test_half_precision_is_exported(world, tmp_path):
     model = VisualBertForQuestionAnswering.from_pretrained(world / "vqa", dtype=torch.bfloat16)
     export_onnx(model, tmp_path / "model.onnx")
     assert (tmp_path / "model.onnx").stat().st_size > 10_000
+
+
+# ------------------------------------------------------------------------------------------------------------ saving
+
+
+def test_names_that_were_changed_in_reading_are_not_changed_back(world, tmp_path):
+    fields = {key: value for key, value in SMALL.items() if key != "visual_embedding_dim"}
+    BertForMaskedLM(BertConfig(**fields, num_hidden_layers=1)).save_pretrained(
+        tmp_path / "bert"
+    )  # with the prefix "bert."
+    weights = load_file(tmp_path / "bert" / "model.safetensors")
+    old = {key.replace("LayerNorm.weight", "LayerNorm.gamma"): value for key, value in weights.items()}  # as in 2018
+    save_file(old, tmp_path / "bert" / "model.safetensors", {"format": "pt"})
+    model = VisualBertForPreTraining.from_bert(tmp_path / "bert", visual_embedding_dim=5)
+    encoder = load_inner_region_encoder(world / "vqa")
+    for name, saved, others in (("model", model, "bert."), ("encoder", encoder, "visual_bert.")):
+        saved.save_pretrained(tmp_path / name)
+        assert not any(key.startswith(others) for key in load_file(tmp_path / name / "model.safetensors"))
+        again = type(saved).from_pretrained(tmp_path / name)
+        assert all(torch.equal(value, again.state_dict()[key]) for key, value in saved.state_dict().items())

@@ -45,6 +45,8 @@ def load_checked(
         raise ValueError(
             f"{name}: damaged weights, expected safetensors ({error}); the file is truncated or of another format"
         ) from error
+    if kwargs.get("key_mapping"):  # is for reading only; `save_pretrained` would change the names back
+        model._weight_conversions = None
     if not may_mismatch:
         for key, found, expected in info["mismatched_keys"]:
             raise ValueError(f"{name}: {key!r} has shape {tuple(found)}, expected {tuple(expected)}")
