@@ -3,8 +3,6 @@
 Letters: B batch, C channels of the backbone, H and W rows and columns of its map, R regions, V region feature.
 """
 
-import copy
-
 import torch
 from torch import nn
 from transformers import AutoBackbone, AutoModel, PreTrainedModel
@@ -31,7 +29,7 @@ class GridRegionEncoder(StandardisedRegionEncoder):
         if config.backbone_config is None:
             raise ValueError("`backbone_config` is missing; expected the config of a backbone or of a vision model")
         super().__init__(config)
-        self.backbone = _backbone(config.backbone_config)
+        self.backbone = _backbone(config.backbone_config).to(torch.get_default_dtype())
         channels = getattr(self.backbone, "channels", None)
         if channels and channels[-1] != config.region_dim - NUM_GEOMETRY_FEATURES * config.geometry_features:
             raise ValueError(f"`backbone_config` puts out {self.backbone.out_features}; expected the last stage")
@@ -155,12 +153,11 @@ def _filled_part(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) ->
 
 
 def _backbone(config) -> nn.Module:
-    config = copy.deepcopy(config)  # the type is written into it
     if type(config) in MODEL_FOR_BACKBONE_MAPPING:
-        return AutoBackbone.from_config(config, dtype=torch.get_default_dtype())
+        return AutoBackbone.from_config(config)
     if not hasattr(config, "patch_size"):
         raise ValueError(f"backbone {config.model_type!r} has no patches; expected {SUPPORTED_BACKBONES}")
-    model = AutoModel.from_config(config, dtype=torch.get_default_dtype())
+    model = AutoModel.from_config(config)
     if hasattr(model, "pooler"):
         model.pooler = None  # nobody reads it
     return model

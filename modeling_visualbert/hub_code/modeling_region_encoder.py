@@ -3,7 +3,6 @@
 Letters: B batch, Q queries of the detector, R regions kept, D hidden size, V region feature, C classes.
 """
 
-import copy
 import hashlib
 import json
 from dataclasses import dataclass
@@ -171,9 +170,8 @@ class QueryRegionEncoder(StandardisedRegionEncoder):
         if config.detector_config is None:
             raise ValueError("`detector_config` is missing; expected the config of an object detection model")
         super().__init__(config)
-        # By itself, it would take the type that its configuration was saved with. The type is written into the configuration.
-        detector_config = copy.deepcopy(config.detector_config)
-        self.detector = AutoModelForObjectDetection.from_config(detector_config, dtype=torch.get_default_dtype())
+        self.detector = AutoModelForObjectDetection.from_config(config.detector_config)
+        self.detector.to(torch.get_default_dtype())  # whatever precision its configuration was saved with
         self.post_init()
 
     @classmethod
