@@ -16,6 +16,7 @@ from modeling_visualbert.data.flickr30k import load_flickr30k
 from modeling_visualbert.features.extract import extract_regions
 from modeling_visualbert.features.store import write_store
 from modeling_visualbert.metrics.grounding import grounding_recall
+from modeling_visualbert.tasks.common import DETECTOR
 from modeling_visualbert.tasks.flickr30k import Flickr30kArgs, confidence_baseline, flickr30k_task, region_targets
 from modeling_visualbert.training.loop import evaluate, train
 
@@ -341,6 +342,7 @@ def test_real_images_reach_the_loss(make, tmp_path, image_id):
     shutil.copytree(folder, tmp_path / "data")
     (tmp_path / "data" / "one.txt").write_text(f"{image_id}\n")
     images = str(tmp_path / "data" / "images")
-    task, _ = make(data_dir=str(tmp_path / "data"), images_dir=images, train_split="one", dev_split="one")
+    splits = {"train_split": "one", "dev_split": "one"}
+    task, _ = make(data_dir=str(tmp_path / "data"), images_dir=images, region_encoder=str(DETECTOR), **splits)
     batch = task.collate(first_rows(task, 2))
     assert task.model(**batch).loss.isfinite()
