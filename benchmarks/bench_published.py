@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
@@ -111,7 +112,7 @@ def main() -> None:
     print("| file | MB | peak memory, MB | times the file | s |\n|---|---|---|---|---|")
     for name in (PICKLE, PTH):
         target = folder / f"{name}.converted"
-        subprocess.run(["rm", "-rf", target], check=True)
+        shutil.rmtree(target, ignore_errors=True)
         found, size = measure(folder, "convert", name, target.name), (folder / name).stat().st_size / 1e6
         print(f"| {name} | {size:.0f} | {found['memory']:.0f} | {found['memory'] / size:.1f} | {found['all']:.1f} |")
     ask = ("ask", "--model", "vqa", "--tokenizer", "tokenizer", "--region_encoder", PTH, "image.png")

@@ -1,6 +1,7 @@
 """Checkpoints of others: the authors' `.th` files, folders as `uclanlp` published them, and files to refuse."""
 
 import json
+import math
 import re
 
 import pytest
@@ -77,18 +78,39 @@ def test_report_of_an_original_file_is_complete(name):
             assert torch.equal(model.state_dict()[item.name], weights[item.original]), item
 
 
-def test_report_names_skipped_and_new_tensors(tmp_path):
+def test_report_names_skipped_tensors(tmp_path):
     weights = load_weights(GOLDEN / "multichoice.th")
     weights["detector.conv.weight"] = torch.ones(2, 3)
-    del weights["bert.bert.pooler.dense.bias"]
     torch.save(weights, tmp_path / "vcr.th")
     _, report = convert_original_checkpoint(tmp_path / "vcr.th", num_attention_heads=4)
     odd = {(item.original, item.name): (item.status, item.shape) for item in report if item.status != "loaded"}
-    assert odd == {
-        ("detector.conv.weight", None): ("skipped", (2, 3)),
-        (None, "visual_bert.pooler.dense.bias"): ("new", (48,)),
-    }
-    assert summarise(report) == f"{len(weights) - 1} loaded, 1 skipped, 1 new"
+    assert odd == {("detector.conv.weight", None): ("skipped", (2, 3))}
+    assert summarise(report) == f"{len(weights) - 1} loaded, 1 skipped"
+
+
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        (None, "the weights lack visual_bert.pooler.dense.bias; expected every tensor of VisualBertForMultipleChoice"),
+        (math.nan, "'visual_bert.pooler.dense.bias' holds NaN or infinity; expected finite weights"),
+    ],
+)
+def test_weights_that_are_missing_or_not_finite_are_refused(tmp_path, value, message):
+    weights = load_weights(GOLDEN / "multichoice.th")
+    if value is None:
+        del weights["bert.bert.pooler.dense.bias"]
+    else:
+        weights["bert.bert.pooler.dense.bias"][3] = value
+    torch.save(weights, tmp_path / "vcr.th")
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / 'vcr.th'}: {message}")):
+        convert_original_checkpoint(tmp_path / "vcr.th", num_attention_heads=4)
+
+
+def test_another_head_than_that_of_the_file_is_refused():
+    with pytest.raises(ValueError, match="lack attention.key.bias, .*; expected every tensor of VisualBertForRegion"):
+        convert_original_checkpoint(GOLDEN / "multichoice.th", "flickr30k", num_attention_heads=4)
+    with pytest.raises(ValueError, match=r"'cls.weight' is missing; this is not a VisualBERT checkpoint for vqa"):
+        convert_original_checkpoint(GOLDEN / "pretraining.th", "vqa", num_attention_heads=4)
 
 
 def test_names_of_2018_and_of_the_wrapper():

@@ -12,6 +12,20 @@ from .output import add_any_detector
 
 def add_checkpoint_commands(commands: Any) -> None:
     """Add the commands to the parser of `visualbert`."""
+    _add_convert(commands)
+    _add_push(commands)
+
+    command = commands.add_parser("export", help="write a checkpoint as an ONNX file for onnxruntime")
+    command.add_argument("model", help="folder or Hub name of a checkpoint with a head")
+    command.add_argument("target", help="the .onnx file to write")
+    command.add_argument("--int8", action="store_true", help="8-bit integers in the linear layers")
+    command.set_defaults(run=_export)
+
+    command = commands.add_parser("corpus", help="build the embedded corpus and print where it is")
+    command.set_defaults(run=_corpus)
+
+
+def _add_convert(commands: Any) -> None:
     command = commands.add_parser("convert", help="convert the authors' checkpoints and published region detectors")
     command.add_argument(
         "source",
@@ -42,6 +56,8 @@ def add_checkpoint_commands(commands: Any) -> None:
     )
     command.set_defaults(run=_convert)
 
+
+def _add_push(commands: Any) -> None:
     command = commands.add_parser("push", help="publish a checkpoint on the Hugging Face Hub, with card and code")
     command.add_argument("source", nargs="?", help="folder of a checkpoint or of a training run")
     command.add_argument("repo_id", nargs="?", help="user/name")
@@ -58,7 +74,7 @@ def add_checkpoint_commands(commands: Any) -> None:
         "--facts", help="facts for the model card: a YAML file, or a name in hub_cards, such as shapes-vqa"
     )
     command.add_argument("--metrics", help="metrics.json of the run (default: the one beside the checkpoint)")
-    command.add_argument("--region_encoder", help="folder or Hub name of a region encoder to put into the checkpoint")
+    command.add_argument("--region_encoder", help="region encoder to put into the checkpoint, see `visualbert convert`")
     add_any_detector(command)
     command.add_argument("--private", action="store_true", help="make the repository private")
     command.add_argument("--revision", help="branch to commit to")
@@ -72,15 +88,6 @@ def add_checkpoint_commands(commands: Any) -> None:
         "built again)",
     )
     command.set_defaults(run=_push)
-
-    command = commands.add_parser("export", help="write a checkpoint as an ONNX file for onnxruntime")
-    command.add_argument("model", help="folder or Hub name of a checkpoint with a head")
-    command.add_argument("target", help="the .onnx file to write")
-    command.add_argument("--int8", action="store_true", help="8-bit integers in the linear layers")
-    command.set_defaults(run=_export)
-
-    command = commands.add_parser("corpus", help="build the embedded corpus and print where it is")
-    command.set_defaults(run=_corpus)
 
 
 def _convert(args: argparse.Namespace) -> None:

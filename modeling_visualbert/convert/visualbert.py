@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from ..answers import pythia_answers
 from ..checkpoints import HEAD_CLASSES, architecture
 from ..hub_code.configuration_visualbert import VisualBertConfig
+from ..hub_code.loading_visualbert import check_finite, check_missing
 from ..hub_code.tasks_visualbert import HEADS, TASKS
 from .checkpoint_files import KeyReport, load_weights, naming, summarise
 from .region_detector import detector_from_weights
@@ -87,7 +88,10 @@ def convert_original_checkpoint(
     with naming(path):
         model = HEAD_CLASSES[task](_config_from_shapes(renamed, task, path, config_kwargs))
         report = [item for item in _fill(model, renamed, origin, path) if not (item.name or "").startswith(prefix)]
-    _check_matches(report, type(model).__name__, path)
+    lacking = [item.name for item in report if item.name and item.status == "new"]
+    left_over = [item.original for item in report if item.original and item.status == "skipped"]
+    check_missing(model, lacking, left_over, (), path)
+    check_finite(model, path)
     if detector is not None:
         model.visual_bert.region_encoder.load_state_dict(detector.state_dict())
         report += [replace(item, name=item.name and prefix + item.name) for item in detector_report]
@@ -130,18 +134,6 @@ def _file(path: str | Path, *names: str) -> Path | str:
     return next((Path(path) / name for name in names if (Path(path) / name).is_file()), path)
 
 
-def _check_matches(report: list[KeyReport], model: str, path: str | Path) -> None:
-    """A few tensors may be new, such as those of another head; a file that has hardly any is of something else."""
-    ours = [item for item in report if item.name is not None]
-    found = sum(item.status != "new" for item in ours)
-    if 2 * found < len(ours):
-        others = [item.original for item in report if item.status == "skipped"][:3]
-        raise ValueError(
-            f"{path}: {found} of the {len(ours)} tensors of {model} are in it; expected a VisualBERT checkpoint"
-            + (f", found {', '.join(map(repr, others))}" if others else "")
-        )
-
-
 def _guess_task(weights: dict[str, torch.Tensor], path: str | Path) -> str:
     if "attention.query.weight" in weights:
         return "flickr30k"
@@ -159,7 +151,7 @@ def _config_from_shapes(
 ) -> VisualBertConfig:
     def shape(name: str) -> torch.Size:
         if name not in weights:
-            raise ValueError(f"{path}: {name!r} is missing; this is not a VisualBERT checkpoint")
+            raise ValueError(f"{path}: {name!r} is missing; this is not a VisualBERT checkpoint for {task}")
         return weights[name].shape
 
     layers = {match[1] for name in weights if (match := re.match(r"visual_bert\.encoder\.layer\.(\d+)\.", name))}
@@ -176,7 +168,7 @@ def _config_from_shapes(
         "bypass_transformer": "visual_bert.additional_layer.output.dense.weight" in weights,
     }
     if task in ("vqa", "nlvr2"):
-        fields["num_labels"] = len(weights["cls.weight"])
+        fields["num_labels"] = shape("cls.weight")[0]
     answers = pythia_answers()
     if task == "vqa" and fields["num_labels"] == len(answers):
         fields["id2label"] = dict(enumerate(answers))

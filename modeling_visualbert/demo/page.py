@@ -81,6 +81,7 @@ def serve(
     port: int | None = None,
     region_encoder: str | None = None,
     tokenizer: str | None = None,
+    any_detector: bool = False,
 ) -> None:
     """
     Load models and serve the page until the process is stopped.
@@ -89,10 +90,10 @@ def serve(
         models: Folders or Hub names of checkpoints, a tab for each. Published ones are completed.
         examples: A file for [`read_examples`]; scenes of the embedded corpus when not given.
         host, port: See [`launch_page`].
-        region_encoder, tokenizer: What bare checkpoints lack, see [`complete_checkpoint`].
+        region_encoder, tokenizer, any_detector: What bare checkpoints lack, see [`complete_checkpoint`].
     """
     signal.signal(signal.SIGTERM, _interrupt)
-    names = [complete_checkpoint(name, region_encoder, tokenizer) for name in models]
+    names = [complete_checkpoint(name, region_encoder, tokenizer, any_detector=any_detector) for name in models]
     loaded = [Checkpoint(name) for name in names]
     page = build_page(loaded, read_examples(examples) if examples else scene_examples())
     print(f"The demo is at {launch_page(page, host, port)} (Ctrl+C ends it)", flush=True)

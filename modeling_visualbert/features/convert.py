@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 Arrays = Mapping[str, Any]  # of one image, by the names that the file has for them
 Records = Iterator[tuple[str, Callable[[], Arrays], str]]  # name of the image, what reads its arrays, where they are
+RegionRecord = tuple[str, Callable[[], Regions], str]  # the same, with what reads its regions
 
 # Columns of the TSV files, told apart by how many there are: bottom-up-attention, VisualBERT's NLVR2 script, LXMERT.
 _TSV_ORDERS = (
@@ -98,45 +99,54 @@ def convert_features(
     source = Path(source)
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such file or folder")
-    kind = kind or guess_kind(source)
-    if kind not in READERS:
-        raise ValueError(f"kind {kind!r}; expected one of {', '.join(READERS)}")
+    kind = _kind(source, kind)
     if Path(target).exists():
         raise FileExistsError(f"{target} exists; remove it or choose another folder")
     options = _array_options(kind, layout, normalised_boxes)
-    detector = published_detector_name(detector)
     names = {"classes": _names(classes), "attributes": _names(attributes)}
     size = source.stat().st_size if source.is_file() else None
     about = {"file": source.name, "bytes": size, "kind": kind, "ids": ids}
     about |= {k: v for k, v in (("layout", layout), ("normalised_boxes", normalised_boxes)) if v}
-    where, dim, first, records = str(source), 0, [], _checked(READERS[kind](source), source, options)
+    made_by = {"name": published_detector_name(detector), **({"spatial_features": True} if spatial else {})}
+    records = _checked(READERS[kind](source), source, options)
     if spatial:
         records = ((name, partial(_with_spatial_features, read, place), place) for name, read, place in records)
-    for record in records:  # until an image with regions says how long the features are
-        first.append(record)
-        features = record[1]()["visual_embeds"]
-        if len(features):
-            dim = int(features.shape[1])
-            break
-    else:
-        raise ValueError(f"{source}: no image with regions in it")
+    dim, records = _first_with_regions(records, source)
+    where = str(source)
 
     def pairs(bar: Any) -> Iterator[tuple[str, Callable[[], Regions]]]:
         nonlocal where
-        for name, read, place in itertools.chain(first, records):
+        for name, read, place in records:
             where = place
             yield IMAGE_IDS[ids](name), partial(_sized, read, dim)
             bar.update()
 
     with tqdm(desc=f"converting {source.name}", unit="image", disable=not progress) as bar:
         try:
-            made_by = {"name": detector, "spatial_features": True} if spatial else detector
             write_store(target, pairs(bar), dim, made_by, dtype, images_per_shard, names, about, resume=True)
         except ValueError as error:
             if str(error).startswith((str(source), str(partial_folder(target)))):
                 raise
             raise ValueError(f"{where}: {error}") from error  # about the regions that were read last
     return FeatureStore(target, expect_dim=dim)
+
+
+def _kind(source: Path, kind: str | None) -> str:
+    kind = kind or guess_kind(source)
+    if kind not in READERS:
+        raise ValueError(f"kind {kind!r}; expected one of {', '.join(READERS)}")
+    return kind
+
+
+def _first_with_regions(records: Iterator[RegionRecord], source: Path) -> tuple[int, Iterator[RegionRecord]]:
+    """How long the features are, which only an image with regions says, and all records again."""
+    first = []
+    for record in records:
+        first.append(record)
+        features = record[1]()["visual_embeds"]
+        if len(features):
+            return int(features.shape[1]), itertools.chain(first, records)
+    raise ValueError(f"{source}: no image with regions in it")
 
 
 def _array_options(kind: str, layout: str | None, normalised_boxes: bool) -> ArrayOptions:
@@ -336,7 +346,7 @@ READERS: dict[str, Callable[[Path], Records]] = {
 }
 
 
-def _checked(records: Records, source: Path, options: ArrayOptions) -> Iterator[tuple[str, Callable[[], Regions], str]]:
+def _checked(records: Records, source: Path, options: ArrayOptions) -> Iterator[RegionRecord]:
     """The regions of the records. Errors name the source: readers fail in ways of their own when a file is damaged."""
 
     @contextmanager

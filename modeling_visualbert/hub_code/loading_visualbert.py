@@ -3,7 +3,7 @@
 `transformers` warns and goes on with random weights, and a model with random weights answers as readily as a trained one.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 # Beginnings of the names of a head's tensors; one of its parts may be new without the others.
-HEAD_PARTS = ("cls.", "cls.predictions.", "cls.seq_relationship.", "attention.")
+_HEAD_PARTS = ("cls.", "cls.predictions.", "cls.seq_relationship.", "attention.")
 # They start as copies of the text's (`special_visual_initialize`).
-REGION_TABLES = ("embeddings.visual_token_type_embeddings.", "embeddings.visual_position_embeddings.")
+_REGION_TABLES = ("embeddings.visual_token_type_embeddings.", "embeddings.visual_position_embeddings.")
 _LAYERS = ("encoder.layer.", "additional_layer.", "region_encoder.")  # as many as the configuration says
 _CHECKED_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _SHOWN = 5
@@ -52,28 +52,40 @@ def load_checked(
             raise ValueError(f"{name}: {key!r} has shape {tuple(found)}, expected {tuple(expected)}")
     is_same_class = (model.config.architectures or [None])[0] == type(model).__name__
     if not is_same_class:
-        new_parts = (*new_parts, *HEAD_PARTS)
+        new_parts = (*new_parts, *_HEAD_PARTS)
     if not is_same_class or model.base_model is model:  # no trained head
-        new_parts = (*new_parts, REGION_TABLES)
-    _check_missing(model, info, new_parts, name)
+        new_parts = (*new_parts, _REGION_TABLES)
+    check_missing(model, info["missing_keys"], info["unexpected_keys"], new_parts, name)
     _check_left_over(model, info["unexpected_keys"], name)
-    _check_finite(model, name)
+    check_finite(model, name)
     return (model, info) if wants_info else model
 
 
-def _check_missing(model: PreTrainedModel, info: Mapping[str, Any], new_parts: Sequence[Part], name: Any) -> None:
-    """Refuse missing tensors, unless all of a part that may be new are missing."""
-    missing = {_in_base(model, key) for key in info["missing_keys"]}
+def check_missing(
+    model: PreTrainedModel, keys: Iterable[str], unexpected: Iterable[str], new_parts: Sequence[Part], name: Any
+) -> None:
+    """Refuse missing tensors, unless all of a part that may be new are missing.
+
+    Args:
+        model: The model that the weights were read into.
+        keys: Names of its tensors that the weights lack.
+        unexpected: Names in the file that the model has no place for.
+        new_parts: As for [`load_checked`].
+        name: What was loaded, for the message.
+
+    Raises:
+        ValueError: Tensors are missing.
+    """
+    missing = {_in_base(model, key) for key in keys}
     if not missing:
         return
     tied = {_in_base(model, key) for key in model.all_tied_weights_keys}  # copies, which are never missing
     ours = {_in_base(model, key) for key in model.state_dict()} - tied
     present = ours - missing
     may_lack = [part for part in new_parts if not any(key.startswith(part) for key in present)]
-    is_new = {key: any(_in_base(model, key).startswith(part) for part in may_lack) for key in info["missing_keys"]}
-    wrong = sorted(key for key, allowed in is_new.items() if not allowed)
+    wrong = sorted(key for key in keys if not any(_in_base(model, key).startswith(part) for part in may_lack))
     if len(wrong) > len(present):
-        others = ", ".join(map(repr, sorted(info["unexpected_keys"])[:3]))
+        others = ", ".join(map(repr, sorted(unexpected)[:3]))
         raise ValueError(
             f"{name}: {len(present)} of the {len(ours)} tensors of {type(model).__name__} are in it; expected its checkpoint"
             + (f", found {others}" if others else "")
@@ -97,8 +109,12 @@ def _check_left_over(model: PreTrainedModel, unexpected: Iterable[str], name: An
         )
 
 
-def _check_finite(model: PreTrainedModel, name: Any) -> None:
-    """Read every weight once. Weights that are not in memory (offloaded to disk) or are quantised are not read."""
+def check_finite(model: PreTrainedModel, name: Any) -> None:
+    """Read every weight once. Weights that are not in memory (offloaded to disk) or are quantised are not read.
+
+    Raises:
+        ValueError: One holds NaN or infinity.
+    """
     for key, value in model.state_dict().items():
         is_plain = type(value) is torch.Tensor and value.dtype in _CHECKED_DTYPES and value.device.type != "meta"
         if is_plain and value.numel() and not all(bound.isfinite() for bound in torch.aminmax(value)):
@@ -114,4 +130,4 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-__all__ = ["HEAD_PARTS", "REGION_TABLES", "load_checked"]
+__all__ = ["check_finite", "check_missing", "load_checked"]

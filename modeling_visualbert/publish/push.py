@@ -24,7 +24,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import AutoProcessor, PreTrainedModel
 
 from ..checkpoints import load_model
-from ..features.extract import load_region_encoder
+from ..convert.published_detectors import open_region_encoder
 from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..published import published_tokenizer
 from .card import build_card, cards_folder, default_facts, load_facts
@@ -63,7 +63,7 @@ def push_checkpoint(
         repo_id: "user/name". Created when it does not exist; otherwise files of the same names are replaced.
         facts: Facts for the card: a file, or the name of one in `hub_cards/`; see [`load_facts`].
         metrics: The run's `metrics.json`; by default the one in the folder of the checkpoint or of its run.
-        region_encoder: Folder or Hub name of a region encoder to put into the checkpoint, if it has none.
+        region_encoder: What names a region encoder to put into the checkpoint, if it has none; see [`open_region_encoder`].
         any_detector: Whether a region encoder is accepted that is known to be another than the model's features came from.
         private: Create a private repository; an existing one must be private already.
         revision: Branch to commit to; created when it does not exist.
@@ -172,7 +172,7 @@ def build_repository(
     try:
         model, processor = _load(source)
         if region_encoder is not None:
-            encoder, processor.image_processor = load_region_encoder(str(region_encoder))
+            encoder, processor.image_processor = open_region_encoder(region_encoder)
             model.attach_region_encoder(encoder, any_detector)
         card_facts = default_facts(type(model).__name__, measured) if facts is None else load_facts(facts)
         if card_facts["head"] != type(model).__name__:

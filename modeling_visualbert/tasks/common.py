@@ -217,8 +217,9 @@ def prepare_images(
         FileNotFoundError, ValueError: Images or regions are missing.
     """
     encoder, image_processor = _region_encoder(args)
-    store = None if args.features_dir is None else _given_store(args, encoder)
-    dim, detector = _check_features(args, encoder, store)
+    made_by = None if encoder is None else encoder.identity()  # computed once: it reads all weights
+    store = None if args.features_dir is None else _given_store(args, encoder, made_by)
+    dim, detector = _check_features(args, encoder, made_by, store)
     if args.text_only:  # the model is the same, so that a later stage can start from it
         return Images(None, encoder, image_processor, dim, {}, detector)
     ordered = sorted(set(keys), key=lambda key: (isinstance(key, str), key))
@@ -236,10 +237,11 @@ def prepare_images(
         )
     paths = {}
     if store is None:
-        assert encoder is not None and image_processor is not None
+        assert encoder is not None and image_processor is not None and made_by is not None
         paths = _existing(images_dir, find_paths(images_dir), ordered)
         _check_images(args, encoder, images_dir)
-        store = _stored_regions(paths, ordered, boxes, encoder, image_processor, device)
+        fingerprint = made_by["fingerprint"]
+        store = _stored_regions(paths, ordered, boxes, encoder, fingerprint, image_processor, device)
     missing = [key for key in ordered if key not in store]
     if missing:
         raise ValueError(f"{store.folder}: no regions of image {missing[0]} ({len(missing)} are missing)")
@@ -255,7 +257,14 @@ def prepare_images(
 
 # What decides, beside the processor, which text and regions a model reads; checkpoints keep it, so that evaluation follows it.
 TASK_OPTIONS = (
-    *("text_only", "num_regions", "subtask", "objects", "positions", "stage", "mlm_probability", "no_match"),
+    "text_only",
+    "num_regions",
+    "subtask",
+    "objects",
+    "positions",
+    "stage",
+    "mlm_probability",
+    "no_match",
 )
 
 
@@ -364,16 +373,16 @@ def _grid_encoder(args: TaskArgs) -> tuple[RegionEncoder, VisualBertImageProcess
     return encoder, VisualBertImageProcessor(**size)
 
 
-def _given_store(args: TaskArgs, encoder: RegionEncoder | None) -> FeatureStore:
+def _given_store(args: TaskArgs, encoder: RegionEncoder | None, made_by: Mapping[str, str] | None) -> FeatureStore:
     """The store of `features_dir`; refused if it is known to be of another detector than the model's."""
-    if encoder is None:
+    if encoder is None or made_by is None:
         return FeatureStore(args.features_dir or "")
-    fingerprint = None if args.any_detector else encoder.fingerprint()
+    fingerprint = None if args.any_detector else made_by["fingerprint"]
     return FeatureStore(args.features_dir or "", encoder.config.region_dim, fingerprint)
 
 
 def _check_features(
-    args: TaskArgs, encoder: RegionEncoder | None, store: FeatureStore | None
+    args: TaskArgs, encoder: RegionEncoder | None, made_by: Mapping[str, str] | None, store: FeatureStore | None
 ) -> tuple[int, dict[str, Any]]:
     """Length and detector of the features that the model will read.
 
@@ -381,24 +390,16 @@ def _check_features(
     they are refused before any features are made.
     """
     links: list[tuple[str, int, Mapping[str, Any] | None]] = []
-    start = None if args.init_from is None else AutoConfig.from_pretrained(args.init_from)
     given = args.region_encoder or args.grid_backbone
-    if (
-        args.init_from is not None
-        and isinstance(start, VisualBertConfig)
-        and (given or not start.region_encoder_config)
-    ):
-        published = find_published_checkpoint(args.init_from)
-        trained_on = start.feature_detector if published is None else {"name": published.detector.name}
-        links.append((args.init_from, start.visual_embedding_dim, trained_on))
+    if args.init_from is not None:
+        start = AutoConfig.from_pretrained(args.init_from)
+        if isinstance(start, VisualBertConfig) and (given or not start.region_encoder_config):
+            published = find_published_checkpoint(args.init_from)
+            trained_on = start.feature_detector if published is None else {"name": published.detector.name}
+            links.append((args.init_from, start.visual_embedding_dim, trained_on))
     if encoder is not None:
-        links.append(
-            (
-                given or args.init_from or "the region encoder of the embedded corpus",
-                encoder.config.region_dim,
-                encoder.identity(),
-            )
-        )
+        name = given or args.init_from or "the region encoder of the embedded corpus"
+        links.append((name, encoder.config.region_dim, made_by))
     if store is not None:
         links.append((str(store.folder), store.dim, store.detector))
     for (model, wanted, expected), (features, dim, found) in pairwise(links):
@@ -441,6 +442,7 @@ def _stored_regions(
     keys: Sequence[Any],
     boxes: Mapping[Any, Boxes] | None,
     encoder: RegionEncoder,
+    fingerprint: str,
     image_processor: VisualBertImageProcessor,
     device: torch.device,
 ) -> FeatureStore:
@@ -448,7 +450,7 @@ def _stored_regions(
     files = [str(paths[key].resolve()) for key in keys]
     given = None if boxes is None else [boxes[key] for key in keys]
     treatment = json.dumps(image_processor_fields(image_processor), indent=2, sort_keys=True) + "\n"
-    identity = [FORMAT, keys, files, given, encoder.fingerprint(), treatment]
+    identity = [FORMAT, keys, files, given, fingerprint, treatment]
     folder = default_cache_dir() / "regions" / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     if not (folder / "index.json").is_file():
         encoder.to(device)

@@ -6,7 +6,6 @@ The files are those that a training script writes for its dev and test splits, w
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -17,11 +16,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 
 from ..features.store import FeatureStore
-from ..training.loop import evaluate, list_skipped, with_own_scores, write_json, write_predictions
+from ..training.loop import evaluate, list_skipped, run_facts, with_own_scores, write_json, write_predictions
 from ..training.task import Batch, Predictions, Rows, Task
 from . import flickr30k, vcr
 from .common import TaskArgs
@@ -81,12 +79,7 @@ def run_evaluation(args: EvaluateArgs) -> Metrics:
         "evaluation": {
             "args": asdict(args),
             "task_options": {**opened.options, **given_options(args)},
-            "skipped_records": len(task.skipped),
-            "processes": accelerator.num_processes,
-            "seconds": round(time.time() - started, 1),
-            "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-            "torch": torch.__version__,
-            "device": str(accelerator.device),
+            **run_facts(task, started, accelerator),
         },
     }
     if accelerator.is_main_process:

@@ -22,10 +22,9 @@ from ..convert.assemble import complete_checkpoint
 from ..data.files import find_one, index_images, index_images_by_name
 from ..data.nlvr2 import find_nlvr2_file
 from ..data.vqa2 import find_vqa_files
-from ..features.store import FeatureStore
 from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..hub_code.text_visualbert import check_tokenizer
-from ..published import published_checkpoints
+from ..published import find_published_checkpoint
 from ..training.args import agreed_precision
 from ..training.task import Task
 from . import flickr30k, nlvr2, pretraining, vcr, vqa
@@ -136,7 +135,7 @@ def open_checkpoint(name: str, args: EvaluateArgs) -> Opened:
         hint = f"; the model of this training run is in {best}" if (best / "config.json").is_file() else ""
         raise FileNotFoundError(f"{name}: no config.json; expected the folder of a checkpoint{hint}")
     needs_pixels = args.features_dir is None and not args.text_only
-    published = published_checkpoints().get(name) if not folder.exists() else None
+    published = find_published_checkpoint(name)
     if needs_pixels and args.region_encoder is None and published and not published.detector.is_published:
         raise ValueError(
             f"{name}: its region encoder ({published.detector.title}) was not published; expected --features_dir, a store of "
@@ -147,7 +146,7 @@ def open_checkpoint(name: str, args: EvaluateArgs) -> Opened:
         if AutoConfig.from_pretrained(name).region_encoder_config is not None:
             raise ValueError(f"{name} has a region encoder inside; expected no --region_encoder for it")
         region_encoder = args.region_encoder  # regions are found with it, the model itself stays without
-        complete_checkpoint(name, None, args.tokenizer)
+        complete_checkpoint(name, None, args.tokenizer)  # refuses a tokenizer that is not the checkpoint's
     else:
         parts = (args.region_encoder, args.tokenizer)
         found = complete_checkpoint(name, *parts, reads_features=not needs_pixels, any_detector=args.any_detector)
@@ -248,6 +247,7 @@ def _vcr_task(opened: Opened, args: EvaluateArgs, accelerator: Accelerator) -> T
 def vcr_task_over(
     data: Dataset, images_dir: Path, opened: Opened, run: vcr.VcrArgs, subtask: str, accelerator: Accelerator
 ) -> Task:
+    """One sub-task of VCR over rows that are read already, for one or both models of an evaluation."""
     with accelerator.main_process_first():
         names = set(data["image"])
         # Boxes are read where regions are found in images; those of a store are described already.
@@ -272,6 +272,7 @@ BUILDERS: dict[str, Callable[[Opened, EvaluateArgs, Accelerator], Task]] = {
 
 
 def split_name(args: EvaluateArgs) -> str:
+    """The split to evaluate, which is known by now: it was given, or is the corpus' own."""
     assert args.split is not None
     return args.split
 
@@ -380,9 +381,7 @@ def _find_regions(
         raise ValueError(f"--from_pixels: {opened.title} has no region encoder inside; leave it out")
     if run.text_only:
         return Images(None, None, None, dim, {}, {})
-    if run.features_dir is not None:
-        FeatureStore(run.features_dir, dim)
-    elif not (has_encoder or run.region_encoder) and run.data_dir is not None:
+    if run.features_dir is None and not (has_encoder or run.region_encoder) and run.data_dir is not None:
         raise ValueError(
             f"{opened.title} has no region encoder inside; expected --features_dir with the regions of the images, or "
             "--region_encoder to find them with"

@@ -124,6 +124,17 @@ def train(task: Task, args: TrainArgs, accelerator: Accelerator | None = None) -
     record = _final_evaluation(task, args, progress, accelerator)
     record["run"] |= {
         "train_examples": len(task.splits["train"]),
+        **run_facts(task, started, accelerator),
+    }
+    if accelerator.is_main_process:
+        write_json(output_dir / "metrics.json", record)
+    accelerator.wait_for_everyone()
+    return record
+
+
+def run_facts(task: Task, started: float, accelerator: Accelerator) -> dict[str, Any]:
+    """What `metrics.json` tells of how a run or an evaluation went; `started` is its `time.time()`."""
+    return {
         "skipped_records": len(task.skipped),
         "processes": accelerator.num_processes,
         "seconds": round(time.time() - started, 1),
@@ -131,10 +142,6 @@ def train(task: Task, args: TrainArgs, accelerator: Accelerator | None = None) -
         "torch": torch.__version__,
         "device": str(accelerator.device),
     }
-    if accelerator.is_main_process:
-        write_json(output_dir / "metrics.json", record)
-    accelerator.wait_for_everyone()
-    return record
 
 
 def _run_steps(
