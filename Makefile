@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # What `accelerate config` would ask; override for your machines: make vqa LAUNCH="--multi_gpu --num_processes 8"
 LAUNCH ?= --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: vqa nlvr2 vcr flickr30k pretraining test test-slow test-browser check format detector golden bench clean
+.PHONY: vqa nlvr2 vcr flickr30k pretraining test test-slow test-browser test-suites check format detector golden bench clean
 
 vqa: $(VENV)/.train ## train on the embedded corpus and score it
 	$(BIN)/accelerate launch $(LAUNCH) examples/run_vqa.py --output_dir runs/vqa --resume
@@ -33,6 +33,9 @@ test-slow: $(VENV)/.dev ## longer tests: training processes, compilation
 
 test-browser: $(VENV)/.dev ## the demo in Chromium; set CHROMIUM if it is not /usr/bin/chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser
+
+test-suites: $(VENV)/.dev ## the common tests of transformers, from its source distribution on the package index
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m suites tests/transformers_suites
 
 check: $(VENV)/.dev ## format, lint and types
 	$(BIN)/ruff format --check .

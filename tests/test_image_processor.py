@@ -20,9 +20,9 @@ from modeling_visualbert.hub_code.image_processing_visualbert import MAX_PIXELS
 RED, WHITE = (200, 10, 10), (255, 255, 255)
 
 
-def noise(height=30, width=40, seed=0):
-    """uint8 noise [height, width, 3]."""
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+def noise(height=30, width=40, channels=3, seed=0):
+    """uint8 noise [height, width, channels]."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
 def encoded(image, file_format, **options):
@@ -246,9 +246,9 @@ def test_images_are_not_downloaded(url):
         (np.full((20, 20, 3), np.nan), "float array outside 0..1; expected finite values"),
         (noise().astype(np.int32), "array of int32; expected uint8, or float in 0..1"),
         (noise() > 9, "array of bool; expected uint8"),
-        (noise()[None], r"array of shape \(1, 30, 40, 3\); expected \(height, width\), \(height, width, 3\)"),
+        (noise()[None], r"array of shape \(1, 30, 40, 3\); expected \(height, width\), \(height, width, c"),
         (noise()[..., :2], r"array of shape \(30, 40, 2\); expected \(height, width\)"),
-        (np.zeros((30, 40, 4), np.uint8), r"array of shape \(30, 40, 4\); expected"),
+        (np.zeros((30, 40, 5), np.uint8), r"array of shape \(30, 40, 5\); expected"),
         (np.zeros((0, 40, 3), np.uint8), r"array of shape \(0, 40, 3\); expected"),
         (np.zeros(40, np.uint8), r"array of shape \(40,\); expected"),
         (noise()[:4], "40 x 4 pixels; expected at least 8 on each side"),
@@ -263,7 +263,7 @@ def test_images_are_not_downloaded(url):
         "bool",
         "4-dims",
         "2-channels",
-        "4-channels",
+        "5-channels",
         "empty",
         "1-dim",
         "small",
@@ -275,6 +275,16 @@ def test_images_are_not_downloaded(url):
 def test_a_wrong_array_is_refused(array, message, as_type):
     with pytest.raises(ValueError, match=f"image: {message}"):
         load_image(as_type(np.ascontiguousarray(array)))
+
+
+@pytest.mark.parametrize("channels_first", [False, True], ids=["last", "first"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("as_type", [np.asarray, torch.from_numpy])
+def test_arrays_of_grey_rgb_and_rgba_are_read_in_both_layouts(as_type, channels, channels_first):
+    pixels = noise(20, 30, channels)
+    shown = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+    array = np.ascontiguousarray(pixels.transpose(2, 0, 1) if channels_first else pixels)
+    np.testing.assert_array_equal(load_image(as_type(array)), load_image(shown))
 
 
 @pytest.mark.parametrize("value", [None, 5, b"bytes", ["a.png"]])

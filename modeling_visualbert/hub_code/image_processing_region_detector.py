@@ -22,7 +22,7 @@ _BY_RECIPE = {design.images["recipe"]: design for design in DESIGNS.values()}
 _MIN_SIDE = 8  # of a resized image, so that very long and thin ones keep some pixels
 
 
-class RegionDetectorImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
+class RegionDetectorImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     """Fields of [`RegionDetectorImageProcessor`] in addition to those of `transformers`."""
 
     recipe: str
@@ -50,7 +50,7 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
     `boxes_unit` (normalised boxes) and `boxes_mask`, and for VCR `object_classes` and `object_masks`, the whole image first.
     """
 
-    valid_kwargs = RegionDetectorImagesKwargs
+    valid_kwargs = RegionDetectorImageProcessorKwargs
     recipe = "interpolate"
     size = {"shortest_edge": 800, "longest_edge": 1333}
     image_mean = [102.9801, 115.9465, 122.7717]

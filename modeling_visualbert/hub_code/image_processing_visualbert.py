@@ -12,6 +12,7 @@ from transformers.image_processing_utils import BatchFeature
 MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs, as an error instead of a warning
 MIN_SIDE = 8
 _MODES = ("RGB", "RGBA", "L", "LA", "P", "1")
+_CHANNELS = (1, 3, 4)  # of an array: grey, RGB, RGBA
 
 ImageSource = Any  # str | Path | PIL.Image.Image | numpy.ndarray | torch.Tensor
 
@@ -21,8 +22,8 @@ def load_image(source: ImageSource, name: str | None = None) -> Image.Image:
     Load one image as 8-bit RGB, upright (EXIF orientation applied), transparency shown on white.
 
     Args:
-        source: A path, a PIL image, or an array or tensor: uint8, or float in 0..1; (height, width), (height, width, 3)
-            or (3, height, width).
+        source: A path, a PIL image, or an array or tensor: uint8, or float in 0..1; (height, width), or with 1, 3 or 4
+            channels (grey, RGB, RGBA), which come first or last.
         name: What to call the image in an error; defaults to its path.
 
     Raises:
@@ -80,13 +81,14 @@ def _checked_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _image_from_array(array: np.ndarray, name: str) -> Image.Image:
-    if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[-1] not in (1, 3):
+    if array.ndim == 3 and array.shape[0] in _CHANNELS and array.shape[-1] not in _CHANNELS:
         array = np.moveaxis(array, 0, -1)
     if array.ndim == 3 and array.shape[-1] == 1:
         array = array[..., 0]
-    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] == 3)) or 0 in array.shape:
+    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in _CHANNELS)) or 0 in array.shape:
         raise ValueError(
-            f"{name}: array of shape {array.shape}; expected (height, width), (height, width, 3) or (3, height, width)"
+            f"{name}: array of shape {array.shape}; expected (height, width), (height, width, channels) or "
+            "(channels, height, width), with 1, 3 or 4 (RGBA) channels"
         )
     if array.dtype.kind == "f":
         if not np.isfinite(array).all() or array.min() < 0.0 or array.max() > 1.0:
