@@ -4,7 +4,15 @@ import re
 
 import pytest
 
-from modeling_visualbert.data.files import index_images_by_name, optional, read_lines, require
+from modeling_visualbert.data.files import (
+    files_below,
+    find_one,
+    index_images,
+    index_images_by_name,
+    optional,
+    read_lines,
+    require,
+)
 
 
 def test_lines_of_a_text_file(tmp_path):
@@ -49,3 +57,121 @@ def test_images_by_name(tmp_path):
         index_images_by_name(tmp_path)
     with pytest.raises(FileNotFoundError, match="nowhere: no such image folder"):
         index_images_by_name(tmp_path / "nowhere")
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def below(folder):
+    return [path.relative_to(folder).as_posix() for path in files_below(folder)]
+
+
+def test_links_are_followed_and_hidden_files_left_out(tmp_path):
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    touch(data, "a/2.jpg", "a/._2.jpg", ".cache/3.jpg", ".DS_Store", "1.jpg")
+    touch(elsewhere, "4.jpg", "deep/5.jpg")
+    (data / "linked").symlink_to(elsewhere)
+    (data / "6.jpg").symlink_to(elsewhere / "4.jpg")
+    (data / "gone.jpg").symlink_to(elsewhere / "nothing.jpg")
+    expected = ["1.jpg", "6.jpg", "a/2.jpg", "linked/4.jpg", "linked/deep/5.jpg"]
+    assert below(data) == expected
+    (tmp_path / "name").symlink_to(data)  # the folder itself may be a link
+    assert below(tmp_path / "name") == expected
+
+
+def test_links_in_circles_end(tmp_path):
+    data, elsewhere = tmp_path / "all" / "data", tmp_path / "elsewhere"
+    touch(data, "train/1.jpg")
+    touch(elsewhere, "2.jpg")
+    touch(tmp_path / "all", "not_ours.jpg")
+    links = {"again": data / "train", "down": elsewhere, "self": data, "train/up": data, "out": data.parent}
+    for name, target in links.items():
+        (data / name).symlink_to(target)
+    (data / "loop").symlink_to("loop")
+    (elsewhere / "back").symlink_to(data)
+    (elsewhere / "me").symlink_to(elsewhere)
+    assert below(data) == ["down/2.jpg", "train/1.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("names", "pattern", "expected"),
+    [
+        (["a/q.json", "a/._q.json", ".trash/q.json"], "**/q.json", "a/q.json"),
+        (["q.json"], "**/q.json", "q.json"),
+        (["a/q.json", "q.json"], "q.json", "q.json"),
+        (["a/q_train.json", "a/q_val.json"], "**/q_[t]*.json", "a/q_train.json"),
+    ],
+)
+def test_the_file_that_is_meant(tmp_path, names, pattern, expected):
+    touch(tmp_path, *names)
+    assert find_one(tmp_path, (pattern,), "questions") == tmp_path / expected
+
+
+def test_files_of_one_name_are_told_with_their_folders(tmp_path):
+    touch(tmp_path, "new/dev.json", "old/dev.json")
+    message = f"^{tmp_path}: 2 files could be the file of 'dev': new/dev.json, old/dev.json, ...; expected one$"
+    with pytest.raises(ValueError, match=message):
+        find_one(tmp_path, ("**/dev.json",), "file of 'dev'")
+    (tmp_path / "new/dev.json").unlink()
+    (tmp_path / "new/dev.json").symlink_to("../old/dev.json")  # the same file
+    assert find_one(tmp_path, ("**/dev.json",), "file of 'dev'").samefile(tmp_path / "old/dev.json")
+    (tmp_path / "elsewhere").symlink_to(tmp_path / "old")
+    assert find_one(tmp_path, ("**/dev.json",), "file of 'dev'").samefile(tmp_path / "old/dev.json")
+
+
+SPLITS = (
+    "images/train2014/COCO_train2014_000000000007.jpg",
+    "images/val2014/7.png",
+    "thumbnails/7.jpg",
+    "val2014/8.jpg",
+)
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted", "expected"),
+    [
+        (SPLITS, {"train2014": [7]}, {7: SPLITS[0]}),
+        (SPLITS, {"val2014": [7, 8]}, {7: SPLITS[1], 8: SPLITS[3]}),
+        (SPLITS, {"val": [7]}, {7: SPLITS[1]}),
+        (SPLITS, {"train2014+val2014": [8]}, {8: SPLITS[3]}),
+        (SPLITS, {"test": [8, 9]}, {8: SPLITS[3]}),  # wherever it lies; missing ones are for the caller to name
+        (SPLITS, {"train2014": [7], "val2014": [8]}, {7: SPLITS[0], 8: SPLITS[3]}),
+        (("train/1.jpg", "train_small/1.jpg", "val/1.jpg"), {"val": [1]}, {1: "val/1.jpg"}),
+        (("COCO_train2014_01.jpg", "COCO_val2014_01.jpg"), {"val2014": [1]}, {1: "COCO_val2014_01.jpg"}),
+        (("trainers/1.jpg", "x/1.jpg"), {"train": [2]}, {}),
+    ],
+)
+def test_ids_are_looked_up_in_the_folder_of_the_split(tmp_path, names, wanted, expected):
+    touch(tmp_path, *names)
+    assert index_images(tmp_path, wanted) == {key: tmp_path / name for key, name in expected.items()}
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted", "message"),
+    [
+        (("a/1.jpg", "b/1.png"), None, "image id 1 occurs twice: a/1.jpg and b/1.png; expected one file"),
+        (("a/1.jpg", "b/1.png"), {"val": [1]}, "image id 1 of split 'val' occurs twice: a/1.jpg and b/1.png"),
+        (("val/1.jpg", "val/01.jpg", "x/1.jpg"), {"val": [1]}, "split 'val' occurs twice: val/01.jpg and val/1.jpg"),
+        (("trainers/1.jpg", "x/1.jpg"), {"train": [1]}, "image id 1 of split 'train' occurs twice"),
+        (
+            ("train/1.jpg", "val/1.jpg"),
+            {"train": [1], "val": [1]},
+            "image id 1 occurs twice: train/1.jpg and val/1.jpg; expected one file",
+        ),
+    ],
+)
+def test_two_images_of_one_id_are_named(tmp_path, names, wanted, message):
+    touch(tmp_path, *names)
+    with pytest.raises(ValueError, match=f"^{tmp_path}: .*{re.escape(message)}"):
+        index_images(tmp_path, wanted)
+
+
+def test_two_names_of_one_image_are_one(tmp_path):
+    touch(tmp_path, "train/1.jpg")
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all/1.jpg").symlink_to("../train/1.jpg")
+    assert index_images(tmp_path)[1].samefile(tmp_path / "train/1.jpg")
+    assert index_images_by_name(tmp_path, {"dev": ["1"]})["1"].samefile(tmp_path / "train/1.jpg")

@@ -276,7 +276,9 @@ def test_two_candidate_files_are_refused_by_name(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / OFFICIAL_FILES["val2014"][0]).write_text("{}")
-    with pytest.raises(ValueError, match=r"2 files could be the questions file of split 'val2014': v2_OpenEnded_"):
+    with pytest.raises(
+        ValueError, match=r"2 files could be the questions file of split 'val2014': a/v2_OpenEnded_.*, b/v2_OpenEnded_"
+    ):
         find_vqa_files(tmp_path, "val2014")
 
 

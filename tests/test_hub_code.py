@@ -2,6 +2,7 @@
 
 import ast
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from helpers import MODELS, SIZES, randomise
 from test_grid_encoder import grid_encoder
 from test_pipelines import close
 from test_region_detector import KINDS, processor_for, tiny_detector
-from tiny_checkpoints import ANSWERS, PIPELINE_TASKS, tiny_checkpoint
+from tiny_checkpoints import ANSWERS, PIPELINE_TASKS, save_tiny_checkpoint, tiny_checkpoint
 from transformers import AutoConfig, pipeline
 
 import modeling_visualbert
@@ -214,3 +215,41 @@ def test_saving_changes_neither_the_model_nor_what_its_detector_is(tmp_path):
     assert describe_detector(encoder, image_processor) == before
     loaded = QueryRegionEncoder.from_pretrained(tmp_path), VisualBertImageProcessor.from_pretrained(tmp_path)
     assert describe_detector(*loaded) == before
+
+
+OPEN_FOLDERS = """
+import torch
+from transformers import AutoModel, AutoModelForVisualQuestionAnswering, AutoProcessor
+
+told = {}
+for folder in VARIABLES["folders"]:
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    head = AutoModelForVisualQuestionAnswering.from_pretrained(folder, trust_remote_code=True).eval()
+    with torch.no_grad():
+        logits = head(**processor(images=[VARIABLES["image"]], text=["Is it red?"]))["logits"]
+    told[folder] = [type(model).__module__.split(".")[0], logits[0].tolist()]
+print(json.dumps(told))
+"""
+STARTS = {
+    "not installed": "",
+    "installed": "del sys.modules['modeling_visualbert']\n",
+    "imported": "del sys.modules['modeling_visualbert']\nimport modeling_visualbert\n",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", STARTS)
+def test_the_folder_of_a_checkpoint_may_have_any_name(tmp_path, start):
+    """Spaces, dots, letters that are not ASCII, and what is no name in Python; two of them differ in such letters only."""
+    names = ("my model", "v1.2", "modèle", "视觉", "模型", "über den Wolken (2).final", "1st", "import")
+    saved = tmp_path / "saved"
+    model, processor = save_tiny_checkpoint("vqa", saved)
+    for name in names:
+        shutil.copytree(saved, tmp_path / name)
+    with torch.no_grad():
+        expected = model.eval()(**processor(images=[IMAGE], text=["Is it red?"]))["logits"][0].tolist()
+    folders = [str(tmp_path / name) for name in names]
+    told = json.loads(run_clean(STARTS[start] + OPEN_FOLDERS, tmp_path / "home", folders=folders, image=IMAGE))
+    whose = "modeling_visualbert" if start == "imported" else "transformers_modules"
+    assert told == {folder: [whose, pytest.approx(expected, abs=1e-5)] for folder in folders}

@@ -238,7 +238,7 @@ LINE = ",".join(["0.25"] * 20)
         (f"val-0,{LINE}\n", "header 'val-0,0.25,.*; expected annot_id,answer_0,"),
         (f"{HEADER}\n", "no questions in .*file; expected at least one"),
         (f"{HEADER}\nval-0,0.25\n", "file: line 2: 2 columns; expected 21"),
-        (f"{HEADER}\nval-0,{LINE}\n\n", "file: line 3: 0 columns; expected 21"),
+        (f"{HEADER}\nval-0,{LINE}\n\nval-1,{LINE}\n", "file: line 3: 0 columns; expected 21"),
         (
             f"{HEADER}\nval-0,{LINE}\nval-0,{LINE}\n",
             "file: line 3: annot_id 'val-0' was already in .*file: line 2; exp",

@@ -68,7 +68,7 @@ def read_trees(path: str | Path) -> dict[str, Tree]:
         raise FileNotFoundError(f"{path}: no such file of dependency trees")
     trees: dict[str, Tree] = {}
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             for number, sentence in enumerate(conllu.parse_incr(file), start=1):
                 name = sentence.metadata.get("sent_id")
                 if not name:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..data.files import read_text
 from ..hub_code.configuration_region_detector import RegionDetectorConfig
 from ..hub_code.detection_ops import cell_anchors, legacy_cell_anchors
 from ..hub_code.image_processing_region_detector import RegionDetectorImageProcessor
@@ -164,7 +165,7 @@ def name_outputs(config: RegionDetectorConfig, classes: str | Path | None, attri
 
 def _read_names(path: str | Path, count: int, kind: str) -> list[str]:
     with naming(path):
-        names = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        names = [line.strip() for line in read_text(path).splitlines()]
     while names and not names[-1]:
         names.pop()
     if len(names) != count or not all(names):

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import logging
+import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, TypeVar
 
 logger = logging.getLogger(__name__)
 
+Key = TypeVar("Key", bound=Hashable)
+_SHORT = 40  # characters of a value in an error message
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
@@ -29,24 +35,56 @@ def skipping(skipped: list[str] | None) -> Iterator[None]:
         skipped.append(str(error))
 
 
+def read_text(path: str | Path) -> str:
+    """A UTF-8 text file, with or without byte order mark; all line ends become `\\n`.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not UTF-8.
+    """
+    return decode_text(_read_bytes(Path(path)), str(path)).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _read_bytes(path: Path) -> bytes:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    return path.read_bytes()
+
+
+def decode_text(content: bytes, where: str) -> str:
+    """UTF-8, with or without the byte order mark that editors and spreadsheets on Windows write.
+
+    Raises:
+        ValueError: It is not UTF-8; the message starts with `where`.
+    """
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: not UTF-8 text at byte {error.start}") from error
+
+
 def read_json(path: str | Path) -> Any:
     """Parse a JSON file.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is not UTF-8 or not JSON; the message names the file, line and column.
+        ValueError: It is empty, not UTF-8 or not JSON; the message names the file, line and column.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
     try:
-        return _parse(path.read_bytes(), str(path))
+        return _parse(_read_bytes(path), str(path))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: malformed JSON at line {error.lineno}, column {error.colno}: {error.msg}") from error
+        is_jsonl = error.msg == "Extra data" and error.lineno > 1
+        hint = " (a record on each line is JSON Lines; expected one JSON document)" if is_jsonl else ""
+        raise ValueError(
+            f"{path}: malformed JSON at line {error.lineno}, column {error.colno}: {error.msg}{hint}"
+        ) from error
 
 
 def read_json_lines(path: str | Path, skipped: list[str] | None = None) -> Iterator[tuple[str, Any]]:
     """Yield (place, record) for each line of a JSON Lines file; the place, such as `file: line 3`, is for error messages.
+
+    Empty lines at the end of the file are no records.
 
     Args:
         path: The file.
@@ -54,13 +92,23 @@ def read_json_lines(path: str | Path, skipped: list[str] | None = None) -> Itera
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: A line is not JSON or not UTF-8; the message names the file, line and column.
+        ValueError: A line is empty, not JSON or not UTF-8; the message names the file, line and column.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    empty: list[int] = []  # lines that are at the end of the file, unless another follows
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if not line.strip():
+                empty.append(number)
+                continue
+            for before in empty:
+                with skipping(skipped):
+                    raise ValueError(f"{path}: line {before}: malformed JSON: the line is empty; expected a record")
+            empty.clear()
             # The block may contain the yield: errors in the code that uses the record are not raised here.
             with skipping(skipped):
                 yield f"{path}: line {number}", _parse_line(line.rstrip(b"\r\n"), f"{path}: line {number}")
@@ -70,16 +118,19 @@ def _parse_line(line: bytes, where: str) -> Any:
     try:
         return _parse(line, where)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: malformed JSON at column {error.colno}: {error.msg}") from error
+        is_document = line.strip() in (b"[", b"{")
+        hint = " (a document over several lines; expected JSON Lines, a record on each line)" if is_document else ""
+        raise ValueError(f"{where}: malformed JSON at column {error.colno}: {error.msg}{hint}") from error
 
 
 def _parse(content: bytes, where: str) -> Any:
+    text = decode_text(content, where)
+    if not text.strip():
+        raise ValueError(f"{where}: malformed JSON at line 1, column 1: the file is empty")
     try:
-        return json.loads(content.decode("utf-8"))
+        return json.loads(text)
     except json.JSONDecodeError:
         raise  # the callers add line and column
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: not UTF-8 text at byte {error.start}") from error
     except (ValueError, RecursionError) as error:  # a number with thousands of digits, or thousands of nested brackets
         raise ValueError(f"{where}: malformed JSON: {error}") from error
 
@@ -91,13 +142,7 @@ def read_lines(path: str | Path) -> list[str]:
         FileNotFoundError: There is no such file.
         ValueError: It is not UTF-8.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text at byte {error.start}") from error
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def require(record: Any, key: str, where: str, kind: type | None = None) -> Any:
@@ -109,12 +154,24 @@ def require(record: Any, key: str, where: str, kind: type | None = None) -> Any:
     Raises:
         ValueError: The key is missing, or the value is not of the given `kind`.
     """
-    if not isinstance(record, dict) or key not in record:
+    if not isinstance(record, dict):
+        raise ValueError(f"{where}: key {key!r} is missing: found {described(record)}; expected a record with it")
+    if key not in record:
         raise ValueError(f"{where}: key {key!r} is missing; expected a record with it")
     if kind is not None and not _is_a(record[key], kind):
         expected = "a 64-bit int" if kind is int else kind.__name__
-        raise ValueError(f"{where}: {key!r} is {record[key]!r:.40}; expected {expected}")
+        raise ValueError(f"{where}: {key!r} is {described(record[key])}; expected {expected}")
     return record[key]
+
+
+def described(value: Any) -> str:
+    """What a value of a JSON file is, for error messages: "a list of 8 records" instead of where it begins."""
+    if isinstance(value, dict) and value:
+        return f"a record with keys {', '.join(map(repr, value)):.60}"
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        return f"a list of {len(value)} record{'s' if len(value) > 1 else ''}"
+    shown = repr(value)
+    return f"a list of {len(value)} items" if isinstance(value, list) and len(shown) > _SHORT else shown[:_SHORT]
 
 
 def optional(record: Any, key: str, where: str, kind: type | None = None) -> Any:
@@ -193,62 +250,137 @@ def check_count(path: str | Path, count: int, what: str, split: str, expected: M
         logger.warning("%s: %d %s; the full %s has %d", path, count, what, split, full)
 
 
+def files_below(folder: str | Path) -> list[Path]:
+    """All files in `folder` and below, sorted by path, without hidden ones (such as the `._*` that macOS adds).
+
+    Links to folders are followed, but not to those that `folder` lies in. Every folder is read once, under its own path if that
+    is below `folder` too, so that links may lead in circles.
+    """
+    found: list[Path] = []
+    seen = {_identity(parent) for parent in Path(folder).resolve().parents}
+    own, links = [Path(folder)], list[Path]()
+    while own or links:
+        here = own.pop() if own else links.pop()
+        if _identity(here) in seen:
+            continue
+        seen.add(_identity(here))
+        with os.scandir(here) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                with suppress(OSError):  # a link to itself
+                    if entry.is_dir():
+                        (links if entry.is_symlink() else own).append(here / entry.name)
+                    elif entry.is_file():
+                        found.append(here / entry.name)
+        links.sort(reverse=True)
+    return sorted(found)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """The same for all names of a file or folder."""
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
 def find_one(folder: str | Path, patterns: tuple[str, ...], what: str) -> Path:
-    """The only file in `folder` (or below) that matches one of the glob patterns, which are tried in order.
+    """The only file in `folder` (or below) that matches one of the patterns, which are tried in order.
+
+    Args:
+        folder: The folder; links in it are followed, and hidden files are left out, see [`files_below`].
+        patterns: Names with `*` and `[...]`. `**/` at the beginning: in any folder below.
+        what: Name of the file, for error messages.
 
     Raises:
         FileNotFoundError: No file matches.
         ValueError: Several files match the same pattern.
     """
     folder = Path(folder)
+    files = files_below(folder) if folder.is_dir() else []
     for pattern in patterns:
-        matches = sorted(folder.glob(pattern))
+        matches = matching(folder, files, pattern)
         if len(matches) > 1:
-            raise ValueError(
-                f"{folder}: {len(matches)} files could be the {what}: {matches[0].name}, {matches[1].name}, ..."
-            )
+            shown = ", ".join(path.relative_to(folder).as_posix() for path in matches[:2])
+            raise ValueError(f"{folder}: {len(matches)} files could be the {what}: {shown}, ...; expected one")
         if matches:
             return matches[0]
     raise FileNotFoundError(f"{folder}: no {what}; expected a file like {' or '.join(patterns)}")
 
 
-def index_images(folder: str | Path) -> dict[int, Path]:
+def matching(folder: Path, files: Iterable[Path], pattern: str) -> list[Path]:
+    """Those of the files below `folder` that match a pattern as of [`find_one`]; several names of one file count once."""
+    name = pattern.removeprefix("**/")
+    anywhere = name != pattern
+    matches = [path for path in files if fnmatchcase(path.name, name) and (anywhere or path.parent == folder)]
+    return list({_identity(path): path for path in reversed(matches)}.values())[::-1]
+
+
+def index_images(folder: str | Path, wanted: Mapping[str, Collection[int]] | None = None) -> dict[int, Path]:
     """Image files below `folder`, by the number at the end of their names (`COCO_val2014_000000000042.jpg` has 42).
 
+    Args:
+        folder: The folder; links in it are followed, and hidden files are left out.
+        wanted: Numbers by the name of the split that needs them. Where several files have a number, the one in a folder (or
+            with a name) of that split is meant. Numbers that no split needs may occur any number of times.
+
     Raises:
         FileNotFoundError: There is no such folder.
-        ValueError: Two files have the same number.
+        ValueError: Two files have the same number, and nothing tells which one is meant; names both.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such image folder")
-    found: dict[int, Path] = {}
-    for path in sorted(folder.rglob("*")):
+
+    def number_of(path: Path) -> int | None:
         number = re.search(r"(\d+)$", path.stem)
-        if path.suffix.lower() not in IMAGE_SUFFIXES or not number:
-            continue
-        if int(number[1]) in found:
-            first = found[int(number[1])].name
-            raise ValueError(f"{folder}: image id {int(number[1])} occurs twice: {first} and {path.name}")
-        found[int(number[1])] = path
-    return found
+        return int(number[1]) if number else None
+
+    return _index(Path(folder), number_of, wanted, "image id")
 
 
-def index_images_by_name(folder: str | Path) -> dict[str, Path]:
-    """Image files below `folder`, by their names without suffix, as NLVR2 identifies them (`dev-850-0-img0.png`).
+def index_images_by_name(folder: str | Path, wanted: Mapping[str, Collection[str]] | None = None) -> dict[str, Path]:
+    """Like [`index_images`], by the names of the files without suffix, as NLVR2 identifies images (`dev-850-0-img0.png`)."""
+    return _index(Path(folder), lambda path: path.stem, wanted, "image")
 
-    Raises:
-        FileNotFoundError: There is no such folder.
-        ValueError: Two files have the same name.
-    """
-    folder = Path(folder)
+
+def _index(
+    folder: Path,
+    key_of: Callable[[Path], Key | None],
+    wanted: Mapping[str, Collection[Key]] | None,
+    what: str,
+) -> dict[Key, Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such image folder")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in IMAGE_SUFFIXES:
-            continue
-        if path.stem in found:
-            raise ValueError(f"{folder}: image {path.stem!r} occurs twice: {found[path.stem]} and {path}")
-        found[path.stem] = path
+    by_key: dict[Key, list[Path]] = defaultdict(list)
+    for path in files_below(folder):
+        key = key_of(path) if path.suffix.lower() in IMAGE_SUFFIXES else None
+        if key is not None:
+            by_key[key].append(path)
+    if wanted is None:
+        return {key: _only(paths, folder, f"{what} {key!r}") for key, paths in by_key.items()}
+    found: dict[Key, Path] = {}
+    for split, keys in wanted.items():
+        for key in keys:
+            paths = by_key.get(key, ())
+            if len(paths) > 1:
+                paths = [path for path in paths if _is_of_split(path.relative_to(folder), split)] or paths
+            if paths:
+                path = _only(paths, folder, f"{what} {key!r} of split {split!r}")
+                # Regions are kept by the key alone.
+                found[key] = _only([found.get(key, path), path], folder, f"{what} {key!r}")
     return found
+
+
+def _is_of_split(path: Path, split: str) -> bool:
+    """Whether a part of the path is the name of the split: `train2014` in `images/train2014/1.jpg`, and `train` too."""
+    return any(
+        re.search(rf"(?<![^\W_]){re.escape(part)}\d*(?![^\W_])", path.as_posix()) is not None
+        for part in split.split("+")
+    )
+
+
+def _only(paths: Sequence[Path], folder: Path, what: str) -> Path:
+    """The path of all of these, if they are of one file."""
+    first, *others = paths
+    for other in others:
+        if not other.samefile(first):
+            names = " and ".join(path.relative_to(folder).as_posix() for path in (first, other))
+            raise ValueError(f"{folder}: {what} occurs twice: {names}; expected one file")
+    return first

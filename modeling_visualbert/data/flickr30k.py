@@ -23,6 +23,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+from codecs import BOM_UTF8
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -212,7 +213,7 @@ def read_split(path: str | Path) -> list[int]:
         raise FileNotFoundError(f"{path}: no such split file")
     ids: list[int] = []
     seen: set[int] = set()
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().removeprefix(BOM_UTF8).splitlines(), start=1):
         if line.strip():
             if not re.fullmatch(rb"[0-9]{1,18}", line.strip()):
                 raise ValueError(f"{path}: line {number} is {line!r:.40}; expected an image id")
@@ -227,7 +228,7 @@ def _sentences(path: Path, skipped: list[str] | None) -> list[tuple[int, list[st
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such sentence file")
     sentences = []
-    for number, line in enumerate(path.read_bytes().splitlines()):
+    for number, line in enumerate(path.read_bytes().removeprefix(BOM_UTF8).splitlines()):
         where = f"{path}: line {number + 1}"
         with skipping(skipped):
             sentences.append((number, *parse_sentence(_text(line, where), where)))

@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..corpus.scenes import render, sample_scene
+from ..data.files import read_text
 from ..hub_code.tasks_visualbert import TASKS
 from .limits import open_image
 
@@ -54,7 +55,7 @@ def read_examples(path: str | Path) -> Examples:
     """
     path = Path(path)
     try:
-        entries = json.loads(path.read_text("utf-8"))
+        entries = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: not JSON ({error})") from error
     if not isinstance(entries, list):

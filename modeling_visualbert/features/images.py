@@ -12,7 +12,7 @@ from datasets import Column, Dataset, DatasetDict, load_dataset, load_from_disk
 from datasets import Image as ImageColumn
 from PIL import Image
 
-from ..data.files import IMAGE_SUFFIXES, check_new, is_unicode, read_lines
+from ..data.files import IMAGE_SUFFIXES, files_below, is_unicode, read_lines, skipping
 from .extract import ImageOrFile
 
 Named = Sequence[tuple[str, ImageOrFile, str]]  # name, image, and where it comes from, for errors
@@ -42,13 +42,17 @@ IMAGE_IDS: dict[str, Callable[[str], str]] = {
 }
 
 
-def list_images(source: str | Path, ids: str = "stem") -> list[tuple[str, ImageOrFile]]:
+def list_images(
+    source: str | Path, ids: str = "stem", skipped: list[str] | None = None
+) -> list[tuple[str, ImageOrFile]]:
     """(image id, file) of the images in a folder or a list, in the order of their paths or of the list.
 
     Args:
-        source: A folder, searched with its subfolders; or a text file with one path per line, absolute or relative to the
-            file's folder.
+        source: A folder, searched with its subfolders and the folders that links in it lead to, without hidden files; or a
+            text file with one path per line, absolute or relative to the file's folder.
         ids: One of `IMAGE_IDS`.
+        skipped: If given, images whose name gives no id, or an id that occurred before, are left out, and their errors are added
+            to this list instead of being raised.
 
     Raises:
         FileNotFoundError: The source does not exist. (A missing image in a list is only noticed when it is read.)
@@ -56,12 +60,12 @@ def list_images(source: str | Path, ids: str = "stem") -> list[tuple[str, ImageO
     """
     source = Path(source)
     if source.is_dir():
-        paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+        paths = [path for path in files_below(source) if path.suffix.lower() in IMAGE_SUFFIXES]
         named: Named = [(path.relative_to(source).as_posix(), path, str(path)) for path in paths]
     else:
         lines = enumerate(read_lines(source), start=1)
         named = [(line, source.parent / line, f"{source}: image {number}") for number, line in lines]
-    return _identified(named, IMAGE_IDS[ids], source)
+    return _identified(named, IMAGE_IDS[ids], source, skipped)
 
 
 def list_dataset_images(
@@ -87,7 +91,7 @@ def list_dataset_images(
     encoded = data.cast_column(image_column, ImageColumn(decode=False))[image_column]  # a bad image stops only itself
     keys = map(str, data[id_column] if id_column else range(len(data)))
     rows = [(key, partial(_open, encoded, row), f"{name}: row {row}") for row, key in enumerate(keys)]
-    return _identified(rows, str, name)
+    return _identified(rows, str, name, None)
 
 
 def _load(name: str, split: str) -> Dataset:
@@ -107,18 +111,36 @@ def _open(column: Column, row: int) -> Image.Image:
     return Image.open(io.BytesIO(record["bytes"]) if record["bytes"] is not None else record["path"])
 
 
-def _identified(named: Named, image_id: Callable[[str], str], source: str | Path) -> list[tuple[str, ImageOrFile]]:
+def _identified(
+    named: Named, image_id: Callable[[str], str], source: str | Path, skipped: list[str] | None
+) -> list[tuple[str, ImageOrFile]]:
     if not named:
         raise ValueError(f"{source}: no images; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
-    seen: set[str] = set()
-    images = []
+    found: dict[str, tuple[ImageOrFile, str]] = {}
     for name, image, where in named:
-        try:
-            key = image_id(name)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from error
-        if not is_unicode(key):
-            raise ValueError(f"{where}: the name {key!r} is not UTF-8")
-        check_new(key, seen, "image id", where)
-        images.append((key, image))
-    return images
+        with skipping(skipped):
+            key = _image_id(name, image_id, where)
+            if key not in found:
+                found[key] = image, where
+            elif not _are_one_file(image, found[key][0]):
+                raise ValueError(
+                    f"{where}: image id {key!r} occurs twice, first as {found[key][1]}; expected it only once"
+                )
+    return [(key, image) for key, (image, _) in found.items()]
+
+
+def _image_id(name: str, image_id: Callable[[str], str], where: str) -> str:
+    try:
+        key = image_id(name)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    if not is_unicode(key):
+        raise ValueError(f"{where}: the name {key!r} is not UTF-8")
+    return key
+
+
+def _are_one_file(one: ImageOrFile, other: ImageOrFile) -> bool:
+    """Whether both are names of the same file, one a link to the other; an image that is listed twice is not."""
+    if not isinstance(one, Path) or not isinstance(other, Path) or one == other:
+        return False
+    return one.is_file() and other.is_file() and one.samefile(other)

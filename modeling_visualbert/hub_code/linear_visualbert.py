@@ -132,8 +132,12 @@ def _product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     return torch.ops.mkldnn._linear_pointwise(states, weight, bias, "none", [], "")
 
 
-# This file may be loaded twice, from the package and from a checkpoint: each needs an operator name of its own.
-@torch.library.custom_op("modeling_visualbert::" + re.sub(r"\W", "_", __name__), mutates_args=())
+# This file may be loaded twice, from the package and from a checkpoint: each needs an operator name of its own. The module of a
+# checkpoint is called after its folder, which may have any letters; those of operators are ASCII.
+_OPERATOR = re.sub(r"\W", lambda found: f"_{ord(found[0]):x}", __name__, flags=re.ASCII)
+
+
+@torch.library.custom_op(f"modeling_visualbert::{_OPERATOR}", mutates_args=())
 def _opaque_product(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     if states.numel() == 0:
         return F.linear(states, weight, bias)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.files import read_text
 from .vcr import NUM_CHOICES
 
 _LABELS = ("True", "False")
@@ -100,12 +101,13 @@ def read_vcr_leaderboard(path: str | Path) -> dict[str, list[float]]:
         ValueError: The header is wrong, there are no rows, a row does not have 21 columns, an id is repeated or a value is not
             a finite number; the message names the file, line and column.
     """
-    with Path(path).open(encoding="utf-8", newline="") as file:
-        reader = csv.reader(file)
-        header = tuple(next(reader, ()))
-        if header != VCR_HEADER:
-            raise ValueError(f"{path}: header {','.join(header)!r:.60}; expected {','.join(VCR_HEADER)}")
-        lines = [(f"{path}: line {reader.line_num}", line) for line in reader]
+    reader = csv.reader(io.StringIO(read_text(path), newline=""))
+    header = tuple(next(reader, ()))
+    if header != VCR_HEADER:
+        raise ValueError(f"{path}: header {','.join(header)!r:.60}; expected {','.join(VCR_HEADER)}")
+    lines = [(f"{path}: line {reader.line_num}", line) for line in reader]
+    while lines and not "".join(lines[-1][1]).strip():  # empty lines at the end
+        lines.pop()
     _some(lines, f"questions in {path}")
     for where, line in lines:
         if len(line) != len(VCR_HEADER):

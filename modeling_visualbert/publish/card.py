@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..data.files import read_text
 from ..hub_code.tasks_visualbert import HEADS, TASKS
 from ..published import published_checkpoints
 
@@ -114,8 +115,8 @@ def _with_detector(expects: Mapping[str, str], source: str | None, path: Path) -
 
 def _read_facts(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
         raise ValueError(f"{path}: malformed YAML ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: {type(content).__name__}; expected a mapping")

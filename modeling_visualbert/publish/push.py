@@ -25,6 +25,7 @@ from transformers import AutoProcessor, PreTrainedModel
 
 from ..checkpoints import load_model
 from ..convert.published_detectors import open_region_encoder
+from ..data.files import read_text
 from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..published import published_tokenizer
 from .card import build_card, cards_folder, default_facts, load_facts
@@ -254,7 +255,7 @@ def _find_metrics(folder: Path, given: str | Path | None) -> dict[str, Any] | No
             raise FileNotFoundError(f"{given}: no such file")
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except ValueError as error:
         raise ValueError(f"{path}: malformed JSON ({error})") from error
     if not isinstance(content, dict):

@@ -23,7 +23,7 @@ from PIL import ImageOps
 from transformers import AutoConfig, AutoModelForObjectDetection, DFineConfig, PretrainedConfig, RTDetrResNetConfig
 
 from ..corpus.build import CorpusConfig, ensure_corpus
-from ..data.files import read_json, require
+from ..data.files import read_json, require, require_path
 from ..hub_code.image_processing_visualbert import VisualBertImageProcessor, load_image
 from ..hub_code.modeling_region_encoder import QueryRegionEncoder, best_classes
 from ..hub_code.regions_visualbert import box_iou, center_to_corners
@@ -63,30 +63,40 @@ class CocoDetection:
     def __init__(self, annotations_file: str | Path, images_dir: str | Path):
         self.file, self.images_dir = str(annotations_file), Path(images_dir)
         self.content = read_json(annotations_file)
-        self.images = require(self.content, "images", self.file)
-        categories = require(self.content, "categories", self.file)
-        self.names = {
-            require(c, "id", self.file): require(c, "name", self.file)
-            for c in sorted(categories, key=lambda c: c["id"])
+        self.images = require(self.content, "images", self.file, list)
+        names = {
+            require(category, "id", self.file, int): require(category, "name", self.file, str)
+            for category in require(self.content, "categories", self.file, list)
         }
+        self.names = dict(sorted(names.items()))
         self.label_of = {category_id: label for label, category_id in enumerate(self.names)}
         self.category_of = dict(enumerate(self.names))
-        sizes = {require(image, "id", self.file): (image["width"], image["height"]) for image in self.images}
+        sizes = dict(self._id_and_size(image, f"{self.file}: image {n}") for n, image in enumerate(self.images))
         if len(sizes) != len(self.images):
             raise ValueError(f"{self.file}: an image id occurs twice")
         self.objects: dict[int, list[dict]] = defaultdict(list)
-        for number, record in enumerate(require(self.content, "annotations", self.file)):
+        for number, record in enumerate(require(self.content, "annotations", self.file, list)):
             where = f"{self.file}: annotation {number}"
-            if require(record, "image_id", where) not in sizes:
+            if require(record, "image_id", where, int) not in sizes:
                 raise ValueError(f"{where}: image {record['image_id']} is not listed")
-            if require(record, "category_id", where) not in self.names:
+            if require(record, "category_id", where, int) not in self.names:
                 raise ValueError(f"{where}: category {record['category_id']} is not listed")
-            self._check_box(require(record, "bbox", where), sizes[record["image_id"]], where)
+            self._check_box(require(record, "bbox", where, list), sizes[record["image_id"]], where)
             if not record.get("iscrowd", 0):
                 self.objects[record["image_id"]].append(record)
 
     @staticmethod
+    def _id_and_size(image: Any, where: str) -> tuple[int, tuple[int, int]]:
+        require_path(image, "file_name", where)
+        width, height = (require(image, side, where, int) for side in ("width", "height"))
+        if width < 1 or height < 1:
+            raise ValueError(f"{where}: {width} x {height} pixels; expected at least 1 x 1")
+        return require(image, "id", where, int), (width, height)
+
+    @staticmethod
     def _check_box(box: list[float], size: tuple[int, int], where: str) -> None:
+        if len(box) != 4 or not all(type(number) in (int, float) for number in box):
+            raise ValueError(f"{where}: bbox {box!r:.60}; expected four numbers x, y, width, height")
         x, y, width, height = box
         inside = x >= -1 and y >= -1 and x + width <= size[0] + 1 and y + height <= size[1] + 1
         if not (width > 0 and height > 0 and inside):

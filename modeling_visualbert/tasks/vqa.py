@@ -18,7 +18,7 @@ from transformers import AutoConfig
 
 from ..answers import build_answer_vocabulary, pythia_answers
 from ..checkpoints import architecture
-from ..data.files import check_new, index_images
+from ..data.files import check_new, index_images, read_text
 from ..data.vqa2 import find_vqa_files, load_vqa
 from ..hub_code.image_processing_visualbert import load_image
 from ..hub_code.modeling_visualbert import VisualBertForQuestionAnswering
@@ -286,7 +286,7 @@ def _choose_answers(args: VqaArgs, train: Dataset) -> tuple[list[str], bool]:
     elif args.answers in (None, "checkpoint"):
         answers = list(trained or ())
     else:
-        answers = Path(args.answers).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        answers = read_text(args.answers).removesuffix("\n").split("\n")
     # Without names, they are what the arguments say.
     given_up = trained is not None and (answers != trained if has_names else args.answers == "train")
     if given_up:

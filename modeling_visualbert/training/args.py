@@ -12,6 +12,8 @@ from typing import Any, TypeVar, get_args, get_type_hints
 import yaml
 from transformers import HfArgumentParser
 
+from ..data.files import described, read_text
+
 PRECISIONS = ("no", "bf16", "fp16")
 
 # Lowest and highest value of every argument that is a real number, in all scripts; round brackets exclude the end.
@@ -181,9 +183,12 @@ def read_recipe(path: str | Path, args_class: type[TrainArgs]) -> dict:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such recipe")
-    values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        values = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: malformed YAML ({' '.join(str(error).split())})") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected `name: value` lines")
+        raise ValueError(f"{path}: found {described(values)}; expected `name: value` lines")
     known = {f.name: f for f in fields(args_class)}
     hints = get_type_hints(args_class)
     for name, value in values.items():
