@@ -50,7 +50,12 @@ class EndpointHandler:
         parameters = data.get("parameters") or {}
         if not isinstance(parameters, dict) or set(parameters) - {"top_k"}:
             raise ValueError(f"parameters {parameters!r:.80}; expected {{'top_k': number}} or none")
-        return self.pipeline({key: _checked(key, value) for key, value in inputs.items()}, **parameters)
+        checked = {key: _checked(key, value) for key, value in inputs.items()}
+        known = (*self.pipeline.keys, *self.pipeline.optional_keys)
+        for key in checked:
+            if key not in known:  # the pipeline leaves other keys alone, as in the rows of a data set
+                raise ValueError(f"unknown key {key!r:.80}; expected {', '.join(known)}")
+        return self.pipeline(checked, **parameters)
 
 
 def _checked(key: str, value: Any) -> Any:

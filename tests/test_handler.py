@@ -1,12 +1,15 @@
 """`handler.py` of a pushed checkpoint: the JSON of the Hub's widget, in a process that has never heard of this package."""
 
 import base64
+import http.server
 import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -170,3 +173,42 @@ def test_bad_requests_are_refused_with_a_message(handler, request_, message):
     with pytest.raises((ValueError, TypeError)) as refusal:
         handler(request_)
     assert message in str(refusal.value)
+
+
+def test_nothing_in_a_request_is_fetched(handler):
+    """Wherever a stranger puts an address, no request arrives there."""
+    with listener() as (address, requests):
+        forms = (address, f"data:{address}", {"url": address}, {"path": address}, [address, address], None)
+        for image in forms:
+            with pytest.raises((ValueError, TypeError)):
+                handler({"inputs": {"image": image, "question": "Is it red?"}})
+            with pytest.raises((ValueError, TypeError)):
+                handler({"inputs": {"images": image, "question": "Is it red?"}})
+        with pytest.raises(ValueError, match="no image"):
+            handler({"inputs": {"question": address}})
+        assert handler({"inputs": {"image": GOOD, "question": address}})
+        assert requests == []
+
+
+@contextmanager
+def listener():
+    """An address on this machine and the paths that are asked for there."""
+    requests = []
+
+    class Listener(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            requests.append(self.path)
+            self.send_error(404)
+
+        do_HEAD = do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Listener)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/image.png", requests
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -225,7 +225,7 @@ def test_ask_gives_answers_and_the_regions_in_pixels(answering, model, saved, im
         ({"question": []}, ValueError, "no texts; expected at least one question"),
         ({"question": ["a", None]}, TypeError, "question 1 is NoneType; expected a string"),
         ({"question": "a", "topk": 3}, TypeError, "unexpected keyword argument 'topk'"),
-        ({"question": "a", "image": None}, TypeError, "image: got NoneType; expected a path"),
+        ({"question": "a", "image": None}, ValueError, "no image; expected .*'image' and 'question', found 'question'"),
         ({"question": "a", "image": "nowhere.png"}, FileNotFoundError, "nowhere.png: no such image file"),
         (
             {"question": "a", "image": {"visual_embeds": torch.ones(2, 3)}},

@@ -3,17 +3,17 @@
 What a call does: image -> regions (once, whatever is asked about them) -> processor -> model -> plain dicts.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import copy
+import difflib
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch.nn import functional as F
-from transformers import Pipeline
+from transformers import AutoImageProcessor, AutoTokenizer, Pipeline
 
 from .compile_visualbert import compile_model
 from .explain_visualbert import explain_answers, outputs_with_attention
@@ -26,6 +26,7 @@ from .modeling_visualbert import (
 )
 from .processing_visualbert import VisualBertProcessor
 from .regions_visualbert import check_regions, find_regions, join_regions, pad_regions
+from .rows_visualbert import holds_many, is_streamed, named_errors, prepared_batches
 from .sequence_visualbert import answer_positions
 from .tasks_visualbert import TASKS, VisualBertTask
 from .text_visualbert import check_tokenizer
@@ -44,10 +45,18 @@ _HEADS = {
 
 class VisualBertPipeline(Pipeline):
     """
-    What the pipelines share. A call is about one image with one text or a list of texts; or it gets a dict with these keys, or
-    an iterable of such dicts, of which `batch_size` go through the model at once. In place of an image it takes precomputed
-    regions: a mapping with `visual_embeds` of shape `(regions, dim)` and the other keys that [`VisualBertProcessor`] accepts, or
-    what `find_regions` returned. Results are plain dicts; those of a list of texts are a list.
+    What the pipelines share. A call is about one image with one text or a list of texts; or about a list of images (a column of
+    a data set too) with a text, which gives a list with the result of each image, or with a list of texts, which gives the
+    results of the first text for all images, then those of the second, and so on, in one list.
+
+    Or it gets a dict with these keys, or many dicts, such as the rows of a data set, of which `batch_size` go through the model
+    at once; other keys than those of the task are ignored. In place of an image it takes precomputed regions: a mapping with
+    `visual_embeds` of shape `(regions, dim)` and the other keys that [`VisualBertProcessor`] accepts, or what `find_regions`
+    returned. Results are plain dicts; those of a list of texts are a list.
+
+    A list of dicts or a data set of `datasets` gives a list. A generator, or a data set of PyTorch, gives an iterator that
+    computes while it is read. `num_workers` processes load and prepare images of what has a length; without them, and for
+    generators, this process does.
 
     With `attention=layer` or `attention=(layer, head)`, both counted from 0, each result is a dict: `"result"` is what the call
     returns otherwise, `"attention"` is how strongly the position that it is read from attends to each region in this layer,
@@ -55,10 +64,14 @@ class VisualBertPipeline(Pipeline):
     averaged. What is missing to 1 goes to words. For a layer that reads no regions (late fusion) it is None. A model whose
     attention is not "eager", the only one that returns weights, is switched to it for the call.
 
-    With `compile=True` when the pipeline is made, the model is compiled in place (see [`compile_model`]).
+    `padding` and `truncation` are those of [`VisualBertProcessor`].
+
+    When the pipeline is made, it takes the `processor` that is given, else the one beside the model; a `tokenizer` or
+    `image_processor` that is given replaces that of the processor. A model that was never saved needs a processor or both of
+    these. With `compile=True`, the model is compiled in place (see [`compile_model`]).
 
     Raises (when called):
-        TypeError: An item is not a dict, a key or argument is unknown, or a text is not a string.
+        TypeError: An item is not a dict, an argument is unknown, or a text is not a string.
         ValueError: Something is missing or empty, or the image cannot be used.
     """
 
@@ -75,10 +88,21 @@ class VisualBertPipeline(Pipeline):
     optional_keys: tuple[str, ...] = ()
     _results: Callable[..., list]  # what the model and its processor found, options -> the result of each text
 
-    def __init__(self, model, *args, processor=None, compile: bool = False, **kwargs):
-        if processor is None and getattr(model, "name_or_path", None):
-            processor = VisualBertProcessor.from_pretrained(model.name_or_path)
-        super().__init__(model, *args, processor=processor, **kwargs)
+    def __init__(
+        self,
+        model,
+        tokenizer=None,
+        feature_extractor=None,
+        image_processor=None,
+        processor=None,
+        device=None,
+        compile: bool = False,
+        **kwargs,
+    ):
+        parts = {"tokenizer": tokenizer, "image_processor": image_processor or feature_extractor}
+        if device is not None:
+            _check_device(device)
+        super().__init__(model, processor=self._with_parts(processor, model, **parts), device=device, **kwargs)
         found = type(self.model).__name__
         if found != self.about.head or not hasattr(self.model, "get_image_features"):
             # `transformers` has classes of the same names that cannot read images. `pipeline` goes on to them when ours refuses a
@@ -94,6 +118,51 @@ class VisualBertPipeline(Pipeline):
         check_tokenizer(self.processor.tokenizer, self.model.config.vocab_size, self.about.name, "the processor")
         if compile:
             compile_model(self.model)
+
+    def _with_parts(self, processor: Any, model: Any, tokenizer: Any, image_processor: Any) -> Any:
+        """The processor, or the one beside the model, with the parts that were given, by name too; else one made of them."""
+        if isinstance(tokenizer, (str, Path)):
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+        if isinstance(image_processor, (str, Path)):
+            image_processor = AutoImageProcessor.from_pretrained(image_processor)
+        has_parts = tokenizer is not None and image_processor is not None
+        if processor is None and getattr(model, "name_or_path", None):
+            try:
+                processor = VisualBertProcessor.from_pretrained(model.name_or_path)
+            except OSError:
+                if not has_parts:
+                    raise
+        if processor is None:
+            if not has_parts or self.about.name == "vcr":  # whose processor says how tags are aligned with regions
+                parts = "" if self.about.name == "vcr" else ", or `tokenizer` and `image_processor`"
+                raise ValueError(f"no processor is given or beside the model; expected `processor`{parts}")
+            dim = getattr(model.config, "visual_embedding_dim", None)
+            processor = VisualBertProcessor(image_processor, tokenizer, task=self.about.name, region_dim=dim)
+        given = _given(tokenizer=tokenizer, image_processor=image_processor)
+        if self.about.name == "vqa" and processor.answers is None:
+            given["answers"] = [name for _, name in sorted(model.config.id2label.items())]
+        if given:
+            processor = copy.copy(processor)  # the caller's stays as it is
+            for name, value in given.items():
+                setattr(processor, name, value)
+        return processor
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """
+        Save all that is needed to answer: the model with its code, labels and region encoder, and the processor with its
+        tokenizer and image processor. `push_to_hub` sends the same.
+
+        Args:
+            save_directory: Folder.
+            kwargs: See `save_pretrained` of models.
+
+        Raises:
+            FileExistsError: There is a file of that name.
+        """
+        if Path(save_directory).is_file():
+            raise FileExistsError(f"{save_directory} is a file; expected a folder")
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)
 
     @torch.inference_mode()
     def find_regions(self, image, **objects) -> dict[str, torch.Tensor]:
@@ -111,65 +180,116 @@ class VisualBertPipeline(Pipeline):
         prepared = self._ensure_tensor_on_device(self._prepare({"image": image, **objects}, image), self.device)
         return self._ensure_tensor_on_device(self._regions_of([prepared])[0], torch.device("cpu"))
 
-    def _sanitize_parameters(self, top_k: int | None = None, attention: int | tuple[int, int] | None = None):
+    def _sanitize_parameters(
+        self, top_k: int | None = None, attention: int | tuple[int, int] | None = None, padding=None, truncation=None
+    ):
         if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
             raise ValueError(f"top_k {top_k!r}; expected at least 1")
         numbers = attention if isinstance(attention, (list, tuple)) and len(attention) == 2 else [attention]
         if attention is not None and not all(type(number) is int for number in numbers):
             raise ValueError(f"attention {attention!r}; expected a layer or a pair (layer, head), counted from 0")
-        return {}, _given(attention=attention), _given(top_k=top_k)
+        return _given(padding=padding, truncation=truncation), _given(attention=attention), _given(top_k=top_k)
 
-    def _run(self, first: Any, rest: dict[str, Any], batch_size: int | None, **options) -> Any:
-        """The result of a call's arguments: one item given as arguments, one as a dict, or an iterable of dicts."""
-        _, forward, shown = self._sanitize_parameters(**options)
+    def _run(self, first: Any, rest: dict[str, Any], batch_size: int | None, num_workers: int | None, **options) -> Any:
+        """The result of a call's arguments: one image or many with texts, an item as a dict, or an iterable of dicts."""
+        read, forward, shown = self._sanitize_parameters(**options)
+        read = {**self._preprocess_params, **read}
         answer = partial(
             self._answer,
             forward={**self._forward_params, **forward},
             shown={**self._postprocess_params, **shown},
         )
-        if given := _given(**rest):
-            return answer([{self.image_key: first, **given}])[0]
-        if isinstance(first, Mapping):
-            return answer([first])[0]
-        if first is None or isinstance(first, (str, Path, Image.Image, np.ndarray, torch.Tensor)):
-            raise ValueError(f"no {self.about.text_key}; expected {self._expected()}")
-        size = batch_size or self._batch_size or 1
-        return list(chain.from_iterable(answer(chunk) for chunk in _chunks(first, size)))
+        given = _given(**rest)
+        texts: Any = given.get(self.about.text_key)
+        if given and not isinstance(texts, (str, list, tuple)):
+            raise TypeError(
+                f"{self.about.text_key} is {type(texts).__name__}; expected a string or a list (of rows that have images and "
+                "texts, give the data set itself)"
+            )
+        is_many = self._holds_many_images(first) if given else holds_many(first)
+        if not is_many:
+            if not given and not isinstance(first, Mapping):
+                raise ValueError(f"no {self.about.text_key}; expected {self._expected()}")
+            (result,) = answer(self.preprocess([{self.image_key: first, **given} if given else first], **read))
+            return result
+        batches = prepared_batches(
+            first,
+            partial(self._prepare_rows, given=given, options=read),
+            _first_given(batch_size, self._batch_size, 1),
+            _first_given(num_workers, self._num_workers, 0),
+        )
+        results = chain.from_iterable(map(answer, batches))
+        if not given:
+            return results if is_streamed(first) else list(results)
+        of_images = list(results)
+        if isinstance(texts, str):
+            return of_images
+        return [of_texts[number] for number in range(len(texts)) for of_texts in of_images]
 
-    def _answer(self, items: Sequence[Any], forward: dict[str, Any], shown: dict[str, Any]) -> list:
+    def _holds_many_images(self, images: Any) -> bool:
+        return holds_many(images)
+
+    def _prepare_rows(
+        self, rows: Sequence[tuple[int, Any]], given: Mapping[str, Any], options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Numbered rows, or numbered images that the given texts are about, as inputs of the model."""
+        if given:
+            items = [{self.image_key: image, **given} for _, image in rows]
+            return self.preprocess(items, [f"image {number}" for number, _ in rows], **options)
+        return self.preprocess([row for _, row in rows], [f"row {number}" for number, _ in rows], **options)
+
+    def _answer(self, prepared: dict[str, Any], forward: dict[str, Any], shown: dict[str, Any]) -> list:
         """Results of a batch of items; the texts of all of them go through the model together."""
-        for item in items:
-            self._check_item(item)
-        results = iter(self.run_single(items, self._preprocess_params, forward, shown))
-        texts = [item[self.about.text_key] for item in items]
-        return [next(results) if isinstance(text, str) else [next(results) for _ in text] for text in texts]
+        results = iter(self.postprocess(self.forward(prepared, **forward), **shown))
+        return [
+            next(results) if is_alone else [next(results) for _ in range(count)]
+            for is_alone, count in zip(prepared["are_alone"], prepared["counts"], strict=True)
+        ]
 
     def _check_item(self, item: Any) -> None:
+        """Refuse what is no item. Other keys are ignored, unless one looks like a mistyped key that may be missing."""
         if not isinstance(item, Mapping):
             raise TypeError(f"got {type(item).__name__}; expected {self._expected()}")
-        unknown = sorted(set(item) - {*self.keys, *self.optional_keys})
         for key in self.keys:
-            if key not in item:
-                raise ValueError(f"no {'image' if key == 'image' else key}; expected {self._expected()}")
-        if unknown:
-            raise TypeError(f"unknown key {unknown[0]!r}; expected {self._expected()}")
+            if key not in item or (key == self.image_key and item[key] is None):
+                found = ", ".join(repr(other) for other in item if item[other] is not None)
+                raise ValueError(f"no {key}; expected {self._expected()}" + (f", found {found}" if found else ""))
+        absent = [key for key in self.optional_keys if key not in item]
+        for key in item.keys() - {*self.keys, *self.optional_keys}:
+            if meant := difflib.get_close_matches(str(key), absent, n=1, cutoff=0.8):
+                raise TypeError(f"unknown key {key!r}, which looks like {meant[0]!r}; expected {self._expected()}")
 
     def _expected(self) -> str:
         return f"arguments or dicts with the keys {' and '.join(map(repr, self.keys))}"
 
-    def preprocess(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        arguments: dict[str, list] = {}
-        counts = []
-        for item in items:
-            asked = self._text_arguments(item)
-            counts.append(len(asked["text"]))
-            for name, values in asked.items():
-                arguments.setdefault(name, []).extend(values)
+    def preprocess(self, items: Sequence[Mapping[str, Any]], names: Sequence[str] = (), **options) -> dict[str, Any]:
+        """
+        Args:
+            items: Dicts as a call takes them.
+            names: What to call each in an error.
+            options: Of the processor.
+        """
+        names = names or [""] * len(items)
+        asked, images = [], []
+        for item, name in zip(items, names, strict=True):
+            with named_errors(name):
+                self._check_item(item)
+                asked.append(self._text_arguments(item))
+                images.append([self._prepare(item, image) for image in self._images(item)])
+        arguments = {key: [value for texts in asked for value in texts[key]] for key in asked[0]}
+        try:
+            inputs = dict(self.processor(**arguments, **options))
+        except (TypeError, ValueError):  # it counts the texts of the whole batch: which item is it?
+            for texts, name in zip(asked, names, strict=True):
+                with named_errors(name):
+                    self.processor(**texts, **options)
+            raise
         return {
-            "inputs": dict(self.processor(**arguments)),
+            "inputs": inputs,
             "arguments": arguments,
-            "counts": counts,
-            "images": [[self._prepare(item, image) for image in self._images(item)] for item in items],
+            "counts": [len(texts["text"]) for texts in asked],
+            "are_alone": [isinstance(item[self.about.text_key], str) for item in items],
+            "images": images,
         }
 
     def _text_arguments(self, item: Mapping[str, Any]) -> dict[str, list]:
@@ -290,6 +410,8 @@ class VisualBertVQAPipeline(VisualBertPipeline):
         batch_size: int | None = None,
         explain: bool | None = None,
         attention: int | tuple[int, int] | None = None,
+        num_workers: int | None = None,
+        **options,
     ) -> Any:
         """
         Args:
@@ -307,10 +429,13 @@ class VisualBertVQAPipeline(VisualBertPipeline):
             `{"answers": [...], "words": [...], "regions": [...]}`, see [`explain_answers`]; regions have their `box` too,
             where it is known.
         """
-        return self._run(image, {"question": question}, batch_size, top_k=top_k, explain=explain, attention=attention)
+        options |= {"top_k": top_k, "explain": explain, "attention": attention}
+        return self._run(image, {"question": question}, batch_size, num_workers, **options)
 
-    def _sanitize_parameters(self, top_k=None, attention=None, explain: bool | None = None):
-        *rest, options = super()._sanitize_parameters(top_k, attention)
+    def _sanitize_parameters(
+        self, top_k=None, attention=None, padding=None, truncation=None, explain: bool | None = None
+    ):
+        *rest, options = super()._sanitize_parameters(top_k, attention, padding, truncation)
         return *rest, {**options, **_given(explain=explain)}
 
     def _readers(self, outputs, inputs):
@@ -360,6 +485,8 @@ class VisualBertMultipleChoicePipeline(VisualBertPipeline):
         top_k: int | None = None,
         batch_size: int | None = None,
         attention: int | tuple[int, int] | None = None,
+        num_workers: int | None = None,
+        **options,
     ) -> list:
         """
         Args:
@@ -380,7 +507,9 @@ class VisualBertMultipleChoicePipeline(VisualBertPipeline):
             For each question `[{"index": 2, "text": "[0] is red.", "score": 0.96}, ...]`, scores falling and in 0..1.
         """
         rest = {"question": question, "choices": choices, "objects": objects, "boxes": boxes, "polygons": polygons}
-        return self._run(image, rest, batch_size, top_k=top_k, attention=attention)
+        if self._holds_many_images(image) and any(_given(objects=objects, boxes=boxes, polygons=polygons)):
+            raise ValueError("objects of many images; expected a dict for each image, with its own objects")
+        return self._run(image, rest, batch_size, num_workers, top_k=top_k, attention=attention, **options)
 
     def _text_arguments(self, item: Mapping[str, Any]) -> dict[str, list]:
         arguments = super()._text_arguments(item)
@@ -448,6 +577,8 @@ class VisualBertReasoningPipeline(VisualBertPipeline):
         statement: str | list[str] | None = None,
         batch_size: int | None = None,
         attention: int | tuple[int, int] | None = None,
+        num_workers: int | None = None,
+        **options,
     ) -> list | dict:
         """
         Args:
@@ -461,7 +592,13 @@ class VisualBertReasoningPipeline(VisualBertPipeline):
         Returns:
             For each statement `{"label": "True", "score": 0.98}`, the label "True" or "False", the score being its own.
         """
-        return self._run(images, {"statement": statement}, batch_size, attention=attention)
+        return self._run(images, {"statement": statement}, batch_size, num_workers, attention=attention, **options)
+
+    def _holds_many_images(self, images: Any) -> bool:
+        """Whether these are many pairs."""
+        if isinstance(images, (list, tuple)):
+            return any(isinstance(pair, (list, tuple)) for pair in images)
+        return holds_many(images)
 
     def _images(self, item: Mapping[str, Any]) -> Sequence[Any]:
         images = item["images"]
@@ -499,6 +636,8 @@ class VisualBertGroundingPipeline(VisualBertPipeline):
         top_k: int | None = None,
         batch_size: int | None = None,
         attention: int | tuple[int, int] | None = None,
+        num_workers: int | None = None,
+        **options,
     ) -> list:
         """
         Args:
@@ -518,7 +657,7 @@ class VisualBertGroundingPipeline(VisualBertPipeline):
             image, `region` the number of the region. No regions where none was found in the image.
         """
         rest = {"sentence": sentence, "phrases": phrases}
-        return self._run(image, rest, batch_size, top_k=top_k, attention=attention)
+        return self._run(image, rest, batch_size, num_workers, top_k=top_k, attention=attention, **options)
 
     def _text_arguments(self, item: Mapping[str, Any]) -> dict[str, list]:
         arguments = super()._text_arguments(item)
@@ -574,6 +713,8 @@ class VisualBertMaskedCaptionPipeline(VisualBertPipeline):
         top_k: int | None = None,
         batch_size: int | None = None,
         attention: int | tuple[int, int] | None = None,
+        num_workers: int | None = None,
+        **options,
     ) -> list | dict:
         """
         Args:
@@ -591,7 +732,7 @@ class VisualBertMaskedCaptionPipeline(VisualBertPipeline):
             pieces, and the probability that text and image belong together.
         """
         rest = {"text": text, "text_pair": text_pair}
-        return self._run(image, rest, batch_size, top_k=top_k, attention=attention)
+        return self._run(image, rest, batch_size, num_workers, top_k=top_k, attention=attention, **options)
 
     def _text_arguments(self, item: Mapping[str, Any]) -> dict[str, list]:
         arguments = super()._text_arguments(item)
@@ -631,10 +772,30 @@ def ask(model, processor, image, questions: list[str], top_k: int = 5) -> tuple[
     return answering(image=regions, question=questions, top_k=top_k), regions
 
 
-def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
-        yield chunk
+def _check_device(device: Any) -> None:
+    """Refuse a device that is not here. `transformers` would take the CPU for the number of a missing one.
+
+    Raises:
+        ValueError: PyTorch does not know the device, or does not find it on this machine.
+    """
+    if isinstance(device, int) and device < 0:  # the CPU, or where the model is
+        return
+    try:
+        wanted = torch.device("cpu" if isinstance(device, int) else device)
+    except RuntimeError as error:
+        raise ValueError(f"device {device!r}; expected 'cpu', 'cuda', a number or a torch.device") from error
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    count = 0 if found is None else torch.accelerator.device_count()
+    is_number = isinstance(device, int)
+    is_known = found is not None and (is_number or found.type == wanted.type)
+    is_there = is_known and ((device if is_number else wanted.index) or 0) < count
+    if not is_there and (is_number or wanted.type not in ("cpu", "meta")):
+        gpus = "" if found is None else f", or {found.type} 0 to {count - 1}"
+        raise ValueError(f"device {device!r}: PyTorch does not find it on this machine; expected 'cpu'{gpus}")
+
+
+def _first_given(*values: int | None) -> int:
+    return next(value for value in values if value is not None)
 
 
 def _listed(values: Any, name: str) -> list:
