@@ -1,7 +1,9 @@
 """What is special to the tasks: which inputs a VQA run makes of which arguments, and COCO boxes for detectors."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -342,6 +344,100 @@ def test_a_missing_image_is_named_before_training(args, tmp_path, from_pixels):
     Image.new("RGB", (160, 128)).save(tmp_path / "000000000001.png")
     with pytest.raises(FileNotFoundError, match=rf"{tmp_path}: no file of image 2 \(79 are missing\)"):
         vqa_task(args(images_dir=str(tmp_path), from_pixels=from_pixels), Accelerator(cpu=True))
+
+
+@pytest.fixture
+def photos(args, corpus, tmp_path):
+    """The small corpus as data of one's own, with pictures that may be changed, and makes its arguments."""
+    shutil.copytree(corpus / "images", tmp_path / "photos")
+    fields = {"images_dir": str(tmp_path / "photos"), "region_encoder": str(DETECTOR)}
+    return tmp_path / "photos", lambda **changes: args(**fields, **changes)
+
+
+@pytest.mark.parametrize("source", ["cached", "pixels"])
+def test_rows_of_missing_and_broken_images_are_left_out_and_listed(photos, source, capsys):
+    folder, args = photos
+    flags = {"from_pixels": source == "pixels", "max_steps": 1, "batch_size": 4}
+    gone, empty, cut, text = (sorted((folder / "train").iterdir())[i] for i in (0, 3, 4, 7))
+    gone.unlink()
+    with pytest.raises(FileNotFoundError, match=r"no file of image 1 \(1 are missing\)"):
+        vqa_task(args(**flags), Accelerator(cpu=True))
+    empty.write_bytes(b"")
+    cut.write_bytes(cut.read_bytes()[:700])
+    text.write_text("no image")
+    if source == "cached":
+        shutil.copy(empty, gone)
+        with pytest.raises(ValueError, match=f"{gone}: not an image"):
+            vqa_task(args(**flags), Accelerator(cpu=True))
+        gone.unlink()
+    run = args(skip_bad_records=True, **flags)
+    task = vqa_task(run, Accelerator(cpu=True))
+    left = {1, 4, 5, 8}
+    whole = vqa_task(args(text_only=True), Accelerator(cpu=True)).splits
+    expected = [row["question_id"] for row in whole["train"] if row["image_id"] not in left]
+    assert task.splits["train"]["question_id"] == expected and len(task.splits["dev"]) == len(whole["dev"])
+    assert len(task.skipped) == len(whole["train"]) - len(expected)
+    told = {1: f"{folder}: no file of image 1"} | {4: str(empty), 5: str(cut), 8: str(text)}
+    rows = [number for number, row in enumerate(whole["train"]) if row["image_id"] in left]
+    for number, line in zip(rows, task.skipped, strict=True):
+        assert line.startswith(f"train: row {number}: {told[whole['train'][number]['image_id']]}") and "\n" not in line
+    assert train(task, run)["run"]["skipped_records"] == len(rows)
+    assert len((Path(run.output_dir) / "skipped.txt").read_text().splitlines()) == len(rows)
+    again = vqa_task(args(skip_bad_records=True, **flags), Accelerator(cpu=True))  # the same from the cache
+    assert again.skipped == task.skipped and again.splits["train"]["question_id"] == expected
+
+
+def test_rows_without_stored_regions_are_left_out_and_listed(args, tmp_path):
+    task = vqa_task(args(text_only=True), Accelerator(cpu=True))
+    whole = {name: rows["image_id"] for name, rows in task.splits.items()}
+    task.splits = {name: rows.filter(lambda row: row["image_id"] != 3) for name, rows in task.splits.items()}
+    folder = features_of(task, tmp_path / "store", dim=7)
+    found = vqa_task(args(features_dir=folder, skip_bad_records=True), Accelerator(cpu=True))
+    assert found.splits["train"]["image_id"] == [key for key in whole["train"] if key != 3]
+    assert set(line.partition(": row ")[2].partition(": ")[2] for line in found.skipped) == {
+        f"{folder}: no regions of image 3"
+    }
+    task.splits = {"train": task.splits["train"]}
+    shutil.rmtree(folder)
+    features_of(task, folder, dim=7)
+    with pytest.raises(
+        ValueError, match=r"^dev: all \d+ rows are left out, the last because of dev: row .* no regions of"
+    ):
+        vqa_task(args(features_dir=folder, skip_bad_records=True), Accelerator(cpu=True))
+
+
+def test_regions_of_changed_pictures_are_found_anew(photos):
+    folder, args = photos
+    before = first_batch(vqa_task(args(), Accelerator(cpu=True)))
+    first, second, *_ = sorted((folder / "train").iterdir())
+    status, blank = first.stat(), folder.parent / "blank.jpg"
+    Image.new("RGB", (160, 128), "green").save(blank)
+    first.write_bytes(second.read_bytes())
+    after = first_batch(vqa_task(args(), Accelerator(cpu=True)))
+    assert not torch.equal(before["visual_embeds"], after["visual_embeds"])
+    first.write_bytes(blank.read_bytes().ljust(first.stat().st_size, b"\0"))  # of the same size, and later
+    os.utime(first, ns=(status.st_atime_ns, first.stat().st_mtime_ns + 1))
+    assert not torch.equal(
+        after["visual_embeds"], first_batch(vqa_task(args(), Accelerator(cpu=True)))["visual_embeds"]
+    )
+
+
+def test_images_of_other_splits_and_hidden_files_are_no_duplicates(photos, tmp_path):
+    folder, args = photos
+    train, val = sorted((folder / "train").iterdir()), sorted((folder / "val").iterdir())
+    shutil.copy(val[0], folder / "val" / train[0].name)  # the name of a training image, in the folder of another split
+    (folder / "train" / f"._{train[1].name}").write_bytes(b"of macOS")
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "val").rename(tmp_path / "elsewhere" / "val")
+    (folder / "val").symlink_to(tmp_path / "elsewhere" / "val")
+    task = vqa_task(args(), Accelerator(cpu=True))
+    assert task.images[1] == train[0] and task.images[2] == train[1]
+    assert task.images[task.splits["dev"][0]["image_id"]].parent == folder / "val"
+    shutil.copy(train[0], folder / "train" / "other_1.png")
+    with pytest.raises(
+        ValueError, match=r"image id 1 of split 'train' occurs twice: train/other_1.png and train/\S+; exp"
+    ):
+        vqa_task(args(), Accelerator(cpu=True))
 
 
 def test_examples_are_drawn(args, tmp_path):

@@ -320,8 +320,8 @@ def index_images(folder: str | Path, wanted: Mapping[str, Collection[int]] | Non
 
     Args:
         folder: The folder; links in it are followed, and hidden files are left out.
-        wanted: Numbers by the name of the split that needs them. Where several files have a number, the one in a folder (or
-            with a name) of that split is meant. Numbers that no split needs may occur any number of times.
+        wanted: Numbers by the name of the split that needs them. Where several files have a number, the one in a folder of
+            that split is meant, or else the one with the split in its name. Numbers that no split needs may occur repeatedly.
 
     Raises:
         FileNotFoundError: There is no such folder.
@@ -360,7 +360,8 @@ def _index(
         for key in keys:
             paths = by_key.get(key, ())
             if len(paths) > 1:
-                paths = [path for path in paths if _is_of_split(path.relative_to(folder), split)] or paths
+                inside = [path for path in paths if _names_split(path.parent.relative_to(folder), split)]
+                paths = inside or [path for path in paths if _names_split(Path(path.name), split)] or paths
             if paths:
                 path = _only(paths, folder, f"{what} {key!r} of split {split!r}")
                 # Regions are kept by the key alone.
@@ -368,7 +369,7 @@ def _index(
     return found
 
 
-def _is_of_split(path: Path, split: str) -> bool:
+def _names_split(path: Path, split: str) -> bool:
     """Whether a part of the path is the name of the split: `train2014` in `images/train2014/1.jpg`, and `train` too."""
     return any(
         re.search(rf"(?<![^\W_]){re.escape(part)}\d*(?![^\W_])", path.as_posix()) is not None

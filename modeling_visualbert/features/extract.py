@@ -170,6 +170,17 @@ def _loaded_batches(
                 yield loaded
 
 
+def unreadable(images: Mapping[Key, ImageOrFile], num_workers: int = 4) -> dict[Key, str]:
+    """Read all images, and say why some cannot be read, by key."""
+
+    def why(pair: tuple[Key, ImageOrFile]) -> tuple[Key, str | None]:
+        key, image = _load(pair)
+        return key, None if isinstance(image, Image.Image) else str(image)
+
+    with ThreadPoolExecutor(num_workers) as executor:
+        return {key: reason for key, reason in executor.map(why, images.items()) if reason is not None}
+
+
 def _load(pair: tuple[Key, ImageOrFile]) -> tuple[Key, Image.Image | Exception]:
     """The image, or the ValueError, FileNotFoundError or TypeError that says why it cannot be read."""
     key, source = pair

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -27,7 +28,13 @@ from ..convert.checkpoint_files import naming
 from ..convert.published_detectors import open_region_encoder
 from ..corpus.build import CorpusConfig, default_cache_dir, ensure_corpus, in_corpus
 from ..corpus.vocabulary import ASSETS
-from ..features.extract import describe_detector, extract_regions, image_processor_fields, load_region_encoder
+from ..features.extract import (
+    describe_detector,
+    extract_regions,
+    image_processor_fields,
+    load_region_encoder,
+    unreadable,
+)
 from ..features.format import FORMAT
 from ..features.store import FeatureStore, write_store
 from ..hub_code.configuration_grid_encoder import GridRegionEncoderConfig
@@ -185,6 +192,7 @@ class Images:
         region_dim: Length of a feature.
         paths: Image files by key, where they are known.
         detector: Name and fingerprint of what found the regions.
+        left_out: Why images are missing or cannot be read, by key; see [`rows_with_images`].
     """
 
     get: Callable[[Hashable], Any] | None
@@ -193,6 +201,43 @@ class Images:
     region_dim: int
     paths: Mapping[Hashable, Path]
     detector: Mapping[str, Any]
+    left_out: Mapping[Hashable, str] = field(default_factory=dict)
+
+
+def keys_by_split(
+    args: TaskArgs, data: Mapping[str, Dataset], keys_of: Callable[[Dataset], Iterable[Any]]
+) -> dict[str, set[Any]]:
+    """Keys of the images of each split, by the name of the split, for [`index_images`]."""
+    wanted: dict[str, set[Any]] = defaultdict(set)
+    for role, split in data.items():
+        wanted[getattr(args, f"{role}_split") or {"dev": "val"}.get(role, role)].update(keys_of(split))
+    return dict(wanted)
+
+
+def rows_with_images(
+    data: Mapping[str, Dataset],
+    images: Images,
+    images_of: Callable[[dict[str, Any]], Iterable[Hashable]],
+    skipped: list[str],
+) -> dict[str, Dataset]:
+    """The splits without the rows whose images are left out; adds an error to `skipped` for each.
+
+    Raises:
+        ValueError: No row of a split is left.
+    """
+    if not images.left_out:
+        return dict(data)
+    kept: dict[str, list[int]] = {name: [] for name in data}
+    for name, split in data.items():
+        for number, row in enumerate(split):
+            reasons = [images.left_out[key] for key in images_of(row) if key in images.left_out]
+            if reasons:
+                skipped.append(f"{name}: row {number}: {reasons[0]}")
+            else:
+                kept[name].append(number)
+        if len(split) and not kept[name]:
+            raise ValueError(f"{name}: all {len(split)} rows are left out, the last because of {skipped[-1]}")
+    return {name: split.select(kept[name]) for name, split in data.items()}
 
 
 def prepare_images(
@@ -213,6 +258,9 @@ def prepare_images(
         device: Where to run the region encoder.
         boxes: Given boxes of each image in pixels, the whole image first, to describe instead of finding some.
 
+    Returns:
+        Where the regions are. With `skip_bad_records`, images that are missing or cannot be read are `left_out`.
+
     Raises:
         FileNotFoundError, ValueError: Images or regions are missing.
     """
@@ -226,25 +274,29 @@ def prepare_images(
     if args.from_pixels:
         if encoder is None:
             raise ValueError("--from_pixels needs a region encoder: pass --region_encoder")
-        paths = _existing(images_dir, find_paths(images_dir), ordered)
+        paths, left_out = _existing(images_dir, find_paths(images_dir), ordered, args.skip_bad_records)
         _check_images(args, encoder, images_dir)
         limit_regions(encoder, args.num_regions)
-        return Images(paths.__getitem__, encoder, image_processor, dim, paths, detector)
+        if args.skip_bad_records:
+            left_out |= unreadable(paths)
+        return Images(paths.__getitem__, encoder, image_processor, dim, paths, detector, left_out)
     if reads_objects(encoder):
         raise ValueError(
             f"{args.region_encoder or args.init_from}: this detector describes objects by their class and outline, which no "
             "feature store has; expected --from_pixels, and the data of VCR"
         )
-    paths = {}
+    paths, left_out = {}, {}
     if store is None:
         assert encoder is not None and image_processor is not None and made_by is not None
-        paths = _existing(images_dir, find_paths(images_dir), ordered)
+        paths, left_out = _existing(images_dir, find_paths(images_dir), ordered, args.skip_bad_records)
         _check_images(args, encoder, images_dir)
         fingerprint = made_by["fingerprint"]
-        store = _stored_regions(paths, ordered, boxes, encoder, fingerprint, image_processor, device)
-    missing = [key for key in ordered if key not in store]
-    if missing:
+        store = _stored_regions(paths, boxes, encoder, fingerprint, image_processor, device, args.skip_bad_records)
+        left_out |= unreadable({key: path for key, path in paths.items() if key not in store})
+    missing = [key for key in ordered if key not in store and key not in left_out]
+    if missing and not (args.skip_bad_records and len(missing) < len(ordered)):
         raise ValueError(f"{store.folder}: no regions of image {missing[0]} ({len(missing)} are missing)")
+    left_out |= {key: f"{store.folder}: no regions of image {key}" for key in missing}
 
     def regions(key: Hashable) -> dict[str, torch.Tensor]:
         found = store[key]
@@ -252,7 +304,7 @@ def prepare_images(
         return {name: found[name][: args.num_regions] for name in ("visual_embeds", "boxes") if name in found}
 
     limit_regions(encoder, args.num_regions)  # the trained model, reading pixels, finds as many as were stored
-    return Images(regions, encoder, image_processor, dim, paths, detector)
+    return Images(regions, encoder, image_processor, dim, paths, detector, left_out)
 
 
 # What decides, beside the processor, which text and regions a model reads; checkpoints keep it, so that evaluation follows it.
@@ -430,32 +482,43 @@ def limit_regions(encoder: RegionEncoder | None, count: int | None) -> None:
         encoder.config.max_regions = min(count, encoder.config.max_regions)
 
 
-def _existing(images_dir: Path, paths: Mapping[Any, Path], keys: Sequence[Any]) -> dict[Hashable, Path]:
+def _existing(
+    images_dir: Path, paths: Mapping[Any, Path], keys: Sequence[Any], skip: bool
+) -> tuple[dict[Hashable, Path], dict[Hashable, str]]:
+    """The files of the images, and why there are none of others, which is an error unless those are to be skipped."""
     missing = [key for key in keys if key not in paths]
-    if missing:
+    if missing and not (skip and len(missing) < len(keys)):
         raise FileNotFoundError(f"{images_dir}: no file of image {missing[0]} ({len(missing)} are missing)")
-    return {key: paths[key] for key in keys}
+    left_out = {key: f"{images_dir}: no file of image {key}" for key in missing}
+    return {key: paths[key] for key in keys if key in paths}, left_out
 
 
 def _stored_regions(
     paths: Mapping[Hashable, Path],
-    keys: Sequence[Any],
     boxes: Mapping[Any, Boxes] | None,
     encoder: RegionEncoder,
     fingerprint: str,
     image_processor: VisualBertImageProcessor,
     device: torch.device,
+    skip: bool,
 ) -> FeatureStore:
-    """The regions of all images of the data: found on first use, kept in the cache."""
-    files = [str(paths[key].resolve()) for key in keys]
-    given = None if boxes is None else [boxes[key] for key in keys]
+    """The regions of all images of the data: found on first use, kept in the cache as long as no image changes.
+
+    With `skip`, images that cannot be read are not in it.
+    """
+    files = [
+        (str(path.resolve()), status.st_size, status.st_mtime_ns) for path in paths.values() for status in [path.stat()]
+    ]
+    given = None if boxes is None else [boxes[key] for key in paths]
     treatment = json.dumps(image_processor_fields(image_processor), indent=2, sort_keys=True) + "\n"
-    identity = [FORMAT, keys, files, given, fingerprint, treatment]
+    identity = [FORMAT, list(paths), files, given, fingerprint, treatment, *(["skip"] if skip else [])]
     folder = default_cache_dir() / "regions" / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     if not (folder / "index.json").is_file():
         encoder.to(device)
-        images = ((key, paths[key]) for key in keys)
-        regions = extract_regions(encoder, image_processor, images, boxes=boxes, total=len(keys))
+        on_error = (lambda key, error: None) if skip else None  # read again by the caller, who says why
+        regions = extract_regions(
+            encoder, image_processor, paths.items(), boxes=boxes, total=len(paths), on_error=on_error
+        )
         write_store(folder, regions, encoder.config.region_dim, describe_detector(encoder, image_processor))
         encoder.cpu()
     return FeatureStore(folder)

@@ -155,10 +155,11 @@ def _evaluate_both(
         data, images_dir, skipped = load(runs[0].objects)
         other, _, _ = load(runs[1].objects)
     # One model at a time.
-    _, predictions = _evaluate(
-        vcr_task_over(data, images_dir, answers, runs[0], "answer", accelerator), args, accelerator
-    )
-    task = vcr_task_over(other, images_dir, rationales, runs[1], "rationale", accelerator)
+    first = vcr_task_over(data, images_dir, answers, runs[0], "answer", accelerator, skipped)
+    data = first.splits[split_name(args)]
+    _, predictions = _evaluate(first, args, accelerator)
+    del first
+    task = vcr_task_over(other, images_dir, rationales, runs[1], "rationale", accelerator, skipped)
     run = replace(runs[1], eval_batch_size=args.batch_size, num_workers=_num_workers(args, accelerator))
     task = replace(task, collate=_naming_examples(task.collate))
     given = vcr.rationale_scores(task, task.model, split_name(args), run, accelerator)
@@ -175,7 +176,6 @@ def _evaluate_both(
         best_metric="joint",
         score_each=lambda predictions, split: vcr.own_joint_accuracies(predictions, data),
         write_results=write_results,
-        skipped=skipped,
     )
     return task, metrics, predictions
 

@@ -22,7 +22,16 @@ from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..metrics.grounding import grounding_recall, matching_proposals
 from ..training.task import Batch, Predictions, Rows, Task, count_examples
 from ..visualization import captioned, draw_regions
-from .common import TaskArgs, check_labels, corpus_folder, load_tokenizer, make_model, prepare_images
+from .common import (
+    TaskArgs,
+    check_labels,
+    corpus_folder,
+    keys_by_split,
+    load_tokenizer,
+    make_model,
+    prepare_images,
+    rows_with_images,
+)
 
 
 @dataclass
@@ -55,8 +64,10 @@ def flickr30k_task(args: Flickr30kArgs, accelerator: Accelerator) -> Task:
         data, images_dir, skipped = load_flickr30k_data(args)
         check_labels(data, args, ["boxes"], lambda split, column: f"no {column} in {args.data_dir}/Annotations")
         tokenizer = load_tokenizer(args)
-        keys = {image_id for split in data.values() for image_id in split["image_id"]}
-        images = prepare_images(args, keys, images_dir, index_images, accelerator.device)
+        wanted = keys_by_split(args, data, lambda split: split["image_id"])
+        find_paths = partial(index_images, wanted=wanted)
+        images = prepare_images(args, set().union(*wanted.values()), images_dir, find_paths, accelerator.device)
+        data = rows_with_images(data, images, images_of, skipped)
         model = make_model(VisualBertForRegionToPhraseAlignment, args, tokenizer, images)
     processor = VisualBertProcessor(
         images.image_processor, tokenizer, task="flickr30k", region_dim=model.config.visual_embedding_dim
@@ -86,6 +97,11 @@ def load_flickr30k_data(args: Flickr30kArgs) -> tuple[dict[str, Dataset], Path, 
         if split
     }
     return data, images_dir, skipped or []
+
+
+def images_of(row: dict[str, Any]) -> list[int]:
+    """Keys of the images of a row."""
+    return [row["image_id"]]
 
 
 def make_task(

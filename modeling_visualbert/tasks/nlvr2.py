@@ -23,7 +23,16 @@ from ..metrics.nlvr2 import nlvr2_accuracy, sentence_of
 from ..metrics.submissions import write_nlvr2_predictions
 from ..training.task import Batch, Predictions, Rows, Task, count_examples
 from ..visualization import captioned, grid
-from .common import TaskArgs, check_labels, corpus_folder, load_tokenizer, make_model, prepare_images
+from .common import (
+    TaskArgs,
+    check_labels,
+    corpus_folder,
+    keys_by_split,
+    load_tokenizer,
+    make_model,
+    prepare_images,
+    rows_with_images,
+)
 
 
 @dataclass
@@ -52,8 +61,10 @@ def nlvr2_task(args: Nlvr2Args, accelerator: Accelerator) -> Task:
         data, images_dir, skipped = load_nlvr2_data(args)
         check_nlvr2_labels(data, args)
         tokenizer = load_tokenizer(args)
-        names = {name for split in data.values() for pair in split["images"] for name in pair}
-        images = prepare_images(args, names, images_dir, index_images_by_name, accelerator.device)
+        wanted = keys_by_split(args, data, lambda split: (name for pair in split["images"] for name in pair))
+        find_paths = partial(index_images_by_name, wanted=wanted)
+        images = prepare_images(args, set().union(*wanted.values()), images_dir, find_paths, accelerator.device)
+        data = rows_with_images(data, images, images_of, skipped)
         labels = {0: "False", 1: "True"}
         model = make_model(
             VisualBertForVisualReasoning,
@@ -87,6 +98,11 @@ def load_nlvr2_data(args: Nlvr2Args) -> tuple[dict[str, Dataset], Path, list[str
         name: load_nlvr2(find_nlvr2_file(folder, split), skipped=skipped) for name, split in splits.items() if split
     }
     return data, Path(args.images_dir or folder), skipped or []
+
+
+def images_of(row: dict[str, Any]) -> list[str]:
+    """Keys of the images of a row."""
+    return row["images"]
 
 
 def check_nlvr2_labels(data: dict[str, Dataset], args: Nlvr2Args) -> None:

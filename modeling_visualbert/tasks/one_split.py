@@ -6,7 +6,7 @@ official files of the split ──► rows ──► regions ──────�
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,16 @@ from ..published import find_published_checkpoint
 from ..training.args import agreed_precision
 from ..training.task import Task
 from . import flickr30k, nlvr2, pretraining, vcr, vqa
-from .common import TASK_OPTIONS, Boxes, Images, TaskArgs, corpus_folder, limit_regions, prepare_images
+from .common import (
+    TASK_OPTIONS,
+    Boxes,
+    Images,
+    TaskArgs,
+    corpus_folder,
+    limit_regions,
+    prepare_images,
+    rows_with_images,
+)
 
 Args = TypeVar("Args", bound=TaskArgs)
 Found = TypeVar("Found")
@@ -177,7 +186,9 @@ def _vqa_task(opened: Opened, args: EvaluateArgs, accelerator: Accelerator) -> T
     with accelerator.main_process_first():
         data, images_dir, skipped = load_rows(vqa.load_vqa_data, run, "vqa", args)
         keys = set(data["image_id"])
-        images = _find_regions(opened, run, keys, images_dir, index_images, accelerator)
+        find_paths = partial(index_images, wanted={split_name(args): keys})
+        images = _find_regions(opened, run, keys, images_dir, find_paths, accelerator)
+        data = _rows_with_images(data, images, vqa.images_of, skipped, args)
     model = _load_model(opened, run, accelerator)
     task = vqa.make_task(model, opened.processor, {split_name(args): data}, images.get)
     return replace(task, write_results=vqa.write_results, skipped=skipped)
@@ -188,7 +199,9 @@ def _nlvr2_task(opened: Opened, args: EvaluateArgs, accelerator: Accelerator) ->
     with accelerator.main_process_first():
         data, images_dir, skipped = load_rows(nlvr2.load_nlvr2_data, run, "nlvr2", args)
         keys = {name for pair in data["images"] for name in pair}
-        images = _find_regions(opened, run, keys, images_dir, index_images_by_name, accelerator)
+        find_paths = partial(index_images_by_name, wanted={split_name(args): keys})
+        images = _find_regions(opened, run, keys, images_dir, find_paths, accelerator)
+        data = _rows_with_images(data, images, nlvr2.images_of, skipped, args)
     model = _load_model(opened, run, accelerator)
     task = nlvr2.make_task(model, opened.processor, {split_name(args): data}, images.get)
     return replace(task, write_results=nlvr2.write_results, skipped=skipped)
@@ -202,7 +215,10 @@ def _flickr30k_task(opened: Opened, args: EvaluateArgs, accelerator: Accelerator
         )
     with accelerator.main_process_first():
         data, images_dir, skipped = load_rows(flickr30k.load_flickr30k_data, run, "flickr30k", args)
-        images = _find_regions(opened, run, set(data["image_id"]), images_dir, index_images, accelerator)
+        keys = set(data["image_id"])
+        find_paths = partial(index_images, wanted={split_name(args): keys})
+        images = _find_regions(opened, run, keys, images_dir, find_paths, accelerator)
+        data = _rows_with_images(data, images, flickr30k.images_of, skipped, args)
     assert images.get is not None
     model = _load_model(opened, run, accelerator)
     task = flickr30k.make_task(model, opened.processor, {split_name(args): data}, images.get)
@@ -222,7 +238,9 @@ def _pretraining_task(opened: Opened, args: EvaluateArgs, accelerator: Accelerat
     with accelerator.main_process_first():
         data, images_dir, source = load_rows(load, run, kind_of_files(opened, args), args)
         keys = {key for row in data for key in source.images_of(row)}
-        images = _find_regions(opened, run, keys, images_dir, source.find_paths, accelerator, source.boxes)
+        find_paths = partial(source.find_paths, wanted={split_name(args): keys})
+        images = _find_regions(opened, run, keys, images_dir, find_paths, accelerator, source.boxes)
+        data = _rows_with_images(data, images, source.images_of, source.skipped, args)
     # As a dev split: its rows are masked once, with fixed seeds.
     source.splits = {"dev": data}
     task = pretraining.make_task(_load_model(opened, run, accelerator), opened.processor, source, images, run)
@@ -240,23 +258,32 @@ def _vcr_task(opened: Opened, args: EvaluateArgs, accelerator: Accelerator) -> T
             f"split {split_name(args)!r} has no labels, and a rationale is chosen for the correct answer; expected both models, "
             "--model ANSWER_MODEL --rationale_model RATIONALE_MODEL, which score the rationales of every answer"
         )
-    task = vcr_task_over(data, images_dir, opened, run, subtask, accelerator)
-    return replace(task, skipped=skipped)
+    return vcr_task_over(data, images_dir, opened, run, subtask, accelerator, skipped)
 
 
 def vcr_task_over(
-    data: Dataset, images_dir: Path, opened: Opened, run: vcr.VcrArgs, subtask: str, accelerator: Accelerator
+    data: Dataset,
+    images_dir: Path,
+    opened: Opened,
+    run: vcr.VcrArgs,
+    subtask: str,
+    accelerator: Accelerator,
+    skipped: Sequence[str],
 ) -> Task:
     """One sub-task of VCR over rows that are read already, for one or both models of an evaluation."""
+    split = run.test_split or ""
     with accelerator.main_process_first():
         names = set(data["image"])
         # Boxes are read where regions are found in images; those of a store are described already.
         computed = run.features_dir is None and not run.text_only
-        boxes = vcr.object_boxes({run.test_split or "": data}, images_dir) if computed else None
+        boxes = vcr.object_boxes({split: data}, images_dir) if computed else None
         images = _find_regions(opened, run, names, images_dir, vcr.image_paths(names), accelerator, boxes)
+        all_skipped = [*skipped]
+        splits = rows_with_images({split: data}, images, vcr.images_of, all_skipped)
     polygons_of = partial(vcr.object_polygons, images_dir) if vcr.reads_objects(images.encoder) else None
     model = _load_model(opened, run, accelerator)
-    return vcr.make_task(model, opened.processor, {run.test_split or "": data}, images.get, subtask, polygons_of)
+    task = vcr.make_task(model, opened.processor, splits, images.get, subtask, polygons_of)
+    return replace(task, skipped=all_skipped)
 
 
 BUILDERS: dict[str, Callable[[Opened, EvaluateArgs, Accelerator], Task]] = {
@@ -369,7 +396,7 @@ def _check_split(folder: Path, kind: str, split: str, is_corpus: bool) -> None:
 def _find_regions(
     opened: Opened,
     run: TaskArgs,
-    keys: Iterable[Hashable],
+    keys: Collection[Hashable],
     images_dir: Path,
     find_paths: Callable[[Path], Mapping[Any, Path]],
     accelerator: Accelerator,
@@ -387,6 +414,13 @@ def _find_regions(
             "--region_encoder to find them with"
         )
     return prepare_images(run, keys, images_dir, find_paths, accelerator.device, boxes)
+
+
+def _rows_with_images(
+    data: Dataset, images: Images, images_of: Callable[..., Any], skipped: list[str], args: EvaluateArgs
+) -> Dataset:
+    (rows,) = rows_with_images({split_name(args): data}, images, images_of, skipped).values()
+    return rows
 
 
 def _load_model(opened: Opened, run: TaskArgs, accelerator: Accelerator) -> PreTrainedModel:

@@ -35,7 +35,17 @@ from ..hub_code.regions_visualbert import join_regions, pad_regions
 from ..hub_code.text_visualbert import EncodedText, encode_choice, encode_pair, mask_pieces, pad_alignment, pad_texts
 from ..training.task import Batch, Predictions, Rows, Task
 from ..visualization import captioned, grid
-from .common import Boxes, Images, TaskArgs, corpus_folder, load_tokenizer, make_model, prepare_images
+from .common import (
+    Boxes,
+    Images,
+    TaskArgs,
+    corpus_folder,
+    keys_by_split,
+    load_tokenizer,
+    make_model,
+    prepare_images,
+    rows_with_images,
+)
 from .flickr30k import Flickr30kArgs, load_flickr30k_data
 from .nlvr2 import Nlvr2Args, check_nlvr2_labels, load_nlvr2_data
 from .vcr import SUBTASKS, VcrArgs, check_vcr_labels, context_of, image_paths, load_vcr_data, object_boxes
@@ -79,7 +89,7 @@ class Source:
         probe_text: Row -> the text whose words are masked one by one in evaluation.
         images_of: Row -> keys of its images.
         images_dir: Folder of the images.
-        find_paths: Gives the image files in that folder by key.
+        find_paths: Gives the image files in that folder by key, where it is told which keys each split has (`wanted`).
         boxes: Given boxes by key, for VCR.
         skipped: Bad records that were left out.
     """
@@ -89,7 +99,7 @@ class Source:
     probe_text: Callable[[dict], EncodedText]
     images_of: Callable[[dict], list]
     images_dir: Path
-    find_paths: Callable[[Path], Mapping[Any, Path]]
+    find_paths: Callable[..., Mapping[Any, Path]]
     skipped: list[str]
     boxes: Mapping[Any, Boxes] | None = None
 
@@ -117,8 +127,12 @@ def pretraining_task(args: PretrainingArgs, accelerator: Accelerator) -> Task:
     with accelerator.main_process_first():
         tokenizer = load_tokenizer(args)
         source = load_source(args, tokenizer)
-        keys = {key for split in source.splits.values() for row in split for key in source.images_of(row)}
-        images = prepare_images(args, keys, source.images_dir, source.find_paths, accelerator.device, source.boxes)
+        wanted = keys_by_split(
+            args, source.splits, lambda split: (key for row in split for key in source.images_of(row))
+        )
+        keys, find_paths = set().union(*wanted.values()), partial(source.find_paths, wanted=wanted)
+        images = prepare_images(args, keys, source.images_dir, find_paths, accelerator.device, source.boxes)
+        source.splits = rows_with_images(source.splits, images, source.images_of, source.skipped)
         model = make_model(VisualBertForPreTraining, args, tokenizer, images)
     processor = VisualBertProcessor(
         images.image_processor,

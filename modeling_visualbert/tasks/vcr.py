@@ -29,7 +29,16 @@ from ..training.args import TrainArgs
 from ..training.loop import evaluate, read_predictions, write_predictions
 from ..training.task import Batch, Predictions, Rows, Task, count_examples
 from ..visualization import captioned, draw_regions
-from .common import TaskArgs, check_labels, corpus_folder, load_tokenizer, make_model, prepare_images, reads_objects
+from .common import (
+    TaskArgs,
+    check_labels,
+    corpus_folder,
+    load_tokenizer,
+    make_model,
+    prepare_images,
+    reads_objects,
+    rows_with_images,
+)
 
 SUBTASKS = ("answer", "rationale")
 
@@ -104,6 +113,7 @@ def vcr_task(args: VcrArgs, accelerator: Accelerator, labels_of: str | None = No
         tokenizer = load_tokenizer(args)
         boxes = {} if args.text_only else object_boxes(data, images_dir)
         images = prepare_images(args, boxes, images_dir, image_paths(boxes), accelerator.device, boxes)
+        data = rows_with_images(data, images, images_of, skipped)
         _freeze_backbone(images.encoder, args)
         model = make_model(VisualBertForMultipleChoice, args, tokenizer, images, num_labels=1)
     processor = VisualBertProcessor(
@@ -152,6 +162,11 @@ def load_vcr_data(args: Any) -> tuple[dict[str, Dataset], Path, list[str]]:
     return data, images_dir, skipped or []
 
 
+def images_of(row: dict[str, Any]) -> list[str]:
+    """Keys of the images of a row."""
+    return [row["image"]]
+
+
 def check_vcr_labels(data: dict[str, Dataset], args: VcrArgs, subtask: str) -> None:
     """
     Raises:
@@ -181,9 +196,9 @@ def object_polygons(images_dir: Path, row: dict[str, Any]) -> list[list[list[lis
     return [outlines[index] for index in row["object_ids"]]
 
 
-def image_paths(names: Iterable[str]) -> Callable[[Path], dict[str, Path]]:
-    """Folder -> the image files in it, by their names in the records."""
-    return lambda images_dir: {name: path for name in names if (path := images_dir / name).is_file()}
+def image_paths(names: Iterable[str]) -> Callable[..., dict[str, Path]]:
+    """Folder -> the image files in it, by their names in the records, whichever splits need them."""
+    return lambda images_dir, wanted=None: {name: path for name in names if (path := images_dir / name).is_file()}
 
 
 def make_task(

@@ -29,7 +29,16 @@ from ..metrics.vqa import normalise_answer, question_accuracy, soft_targets, vqa
 from ..published import find_published_checkpoint
 from ..training.task import Batch, Predictions, Rows, Task, count_examples, to_device
 from ..visualization import answer_attention, captioned, draw_regions
-from .common import TaskArgs, check_labels, corpus_folder, load_tokenizer, make_model, prepare_images
+from .common import (
+    TaskArgs,
+    check_labels,
+    corpus_folder,
+    keys_by_split,
+    load_tokenizer,
+    make_model,
+    prepare_images,
+    rows_with_images,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +84,10 @@ def vqa_task(args: VqaArgs, accelerator: Accelerator) -> Task:
         answers, given_up = _choose_answers(args, data["train"])
         if accelerator.is_main_process:
             _say_what_is_covered(answers, data["train"])
-        keys = {image_id for split in data.values() for image_id in split["image_id"]}
-        images = prepare_images(args, keys, images_dir, index_images, accelerator.device)
+        wanted = keys_by_split(args, data, lambda split: split["image_id"])
+        find_paths = partial(index_images, wanted=wanted)
+        images = prepare_images(args, set().union(*wanted.values()), images_dir, find_paths, accelerator.device)
+        data = rows_with_images(data, images, images_of, skipped)
         model = make_model(
             VisualBertForQuestionAnswering,
             args,
@@ -108,6 +119,11 @@ def load_vqa_data(args: VqaArgs) -> tuple[dict[str, Dataset], Path, list[str]]:
     splits = {"train": args.train_split, "dev": args.dev_split, "test": args.test_split or ("test" if corpus else None)}
     data = {name: _load_split(data_dir, split, skipped) for name, split in splits.items() if split}
     return data, images_dir, skipped or []
+
+
+def images_of(row: dict[str, Any]) -> list[int]:
+    """Keys of the images of a row."""
+    return [row["image_id"]]
 
 
 def check_vqa_labels(data: dict[str, Dataset], args: VqaArgs) -> None:
