@@ -726,7 +726,7 @@ def test_names_where_there_are_none(tmp_path, capsys):
     with pytest.raises(ValueError, match=r"classes\.txt: 3 names, 1 of them empty; expected 3, one per line"):
         name_outputs(RegionDetectorConfig(num_classes=3), names, None)
     (tmp_path / "classes.txt").write_bytes(b"\xff")
-    with pytest.raises(ValueError, match=r"classes\.txt: cannot be used: 'utf-8'"):
+    with pytest.raises(ValueError, match=r"classes\.txt: not UTF-8 text at byte 0"):
         name_outputs(RegionDetectorConfig(num_classes=3), names, None)
     torch.save({"cls.weight": torch.ones(2, 3)}, tmp_path / "model.th")
     assert main(["convert", str(tmp_path / "model.th"), str(tmp_path / "out"), "--classes", names]) == 2

@@ -4,6 +4,7 @@ import contextlib
 import io
 import itertools
 import json
+import math
 import pkgutil
 import random
 import re
@@ -276,6 +277,29 @@ def test_given_boxes_are_those_of_their_image_in_pixels(batch_size):
             expected = encoder(pixels, boxes_unit=torch.tensor([normalised[name]]))["visual_embeds"][0]
         torch.testing.assert_close(regions["visual_embeds"], expected)
         assert regions["image_size"].tolist() == list(images[name].size[::-1])
+
+
+@pytest.mark.parametrize(
+    ("box", "message"),
+    [
+        ([0.0, 0.0, 161.5, 16.0], r"row 1 \[0.0, 0.0, 161.5, 16.0\] is outside the image of 160 x 32 pixels; expected"),
+        ([-3.0, 0.0, 10.0, 16.0], r"row 1 \[-3.0, 0.0, 10.0, 16.0\] is outside the image of 160 x 32 pixels; expected"),
+        ([40.0, 8.0, 10.0, 16.0], r"row 1 is inverted, \[40.0, 8.0, 10.0, 16.0\]; expected x1 <= x2 and y1 <= y2"),
+        (
+            [math.nan, 8.0, 10.0, 16.0],
+            r"row 1 holds NaN or infinity, \[nan, 8.0, 10.0, 16.0\]; expected finite numbers",
+        ),
+        ([0.0, 0.0, 10.0], "expected numbers of shape"),
+        ("all", r"all boxes lie in 0..1 \(row 0: \[0.0, 0.0, 0.5, 1.0\]\), but the image has 160 x 32 pixels"),
+    ],
+)
+def test_given_boxes_that_are_none_of_the_image_are_refused_by_name(finder, box, message):
+    boxes = {"tall": [[4.0, 80.0, 12.0, 128.0]], "wide": [[100.0, 8.0, 160.5, 16.0], box]}  # half a pixel is rounding
+    if box == "all":
+        boxes["wide"] = [[0.0, 0.0, 0.5, 1.0], [0.2, 0.2, 0.5, 1.0]]
+    images = {"tall": image(1, (16, 160)), "wide": image(0, (160, 32))}
+    with pytest.raises(ValueError, match=f"^image wide: given boxes: .*{message}"):
+        list(extract_regions(*finder, images.items(), progress=False, boxes=boxes))
 
 
 def test_images_of_one_size_share_a_batch_and_are_not_padded(folder, finder, monkeypatch):

@@ -286,6 +286,7 @@ def test_batch_norm_adds_the_configured_eps(statistics, training):
 def test_the_place_of_wide_and_tall_images_is_seen_in_their_mask(kind):
     """To half a pixel: the padding is below and to the right, or, for the detector of VCR, on both sides."""
     processor, objects = processor_for(kind), objects_for(kind)
+    objects |= {"boxes": [[[5, 5, 40, 30], [20, 10, 70, 25]], [[1, 2, 30, 50]]]} if objects else {}
     inputs = processor([image(90, 30), image(30, 90, seed=1)], **objects)
     detector = tiny_detector(kind)
     exact = detector(**inputs)
@@ -530,13 +531,21 @@ def test_wrong_recipes_are_named(fields, message):
         ({"boxes": [[1, 2, 3, 4]], "classes": [1.5]}, "classes 0: 1.5; expected a number or a name of a class"),
         (
             {"boxes": [[1, 2, 3, 4], [1, float("nan"), 3, 4]], "classes": [1, 1]},
-            "boxes 0: row 1 is .*nan.*finite numbers",
+            r"boxes 0: row 1 holds NaN or infinity, \[1.0, nan, 3.0, 4.0\]; expected finite numbers",
         ),
-        ({"boxes": [[1, 2, float("inf"), 4]], "classes": [1]}, "boxes 0: row 0 is .*inf.*expected finite numbers"),
+        (
+            {"boxes": [[1, 2, float("inf"), 4]], "classes": [1]},
+            "boxes 0: row 0 holds NaN or infinity, .*inf.*expected finite numbers",
+        ),
         (
             {"boxes": [[9, 2, 3, 4]], "classes": [1]},
             r"boxes 0: row 0 is inverted, \[9.0, .*expected x1 <= x2 and y1 <= y2",
         ),
+        (
+            {"boxes": [[1, 2, 3, 4], [1, 2, 300, 4]], "classes": [1, 1]},
+            r"boxes 0: row 1 \[1.0, 2.0, 300.0, 4.0\] is outside the image of \d+ x \d+ pixels",
+        ),
+        ({"boxes": [[0.1, 0.2, 0.5, 1.0]], "classes": [1]}, r"boxes 0: all boxes lie in 0..1 \(row 0: \[0.1"),
     ],
 )
 def test_wrong_objects_are_named(given, message):

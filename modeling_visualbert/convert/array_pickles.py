@@ -14,7 +14,6 @@ import math
 import os
 import pickletools
 import re
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import IO, Any, BinaryIO, cast
 import numpy as np
 import torch
 
-from .checkpoint_files import why_refused
+from .checkpoint_files import load_torch, why_refused
 
 MAX_INSTRUCTIONS = 2_000_000  # of a file: a detector's has about ten thousand
 _LARGE = 1 << 16  # bytes of the content of an array that is not kept once the array is made
@@ -140,21 +139,12 @@ def load_chunk(path: Path) -> Any:
         ValueError: The file is damaged, or holds anything else, or tensors larger than what is stored of them.
     """
     try:
-        _check_not_compressed(path)
         with torch.serialization.safe_globals([(stand_in, name) for name, stand_in in _ARRAY_STAND_INS.items()]):
-            # New files are archives, and only the tensors that are used are read from them.
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
+            found = load_torch(path)
         return _with_arrays(found, {})
     except Exception as error:  # torch raises its own errors and those of pickle and zipfile
-        raise ValueError(f"{path}: not a chunk of tensors and arrays of numbers ({why_refused(error)})") from error
-
-
-def _check_not_compressed(path: Path) -> None:
-    """`torch.save` compresses nothing, and torch maps the bytes of tensors as they are."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                raise _RefusedError("an archive that was compressed again; expected it as torch.save wrote it")
+        reason = why_refused(error).removeprefix(f"{path}: ")
+        raise ValueError(f"{path}: not a chunk of tensors and arrays of numbers ({reason})") from error
 
 
 def _stored(tensor: torch.Tensor) -> torch.Tensor:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+import sys
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+
+from ..hub_code.loading_visualbert import check_archive
 
 
 @dataclass(frozen=True)
@@ -47,21 +51,34 @@ def load_weights(path: str | Path, inside: str | None = None) -> dict[str, torch
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint file")
     try:
-        weights = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            # New files are archives, of which only what is used is read.
-            else torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
-        )
+        weights = load_file(path) if path.suffix == ".safetensors" else load_torch(path)
     except SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file ({error}); expected safetensors, never a pickle") from error
     except Exception as error:  # a damaged file can fail anywhere inside the unpickler
-        raise ValueError(f"{path}: not a checkpoint that can be read safely: {why_refused(error)}") from error
+        reason = why_refused(error).removeprefix(f"{path}: ")
+        raise ValueError(f"{path}: not a checkpoint that can be read safely: {reason}") from error
     if inside is not None and isinstance(weights, Mapping) and isinstance(weights.get(inside), Mapping):
         weights = weights[inside]
     if not isinstance(weights, Mapping) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise ValueError(f"{path}: expected a dict of tensors by name, found {type(weights).__name__}")
     return dict(weights)
+
+
+def load_torch(path: Path) -> Any:
+    """The content of a file of `torch.save`, without running code from it. Of an archive, only what is used is read.
+
+    Raises:
+        ValueError: It is an archive, but not as `torch.save` wrote it.
+        Exception: It is damaged, or could run code; see [`why_refused`].
+    """
+    mapped = check_archive(path) and not _has_other_byte_order(path)  # torch turns bytes only in files that it reads
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped or None)
+
+
+def _has_other_byte_order(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        order = next((name for name in archive.namelist() if name.endswith("/byteorder")), None)
+        return order is not None and archive.read(order).decode() != sys.byteorder
 
 
 def why_refused(error: Exception) -> str:
@@ -75,7 +92,7 @@ def why_refused(error: Exception) -> str:
         return unpickling[1].strip()
     if "Weights only load failed" in text:
         return "it is damaged, or refers to something that could run code"
-    return (text.splitlines() or [type(error).__name__])[0]
+    return next(filter(str.strip, text.splitlines()), type(error).__name__)
 
 
 @contextmanager
@@ -104,4 +121,4 @@ def summarise(report: list[KeyReport]) -> str:
     return ", ".join(f"{count} {status}" for status, count in Counter(item.status for item in report).items())
 
 
-__all__ = ["KeyReport", "load_weights", "naming", "summarise", "why_refused"]
+__all__ = ["KeyReport", "load_torch", "load_weights", "naming", "summarise", "why_refused"]

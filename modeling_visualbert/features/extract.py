@@ -26,7 +26,7 @@ from ..checkpoints import check_name
 from ..data.files import read_json
 from ..hub_code.image_processing_visualbert import load_image
 from ..hub_code.modeling_region_encoder import RegionEncoder
-from ..hub_code.regions_visualbert import encode_boxes, find_regions
+from ..hub_code.regions_visualbert import encode_boxes, find_regions, given_boxes
 from .draft import Failure, StoreDraft, check_plan, make_plan, read_failures
 from .format import Row, encode_row
 from .store import partial_folder
@@ -117,6 +117,7 @@ def extract_regions(
 
     Raises:
         ValueError, FileNotFoundError, TypeError: An image cannot be read; see [`load_image`].
+        ValueError: A given box is not finite, inverted, in units of the image, or beyond its border; names the image and the box.
         ValueError: The image processor or the region encoder failed; names the images. This is never passed to `on_error`,
             because it may concern all images rather than this one.
     """
@@ -125,10 +126,15 @@ def extract_regions(
         for batch in _loaded_batches(_batches(images, batch_size, group), num_workers, on_error):
             bar.update(len(batch))
             keys, loaded = zip(*batch, strict=True)
+            if boxes is not None:
+                given = [
+                    given_boxes(boxes[key], (image.height, image.width), f"image {name_of(key)}: given boxes")
+                    for key, image in batch
+                ]
             try:
                 inputs = dict(image_processor(list(loaded), return_tensors="pt"))
                 if boxes is not None:
-                    inputs |= encode_boxes([boxes[key] for key in keys], inputs["image_sizes"].tolist())
+                    inputs |= encode_boxes(given, inputs["image_sizes"].tolist())
                 found = find_regions(region_encoder, inputs, torch.float32)  # whatever dtype the encoder computes in
             except torch.OutOfMemoryError:
                 raise  # the machine is to blame, not these images

@@ -16,7 +16,7 @@ from transformers.processing_utils import ImagesKwargs
 from .configuration_region_detector import DESIGNS, DetectorDesign, RegionDetectorConfig
 from .detection_ops import polygon_mask, resize_by_factor
 from .image_processing_visualbert import VisualBertImageProcessor, load_image
-from .regions_visualbert import normalise_boxes, pad_boxes
+from .regions_visualbert import check_boxes, normalise_boxes, pad_boxes
 
 _BY_RECIPE = {design.images["recipe"]: design for design in DESIGNS.values()}
 _MIN_SIDE = 8  # of a resized image, so that very long and thin ones keep some pixels
@@ -222,7 +222,7 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
             if corners.shape[1] not in (4, 5):  # VCR's end with a confidence
                 raise ValueError(f"boxes {i} of shape {corners.shape}; expected (objects, 4), x1, y1, x2, y2 in pixels")
             corners = corners[:, :4]
-            _check_corners(corners, f"boxes {i}")
+            check_boxes(torch.from_numpy(corners), (height, width), f"boxes {i}")
             unit = normalise_boxes(torch.from_numpy(corners), (height, width)).float()
             units.append(torch.cat((torch.tensor([[0.0, 0.0, 1.0, 1.0]] * with_objects).reshape(-1, 4), unit)))
             if with_objects:
@@ -259,15 +259,6 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
         for j, box in enumerate(corners if polygons is not None else ()):
             masks[j + 1] = polygon_mask(box, polygons[j], size)  # type: ignore[index]
         return torch.from_numpy(masks)
-
-
-def _check_corners(corners: np.ndarray, what: str) -> None:
-    """Refuse boxes that are not finite or are inverted."""
-    for row, box in enumerate(corners.tolist()):
-        if not all(map(math.isfinite, box)):
-            raise ValueError(f"{what}: row {row} is {box}; expected finite numbers")
-        if box[2] < box[0] or box[3] < box[1]:
-            raise ValueError(f"{what}: row {row} is inverted, {box}; expected x1 <= x2 and y1 <= y2")
 
 
 def _class_number(value: Any, class_names: Sequence[str], i: int) -> int:

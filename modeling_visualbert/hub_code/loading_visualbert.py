@@ -3,7 +3,10 @@
 `transformers` warns and goes on with random weights, and a model with random weights answers as readily as a trained one.
 """
 
+import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +40,8 @@ def load_checked(
     Raises:
         ValueError: The weights file is damaged; or tensors are missing, left over, of another shape or not finite.
     """
+    for path in sorted(Path(str(name)).glob("pytorch_model*.bin")):
+        check_archive(path)
     wants_info = kwargs.pop("output_loading_info", False)
     may_mismatch = kwargs.pop("ignore_mismatched_sizes", False)
     try:
@@ -59,6 +64,48 @@ def load_checked(
     _check_left_over(model, info["unexpected_keys"], name)
     check_finite(model, name)
     return (model, info) if wants_info else model
+
+
+def check_archive(path: Path) -> bool:
+    """Whether a file is an archive of `torch.save`; older ones are plain pickles.
+
+    `torch` maps the bytes of the tensors as they lie in the file, so what others have made of an archive would be read as
+    other numbers.
+
+    Raises:
+        ValueError: It is an archive, but not as `torch.save` wrote it.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise ValueError(f"{path}: a damaged archive ({error}); expected it as torch.save wrote it") from error
+    if problem := _archive_problem(members):
+        raise ValueError(f"{path}: {problem}; expected it as torch.save wrote it")
+    return True
+
+
+def _archive_problem(members: Sequence[zipfile.ZipInfo]) -> str | None:
+    """What distinguishes an archive from those of `torch.save`: one folder, each name once, nothing compressed."""
+    names = Counter(member.filename for member in members)
+    folder = members[0].filename.partition("/")[0] if members else ""
+    for member in members:
+        if member.compress_type != zipfile.ZIP_STORED and f"{folder}/constants.pkl" not in names:
+            return "an archive that was compressed again"
+        if names[member.filename] > 1:
+            return f"an archive with {member.filename} twice"
+        if not member.filename.startswith(f"{folder}/"):
+            return f"an archive with {member.filename} beside the folder {folder}"
+    if f"{folder}/constants.pkl" in names:
+        return "an archive of TorchScript, which holds code"
+    if f"{folder}/data.pkl" not in names:
+        return "an archive without data.pkl"
+    if f"{folder}/version" not in names and f"{folder}/.data/version" not in names:
+        return "an archive without version"
+    return None
 
 
 def check_missing(
@@ -130,4 +177,4 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-__all__ = ["check_finite", "check_missing", "load_checked"]
+__all__ = ["check_archive", "check_finite", "check_missing", "load_checked"]

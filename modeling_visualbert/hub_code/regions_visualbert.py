@@ -78,16 +78,37 @@ def encode_boxes(
     """Boxes in pixels that regions are wanted of -> what region encoders read: `boxes_unit` and `boxes_mask`, see [`pad_boxes`].
 
     Args:
-        boxes: For each image corner boxes [R, 4] (tensor or list), which are cut at its border.
+        boxes: For each image corner boxes [R, 4] (tensor or list). What reaches beyond its border by rounding is cut off.
         image_sizes: (height, width) of each image.
         whole_image: Whether to put the box of the whole image before the others.
+
+    Raises:
+        ValueError: The boxes of an image are not [R, 4], or not boxes in pixels of it, see [`check_boxes`].
     """
     whole = torch.tensor([[0.0, 0.0, 1.0, 1.0]] * whole_image).reshape(-1, 4)
     rows = []
-    for corners, size in zip(boxes, image_sizes, strict=True):
-        given = torch.as_tensor(corners, dtype=torch.float32).reshape(len(corners), 4)
+    for number, (corners, size) in enumerate(zip(boxes, image_sizes, strict=True)):
+        given = given_boxes(corners, size, f"boxes {number}")
         rows.append(torch.cat((whole, normalise_boxes(given, size).clamp(0.0, 1.0))))
     return pad_boxes(rows)
+
+
+def given_boxes(boxes: Any, image_size: Sequence[float], what: str) -> torch.Tensor:
+    """Boxes of one image that regions are wanted of, as a tensor [R, 4].
+
+    Raises:
+        ValueError: They are not [R, 4], or not boxes in pixels of the image, see [`check_boxes`]; the message starts with `what`.
+    """
+    try:
+        corners = torch.as_tensor(boxes, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{what}: {boxes!r:.60}; expected numbers of shape (boxes, 4)") from error
+    if not corners.numel():
+        return corners.reshape(0, 4)
+    if corners.ndim != 2 or corners.shape[1] != 4:
+        raise ValueError(f"{what}: shape {tuple(corners.shape)}; expected (boxes, 4), x1, y1, x2, y2 in pixels")
+    check_boxes(corners, image_size, what)
+    return corners
 
 
 def box_iou(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -349,7 +370,10 @@ def check_boxes(boxes: torch.Tensor, image_size: Sequence[float] | None, what: s
         ValueError: A box is not finite, inverted, or more than a pixel (of large images: a thousandth) outside the image, or
             all are normalised. The message names the first offending row.
     """
-    _check_rows_finite(boxes, what)
+    bad = ~torch.isfinite(boxes).all(dim=-1)
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        raise ValueError(f"{what}: row {row} holds NaN or infinity, {boxes[row].tolist()}; expected finite numbers")
     inverted = (boxes[:, 2] < boxes[:, 0]) | (boxes[:, 3] < boxes[:, 1])
     if inverted.any():
         row = int(inverted.nonzero()[0])
@@ -385,6 +409,7 @@ __all__ = [
     "corners_to_center",
     "encode_boxes",
     "find_regions",
+    "given_boxes",
     "join_regions",
     "normalise_boxes",
     "pad_boxes",
