@@ -1,7 +1,10 @@
 """`visualbert reason`, `choose`, `ground` and `fill` with tiny checkpoints around the shipped region encoder."""
 
+import http.server
 import json
 import re
+import threading
+from functools import partial
 
 import pytest
 import torch
@@ -248,3 +251,20 @@ def test_images_of_any_mode_are_read_and_drawn(capsys, saved, files, tmp_path, c
     run(capsys, saved, command, argv, "--picture_out", str(tmp_path / "drawn.jpg"))
     with Image.open(tmp_path / "drawn.jpg") as image:
         assert image.mode == "RGB"
+
+
+@pytest.mark.parametrize("command", HEADS)
+def test_images_may_lie_behind_an_address(command, saved, files, capsys):
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    argv = arguments(command, files)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(files))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        fetched = [word.replace(str(files), address) if word.endswith(".png") else word for word in argv]
+        assert run(capsys, saved, command, fetched, "--json").out == run(capsys, saved, command, argv, "--json").out
+        assert main([command, "--model", str(saved[command][2]), f"{address}/gone.png", *argv[1:]]) == 2
+        server.shutdown()
+    assert capsys.readouterr().err.strip().endswith(f"{address}/gone.png: the server answers 404 File not found")

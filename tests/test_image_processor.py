@@ -1,8 +1,11 @@
 """Images as users have them: what is accepted and how it looks afterwards, and what is refused by name."""
 
+import base64
+import http.server
 import io
 import re
 import struct
+import threading
 import warnings
 import zlib
 from pathlib import Path
@@ -15,6 +18,7 @@ from PIL import Image, ImageOps
 from transformers import AutoImageProcessor, DetrImageProcessorPil
 
 from modeling_visualbert import VisualBertImageProcessor, load_image
+from modeling_visualbert.hub_code.image_processing_region_detector import RegionDetectorImageProcessor
 from modeling_visualbert.hub_code.image_processing_visualbert import MAX_PIXELS
 
 RED, WHITE = (200, 10, 10), (255, 255, 255)
@@ -287,7 +291,7 @@ def test_arrays_of_grey_rgb_and_rgba_are_read_in_both_layouts(as_type, channels,
     np.testing.assert_array_equal(load_image(as_type(array)), load_image(shown))
 
 
-@pytest.mark.parametrize("value", [None, 5, b"bytes", ["a.png"]])
+@pytest.mark.parametrize("value", [None, 5, ["a.png"], {"path": "a.png"}])
 def test_what_is_no_image_is_refused(value):
     with pytest.raises(TypeError, match=f"image: got {type(value).__name__}; expected a path, a PIL image, an array"):
         load_image(value)
@@ -395,3 +399,192 @@ def test_images_are_treated_as_a_detector_of_transformers_wants_them(tmp_path):
     wide = Image.fromarray(noise(60, 100))
     torch.testing.assert_close(ours(wide)["pixel_values"], theirs(wide, return_tensors="pt")["pixel_values"])
     assert dict(VisualBertImageProcessor.from_detector(tmp_path, size={"height": 8, "width": 9}).size)["width"] == 9
+
+
+# ---------------------------------------------------------------------------- what users of transformers have in hand
+
+PROCESSORS = {
+    "fixed": VisualBertImageProcessor,
+    "detector": lambda: RegionDetectorImageProcessor(size={"shortest_edge": 40, "longest_edge": 60}),
+}
+
+
+@pytest.fixture(scope="module")
+def transparent():
+    """A PNG with transparency, as bytes."""
+    return encoded(Image.fromarray(noise(30, 40, 4)), "PNG")
+
+
+@pytest.fixture
+def website(tmp_path, transparent):
+    """A web server of this machine: an image, a redirect to it, a page, and what is not there."""
+
+    class Website(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            answers = {"/a.png": (200, transparent), "/moved": (302, b""), "/page": (200, b"<html>")}
+            status, body = answers.get(self.path, (404, b"no such page"))
+            self.send_response(status)
+            if status == 302:
+                self.send_header("Location", "/a.png")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Website) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("form", ["bytes", "bytearray", "memoryview", "buffer", "read buffer", "file", "data address"])
+def test_images_in_memory_are_those_of_the_file(form, transparent, tmp_path):
+    (tmp_path / "a.png").write_bytes(transparent)
+    buffer = io.BytesIO(transparent)
+    if form == "read buffer":
+        buffer.seek(0, io.SEEK_END)  # as `image.save(buffer)` leaves it
+    forms = {
+        **{"bytes": transparent, "bytearray": bytearray(transparent), "memoryview": memoryview(transparent)},
+        **{"buffer": buffer, "read buffer": buffer},
+        "data address": f"data:image/png;base64,{base64.b64encode(transparent).decode()}",
+    }
+    expected = pixels_of(tmp_path / "a.png")
+    if form == "file":
+        with open(tmp_path / "a.png", "rb") as file:
+            np.testing.assert_array_equal(pixels_of(file), expected)
+        return
+    for _ in range(2):  # a buffer is not used up
+        np.testing.assert_array_equal(pixels_of(forms[form]), expected)
+
+
+@pytest.mark.parametrize("broken", [b"", b"not an image", io.BytesIO(b"GIF89a"), io.StringIO("text")])
+def test_what_is_in_memory_but_no_image_is_refused(broken):
+    with pytest.raises(ValueError, match="^image: (not an image that Pillow can read|damaged or truncated image file)"):
+        load_image(broken)
+
+
+@pytest.mark.parametrize(
+    ("address", "error", "message"),
+    [
+        (
+            "data:image/png;base64,%%%",
+            ValueError,
+            r"data:image/png;base64,%%%\.\.\.: not base64 \(.*\); expected data:image",
+        ),
+        ("x" * 5000, FileNotFoundError, "x{200}: no such image file"),
+    ],
+)
+def test_long_strings_are_named_in_short(address, error, message):
+    with pytest.raises(error, match=f"^{message}") as caught:
+        load_image(address)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("kind", PROCESSORS)
+@pytest.mark.parametrize("page", ["a.png", "moved"])
+def test_image_processors_fetch_what_a_person_points_at(website, transparent, page, kind):
+    fetched = PROCESSORS[kind]()([f"{website}/{page}", transparent])
+    assert torch.equal(fetched["pixel_values"][0], fetched["pixel_values"][1])
+
+
+@pytest.mark.parametrize("kind", PROCESSORS)
+def test_an_address_without_an_image_is_refused_in_one_line(website, kind):
+    read = PROCESSORS[kind]()
+    for page, error, message in (
+        (f"{website}/nothing.png", OSError, "the server answers 404 Not Found"),
+        (f"{website}/page", ValueError, "not an image that Pillow can read"),
+        ("http://127.0.0.1:1/a.png", OSError, r"cannot be fetched \(.+\)"),
+        ("http://", OSError, r"cannot be fetched \(.+\)"),
+    ):
+        with pytest.raises(error, match=f"^{re.escape(page)}: {message}$") as caught:
+            read(page)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", PROCESSORS)
+def test_arrays_and_lists_hold_what_the_tensors_hold(kind):
+    read, images = PROCESSORS[kind](), [noise(30, 40), noise(40, 30)]
+    tensors = read(images)
+    for name, array in read(images, return_tensors="np").items():
+        assert isinstance(array, np.ndarray)
+        np.testing.assert_array_equal(array, tensors[name])
+    for name, listed in read(images, return_tensors=None).items():
+        assert isinstance(listed, list)
+        np.testing.assert_array_equal(np.asarray(listed), tensors[name])
+
+
+@pytest.mark.parametrize("kind", PROCESSORS)
+def test_the_place_of_channels_may_be_said_and_is_checked(kind):
+    read, array = PROCESSORS[kind](), noise()
+    found = read(array)["pixel_values"]
+    assert torch.equal(read(array, input_data_format="channels_last")["pixel_values"], found)
+    first = np.ascontiguousarray(array.transpose(2, 0, 1))
+    assert torch.equal(read(torch.from_numpy(first), input_data_format="channels_first")["pixel_values"], found)
+    with pytest.raises(
+        ValueError, match=r"^image: array of shape \(3, 30, 40\); expected 1, 3 or 4 channels as input_data"
+    ):
+        read(first, input_data_format="channels_last")
+
+
+def test_floats_that_need_no_rescaling_are_taken_as_they_are():
+    """Pixels of 0..1 with `do_rescale=False`, as `transformers` asks for, are not divided by 255 again, nor multiplied by it."""
+    array = noise().astype(np.float32) / 255
+    read = VisualBertImageProcessor()
+    torch.testing.assert_close(read(array, do_rescale=False)["pixel_values"], read(array)["pixel_values"])
+    with pytest.raises(
+        ValueError, match="^do_rescale=False for floats and 8-bit images in one batch; expected one kind$"
+    ):
+        read([array, noise()], do_rescale=False)
+    assert read(noise(), do_rescale=False)["pixel_values"].max() > 100
+
+
+def test_images_are_padded_to_a_size_that_is_asked_for():
+    read = VisualBertImageProcessor(size={"height": 20, "width": 24})
+    batch = read(noise(), pad_size={"height": 32, "width": 40})
+    assert batch["pixel_values"].shape == (1, 3, 32, 40)
+    assert torch.equal(batch["pixel_values"][..., :20, :24], read(noise())["pixel_values"])
+    assert batch["pixel_mask"].sum() == 20 * 24 and batch["pixel_mask"][0, :20, :24].all()
+
+
+@pytest.mark.parametrize("kind", PROCESSORS)
+def test_results_are_on_the_device_that_is_asked_for(kind):
+    assert {value.device.type for value in PROCESSORS[kind]()(noise(), device="meta").values()} == {"meta"}
+
+
+@pytest.mark.parametrize("kind", PROCESSORS)
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"foo": 1}, TypeError, "unknown argument 'foo'; expected one of "),
+        ({"size": "large"}, ValueError, "size 'large': "),
+        ({"do_center_crop": True}, ValueError, "do_center_crop; expected False"),
+        ({"data_format": "channels_last"}, ValueError, "data_format 'channels_last'; expected 'channels_first'"),
+        ({"return_tensors": "tf"}, ValueError, "return_tensors 'tf'; expected 'pt', 'np' or None"),
+    ],
+    ids=["unknown", "type", "crop", "layout", "tensors"],
+)
+def test_settings_that_would_be_ignored_are_refused(kind, settings, error, message):
+    with pytest.raises(error, match=f"^{message}") as caught:
+        PROCESSORS[kind]()(noise(), **settings)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("do_resize", False), ("do_normalize", False), ("do_rescale", True), ("resample", 0), ("do_pad", False)],
+)
+def test_the_recipe_of_a_detector_cannot_be_left(name, value):
+    message = f"^{name} {value!r}; expected .*: recipe 'interpolate' says how images are prepared$"
+    with pytest.raises(ValueError, match=message):
+        RegionDetectorImageProcessor(**{name: value})
+    with pytest.raises(ValueError, match=message):
+        PROCESSORS["detector"]()(noise(), **{name: value})
+
+
+def test_saving_leaves_the_image_processor_as_it_was(tmp_path):
+    read = VisualBertImageProcessor()
+    before = read.to_dict()
+    read.save_pretrained(tmp_path)
+    assert read.to_dict() == before

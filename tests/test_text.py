@@ -133,8 +133,10 @@ def test_long_pairs_lose_their_front():
     assert pieces_of(at_the_limit) == ["[CLS]", *["blue"] * 32, "[SEP]", *choice.split(), "[SEP]"]
     further = encode_pair(TOKENIZER, context, choice, 37, truncation=True)
     assert pieces_of(further) == ["[CLS]", *["blue"] * 32, "[SEP]", "three", "four", "[SEP]"]
-    with pytest.raises(ValueError, match="expected at most 30"):  # the context keeps 32
-        encode_pair(TOKENIZER, context, choice, 30, truncation=True)
+    at_last = encode_pair(TOKENIZER, context, choice, 30, truncation=True)  # the choice keeps one piece
+    assert pieces_of(at_last) == ["[CLS]", *["blue"] * 26, "[SEP]", "four", "[SEP]"]
+    with pytest.raises(ValueError, match="^text: max_length 4; expected at least 5 for two texts$"):
+        encode_pair(TOKENIZER, context, choice, 4, truncation=True)
 
 
 def test_a_short_context_is_not_cut_and_one_text_is():

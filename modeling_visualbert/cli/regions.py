@@ -27,7 +27,7 @@ _TOLD = ("scores", "class_ids", "attribute_ids", "attribute_scores")
 def add_region_commands(commands: Any) -> None:
     """Add the commands to the parser of `visualbert`."""
     command = commands.add_parser("regions", help="find the regions of an image and draw them")
-    command.add_argument("image", help="image file")
+    command.add_argument("image", help="image file, or its http(s) address")
     command.add_argument("--region_encoder", required=True, help=_REGION_ENCODER)
     command.add_argument("--max_regions", type=int, help="keep only this many, the most confident")
     command.add_argument("--picture_out", metavar="FILE", help="draw boxes with attribute, class and confidence")
@@ -120,7 +120,7 @@ def _regions(args: argparse.Namespace) -> None:
 
     if args.max_regions is not None and args.max_regions < 1:
         raise ValueError(f"--max_regions {args.max_regions}; expected at least 1")
-    image = load_image(args.image)
+    image = load_image(args.image, download=True)
     encoder, image_processor = open_region_encoder(args.region_encoder)
     ((_, found),) = extract_regions(encoder, image_processor, [(args.image, image)], progress=False)
     found = {name: value if name == "image_size" else value[: args.max_regions] for name, value in found.items()}

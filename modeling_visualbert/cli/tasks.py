@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def add_task_commands(commands: Any) -> None:
     """Add the commands to the parser of `visualbert`."""
     command = _model_command(commands, "ask", _ask, "answer questions about an image (VQA)")
-    command.add_argument("image", help="image file")
+    command.add_argument("image", help="image file, or its http(s) address")
     command.add_argument("question", nargs="+", help="one or more questions about the image")
     command.add_argument("--top_k", type=int, default=3, help="answers to each question (default: %(default)s)")
     command.add_argument(
@@ -26,12 +26,12 @@ def add_task_commands(commands: Any) -> None:
     )
 
     command = _model_command(commands, "reason", _reason, "is a sentence true of two images? (NLVR2)")
-    command.add_argument("left", help="image file")
-    command.add_argument("right", help="image file")
+    command.add_argument("left", help="image file, or its http(s) address")
+    command.add_argument("right", help="image file, or its http(s) address")
     command.add_argument("sentence", nargs="+", help="one or more sentences")
 
     command = _model_command(commands, "choose", _choose, "choose an answer to a question about tagged objects (VCR)")
-    command.add_argument("image", help="image file")
+    command.add_argument("image", help="image file, or its http(s) address")
     command.add_argument(
         "metadata", help="JSON file with the objects as VCR has it: names, boxes, segms, width, height"
     )
@@ -41,13 +41,13 @@ def add_task_commands(commands: Any) -> None:
     command = _model_command(
         commands, "ground", _ground, "find the regions that phrases of a sentence refer to (Flickr30k Entities)"
     )
-    command.add_argument("image", help="image file")
+    command.add_argument("image", help="image file, or its http(s) address")
     command.add_argument("sentence", help="a sentence about the image")
     command.add_argument("phrase", nargs="+", help="phrases of the sentence")
     command.add_argument("--top_k", type=int, default=1, help="regions for each phrase (default: %(default)s)")
 
     command = _model_command(commands, "fill", _fill, "fill [MASK] in a text about an image (pre-trained checkpoints)")
-    command.add_argument("image", help="image file")
+    command.add_argument("image", help="image file, or its http(s) address")
     command.add_argument("text", nargs="+", help="one text or two, as in pre-training")
     command.add_argument("--top_k", type=int, default=3, help="words for each mask (default: %(default)s)")
 
@@ -76,7 +76,7 @@ def _ask(args: argparse.Namespace) -> None:
     from ..visualization import captioned, draw_regions, region_labels
 
     _check_top_k(args)
-    image = load_image(args.image)
+    image = load_image(args.image, download=True)
     pipe = _load_pipeline("vqa", args)
     regions = pipe.find_regions(image)
     found = pipe(regions, args.question, top_k=args.top_k, explain=args.explain)
@@ -143,7 +143,7 @@ def _reason(args: argparse.Namespace) -> None:
     from ..hub_code.image_processing_visualbert import load_image
     from ..visualization import captioned, grid
 
-    pair = [load_image(args.left), load_image(args.right)]
+    pair = [load_image(args.left, download=True), load_image(args.right, download=True)]
     found = _load_pipeline("nlvr2", args)(pair, args.sentence)
     records = [{"sentence": sentence, **result} for sentence, result in zip(args.sentence, found, strict=True)]
     lines = [f"{record['score']:7.1%}  {record['label']:5}  {record['sentence']}" for record in records]
@@ -157,7 +157,7 @@ def _choose(args: argparse.Namespace) -> None:
     from ..hub_code.image_processing_visualbert import load_image
     from ..visualization import captioned, draw_regions
 
-    image, metadata = load_image(args.image), read_metadata(args.metadata)
+    image, metadata = load_image(args.image, download=True), read_metadata(args.metadata)
     if image.size != (metadata.width, metadata.height):
         raise ValueError(
             f"{args.metadata}: {metadata.width} x {metadata.height} pixels, but {args.image} has "
@@ -184,7 +184,7 @@ def _ground(args: argparse.Namespace) -> None:
     from ..visualization import captioned, draw_regions
 
     _check_top_k(args)
-    image = load_image(args.image)
+    image = load_image(args.image, download=True)
     ground = _load_pipeline("flickr30k", args)
     records = ground(image, args.sentence, args.phrase, top_k=args.top_k)
     if not records[0]["regions"]:
@@ -208,7 +208,7 @@ def _fill(args: argparse.Namespace) -> None:
     _check_top_k(args)
     if len(args.text) > 2:
         raise ValueError(f"{len(args.text)} texts; expected one or two")
-    image = load_image(args.image)
+    image = load_image(args.image, download=True)
     fill = _load_pipeline("pretraining", args)
     result = fill(image, *args.text, top_k=args.top_k)
     lines = [", ".join(f"{word['word']} ({word['score']:.0%})" for word in words) for words in result["words"]]

@@ -15,10 +15,15 @@ from transformers.processing_utils import ImagesKwargs
 
 from .configuration_region_detector import DESIGNS, DetectorDesign, RegionDetectorConfig
 from .detection_ops import polygon_mask, resize_by_factor
-from .image_processing_visualbert import VisualBertImageProcessor, load_image
+from .image_processing_visualbert import VisualBertImageProcessor, as_tensors, check_return_tensors, load_images
 from .regions_visualbert import check_boxes, normalise_boxes, pad_boxes
 
 _BY_RECIPE = {design.images["recipe"]: design for design in DESIGNS.values()}
+# Settings of other image processors that a recipe leaves no choice about.
+_FIXED = (
+    *("do_resize", "default_to_square", "resample", "do_rescale", "rescale_factor"),
+    *("do_normalize", "do_pad", "pad_size", "crop_size"),
+)
 _MIN_SIDE = 8  # of a resized image, so that very long and thin ones keep some pixels
 
 
@@ -69,6 +74,12 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
             raise ValueError(f"recipe {self.recipe!r}; expected one of {', '.join(_BY_RECIPE)}")
         if self.channel_order not in ("BGR", "RGB"):
             raise ValueError(f"channel_order {self.channel_order!r}; expected 'BGR' or 'RGB'")
+        for name in _FIXED:
+            value, fixed = kwargs.get(name), getattr(type(self), name, None)
+            if value is not None and value != fixed:
+                raise ValueError(
+                    f"{name} {value!r}; expected {fixed!r}: recipe {self.recipe!r} says how images are prepared"
+                )
         needed = self.design.images["size"]
         if not all(self.size[name] for name in needed):
             raise ValueError(f"size {dict(self.size)}; expected {' and '.join(needed)} for recipe {self.recipe!r}")
@@ -97,28 +108,32 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
     ) -> BatchFeature:
         """
         Args:
-            images: One image or a list of images, see [`load_image`].
-            return_tensors: `"pt"`.
+            images: One image or several, see [`load_images`].
+            return_tensors: `"pt"`, `"np"` or None.
             boxes: Boxes to describe, x1, y1, x2, y2 in pixels, [R, 4] for each image.
             classes: VCR: the class of each box, by number or name.
             polygons: VCR: for each box a list of polygons, each a list of (x, y) in pixels. Without them every object
                 fills its box.
-            kwargs: Fields of this processor to override.
+            kwargs: Fields of this processor to override; `input_data_format` and `device` as in `transformers`.
 
         Raises:
+            TypeError: A keyword is unknown.
             ValueError: An image cannot be used, or boxes, classes and polygons do not fit one another.
         """
+        return_tensors = check_return_tensors(return_tensors)
+        self._check_arguments(kwargs)
+        layout, device = (kwargs.pop(name, None) or getattr(self, name) for name in ("input_data_format", "device"))
         if kwargs:
-            return type(self)(**{**self.to_dict(), **kwargs}).preprocess(
-                images, return_tensors=return_tensors, boxes=boxes, classes=classes, polygons=polygons
-            )
-        if return_tensors != "pt":
-            raise ValueError(f"return_tensors {return_tensors!r}; expected 'pt'")
-        single = not isinstance(images, (list, tuple))
-        sources = [images] if single else list(images)
-        if not sources:
-            raise ValueError("no images; expected at least one")
-        loaded = [load_image(source) for source in sources]
+            rest = {
+                "boxes": boxes,
+                "classes": classes,
+                "polygons": polygons,
+                "input_data_format": layout,
+                "device": device,
+            }
+            return type(self)(**{**self.to_dict(), **kwargs}).preprocess(images, return_tensors, **rest)
+        single = not isinstance(images, (list, tuple)) and getattr(images, "ndim", 3) < 4
+        loaded = load_images(images, layout)
         prepared = [self._prepare(image) for image in loaded]
         data = self._pad([pixels for pixels, _ in prepared], [window for _, window in prepared])
         data["image_sizes"] = torch.tensor([(image.height, image.width) for image in loaded])
@@ -127,7 +142,7 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
             data |= self.encode_objects(data["image_sizes"].tolist(), *given)
         elif classes is not None or polygons is not None:
             raise ValueError("classes or polygons without boxes; expected `boxes`, those of the objects")
-        return BatchFeature(data)
+        return as_tensors(data if device is None else BatchFeature(data).to(device), return_tensors)
 
     def _prepare(self, image: Image.Image) -> tuple[torch.Tensor, tuple[float, ...]]:
         """Normalised pixels [3, H, W] of one image and its window."""

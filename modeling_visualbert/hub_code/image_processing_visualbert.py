@@ -1,58 +1,180 @@
 """Images -> `pixel_values`: loads what users have (paths, PIL images, arrays), refuses what would be read wrongly."""
 
+import base64
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.dataclasses import validate_typed_dict
+from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.utils import httpx
 from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import ChannelDimension
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs, as an error instead of a warning
 MIN_SIDE = 8
+MAX_DOWNLOAD = 200_000_000  # bytes
+TIMEOUT = 30  # seconds without an answer
 _MODES = ("RGB", "RGBA", "L", "LA", "P", "1")
 _CHANNELS = (1, 3, 4)  # of an array: grey, RGB, RGBA
 
-ImageSource = Any  # str | Path | PIL.Image.Image | numpy.ndarray | torch.Tensor
+ImageSource = Any  # str | Path | bytes | an open file | PIL.Image.Image | numpy.ndarray | torch.Tensor
 
 
-def load_image(source: ImageSource, name: str | None = None) -> Image.Image:
+def load_image(source: ImageSource, name: str | None = None, download: bool = False) -> Image.Image:
     """
     Load one image as 8-bit RGB, upright (EXIF orientation applied), transparency shown on white.
 
     Args:
-        source: A path, a PIL image, or an array or tensor: uint8, or float in 0..1; (height, width), or with 1, 3 or 4
-            channels (grey, RGB, RGBA), which come first or last.
+        source: A path, the bytes of a file, an open file, a PIL image, or an array or tensor: uint8, or float in 0..1;
+            (height, width), or with 1, 3 or 4 channels (grey, RGB, RGBA), which come first or last. A string may also be a
+            `data:image/...;base64,` address, or `http(s)://` with `download`.
         name: What to call the image in an error; defaults to its path.
+        download: Whether addresses are fetched. Leave it off where others choose the address.
 
     Raises:
         FileNotFoundError: The path does not exist.
+        OSError: The address cannot be fetched.
         TypeError: `source` is of no supported type.
         ValueError: The file is no image or is truncated; the image is animated, 16-bit, CMYK or of another mode that
             has no agreed way to RGB, smaller than 8 pixels, or has more than 89 megapixels.
     """
-    if isinstance(source, (str, Path)):
-        name = name or str(source)
-        if str(source).startswith(("http://", "https://")):
+    name = name or (f"{source!s:.200}" if isinstance(source, (str, Path)) else "image")
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        if not download:
             raise ValueError(f"{name}: images are not downloaded; expected a path, a PIL image or an array")
-        if not Path(source).is_file():
+        source = _download(source)
+    elif isinstance(source, str) and source.startswith("data:image/"):
+        name, source = f"{source[:30]}...", _decode_base64(source)
+    if isinstance(source, (str, Path)):
+        if not _is_file(source):
             raise FileNotFoundError(f"{name}: no such image file")
-        try:
-            with Image.open(source) as image:
-                return _checked_rgb(image, name)
-        except UnidentifiedImageError as error:
-            raise ValueError(f"{name}: not an image that Pillow can read") from error
-        except Exception as error:  # readers of formats fail in their own ways when a file is damaged
-            if str(error).startswith(name):
-                raise
-            raise ValueError(f"{name}: damaged or truncated image file ({error})") from error
-    name = name or "image"
+        return _open(source, name)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _open(io.BytesIO(source), name)
     if isinstance(source, Image.Image):
         return _checked_rgb(source, name)
     if isinstance(source, (np.ndarray, torch.Tensor)):
-        return _checked_rgb(_image_from_array(np.asarray(source), name), name)
-    raise TypeError(f"{name}: got {type(source).__name__}; expected a path, a PIL image, an array or a tensor")
+        return _checked_rgb(_image_from_array(_as_array(source), name), name)
+    if hasattr(source, "read"):
+        return _open(source, name)
+    raise TypeError(f"{name}: got {type(source).__name__}; expected a path, a PIL image, an array, a tensor or bytes")
+
+
+def list_images(images: Any) -> list[ImageSource]:
+    """One image, a list of them, a list of lists of one, or an array of four dimensions, as a flat list.
+
+    Raises:
+        ValueError: There is no image, or one of the inner lists has more or less than one.
+    """
+    if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
+        images = list(images)
+    if not isinstance(images, Sequence) or isinstance(images, (str, bytes, bytearray, memoryview)):
+        return [images]
+    if not len(images):
+        raise ValueError("no images; expected at least one")
+    listed = []
+    for i, image in enumerate(images):
+        if isinstance(image, (list, tuple)):
+            if len(image) != 1:
+                raise ValueError(f"images {i}: a list of {len(image)}; expected one image")
+            (image,) = image
+        listed.append(image)
+    return listed
+
+
+def load_images(images: Any, input_data_format: str | None = None) -> list[Image.Image]:
+    """What a person passes as images, see [`list_images`] and [`load_image`], loaded; addresses are fetched.
+
+    Args:
+        images: One image or several.
+        input_data_format: Where arrays have their channels, "channels_first" or "channels_last"; found out when not given.
+
+    Raises:
+        OSError, TypeError, ValueError: One of them cannot be used; the message says which.
+    """
+    sources = list_images(images)
+    loaded = []
+    for i, source in enumerate(sources):
+        name = None if len(sources) == 1 or isinstance(source, (str, Path)) else f"image {i}"
+        if input_data_format is not None and isinstance(source, (np.ndarray, torch.Tensor)):
+            _check_layout(tuple(source.shape), ChannelDimension(input_data_format), name or "image")
+        loaded.append(load_image(source, name, download=True))
+    return loaded
+
+
+def as_tensors(data: Mapping[str, torch.Tensor], return_tensors: str | None) -> BatchFeature:
+    """Tensors as asked for: `"pt"`, `"np"`, or for None lists (of arrays where they hold real numbers)."""
+    if return_tensors == "pt":
+        return BatchFeature(dict(data))
+    arrays = {name: _as_array(value) for name, value in data.items()}
+    if return_tensors == "np":
+        return BatchFeature(arrays)
+    return BatchFeature(
+        {name: list(value) if value.dtype.kind == "f" else value.tolist() for name, value in arrays.items()}
+    )
+
+
+def check_return_tensors(return_tensors: Any) -> str | None:
+    """`"pt"`, `"np"` or None; `transformers` has an enumeration for them too.
+
+    Raises:
+        ValueError: It is another one.
+    """
+    plain = getattr(return_tensors, "value", return_tensors)
+    if plain not in ("pt", "np", None):
+        raise ValueError(f"return_tensors {plain!r}; expected 'pt', 'np' or None")
+    return plain
+
+
+def _is_file(path: str | Path) -> bool:
+    try:
+        return Path(path).is_file()
+    except OSError:  # too long for a name
+        return False
+
+
+def _open(file: Any, name: str) -> Image.Image:
+    try:
+        with Image.open(file) as image:
+            return _checked_rgb(image, name)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"{name}: not an image that Pillow can read") from error
+    except Exception as error:  # readers of formats fail in their own ways when a file is damaged
+        if str(error).startswith(name):
+            raise
+        raise ValueError(f"{name}: damaged or truncated image file ({error})") from error
+
+
+def _download(address: str) -> bytes:
+    """The file at an address. `load_image` of `transformers` fetches in the same way, but what it returns has lost its
+    transparency and all but the first frame of an animation."""
+    found = bytearray()
+    try:
+        with httpx.stream("GET", address, follow_redirects=True, timeout=TIMEOUT) as response:
+            if response.is_error:
+                raise OSError(f"{address}: the server answers {response.status_code} {response.reason_phrase}")
+            for chunk in response.iter_bytes():
+                found += chunk
+                if len(found) > MAX_DOWNLOAD:
+                    raise OSError(f"{address}: more than {MAX_DOWNLOAD // 1_000_000} MB; expected an image file")
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise OSError(
+            f"{address}: cannot be fetched ({' '.join(str(error).split()) or type(error).__name__})"
+        ) from error
+    return bytes(found)
+
+
+def _decode_base64(address: str) -> bytes:
+    try:
+        return base64.b64decode(address.partition(",")[2], validate=True)
+    except ValueError as error:
+        raise ValueError(f"{address[:30]}...: not base64 ({error}); expected data:image/...;base64,...") from error
 
 
 def _checked_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -78,6 +200,21 @@ def _checked_rgb(image: Image.Image, name: str) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def _as_array(value: np.ndarray | torch.Tensor) -> np.ndarray:
+    if isinstance(value, np.ndarray):
+        return value
+    value = value.detach().cpu()
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()  # NumPy has no such type
+
+
+def _check_layout(shape: tuple[int, ...], expected: ChannelDimension, name: str) -> None:
+    """Refuse an array whose channels are not where they are said to be."""
+    if len(shape) == 3 and shape[0 if expected == ChannelDimension.FIRST else -1] not in _CHANNELS:
+        raise ValueError(
+            f"{name}: array of shape {shape}; expected 1, 3 or 4 channels as input_data_format={expected.value!r} says"
+        )
 
 
 def _image_from_array(array: np.ndarray, name: str) -> Image.Image:
@@ -125,6 +262,10 @@ class VisualBertImageProcessor(PilBackend):
     do_pad = True
     model_input_names = ["pixel_values", "pixel_mask", "image_sizes"]
 
+    def __init__(self, **kwargs):
+        kwargs.pop("auto_map", None)  # saving writes it anew
+        super().__init__(**kwargs)
+
     @classmethod
     def from_detector(cls, pretrained_model_name_or_path, **kwargs) -> "VisualBertImageProcessor":
         """The image processor that treats images as a detector of `transformers` was trained with.
@@ -146,29 +287,79 @@ class VisualBertImageProcessor(PilBackend):
         )
         return cls(**{**{name: fields[name] for name in shared if name in fields}, **kwargs})
 
-    def preprocess(self, images, return_tensors="pt", **kwargs) -> BatchFeature:
-        """`images`: one image or a list of images, see [`load_image`]; keyword arguments override the fields."""
-        sources = images if isinstance(images, (list, tuple)) else [images]
-        if not sources:
-            raise ValueError("no images; expected at least one")
-        if len(sources) == 1:
-            loaded = [load_image(sources[0])]
-        else:
-            names = [str(s) if isinstance(s, (str, Path)) else f"image {i}" for i, s in enumerate(sources)]
-            loaded = [load_image(source, name) for source, name in zip(sources, names, strict=True)]
-        batch = super().preprocess(loaded, return_tensors=return_tensors, **kwargs)
-        sizes = np.asarray([(image.height, image.width) for image in loaded])
-        batch["image_sizes"] = torch.from_numpy(sizes) if return_tensors == "pt" else sizes
-        return batch
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in `transformers`; the image processor is afterwards what it was before."""
+        saved = super().save_pretrained(save_directory, *args, **kwargs)
+        self.__dict__.pop("auto_map", None)  # written for `trust_remote_code`, and left behind in the object
+        return saved
 
-    def _preprocess(self, images, do_pad, return_tensors, **kwargs) -> BatchFeature:
-        batch = super()._preprocess(images, do_pad=False, return_tensors=None, **kwargs)
+    def preprocess(self, images, return_tensors="pt", **kwargs) -> BatchFeature:
+        """
+        Args:
+            images: One image or several, see [`load_images`].
+            return_tensors: `"pt"`, `"np"` or None.
+            kwargs: Fields of this processor to override; `input_data_format` and `device` as in `transformers`.
+
+        Raises:
+            TypeError: A keyword is unknown.
+            ValueError: An image cannot be used, or a setting that would move the boxes of regions is asked for.
+        """
+        return_tensors = check_return_tensors(return_tensors)
+        self._check_arguments(kwargs)
+        sources = list_images(images)
+        if kwargs.get("do_rescale") is False and self.do_rescale:
+            kwargs |= self._rescaled_by_the_caller(sources)
+        layout, device = (kwargs.pop(name, None) or getattr(self, name) for name in ("input_data_format", "device"))
+        loaded = load_images(sources, layout)
+        batch = super().preprocess(loaded, return_tensors="pt", **kwargs)
+        batch["image_sizes"] = torch.tensor([(image.height, image.width) for image in loaded])
+        return as_tensors(batch if device is None else batch.to(device), return_tensors)
+
+    def _check_arguments(self, kwargs: Mapping[str, Any]) -> None:
+        """Refuse settings that this processor does not have; `transformers` ignores them."""
+        known = set(self.valid_kwargs.__annotations__)
+        for name, value in kwargs.items():
+            if name not in known:
+                raise TypeError(f"unknown argument {name!r}; expected one of {', '.join(sorted(known))}")
+            try:
+                validate_typed_dict(self.valid_kwargs, {name: value})
+            except StrictDataclassError as error:
+                raise ValueError(f"{name} {value!r:.60}: {' '.join(str(error).split()):.200}") from error
+        if kwargs.get("do_center_crop", self.do_center_crop):
+            raise ValueError("do_center_crop; expected False: the boxes of regions are those of the whole image")
+        layout = kwargs.get("data_format", self.data_format)
+        if layout is not None and layout != ChannelDimension.FIRST:
+            raise ValueError(f"data_format {layout!r}; expected 'channels_first', as region encoders read pixels")
+
+    @staticmethod
+    def _rescaled_by_the_caller(sources: Sequence[ImageSource]) -> dict[str, Any]:
+        """`do_rescale=False` says of floats that they are in 0..1 already. They are made 8-bit, so they are brought back."""
+        floats = [isinstance(source, (np.ndarray, torch.Tensor)) and _is_float(source) for source in sources]
+        if any(floats) and not all(floats):
+            raise ValueError("do_rescale=False for floats and 8-bit images in one batch; expected one kind")
+        return {"do_rescale": True, "rescale_factor": 1 / 255} if any(floats) else {}
+
+    def _preprocess(self, images, do_pad, pad_size, return_tensors, **kwargs) -> BatchFeature:
+        batch = super()._preprocess(images, do_pad=False, pad_size=None, return_tensors=None, **kwargs)
         data = {"pixel_values": batch["pixel_values"]}
-        if len({image.shape for image in data["pixel_values"]}) > 1:
+        if pad_size is not None or len({image.shape for image in data["pixel_values"]}) > 1:
             if not do_pad:
                 raise ValueError("images of different sizes in one batch with do_pad=False; expected equal sizes")
-            data["pixel_values"], data["pixel_mask"] = self.pad(data["pixel_values"], return_mask=True)
+            data["pixel_values"], data["pixel_mask"] = self.pad(data["pixel_values"], pad_size, return_mask=True)
         return BatchFeature(data=data, tensor_type=return_tensors)
 
 
-__all__ = ["MAX_PIXELS", "MIN_SIDE", "VisualBertImageProcessor", "load_image"]
+def _is_float(array: np.ndarray | torch.Tensor) -> bool:
+    return array.is_floating_point() if isinstance(array, torch.Tensor) else array.dtype.kind == "f"
+
+
+__all__ = [
+    "MAX_PIXELS",
+    "MIN_SIDE",
+    "VisualBertImageProcessor",
+    "as_tensors",
+    "check_return_tensors",
+    "list_images",
+    "load_image",
+    "load_images",
+]

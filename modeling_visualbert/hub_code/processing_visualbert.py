@@ -7,7 +7,8 @@ import torch
 from transformers import BatchFeature, ProcessorMixin
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
 
-from .image_processing_visualbert import VisualBertImageProcessor
+from .arguments_visualbert import CallSettings, read_arguments
+from .image_processing_visualbert import VisualBertImageProcessor, as_tensors, list_images
 from .regions_visualbert import check_regions, encode_boxes, join_regions, pad_regions, split_regions
 from .tasks_visualbert import TASKS
 from .text_visualbert import (
@@ -23,8 +24,10 @@ from .text_visualbert import (
 )
 
 UNKNOWN_ANSWER = "<unk>"
+MAX_LENGTH = 128
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 _OF_TEXTS = ("choices", "phrases", "text_pair")  # the others describe images
+_CUTS_THE_FRONT = ("vcr", "pretraining")  # as the authors do
 
 
 class VisualBertProcessor(ProcessorMixin):
@@ -44,7 +47,8 @@ class VisualBertProcessor(ProcessorMixin):
         tokenizer: A BERT tokenizer.
         task (`str`): `"vqa"`, `"nlvr2"`, `"vcr"`, `"flickr30k"` or `"pretraining"`.
         answers (`list[str]`, *optional*): VQA: the answer of each logit, the same as `config.id2label`.
-        max_length (`int`): Longest text in tokens, special tokens included. Longer text is an error, unless a call says
+        max_length (`int`, *optional*): Longest text in tokens, special tokens included; what the tokenizer was loaded with or 128
+            when not given, and never more than its `model_max_length`. Longer text is an error, unless a call says
             `truncation=True`.
         region_dim (`int`, *optional*): Length of one precomputed region feature; checked when given.
         alignment (`str`): VCR: `"subword"`, or `"original"` for the authors' checkpoints; see [`encode_choice`].
@@ -52,6 +56,8 @@ class VisualBertProcessor(ProcessorMixin):
     """
 
     _auto_class = "AutoProcessor"  # its file goes into checkpoints, for `trust_remote_code`
+    text_kwargs = {"padding": True, "return_tensors": "pt"}
+    images_kwargs = {"return_tensors": "pt"}
 
     def __init__(
         self,
@@ -59,7 +65,7 @@ class VisualBertProcessor(ProcessorMixin):
         tokenizer=None,
         task="vqa",
         answers=None,
-        max_length=128,
+        max_length=None,
         region_dim=None,
         alignment="subword",
         whole_image=True,
@@ -76,7 +82,7 @@ class VisualBertProcessor(ProcessorMixin):
         super().__init__(image_processor or VisualBertImageProcessor(), tokenizer, **kwargs)
         self.task = task
         self.answers = None if answers is None else list(answers)
-        self.max_length = max_length
+        self.max_length = max_length or tokenizer.init_kwargs.get("max_length") or MAX_LENGTH
         self.region_dim = region_dim
         self.alignment = alignment
         self.whole_image = whole_image
@@ -100,7 +106,18 @@ class VisualBertProcessor(ProcessorMixin):
                 raise OSError(f"{name} has no {lacking}") from None
             raise
         check_special_tokens(processor.tokenizer, processor.task, str(name))
+        if processor.task in _CUTS_THE_FRONT and kwargs.get("truncation_side") == "right":
+            raise ValueError(
+                f"truncation_side 'right'; expected 'left': task {processor.task!r} cuts the front of long texts, as in training"
+            )
         return processor
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in `transformers`; the processor is afterwards what it was before."""
+        saved = super().save_pretrained(save_directory, *args, **kwargs)
+        for part in (self, self.image_processor):
+            part.__dict__.pop("auto_map", None)  # written for `trust_remote_code`, and left behind in the objects
+        return saved
 
     @property
     def model_input_names(self) -> list[str]:
@@ -123,18 +140,26 @@ class VisualBertProcessor(ProcessorMixin):
         ]
 
     def __call__(
-        self, images=None, text=None, truncation=False, padding=True, return_tensors="pt", **kwargs
+        self,
+        images: Any = None,
+        text: str | Sequence[Any] | None = None,
+        *,
+        choices=None,
+        objects=None,
+        boxes=None,
+        polygons=None,
+        phrases=None,
+        **kwargs,
     ) -> BatchFeature:
         """
         Args:
-            images: Images (paths, PIL images, arrays), or precomputed regions: a mapping with `visual_embeds` of shape
-                `(regions, dim)` and optionally `boxes`, `scores`, `class_ids`, `image_size`; one or a list of them. What
-                `model.get_image_features` returned is accepted as it is. One image serves all texts. NLVR2: a pair of
-                images or of mappings for one text, a list of pairs for a list of texts. VCR: regions start with that of
-                the whole image, if there is one.
+            images: Images (paths, addresses, bytes, PIL images, arrays; see [`load_images`]), or precomputed regions: a mapping
+                with `visual_embeds` of shape `(regions, dim)` and optionally `boxes`, `scores`, `class_ids`, `image_size`; one
+                or a list of them. What `model.get_image_features` returned is accepted as it is. One image serves all texts.
+                NLVR2: a pair of images or of mappings for one text, a list of pairs for a list of texts. VCR: regions start
+                with that of the whole image, if there is one.
             text: A text or a list of texts. VCR texts are strings or lists of words, so a text given as words has to be in
                 a list of texts.
-            text_pair: Pre-training: a second text for each text.
             choices: VCR: the choices of the question; a list of such lists for a list of questions.
             objects: VCR: class names of the objects that tags stand for; a list of such lists for a list of questions.
             boxes: VCR from pixels: boxes of the objects, x1, y1, x2, y2 in pixels; a list for a list of questions.
@@ -142,84 +167,85 @@ class VisualBertProcessor(ProcessorMixin):
                 outline it, lists of (x, y) in pixels; a list for a list of questions. Without them it fills its box.
             phrases: Flickr30k Entities: the phrases of the sentence, as strings (their first occurrence is meant) or as
                 indices of their last words in the sentence split at blanks; a list of such lists for a list of sentences.
-            truncation: Cut the front of texts that are too long, as the authors do for pre-training and VCR.
-            padding, pad_to_multiple_of: As in tokenizers.
-            return_tensors: `"pt"`.
+            kwargs: As in `transformers`, alone or in the groups `text_kwargs`, `images_kwargs` and `common_kwargs`:
+                `text_pair` (pre-training: a second text for each text), `padding`, `max_length`, `truncation`,
+                `pad_to_multiple_of`, `return_tensors` (`"pt"`, `"np"` or None), `return_attention_mask`,
+                `return_token_type_ids`, and the settings of the image processor. With `truncation`, texts lose their end (or
+                front, by the tokenizer's `truncation_side`); in VCR and pre-training they lose their front, as in training.
 
         Raises:
             TypeError: A text is not a string, or a keyword is unknown.
-            ValueError: A text is empty or too long, regions are malformed, or numbers of images and texts differ.
+            ValueError: A text is empty or too long, regions are malformed, numbers of images and texts differ, or a setting
+                has no meaning here.
         """
-        pad_to_multiple_of = kwargs.pop("pad_to_multiple_of", None)
-        known = TASKS[self.task].processor_arguments
-        for name in kwargs:
-            if name not in known:
-                raise TypeError(f"unknown argument {name!r} for task {self.task!r}")
-            if name in _OF_TEXTS and kwargs[name] is not None and text is None:
-                raise ValueError(f"{name} without `text`; expected the text that they belong to")
-        if return_tensors != "pt":
-            raise ValueError(f"return_tensors {return_tensors!r}; expected 'pt'")
+        extra = {"choices": choices, "objects": objects, "boxes": boxes, "polygons": polygons, "phrases": phrases}
+        settings = read_arguments(self, kwargs)
+        extra["text_pair"] = settings.text_pair
+        extra = {name: value for name, value in extra.items() if value is not None}
         if images is None and text is None:
             raise ValueError("nothing to process; expected `images`, `text` or both")
-        single = isinstance(text, str)
-        if text is not None and not isinstance(text, (str, list, tuple)):
-            raise TypeError(f"text is {type(text).__name__}; expected a question or a list of questions")
-        texts = None if text is None else [text] if single else list(text)
-        # Arguments that belong to a text have its form: alone, or in a list.
-        extra = {name: [value] if single and value is not None else value for name, value in kwargs.items()}
-        for name, value in extra.items():
-            if value is not None and texts is not None and len(value) != len(texts):
-                raise ValueError(f"{len(value)} {name} for {len(texts)} texts; expected as many")
-        data: dict[str, torch.Tensor] = {}
-        if images is not None:
-            data |= (
-                self._encode_pairs(images, single) if TASKS[self.task].num_images == 2 else self._encode_images(images)
-            )
-        if extra.get("boxes") is not None:
-            data |= self._encode_boxes(extra.pop("boxes"), data, extra.get("objects"), extra.pop("polygons", None))
-        if texts is not None:
-            extra = {name: value for name, value in extra.items() if value is not None}
-            data |= self._encode_texts(texts, extra, truncation, data, padding, pad_to_multiple_of)
+        texts, extra = self._listed_texts(text, extra)
+        visual = {} if images is None else self._encode_visual(images, isinstance(text, str), settings)
+        if "boxes" in extra:
+            visual |= self._encode_boxes(extra.pop("boxes"), visual, extra.get("objects"), extra.pop("polygons", None))
+        written = {} if texts is None else self._encode_texts(texts, extra, visual, settings)
         if texts is not None and images is not None:
-            num_images = len(data["visual_embeds"] if "visual_embeds" in data else data["pixel_values"])
+            num_images = len(visual["visual_embeds"] if "visual_embeds" in visual else visual["pixel_values"])
             if num_images not in (1, len(texts)):
                 raise ValueError(
                     f"{num_images} images for {len(texts)} texts; expected one image for all or one for each"
                 )
-        return BatchFeature(data)
-
-    def _encode_texts(
-        self,
-        texts: list,
-        extra: dict[str, Any],
-        truncation: bool,
-        images: Mapping[str, torch.Tensor],
-        padding,
-        pad_to_multiple_of,
-    ) -> dict[str, torch.Tensor]:
-        if not texts:
-            raise ValueError("no texts; expected at least one question")
-        pad = {"padding": padding, "pad_to_multiple_of": pad_to_multiple_of}
-        if self.task == "vqa":
-            return self._pad(
-                [encode_question(self.tokenizer, t, self.max_length, f"question {i}") for i, t in enumerate(texts)],
-                **pad,
-            )
-        if self.task == "vcr":
-            return self._encode_choices(texts, extra, truncation, images, pad)
-        if self.task == "flickr30k":
-            return self._encode_phrases(texts, extra.get("phrases"), pad)
-        pairs = extra.get("text_pair") or [None] * len(texts)
-        return self._pad(
-            [
-                encode_pair(self.tokenizer, first, second, self.max_length, truncation, f"text {i}")
-                for i, (first, second) in enumerate(zip(texts, pairs, strict=True))
-            ],
-            **pad,
+        return BatchFeature(
+            {**as_tensors(visual, settings.image_tensors), **as_tensors(written, settings.text_tensors)}
         )
 
+    def _listed_texts(self, text: Any, extra: Mapping[str, Any]) -> tuple[list | None, dict[str, Any]]:
+        """Texts and the arguments that belong to them, which have the same form: alone, or in a list."""
+        for name in extra:
+            if name not in TASKS[self.task].processor_arguments:
+                raise TypeError(f"unknown argument {name!r} for task {self.task!r}")
+            if name in _OF_TEXTS and text is None:
+                raise ValueError(f"{name} without `text`; expected the text that they belong to")
+        if text is None:
+            return None, dict(extra)
+        if isinstance(text, str):
+            return [text], {name: [value] for name, value in extra.items()}
+        if isinstance(text, (bytes, Mapping)) or not (isinstance(text, Sequence) or hasattr(text, "tolist")):
+            raise TypeError(f"text is {type(text).__name__}; expected a question or a list of questions")
+        texts = list(text) if isinstance(text, Sequence) else text.tolist()  # a column of a table
+        if not texts:
+            raise ValueError("no texts; expected at least one question")
+        for name, value in extra.items():
+            if len(value) != len(texts):
+                raise ValueError(f"{len(value)} {name} for {len(texts)} texts; expected as many")
+        return texts, dict(extra)
+
+    def _encode_visual(self, images: Any, single: bool, settings: CallSettings) -> dict[str, torch.Tensor]:
+        if TASKS[self.task].num_images == 2:
+            return self._encode_pairs(images, single, settings.images)
+        return self._encode_images(images, settings.images)
+
+    def _encode_texts(
+        self, texts: list, extra: dict[str, Any], images: Mapping[str, torch.Tensor], settings: CallSettings
+    ) -> dict[str, torch.Tensor]:
+        if self.task == "vcr":
+            return self._encode_choices(texts, extra, images, settings)
+        if self.task == "flickr30k":
+            return self._encode_phrases(texts, extra.get("phrases"), settings)
+        encoded = []
+        side = "left" if self.task in _CUTS_THE_FRONT else self.tokenizer.truncation_side
+        pairs = extra.get("text_pair") or [None] * len(texts)
+        for i, (first, second) in enumerate(zip(texts, pairs, strict=True)):
+            name = f"{'question' if self.task == 'vqa' else 'text'} {i}"
+            cut = settings.cut(1 if second is None else 2, name)
+            if self.task == "vqa":
+                encoded.append(encode_question(self.tokenizer, first, settings.max_length, name, cut))
+            else:
+                encoded.append(encode_pair(self.tokenizer, first, second, settings.max_length, cut, name, side))
+        return self._pad(encoded, settings)
+
     def _encode_choices(
-        self, texts: list, extra: dict[str, Any], truncation: bool, images: Mapping[str, torch.Tensor], pad: dict
+        self, texts: list, extra: dict[str, Any], images: Mapping[str, torch.Tensor], settings: CallSettings
     ) -> dict[str, torch.Tensor]:
         if "choices" not in extra:
             raise ValueError("no choices; expected `choices`, a list for each question")
@@ -234,15 +260,16 @@ class VisualBertProcessor(ProcessorMixin):
                 raise ValueError(f"question {i}: choices {choices!r:.60}; expected a list of {num_choices or 'some'}")
             if isinstance(names, str):
                 raise ValueError(f"question {i}: objects {names!r:.60}; expected a list of class names")
+            cut = settings.cut(2, f"question {i}")
             encoded += [
                 encode_choice(
-                    *(self.tokenizer, question, choice, names, self.max_length, self.alignment, truncation),
+                    *(self.tokenizer, question, choice, names, settings.max_length, self.alignment, cut),
                     name=f"question {i}, choice {j}",
                 )
                 for j, choice in enumerate(choices)
             ]
         shape = (len(texts), num_choices)
-        padded = {name: tensor.unflatten(0, shape) for name, tensor in self._pad(encoded, **pad).items()}
+        padded = {name: tensor.unflatten(0, shape) for name, tensor in self._pad(encoded, settings).items()}
         offset = int(self.whole_image)  # no word names the whole image
         mask = images.get("visual_attention_mask")
         num_regions = max(map(len, objects)) + offset if mask is None else mask.shape[1]
@@ -254,45 +281,49 @@ class VisualBertProcessor(ProcessorMixin):
         alignment = pad_alignment(encoded, num_regions, offset)
         return {**padded, "image_text_alignment": alignment.unflatten(0, shape)}
 
-    def _encode_phrases(self, texts: list[str], phrases: list | None, pad: dict) -> dict[str, torch.Tensor]:
+    def _encode_phrases(
+        self, texts: list[str], phrases: list | None, settings: CallSettings
+    ) -> dict[str, torch.Tensor]:
         encoded, positions = [], []
         for i, sentence in enumerate(texts):
             if not isinstance(sentence, str):
                 raise TypeError(f"sentence {i} is {type(sentence).__name__}; expected a string")
-            words = sentence.split()
-            text, last_pieces = encode_words(self.tokenizer, words, self.max_length, f"sentence {i}")
+            words, name = sentence.split(), f"sentence {i}"
+            text, last_pieces = encode_words(self.tokenizer, words, settings.max_length, name, settings.cut(1, name))
             encoded.append(text)
-            places = [
-                _last_word(words, phrase, f"sentence {i}") for phrase in (phrases[i] if phrases is not None else ())
-            ]
-            positions.append([last_pieces[place] for place in places])
+            places = []
+            for phrase in phrases[i] if phrases is not None else ():
+                places.append(last_pieces[_last_word(words, phrase, name)])
+                if places[-1] < 0:
+                    raise ValueError(f"{name}: phrase {phrase!r} is cut off; expected a larger max_length")
+            positions.append(places)
         if phrases is None:
-            return self._pad(encoded, **pad)
+            return self._pad(encoded, settings)
         padded = torch.full((len(texts), max(1, *map(len, positions))), -1)
         for row, places in zip(padded, positions, strict=True):
             row[: len(places)] = torch.tensor(places, dtype=torch.long)
-        return {**self._pad(encoded, **pad), "region_to_phrase_position": padded}
+        return {**self._pad(encoded, settings), "region_to_phrase_position": padded}
 
-    def _pad(self, encoded: list[EncodedText], padding, pad_to_multiple_of) -> dict[str, torch.Tensor]:
-        return pad_texts(encoded, self.tokenizer, padding, self.max_length, pad_to_multiple_of)
+    def _pad(self, encoded: list[EncodedText], settings: CallSettings) -> dict[str, torch.Tensor]:
+        padded = pad_texts(encoded, self.tokenizer, **settings.pad)
+        return {name: padded[name] for name in settings.text_outputs}
 
-    def _encode_images(self, images: Any) -> dict[str, torch.Tensor]:
+    def _encode_images(self, images: Any, image_settings: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         if isinstance(images, Mapping):
             features = images.get("visual_embeds")
             if isinstance(features, torch.Tensor) and features.dim() == 3:
                 return self._check_region_batch(images)
-            images = [images]
-        elif not isinstance(images, (list, tuple)):
-            images = [images]
-        if not images:
-            raise ValueError("no images; expected at least one")
-        regions = self._check_regions(images)
-        return dict(self.image_processor(images, return_tensors="pt")) if regions is None else pad_regions(regions)
+        listed = list_images(images)
+        regions = self._check_regions(listed)
+        if regions is None:
+            return self._pixels(listed, image_settings)
+        _refuse_settings(image_settings)
+        return pad_regions(regions)
 
-    def _encode_pairs(self, images: Any, single: bool) -> dict[str, torch.Tensor]:
+    def _encode_pairs(self, images: Any, single: bool, image_settings: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Images or regions of pairs: pixels [B, 2, 3, H, W], or the regions of both with segments 0 and 1."""
         pairs = [images] if single else images
-        if not isinstance(pairs, (list, tuple)) or not pairs:
+        if not isinstance(pairs, Sequence) or isinstance(pairs, (str, bytes)) or not pairs:
             raise ValueError("no images; expected a pair of images for each text")
         for i, pair in enumerate(pairs):
             if not isinstance(pair, (list, tuple)) or len(pair) != 2:
@@ -300,9 +331,13 @@ class VisualBertProcessor(ProcessorMixin):
         flat = [image for pair in pairs for image in pair]
         regions = self._check_regions(flat)
         if regions is None:
-            data = dict(self.image_processor(flat, return_tensors="pt"))
+            data = self._pixels(flat, image_settings)
             return {name: value.unflatten(0, (len(pairs), 2)) for name, value in data.items()}
+        _refuse_settings(image_settings)
         return pad_regions([join_regions(regions[i : i + 2]) for i in range(0, len(regions), 2)])
+
+    def _pixels(self, images: Sequence[Any], image_settings: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        return dict(self.image_processor(images, return_tensors="pt", **image_settings))
 
     def _check_regions(self, images: Sequence[Any]) -> list[dict[str, torch.Tensor]] | None:
         """Checked regions, or None if these are images."""
@@ -508,6 +543,11 @@ class VisualBertProcessor(ProcessorMixin):
     ) -> list[dict[str, torch.Tensor]]:
         """What `model.get_image_features` returned -> one mapping per image, boxes in pixels of the original image."""
         return split_regions(features, image_sizes)
+
+
+def _refuse_settings(image_settings: Mapping[str, Any]) -> None:
+    if image_settings:
+        raise ValueError(f"{next(iter(image_settings))} with precomputed regions; expected images to process")
 
 
 def _last_word(words: Sequence[str], phrase: Any, where: str) -> int:

@@ -6,7 +6,7 @@ the same way, as in "What color is [0]?".
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -73,25 +73,37 @@ def check_special_tokens(tokenizer, task: str | None = None, name: str = "tokeni
             )
 
 
-def encode_question(tokenizer, question: str, max_length: int, name: str = "question") -> EncodedText:
-    """VQA: `[CLS] where is the cat ? [MASK] [SEP]`, lower-cased, without commas and other question marks.
+def encode_question(
+    tokenizer, question: str, max_length: int, name: str = "question", truncation: bool = False
+) -> EncodedText:
+    """VQA: `[CLS] where is the cat ? [MASK] [SEP]`, without commas and other question marks, and lower-cased unless the
+    tokenizer is for cased text. Truncation keeps `?` and `[MASK]`, from which the answer is read.
 
     Raises:
         TypeError: The question is not a string.
-        ValueError: It is empty or too long.
+        ValueError: It is empty, or it is too long and `truncation` is off.
     """
-    words = _string(question, name).lower().replace(",", " ").replace("?", " ").split()
-    pieces = _pieces(tokenizer, " ".join(words))
+    pieces = _pieces(tokenizer, _question_words(tokenizer, _string(question, name)))
     if not pieces:
         raise ValueError(f"{name} is empty ({question!r}); expected at least one word")
     marks = [tokenizer.convert_tokens_to_ids("?"), tokenizer.mask_token_id]
+    if truncation:
+        pieces = cut(pieces, max_length - len(marks) - 2, tokenizer.truncation_side, max_length, name)
     return _assemble(tokenizer, [*pieces, *marks], None, max_length, name, question)
 
 
 def encode_pair(
-    tokenizer, first: str, second: str | None, max_length: int, truncation: bool = False, name: str = "text"
+    tokenizer,
+    first: str,
+    second: str | None,
+    max_length: int,
+    truncation: bool = False,
+    name: str = "text",
+    truncation_side: str = "left",
 ) -> EncodedText:
     """`[CLS] first [SEP]` or `[CLS] first [SEP] second [SEP]` with segments 0 and 1. "[MASK]" in the text is a mask.
+
+    Texts that are too long together lose their front, see [`encode_choice`]; a single one loses `truncation_side`.
 
     Raises:
         TypeError: A text is not a string.
@@ -102,15 +114,21 @@ def encode_pair(
     for text, part in zip(texts, parts, strict=True):
         if not part:
             raise ValueError(f"{name} is empty ({text!r}); expected at least one word")
-    if truncation:
-        parts = list(_cut_front(parts, max_length))
+    if truncation and second is None:
+        parts = [cut(parts[0], max_length - 2, truncation_side, max_length, name)]
+    elif truncation:
+        parts = list(_cut_front(parts[0], parts[1], max_length, name))
     return _assemble(tokenizer, parts[0], parts[1] if len(parts) > 1 else None, max_length, name, first)
 
 
 def encode_words(
-    tokenizer, words: Sequence[str], max_length: int, name: str = "sentence"
+    tokenizer, words: Sequence[str], max_length: int, name: str = "sentence", truncation: bool = False
 ) -> tuple[EncodedText, list[int]]:
-    """`[CLS] words [SEP]`, and the position of the last piece of each word (paper, section 4.4)."""
+    """`[CLS] words [SEP]`, and the position of the last piece of each word (paper, section 4.4); -1 for one that was cut off.
+
+    Raises:
+        ValueError: There are no words, or they are too long and `truncation` is off.
+    """
     pieces: list[int] = []
     last = []
     for word in words:
@@ -118,6 +136,11 @@ def encode_words(
         last.append(len(pieces))  # the leading [CLS] makes up for counting from 0
     if not pieces:
         raise ValueError(f"{name} is empty ({' '.join(words)!r}); expected at least one word")
+    if truncation:
+        side, count = tokenizer.truncation_side, len(pieces)
+        pieces = cut(pieces, max_length - 2, side, max_length, name)
+        shift = count - len(pieces) if side == "left" else 0
+        last = [place - shift if 0 < place - shift <= len(pieces) else -1 for place in last]
     return _assemble(tokenizer, pieces, None, max_length, name, " ".join(words)), last
 
 
@@ -161,7 +184,7 @@ def encode_choice(
             raise ValueError(f"{name}: an empty text; expected at least one word")
         parts.append(pieces)
         mentions.append(mentioned)
-    kept = _cut_front(parts, max_length) if truncation else parts
+    kept = _cut_front(parts[0], parts[1], max_length, name) if truncation else (parts[0], parts[1])
     encoded = _assemble(tokenizer, kept[0], kept[1], max_length, name, " ".join(split_tags(choice)))
     offset = 1  # [CLS]
     for mentioned, before, after in zip(mentions, parts, kept, strict=True):
@@ -195,10 +218,28 @@ def mask_pieces(
 
 
 def pad_texts(
-    encoded: Sequence[EncodedText], tokenizer, padding=True, max_length: int | None = None, pad_to_multiple_of=None
+    encoded: Sequence[EncodedText],
+    tokenizer,
+    padding=True,
+    max_length: int | None = None,
+    pad_to_multiple_of=None,
+    padding_side: str | None = None,
 ) -> dict[str, torch.Tensor]:
     """`input_ids`, `attention_mask` and `token_type_ids` [B, T], padded on the right: answers are read at positions counted
-    from the left."""
+    from the left.
+
+    Raises:
+        ValueError: `padding_side`, or that of the tokenizer, is "left"; or texts of different lengths are not to be padded.
+    """
+    if (padding_side or tokenizer.padding_side) != "right":
+        raise ValueError(
+            "padding_side 'left'; expected 'right': VisualBERT counts the positions of words from the left"
+        )
+    lengths = sorted({len(text.input_ids) for text in encoded})
+    if padding in (False, None, "do_not_pad") and len(lengths) > 1:
+        raise ValueError(
+            f"texts of {lengths[0]} to {lengths[-1]} tokens with padding={padding!r}; expected padding=True or 'max_length'"
+        )
     padded = tokenizer.pad(
         {
             "input_ids": [text.input_ids for text in encoded],
@@ -283,16 +324,25 @@ def _object_name(region: int, objects: Sequence[str], names: dict[int, str], whe
     return names.setdefault(region, NAMES[len(names) % len(NAMES)])
 
 
-def _cut_front(parts: Sequence[list[int]], max_length: int) -> Sequence[list[int]]:
-    """Cut the front of parts that are too long together: the first down to `MIN_CONTEXT` pieces, then the last."""
-    surplus = sum(len(part) + 1 for part in parts) + 1 - max_length
-    if surplus <= 0:
-        return parts
-    if len(parts) == 1:
-        return [parts[0][surplus:]]
-    context, choice = parts
-    cut = min(surplus, max(0, len(context) - MIN_CONTEXT))
-    return [context[cut:], choice[surplus - cut :]]
+def cut(pieces: list[int], room: int, side: str, max_length: int, name: str) -> list[int]:
+    """The pieces that fit, without those on the `side` ("left" or "right") that do not.
+
+    Raises:
+        ValueError: There is no room at all beside the special tokens of `max_length`.
+    """
+    if room < 1:
+        raise ValueError(f"{name}: max_length {max_length}; expected at least {max_length - room + 1}")
+    return pieces[-room:] if side == "left" else pieces[:room]
+
+
+def _cut_front(context: list[int], choice: list[int], max_length: int, name: str) -> tuple[list[int], list[int]]:
+    """Cut the front of a pair that is too long: the context down to `MIN_CONTEXT` pieces, then the choice, and when one piece
+    of it is left the context again."""
+    room = max_length - 3
+    if room < 2:
+        raise ValueError(f"{name}: max_length {max_length}; expected at least 5 for two texts")
+    of_context = min(len(context), max(room - len(choice), min(MIN_CONTEXT, room - 1)))
+    return context[-of_context:], choice[-(room - of_context) :]
 
 
 def _assemble(
@@ -316,9 +366,33 @@ def _masked_pieces(tokenizer, text: str) -> list[int]:
     return pieces
 
 
+def _question_words(tokenizer, question: str) -> str:
+    """The words of a question as the authors wrote them, tokens that were added to the vocabulary as they are."""
+
+    def plain(text: str) -> str:
+        lowered = text if getattr(tokenizer, "do_lower_case", True) is False else text.lower()
+        return lowered.replace(",", " ").replace("?", " ")
+
+    added = _alternatives(token.content for token in tokenizer.added_tokens_decoder.values())
+    parts = re.split(added, question)  # every second one is an added token
+    return " ".join("".join(part if i % 2 else plain(part) for i, part in enumerate(parts)).split())
+
+
 def _pieces(tokenizer, text: str) -> list[int]:
-    # A user who writes "[SEP]" gets a bracket, letters and a bracket, not the control token.
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    """Word pieces. A user who writes "[SEP]" gets a bracket, letters and a bracket, not the control token; tokens that were
+    added to the vocabulary are tokens."""
+    control = [token for token in tokenizer.special_tokens_map.values() if isinstance(token, str)]
+    pieces: list[int] = []
+    for i, part in enumerate(re.split(_alternatives(control), text)):
+        if part:
+            pieces += tokenizer(part, add_special_tokens=False, split_special_tokens=i % 2 == 1)["input_ids"]
+    return pieces
+
+
+def _alternatives(tokens: Iterable[str]) -> str:
+    """A pattern that matches any of the tokens, the longest first."""
+    escaped = [re.escape(token) for token in sorted(tokens, key=len, reverse=True)]
+    return f"({'|'.join(escaped)})" if escaped else "(?!)"
 
 
 def _string(text: object, name: str) -> str:
