@@ -1,10 +1,12 @@
 """Extraction of whole collections: bad images, interruption, several processes, datasets; any kind of region encoder."""
 
 import contextlib
+import hashlib
 import io
 import itertools
 import json
 import math
+import os
 import pkgutil
 import random
 import re
@@ -41,6 +43,8 @@ from modeling_visualbert import (
     VisualBertImageProcessor,
 )
 from modeling_visualbert.cli import main
+from modeling_visualbert.data.files import index_images_by_name
+from modeling_visualbert.features.draft import StoreDraft
 from modeling_visualbert.features.extract import (
     ExtractionOptions,
     describe_detector,
@@ -369,6 +373,7 @@ def failures(store):
 def test_bad_images_are_listed_and_tried_again(folder, finder, caplog):
     extract(folder, finder, name="good")
     good = {number: (folder / f"p-{number}.png").read_bytes() for number in range(10)}
+    dates = {number: (folder / f"p-{number}.png").stat().st_mtime_ns for number in range(10)}
     reasons = spoil(folder)
     result = extract(folder, finder)
     assert (result["num_images"], result["failed"]) == (6, 4)
@@ -385,10 +390,12 @@ def test_bad_images_are_listed_and_tried_again(folder, finder, caplog):
     assert contents(folder / "store") == before
     # One is repaired, then the others: only their shards are made again.
     (folder / "p-6.png").write_bytes(good[6])
+    os.utime(folder / "p-6.png", ns=(0, dates[6]))
     assert extract(folder, finder)["images"] == 4
     assert [record["image_id"] for record in failures(folder / "store")] == ["p-1", "p-4", "p-9"]
     for number in (1, 4, 9):
         (folder / f"p-{number}.png").write_bytes(good[number])
+        os.utime(folder / f"p-{number}.png", ns=(0, dates[number]))
     assert extract(folder, finder)["failed"] == 0
     assert contents(folder / "store") == contents(folder / "good")
 
@@ -509,9 +516,11 @@ def test_a_run_that_stopped_goes_on(folder, finder, at):
 def test_interrupted_while_failed_images_are_tried_again(folder, finder, monkeypatch, step):
     """A complete store is opened again for the shard of a repaired image; any step of that may be the last."""
     extract(folder, finder, name="whole")
+    date = (folder / "p-5.png").stat().st_mtime_ns
     (folder / "p-5.png").write_bytes(b"no image")
     extract(folder, finder)
     image(5).save(folder / "p-5.png")
+    os.utime(folder / "p-5.png", ns=(0, date))
     whole, steps = contents(folder / "whole"), itertools.count(1)
 
     def interrupted(original):
@@ -679,6 +688,178 @@ def test_a_task_takes_the_store_of_its_detector_and_no_other(folder, finder, enc
     message = f"detector QueryRegionEncoder {finder[0].fingerprint()}, this model has the region encoder {stricter.fingerprint()}"
     with pytest.raises(ValueError, match=message):
         images(region_encoder=str(tmp_path / "stricter"))
+
+
+# Images that change
+
+
+def replace_image(path, seed, size=None, later=True):
+    """Another picture under the same name, of this many bytes."""
+    before = path.stat()
+    image(seed).save(path)
+    if size is not None:
+        path.write_bytes(path.read_bytes().ljust(size, b"\0"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9 * later))
+
+
+def stored(folder, finder, **options):
+    extract(folder, finder, options=replace(OPTIONS, **options))
+    return FeatureStore(folder / "store")
+
+
+@pytest.mark.parametrize("hash_images", [False, True])
+def test_a_store_knows_the_files_of_its_images(folder, finder, hash_images):
+    (folder / "p-3.png").write_bytes(b"no image")
+    store = stored(folder, finder, hash_images=hash_images)
+    assert sorted(store.image_files) == sorted(store) and len(store) == 9
+    path = folder / "p-7.png"
+    facts = store.image_files["p-7"]
+    assert (facts.bytes, facts.modified) == (path.stat().st_size, path.stat().st_mtime_ns)
+    assert facts.sha256 == (hashlib.sha256(path.read_bytes()).hexdigest() if hash_images else None)
+    store.verify()
+    records = folder / "store" / "images.arrow"
+    records.write_bytes(records.read_bytes()[:-8] + b"\1" * 8)
+    with pytest.raises(ValueError, match=r"images.arrow: checksum"):
+        FeatureStore(folder / "store").verify()
+    records.unlink()
+    with pytest.raises(ValueError, match=r"images.arrow: missing, but the index names it"):
+        FeatureStore(folder / "store")
+
+
+# What happens to the image p-5 of a store: (change, hashed) -> refused, told or unnoticed.
+CHANGES = {
+    "another size": (lambda path: replace_image(path, 17), False, "refused"),
+    "another size, same date": (lambda path: replace_image(path, 17, later=False), False, "refused"),
+    "same size": (lambda path: replace_image(path, 17, path.stat().st_size), False, "told"),
+    "same size, hashed": (lambda path: replace_image(path, 17, path.stat().st_size), True, "refused"),
+    "copied": (lambda path: os.utime(path, (1, 1)), False, "told"),
+    "copied, hashed": (lambda path: os.utime(path, (1, 1)), True, None),
+    "whole seconds": (lambda path: os.utime(path, ns=(1, path.stat().st_mtime_ns // 10**9 * 10**9)), False, None),
+    "gone": (Path.unlink, False, None),
+    "nothing": (lambda path: None, False, None),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_stored_regions_of_changed_images_are_refused_or_told(folder, finder, encoder_folder, tmp_path, caplog, case):
+    change, hashed, outcome = CHANGES[case]
+    for number in range(10):  # all pictures are a little smaller than their files
+        path = folder / f"p-{number}.png"
+        path.write_bytes(path.read_bytes() + b"\0" * 500)
+    stored(folder, finder, hash_images=hashed)
+    change(folder / "p-5.png")
+    args = TaskArgs(
+        str(tmp_path / "run"), features_dir=str(folder / "store"), region_encoder=str(encoder_folder), cpu=True
+    )
+    keys = [f"p-{number}" for number in range(10)]
+
+    def prepare():
+        return prepare_images(args, keys, folder, index_images_by_name, torch.device("cpu"))
+
+    if outcome == "refused":
+        with pytest.raises(
+            ValueError, match=r"^\S+/store: 1 of 10 images changed after their regions .*image p-5: \S+p-5.png"
+        ):
+            prepare()
+        assert prepare_images(
+            args, keys, folder / "none", index_images_by_name, torch.device("cpu")
+        )  # not to compare with
+    else:
+        assert prepare().get("p-5")["boxes"] is not None
+        told = [r.getMessage() for r in caplog.records if "have another date" in r.getMessage()]
+        assert len(told) == (outcome == "told") and all("1 of 10 images" in line and "p-5.png" in line for line in told)
+
+
+@pytest.mark.parametrize("case", ["another size", "same size", "same size, hashed"])
+def test_extracting_again_finds_the_regions_of_changed_images_anew(folder, finder, case):
+    change, hashed, _ = CHANGES[case]
+    for number in range(10):
+        path = folder / f"p-{number}.png"
+        path.write_bytes(path.read_bytes() + b"\0" * 500)
+    options = replace(OPTIONS, hash_images=hashed)
+    before = {key: FeatureStore(folder / "store")[key] for key in stored(folder, finder, hash_images=hashed)}
+    assert extract(folder, finder, options=options)["images"] == 0
+    change(folder / "p-5.png")
+    result = extract(folder, finder, options=options)
+    assert (result["changed"], result["images"], result["num_images"]) == (1, 4, 10)  # a shard of four
+    after = FeatureStore(folder / "store")
+    after.verify()
+    for key in before:
+        same = len(before[key]["boxes"]) == len(after[key]["boxes"]) and torch.equal(
+            before[key]["visual_embeds"], after[key]["visual_embeds"]
+        )
+        assert same == (key != "p-5")
+    assert after.image_files["p-5"].bytes == (folder / "p-5.png").stat().st_size
+    assert extract(folder, finder, options=options)["images"] == 0
+
+
+def test_an_interrupted_extraction_notices_images_that_change_meanwhile(folder, finder, monkeypatch):
+    write_shard = StoreDraft.write_shard
+
+    def fail(draft, number, *args):
+        if number == 2:
+            raise KeyboardInterrupt
+        write_shard(draft, number, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(StoreDraft, "write_shard", fail)
+        extract(folder, finder)
+    replace_image(folder / "p-1.png", 17)
+    result = extract(folder, finder)
+    assert (result["changed"], result["images"]) == (1, 6)  # its shard of four, and the last two images
+
+
+def test_stores_without_facts_about_images_stay_as_they_are(folder, finder, capsys):
+    """Such as those of earlier versions."""
+    stored(folder, finder)
+    (folder / "store" / "images.arrow").unlink()
+    index = json.loads((folder / "store" / "index.json").read_text())
+    del index["images"]
+    (folder / "store" / "index.json").write_text(json.dumps(index))
+    replace_image(folder / "p-1.png", 17)
+    store = FeatureStore(folder / "store")
+    assert store.image_files is None
+    store.verify()
+    store.check_images({"p-1": folder / "p-1.png"})
+    assert extract(folder, finder)["images"] == 0
+    assert main(["store", str(folder / "store")]) == 0
+    assert "not recorded: images that change are not noticed" in capsys.readouterr().out
+
+
+def test_the_store_command_compares_images(folder, finder, capsys):
+    stored(folder, finder)
+    assert main(["store", str(folder / "store"), "--images", str(folder), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["image_files"] == {"recorded": 10, "hashed": 0}
+    assert "10 of 10 images compared with what is recorded of their files" in err
+    replace_image(folder / "p-1.png", 17)
+    assert main(["store", str(folder / "store"), "--images", str(folder)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "store: 1 of 10 images changed after their regions were found (image p-1: " in line
+    assert "run `visualbert extract` again" in line
+
+
+def test_names_that_are_no_ids_can_be_left_out(folder, encoder_folder, capsys):
+    (folder / "more").mkdir()
+    shutil.copy(folder / "p-1.png", folder / "more" / "p-1.jpg")
+    (folder / "cover.png").write_bytes((folder / "p-2.png").read_bytes())
+    command = [
+        "extract",
+        str(folder),
+        str(folder / "store"),
+        "--region_encoder",
+        str(encoder_folder),
+        "--ids",
+        "number",
+    ]
+    assert main(command) == 2
+    assert "cover.png: image name 'cover.png' does not end in a number" in capsys.readouterr().err
+    assert main([*command, "--skip_bad_records", "--cpu"]) == 0
+    assert "2 images were left out, see" in capsys.readouterr().err
+    cover, twice = (folder / "store" / "skipped.txt").read_text().splitlines()
+    assert "cover.png: image name 'cover.png' does not end in a number" in cover
+    assert twice.endswith(f"p-1.png: image id '1' occurs twice, first as {folder}/more/p-1.jpg; expected it only once")
+    assert len(FeatureStore(folder / "store")) == 10
 
 
 # The commands

@@ -232,11 +232,12 @@ def regions_from(
         missing = next((image_id for image_id in image_ids if image_id not in store), None)
         if missing is not None:
             raise ValueError(f"{features}: no regions for image {missing}; expected some for every image of the split")
-        paths = index_images(images_dir) if images_dir.is_dir() else {}
+        paths = index_images(images_dir, {"": image_ids}) if images_dir.is_dir() else {}
+        store.check_images(paths)
         return (lambda ids: ((image_id, store[image_id]) for image_id in ids)), paths
     if encoder is None:
         raise ValueError(f"{name} has no region encoder; expected --features, a store with the regions")
-    paths = index_images(images_dir)
+    paths = index_images(images_dir, {"": image_ids})
     missing = next((image_id for image_id in image_ids if image_id not in paths), None)
     if missing is not None:
         raise FileNotFoundError(

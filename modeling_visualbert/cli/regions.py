@@ -48,6 +48,17 @@ def add_region_commands(commands: Any) -> None:
     command.add_argument("--id_column", help="column of the dataset with the image ids (default: the row number)")
     command.add_argument("--split", default="train", help="split of the dataset (default: %(default)s)")
     command.add_argument("--cpu", action="store_true", help="do not use a GPU")
+    command.add_argument(
+        "--hash_images",
+        action="store_true",
+        help="record checksums of the images too, not only their sizes and dates, by which changed images are noticed",
+    )
+    command.add_argument(
+        "--skip_bad_records",
+        action="store_true",
+        help="leave out images whose names give no id, or one that occurred before, too; they are listed like those that "
+        "cannot be read",
+    )
     command.set_defaults(run=_extract)
 
     command = commands.add_parser("convert-features", help="convert published region features to a feature store")
@@ -147,18 +158,30 @@ def _extract(args: argparse.Namespace) -> None:
     for name in ("batch_size", "images_per_shard"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} {getattr(args, name)}; expected at least 1")
+    skipped: list[str] = []
     if args.image_column:
         images = list_dataset_images(args.source, args.image_column, args.id_column, args.split)
     else:
-        images = list_images(args.source, args.ids)
+        images = list_images(args.source, args.ids, skipped if args.skip_bad_records else None)
     encoder, image_processor = open_region_encoder(args.region_encoder, args.spatial)
     processes = launched_processes(args.cpu)
-    options = ExtractionOptions(args.dtype, args.images_per_shard, args.max_regions, args.batch_size, args.num_workers)
+    options = ExtractionOptions(
+        args.dtype, args.images_per_shard, args.max_regions, args.batch_size, args.num_workers, args.hash_images
+    )
     result = extract_store(args.target, images, encoder, image_processor, options, processes)
     if not processes.is_main:
         return
     rate = result["images"] / max(result["seconds"], 1e-9)
     print(f"{args.target}: regions of {result['num_images']} images ({rate:.1f} images/s in this run)")
+    if result["changed"]:
+        print(
+            f"{result['changed']} images had changed after their regions were found; theirs are those of the images now",
+            file=sys.stderr,
+        )
+    if skipped:
+        path = Path(args.target) / "skipped.txt"
+        path.write_text("".join(f"{line}\n" for line in skipped), encoding="utf-8")
+        print(f"{len(skipped)} images were left out, see {path}", file=sys.stderr)
     if result["failed"]:
         print(
             f"{result['failed']} images could not be read, see {Path(args.target) / 'failed.jsonl'}; "
@@ -197,17 +220,30 @@ def _store(args: argparse.Namespace) -> None:
     store = FeatureStore(args.folder)
     if args.verify:
         store.verify()
-    about = {key: value for key, value in store.info.items() if key not in ("shards", "ids", "classes", "attributes")}
+    hidden = ("shards", "ids", "images", "classes", "attributes")
+    about = {key: value for key, value in store.info.items() if key not in hidden}
     about |= {"shards": len(store.info["shards"]), "bytes": sum(shard["bytes"] for shard in store.info["shards"])}
     about |= {key: len(store.info[key] or []) for key in ("classes", "attributes")}
+    files = store.image_files
+    about["image_files"] = (
+        "not recorded: images that change are not noticed"
+        if files is None
+        else {"recorded": len(files), "hashed": sum(facts.sha256 is not None for facts in files.values())}
+    )
     if args.json:
         print(json.dumps(about, indent=2))
     else:
         print("\n".join(f"{key:18}{json.dumps(value)}" for key, value in about.items()))
     if args.verify:
         print("all checksums and image positions are right", file=sys.stderr)
+    images = dict(list_images(args.images, args.ids)) if args.images else {}
     if args.sheet:
         if not args.images:
             raise ValueError("--sheet needs --images: a feature store does not hold the images")
-        store_sheet(store, dict(list_images(args.images, args.ids)), args.count).save(args.sheet)
+        store_sheet(store, images, args.count).save(args.sheet)
         print(f"drawn: {args.sheet}", file=sys.stderr)
+    if args.images:
+        paths = {key: path for key, path in images.items() if isinstance(path, Path)}
+        store.check_images(paths)
+        known = sum(key in (store.image_files or {}) for key in paths)
+        print(f"{known} of {len(paths)} images compared with what is recorded of their files", file=sys.stderr)

@@ -4,7 +4,8 @@ Until it is complete it is kept in `<store>.partial`::
 
     plan.json                      what the store will hold; a resumed run must have the same plan
     data/shard-00000.arrow ...     complete shards (each appears under its name only once it is complete)
-    parts/00000.json ...           rows, size and checksum of each shard, and which of its images could not be read
+    parts/00000.json ...           rows, size and checksum of each shard, which of its images could not be read, and what is
+                                   known of the files of the others
 
 The contents of a shard depend only on the images, not on when or by which process it is written, so a run that was
 interrupted ends with exactly the bytes of one that was not.
@@ -35,9 +36,10 @@ from .format import (
     write_rows,
     write_text,
 )
+from .image_files import ImageFile, from_records, read_image_files, to_records, write_image_files
 
 _INDEX, _IDS, _FAILED, _PLAN, _PARTS = "index.json", "ids.arrow", "failed.jsonl", "plan.json", "parts"
-_CARD = "README.md"
+_CARD, _IMAGES = "README.md", "images.arrow"
 _EMPTY = {"file": None, "rows": 0, "regions": 0, "bytes": 0, "sha256": ""}  # `datasets` cannot open a file without rows
 Failure = dict[str, Any]
 
@@ -74,11 +76,14 @@ class StoreDraft:
         final.rename(folder)
         (folder / _PARTS).mkdir(exist_ok=True)
         draft = cls(folder, final)
+        files = read_image_files(folder / info["images"]["file"]) if "images" in info else {}
         shards = {shard["file"]: shard for shard in info["shards"]}
         for number in range(-(-info["source"]["images"] // per_shard)):
             failed = [f for f in failures if f["position"] // per_shard == number]
             if number not in redo:
-                write_json(draft._part(number), {**shards.get(_shard_file(number), _EMPTY), "failed": failed})
+                shard = shards.get(_shard_file(number), _EMPTY)
+                kept = {key: files[key] for key in draft._ids_in(shard) if key in files}
+                write_json(draft._part(number), {**shard, "failed": failed, "images": to_records(kept)})
         write_json(folder / _PLAN, dict(plan))
         (folder / _INDEX).unlink()
         return draft
@@ -89,18 +94,29 @@ class StoreDraft:
 
     def image_ids(self, number: int) -> list[str]:
         """The images in a complete shard."""
-        part = self.part(number)
-        if part is None or part["file"] is None:
-            return []
-        return read_table(self.folder / part["file"], SCHEMA)["image_id"].to_pylist()
+        return self._ids_in(self.part(number) or _EMPTY)
 
-    def write_shard(self, number: int, rows: Iterable[Row], failed: Sequence[Failure] = ()) -> None:
+    def _ids_in(self, shard: Mapping[str, Any]) -> list[str]:
+        return [] if shard["file"] is None else read_table(self.folder / shard["file"], SCHEMA)["image_id"].to_pylist()
+
+    def image_files(self, number: int) -> dict[str, ImageFile]:
+        """What is known of the image files of a complete shard."""
+        return from_records((self.part(number) or {}).get("images", ()))
+
+    def write_shard(
+        self,
+        number: int,
+        rows: Iterable[Row],
+        failed: Sequence[Failure] = (),
+        files: Mapping[str, ImageFile] | None = None,
+    ) -> None:
         """Write a shard and record that it is complete.
 
         Args:
             number: Its number.
             rows: Its rows, in order.
             failed: Images that belong in it but could not be read.
+            files: What is known of the image files, by image id.
 
         Raises:
             OSError: It could not be written, for example because the disk is full.
@@ -113,7 +129,7 @@ class StoreDraft:
         else:
             path.unlink()
             part = _EMPTY
-        write_json(self._part(number), {**part, "failed": list(failed)})
+        write_json(self._part(number), {**part, "failed": list(failed), "images": to_records(files or {})})
 
     def discard(self, number: int) -> None:
         """Forget a complete shard, so that it is written again."""
@@ -141,7 +157,8 @@ class StoreDraft:
         self.folder.rename(self.final)
 
     def _write_index(self, parts: Sequence[dict[str, Any]]) -> None:
-        shards = [{k: v for k, v in part.items() if k != "failed"} for part in parts if part["file"] is not None]
+        own = ("failed", "images")
+        shards = [{k: v for k, v in part.items() if k not in own} for part in parts if part["file"] is not None]
         ids_bytes, ids_sha256 = self._write_ids([shard["file"] for shard in shards])
         failed = [failure for part in parts for failure in part["failed"]]
         (self.folder / _FAILED).unlink(missing_ok=True)
@@ -152,6 +169,7 @@ class StoreDraft:
             "num_regions": sum(shard["regions"] for shard in shards),
             "ids": {"file": _IDS, "bytes": ids_bytes, "sha256": ids_sha256},
             "shards": shards,
+            **self._write_image_files(parts),
         }
         write_text(self.folder / _CARD, _card(info))
         write_json(self.folder / _INDEX, info)
@@ -167,6 +185,15 @@ class StoreDraft:
         if (twice := repeated_id(batch["image_id"])) is not None:
             raise ValueError(f"{self.folder}: image {twice} twice; expected each image once")
         return write_batches(self.folder / _IDS, IDS_SCHEMA, [batch])[1:]
+
+    def _write_image_files(self, parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The entry of the index, if anything is known of the image files."""
+        files = from_records(record for part in parts for record in part.get("images", ()))
+        (self.folder / _IMAGES).unlink(missing_ok=True)
+        if not files:
+            return {}
+        size, sha256 = write_image_files(self.folder / _IMAGES, files)
+        return {"images": {"file": _IMAGES, "bytes": size, "sha256": sha256}}
 
     def _part(self, number: int) -> Path:
         return self.folder / _PARTS / f"{number:05d}.json"

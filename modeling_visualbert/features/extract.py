@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -29,7 +30,8 @@ from ..hub_code.modeling_region_encoder import RegionEncoder
 from ..hub_code.regions_visualbert import encode_boxes, find_regions, given_boxes
 from .draft import Failure, StoreDraft, check_plan, make_plan, read_failures
 from .format import Row, encode_row
-from .store import partial_folder
+from .image_files import ImageFile, find_changes
+from .store import FeatureStore, partial_folder
 
 logger = logging.getLogger(__name__)
 
@@ -238,6 +240,7 @@ class ExtractionOptions:
     max_regions: int | None = None  # per image, the most confident ones; None: all
     batch_size: int = 32
     num_workers: int = 0
+    hash_images: bool = False  # record checksums of the image files, not only their sizes and dates
 
 
 def extract_store(
@@ -252,10 +255,13 @@ def extract_store(
     """Find the regions of many images and store them. A run that was interrupted, at any point, resumes when called again.
 
     Each process makes whole shards. Images that cannot be read are listed in the store's `failed.jsonl` and tried again by
-    every later call, even when the store is otherwise complete; while their shards are made again (or until the next call, if
-    that is interrupted), the store is back in `<folder>.partial`. An image that can be read, but whose regions cannot be
-    found or stored (the encoder fails on it, or a feature is not finite or too large for the dtype), stops the run: the
-    encoder or the options are wrong, and other images may be affected too. Complete shards are kept.
+    every later call, even when the store is otherwise complete; and where the file of an image has changed since (in size or
+    date, or, with `hash_images`, in its checksum), its regions are found anew. While their shards are made again (or until
+    the next call, if that is interrupted), the store is back in `<folder>.partial`.
+
+    An image that can be read, but whose regions cannot be found or stored (the encoder fails on it, or a feature is not finite
+    or too large for the dtype), stops the run: the encoder or the options are wrong, and other images may be affected too.
+    Complete shards are kept.
 
     Args:
         folder: The store; until it is complete, it is kept in `<folder>.partial`.
@@ -266,8 +272,8 @@ def extract_store(
         progress: Whether the main process shows a progress bar.
 
     Returns:
-        `num_images` in the store, how many `failed`, and how many `images` this run processed, in how many `seconds` (over
-        all processes; only correct in the main process).
+        `num_images` in the store, how many `failed`, how many `images` this run processed and how many of them had `changed`,
+        in how many `seconds` (over all processes; only correct in the main process).
 
     Raises:
         ValueError: An id occurs twice; the folder holds a store, or part of one, with other images or options; or the
@@ -276,7 +282,7 @@ def extract_store(
     """
     folder, started = Path(folder), time.time()
     plan = _extraction_plan(images, encoder, image_processor, options)
-    left = _prepare(folder, plan, images) if processes.is_main else 0
+    left, changed = _prepare(folder, plan, images) if processes.is_main else (0, 0)
     processes.wait()
     if not (folder / "index.json").is_file():
         draft = StoreDraft(partial_folder(folder), folder)
@@ -289,15 +295,18 @@ def extract_store(
         total, hidden = sum(map(len, shards.values())), not (progress and processes.is_main)
         with tqdm(total=total, desc="finding regions", unit="image", disable=hidden) as bar:
             for number, positions in shards.items():
+                files = _image_files(positions, images, options.hash_images)
                 rows, failed = _extract_shard(positions, images, encoder, image_processor, options, bar)
-                draft.write_shard(number, rows, failed)
+                files = {row["image_id"]: files[row["image_id"]] for row in rows if row["image_id"] in files}
+                draft.write_shard(number, rows, failed, files)
         processes.wait()
         if processes.is_main:
             draft.finish(num_shards)
         processes.wait()
     num_images = read_json(folder / "index.json")["num_images"]
     seconds = time.time() - started
-    return {"images": left, "seconds": seconds, "num_images": num_images, "failed": len(images) - num_images}
+    failures = len(images) - num_images
+    return {"images": left, "changed": changed, "seconds": seconds, "num_images": num_images, "failed": failures}
 
 
 def _extraction_plan(
@@ -319,40 +328,69 @@ def _extraction_plan(
     )
 
 
-def _prepare(folder: Path, plan: Mapping[str, Any], images: Sequence[tuple[str, ImageOrFile]]) -> int:
+def _prepare(folder: Path, plan: Mapping[str, Any], images: Sequence[tuple[str, ImageOrFile]]) -> tuple[int, int]:
     """Prepare the folder for all processes: it is either complete, or a draft without the shards that are to be redone.
 
     Returns:
-        Number of images to process.
+        Number of images to process, and of those that have changed.
     """
     partial, per_shard = partial_folder(folder), plan["images_per_shard"]
+    num_changed = 0
     folder.parent.mkdir(parents=True, exist_ok=True)
     if (partial / "index.json").is_file():  # interrupted after the last shard
         StoreDraft(partial, folder).finish(0)
     if (folder / "index.json").is_file():
         check_plan(folder, read_json(folder / "index.json"), plan)
-        readable = _readable_again(read_failures(folder), images)
-        if not readable:
-            return 0
-        draft = StoreDraft.reopen(folder, partial, plan, {position // per_shard for position in readable})
+        redo = _readable_again(read_failures(folder), images)
+        changed = _changed(FeatureStore(folder).image_files or {}, images)
+        if not redo and not changed:
+            return 0, 0
+        num_changed = len(changed)
+        draft = StoreDraft.reopen(folder, partial, plan, {position // per_shard for position in (*redo, *changed)})
     elif folder.exists():
         raise FileExistsError(f"{folder} exists and is no feature store; remove it or choose another folder")
     else:
         draft = StoreDraft.begin(partial, folder, plan)
     left = 0
     for start in range(0, len(images), per_shard):
-        part = draft.part(start // per_shard)
-        if part is not None and _readable_again(part["failed"], images):
-            draft.discard(start // per_shard)
-            part = None
-        left += len(images[start : start + per_shard]) if part is None else 0
-    return left
+        number, own = start // per_shard, images[start : start + per_shard]
+        part = draft.part(number)
+        if part is not None:
+            changed = _changed(draft.image_files(number), own)
+            num_changed += len(changed)
+            if changed or _readable_again(part["failed"], images):
+                draft.discard(number)
+                part = None
+        left += len(own) if part is None else 0
+    return left, num_changed
 
 
 def _readable_again(failures: Sequence[Mapping[str, Any]], images: Sequence[tuple[str, ImageOrFile]]) -> list[int]:
     """Positions of the images that failed but can be read now."""
     loaded = (_load((failure["position"], images[failure["position"]][1])) for failure in failures)
     return [position for position, image in loaded if isinstance(image, Image.Image)]
+
+
+def _changed(recorded: Mapping[str, ImageFile], images: Sequence[tuple[str, ImageOrFile]]) -> list[int]:
+    """Positions of the images whose files are not those that were recorded."""
+    paths = {position: Path(source) for position, (_, source) in enumerate(images) if isinstance(source, (str, Path))}
+    by_position = {str(position): recorded[key] for position, (key, _) in enumerate(images) if key in recorded}
+    changed, touched = find_changes(by_position, paths)
+    for position, how in {**touched, **changed}.items():
+        logger.info("image %s changed after its regions were found: %s", images[position][0], how)
+    return sorted({*changed, *touched})
+
+
+def _image_files(
+    positions: Sequence[int], images: Sequence[tuple[str, ImageOrFile]], hashed: bool
+) -> dict[str, ImageFile]:
+    """What is recorded of the image files; looked at before they are read, so that later changes are noticed."""
+    files = {}
+    for image_id, source in (images[position] for position in positions):
+        if isinstance(source, (str, Path)):
+            with contextlib.suppress(OSError):  # told when it is read
+                files[image_id] = ImageFile.of(Path(source), hashed)
+    return files
 
 
 def _extract_shard(

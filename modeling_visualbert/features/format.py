@@ -5,6 +5,8 @@
     <store>/index.json                  detector (and whether its features end with `spatial_features`), dim and dtype, and the
                                         shards with their sizes and checksums
     <store>/ids.arrow                   the image ids, sorted, with shard and row of each
+    <store>/images.arrow                size, time of modification and checksum of the image files, where they are known; see
+                                        `image_files.py`
     <store>/data/shard-00000.arrow ...  one row per image, with the columns of `SCHEMA`
     <store>/README.md                   dataset card
     <store>/failed.jsonl                images that could not be read, if there were any

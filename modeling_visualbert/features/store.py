@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import logging
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -35,6 +36,9 @@ from .format import (
     to_tensors,
     write_json,
 )
+from .image_files import ImageFile, find_changes, read_image_files
+
+logger = logging.getLogger(__name__)
 
 Regions = Mapping[str, Any]
 Pairs = Iterable[tuple[object, Regions | Callable[[], Regions]]]  # image id, and its regions or what returns them
@@ -74,6 +78,7 @@ class FeatureStore:
         self._ids.check_places(self._shards)
         if len(self) != require(self.info, "num_images", where, int):
             raise ValueError(f"{where}: {self.info['num_images']} images, but {self._ids.path.name} has {len(self)}")
+        self._image_files = _File(self.folder, self.info["images"], where) if "images" in self.info else None
         for key in ("classes", "attributes"):
             if require(self.info, key, where) is not None:  # names by id, if the detector has any
                 require(self.info, key, where, list)
@@ -130,6 +135,35 @@ class FeatureStore:
         num_regions = int(shard.numbers["num_regions"][row])
         return shape_arrays(shard.row(row), num_regions, self._columns, f"{self.folder}: image {image_id}")
 
+    @cached_property
+    def image_files(self) -> dict[str, ImageFile] | None:
+        """What is known of the image files that the regions were found in, by image id; None if nothing is."""
+        return None if self._image_files is None else read_image_files(self._image_files.path)
+
+    def check_images(self, paths: Mapping[Any, Path]) -> None:
+        """Notice images that were replaced after their regions were found; a warning is logged if that is only likely.
+
+        Args:
+            paths: Image files by image id. Nothing is said of those that the store does not know.
+
+        Raises:
+            ValueError: An image has another size or checksum than recorded; the message names it.
+        """
+        changed, touched = find_changes(self.image_files or {}, paths)
+        if changed:
+            key, how = next(iter(changed.items()))
+            raise ValueError(
+                f"{self.folder}: {len(changed)} of {len(paths)} images changed after their regions were found (image {key}: "
+                f"{how}); run `visualbert extract` again, which finds theirs anew, or give the images that the store was made of"
+            )
+        if touched:
+            key, path = next(iter(touched.items()))
+            logger.warning(
+                f"{self.folder}: {len(touched)} of {len(paths)} images have another date than when their regions were found "
+                f"(image {key}: {path}); if they are no copies, run `visualbert extract` again (its --hash_images tells copies "
+                "from changes)"
+            )
+
     def to_dataset(self) -> Dataset:
         """All rows as a memory-mapped `datasets.Dataset`, in the order in which they were written.
 
@@ -146,7 +180,7 @@ class FeatureStore:
         Raises:
             ValueError: Something is damaged; names the file or the image.
         """
-        for file in (self._ids, *self._shards):
+        for file in (self._ids, *self._shards, *([self._image_files] if self._image_files else [])):
             if (found := sha256_of(file.path)) != file.sha256:
                 raise ValueError(f"{file.path}: checksum {found[:16]}..., but the index says {file.sha256[:16]}...")
         for image_id, number, row in zip(self, self._ids.shards.tolist(), self._ids.rows.tolist(), strict=True):

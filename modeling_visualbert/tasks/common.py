@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -293,6 +294,8 @@ def prepare_images(
         fingerprint = made_by["fingerprint"]
         store = _stored_regions(paths, boxes, encoder, fingerprint, image_processor, device, args.skip_bad_records)
         left_out |= unreadable({key: path for key, path in paths.items() if key not in store})
+    elif store.image_files:
+        _check_unchanged(store, ordered, images_dir, find_paths)
     missing = [key for key in ordered if key not in store and key not in left_out]
     if missing and not (args.skip_bad_records and len(missing) < len(ordered)):
         raise ValueError(f"{store.folder}: no regions of image {missing[0]} ({len(missing)} are missing)")
@@ -491,6 +494,16 @@ def _existing(
         raise FileNotFoundError(f"{images_dir}: no file of image {missing[0]} ({len(missing)} are missing)")
     left_out = {key: f"{images_dir}: no file of image {key}" for key in missing}
     return {key: paths[key] for key in keys if key in paths}, left_out
+
+
+def _check_unchanged(
+    store: FeatureStore, keys: Sequence[Any], images_dir: Path, find_paths: Callable[[Path], Mapping[Any, Path]]
+) -> None:
+    """Refuse stored regions of images that have changed. They need no images, but those that are there are compared."""
+    paths: Mapping[Any, Path] = {}
+    with suppress(FileNotFoundError, ValueError):
+        paths = find_paths(images_dir)
+    store.check_images({key: paths[key] for key in keys if key in paths})
 
 
 def _stored_regions(
