@@ -291,7 +291,7 @@ def test_arrays_of_grey_rgb_and_rgba_are_read_in_both_layouts(as_type, channels,
     np.testing.assert_array_equal(load_image(as_type(array)), load_image(shown))
 
 
-@pytest.mark.parametrize("value", [None, 5, ["a.png"], {"path": "a.png"}])
+@pytest.mark.parametrize("value", [None, 5, ["a.png"], {"image": "a.png"}])
 def test_what_is_no_image_is_refused(value):
     with pytest.raises(TypeError, match=f"image: got {type(value).__name__}; expected a path, a PIL image, an array"):
         load_image(value)
@@ -439,7 +439,20 @@ def website(tmp_path, transparent):
         server.shutdown()
 
 
-@pytest.mark.parametrize("form", ["bytes", "bytearray", "memoryview", "buffer", "read buffer", "file", "data address"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "bytes",
+        "bytearray",
+        "memoryview",
+        "buffer",
+        "read buffer",
+        "file",
+        "data address",
+        "stored bytes",
+        "stored path",
+    ],
+)
 def test_images_in_memory_are_those_of_the_file(form, transparent, tmp_path):
     (tmp_path / "a.png").write_bytes(transparent)
     buffer = io.BytesIO(transparent)
@@ -448,6 +461,7 @@ def test_images_in_memory_are_those_of_the_file(form, transparent, tmp_path):
     forms = {
         **{"bytes": transparent, "bytearray": bytearray(transparent), "memoryview": memoryview(transparent)},
         **{"buffer": buffer, "read buffer": buffer},
+        **{"stored bytes": {"bytes": transparent, "path": "b.png"}, "stored path": {"path": str(tmp_path / "a.png")}},
         "data address": f"data:image/png;base64,{base64.b64encode(transparent).decode()}",
     }
     expected = pixels_of(tmp_path / "a.png")
@@ -487,6 +501,11 @@ def test_long_strings_are_named_in_short(address, error, message):
 def test_image_processors_fetch_what_a_person_points_at(website, transparent, page, kind):
     fetched = PROCESSORS[kind]()([f"{website}/{page}", transparent])
     assert torch.equal(fetched["pixel_values"][0], fetched["pixel_values"][1])
+
+
+def test_addresses_in_stored_rows_are_not_fetched(website):
+    with pytest.raises(ValueError, match="^http.*a.png: images are not downloaded; expected a path"):
+        VisualBertImageProcessor()({"bytes": None, "path": f"{website}/a.png"})
 
 
 @pytest.mark.parametrize("kind", PROCESSORS)

@@ -154,10 +154,18 @@ def test_texts_and_images_may_come_in_different_forms():
     assert isinstance(inputs["input_ids"], np.ndarray) and isinstance(inputs["pixel_values"], torch.Tensor)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", ["vqa", "nlvr2", "flickr30k"])
 def test_outputs_can_be_left_out(task):
-    inputs = processor_for(task)(**CALLS[task], return_token_type_ids=False, return_attention_mask=False)
+    inputs = processor_for(task)(text="is it red", return_token_type_ids=False, return_attention_mask=False)
     assert "input_ids" in inputs and not {"token_type_ids", "attention_mask"} & inputs.keys()
+
+
+@pytest.mark.parametrize(
+    ("task", "name"), [("vqa", "attention_mask"), ("pretraining", "token_type_ids"), ("vcr", "token_type_ids")]
+)
+def test_outputs_that_the_model_needs_cannot_be_left_out(task, name):
+    with pytest.raises(ValueError, match=f"^{name} left out; expected return_{name}=True: not all of it is [01]$"):
+        processor_for(task)(**CALLS[task], **{f"return_{name}": False})
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -236,8 +244,10 @@ def test_texts_and_images_of_a_table():
 
     table = Dataset.from_dict({"image": [image(0), image(1)], "question": ["is it red", "is it blue"]})
     table = table.cast_column("image", Image())
-    given = processor_for("vqa")(images=table["image"], text=table["question"])
-    same(given, processor_for("vqa")(images=[image(0), image(1)], text=["is it red", "is it blue"]))
+    undecoded = table.cast_column("image", Image(decode=False))
+    expected = processor_for("vqa")(images=[image(0), image(1)], text=["is it red", "is it blue"])
+    for rows in (table, undecoded, undecoded[:]):
+        same(processor_for("vqa")(images=rows["image"], text=rows["question"]), expected)
 
 
 # ------------------------------------------------------------------------------------- settings of the tokenizer
@@ -307,6 +317,12 @@ def test_tokens_that_were_added_are_tokens(task, special):
     )  # what a user writes is no control token
 
 
+def test_the_tokenizer_says_which_outputs_there_are(saved):
+    processor = AutoProcessor.from_pretrained(saved, model_input_names=["input_ids", "attention_mask"])
+    assert processor(text="is it red").keys() == {"input_ids", "attention_mask"}
+    assert "token_type_ids" in processor(text="is it red", return_token_type_ids=True)
+
+
 def test_other_names_of_control_tokens_are_used(saved):
     processor = AutoProcessor.from_pretrained(saved, cls_token="(CLS)", sep_token="(SEP)")
     assert pieces(processor, processor(text="is it red")) == ["(CLS)", "is", "it", "red", "?", "[MASK]", "(SEP)"]
@@ -315,7 +331,7 @@ def test_other_names_of_control_tokens_are_used(saved):
 # --------------------------------------------------------------------------------------------------------- images
 
 
-@pytest.mark.parametrize("form", ["nested", "array", "tensor", "generator"])
+@pytest.mark.parametrize("form", ["nested", "array", "tensor", "tuple"])
 def test_batches_of_images_in_every_form(form):
     images = [image(0), image(1)]
     arrays = np.stack([np.asarray(picture) for picture in images])
@@ -323,10 +339,41 @@ def test_batches_of_images_in_every_form(form):
         "nested": [[picture] for picture in images],
         "array": arrays,
         "tensor": torch.from_numpy(arrays).permute(0, 3, 1, 2),
-        "generator": tuple(images),
+        "tuple": tuple(images),
     }
     texts = ["is it red", "is it blue"]
     same(processor_for("vqa")(images=forms[form], text=texts), processor_for("vqa")(images=images, text=texts))
+
+
+@pytest.mark.parametrize("form", [np.asarray, torch.from_numpy, lambda arrays: list(map(tuple, arrays))])
+def test_pairs_of_images_in_every_form(form):
+    pictures = [image(number) for number in range(4)]
+    arrays = np.stack([np.asarray(picture) for picture in pictures]).reshape(2, 2, *np.asarray(pictures[0]).shape)
+    processor, texts = processor_for("nlvr2"), CALLS["nlvr2"]["text"]
+    expected = processor(images=[pictures[:2], pictures[2:]], text=texts)
+    same(processor(images=form(arrays), text=texts), expected)
+    same(processor(images=form(arrays)[0], text=texts[0]), processor(images=pictures[:2], text=texts[0]))
+    with pytest.raises(ValueError, match="^images 0: a list of 3; expected a pair of images$"):
+        processor(images=pictures[:3], text=texts[0])
+
+
+@pytest.mark.parametrize(
+    ("task", "argument"),
+    [
+        ("pretraining", {"text_pair": "ab"}),
+        ("flickr30k", {"phrases": "ab"}),
+        ("flickr30k", {"phrases": ["a red circle", "stars"]}),
+        ("vcr", {"choices": "ab"}),
+        ("vcr", {"choices": ["yes", "no"]}),
+        ("vcr", {"choices": CALLS["vcr"]["choices"], "objects": "ab"}),
+        ("vcr", {"choices": CALLS["vcr"]["choices"], "objects": ["circle", "star"]}),
+    ],
+)
+def test_a_string_is_not_taken_for_a_list_of_letters(task, argument):
+    with pytest.raises(
+        (TypeError, ValueError), match=r"(for a list of texts|(sentence|question) 0: .*); expected a list"
+    ):
+        processor_for(task)(text=CALLS[task]["text"], **argument)
 
 
 @pytest.mark.parametrize("inner", [[], ["one", "two"]], ids=["none", "two"])

@@ -96,7 +96,8 @@ def read_arguments(processor: ProcessorMixin, kwargs: Mapping[str, Any]) -> Call
             raise ValueError(f"{name} {text[name]!r:.60}; expected none: this processor does not do that")
     if text.get("add_special_tokens") is False:
         raise ValueError("add_special_tokens False; expected True: the model reads [CLS], [SEP] and [MASK]")
-    optional = {name: text.get(f"return_{name}") is not False for name in ("attention_mask", "token_type_ids")}
+    named = processor.tokenizer.init_kwargs.get("model_input_names", ("attention_mask", "token_type_ids"))
+    wanted = {name: text.get(f"return_{name}", name in named) for name in ("attention_mask", "token_type_ids")}
     padding = _plain(text.get("padding"), PaddingStrategy)
     truncation = _plain(text.get("truncation"), TruncationStrategy)
     return CallSettings(
@@ -105,7 +106,7 @@ def read_arguments(processor: ProcessorMixin, kwargs: Mapping[str, Any]) -> Call
         truncation=False if truncation in (None, "do_not_truncate") else truncation,
         pad_to_multiple_of=text.get("pad_to_multiple_of") or None,
         padding_side=text.get("padding_side"),
-        text_outputs=("input_ids", *(name for name, wanted in optional.items() if wanted)),
+        text_outputs=("input_ids", *(name for name, is_wanted in wanted.items() if is_wanted is not False)),
         text_pair=text_pair,
         text_tensors=check_return_tensors(text.get("return_tensors")),
         image_tensors=check_return_tensors(images.pop("return_tensors", None)),

@@ -33,7 +33,8 @@ def load_image(source: ImageSource, name: str | None = None, download: bool = Fa
     Args:
         source: A path, the bytes of a file, an open file, a PIL image, or an array or tensor: uint8, or float in 0..1;
             (height, width), or with 1, 3 or 4 channels (grey, RGB, RGBA), which come first or last. A string may also be a
-            `data:image/...;base64,` address, or `http(s)://` with `download`.
+            `data:image/...;base64,` address, or `http(s)://` with `download`. So may a mapping with `bytes` or `path`, as
+            `datasets` has them before it decodes an image; its path is never fetched.
         name: What to call the image in an error; defaults to its path.
         download: Whether addresses are fetched. Leave it off where others choose the address.
 
@@ -44,6 +45,8 @@ def load_image(source: ImageSource, name: str | None = None, download: bool = Fa
         ValueError: The file is no image or is truncated; the image is animated, 16-bit, CMYK or of another mode that
             has no agreed way to RGB, smaller than 8 pixels, or has more than 89 megapixels.
     """
+    if is_undecoded(source):
+        download, source = False, source["path"] if source.get("bytes") is None else source["bytes"]
     name = name or (f"{source!s:.200}" if isinstance(source, (str, Path)) else "image")
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         if not download:
@@ -64,6 +67,11 @@ def load_image(source: ImageSource, name: str | None = None, download: bool = Fa
     if hasattr(source, "read"):
         return _open(source, name)
     raise TypeError(f"{name}: got {type(source).__name__}; expected a path, a PIL image, an array, a tensor or bytes")
+
+
+def is_undecoded(source: Any) -> bool:
+    """Whether it is an image as `datasets` stores it, `{"bytes": ..., "path": ...}`, and not a mapping with regions."""
+    return isinstance(source, Mapping) and bool(source) and set(source) <= {"bytes", "path"}
 
 
 def list_images(images: Any) -> list[ImageSource]:
@@ -359,6 +367,7 @@ __all__ = [
     "VisualBertImageProcessor",
     "as_tensors",
     "check_return_tensors",
+    "is_undecoded",
     "list_images",
     "load_image",
     "load_images",

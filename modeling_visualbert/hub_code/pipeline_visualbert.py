@@ -17,6 +17,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, Pipeline
 
 from .compile_visualbert import compile_model
 from .explain_visualbert import explain_answers, outputs_with_attention
+from .image_processing_visualbert import is_undecoded
 from .modeling_visualbert import (
     VisualBertForMultipleChoice,
     VisualBertForPreTraining,
@@ -302,7 +303,7 @@ class VisualBertPipeline(Pipeline):
 
     def _prepare(self, item: Mapping[str, Any], image: Any) -> dict[str, Any]:
         """Checked regions, or pixels and the other inputs of the region encoder."""
-        if isinstance(image, Mapping):
+        if isinstance(image, Mapping) and not is_undecoded(image):
             return {"regions": check_regions(image, self.processor.region_dim)}
         return dict(self.processor.image_processor(images=[image], return_tensors="pt"))
 

@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
 
 from .arguments_visualbert import CallSettings, read_arguments
-from .image_processing_visualbert import VisualBertImageProcessor, as_tensors, list_images
+from .image_processing_visualbert import VisualBertImageProcessor, as_tensors, is_undecoded, list_images
 from .regions_visualbert import check_regions, encode_boxes, join_regions, pad_regions, split_regions
 from .tasks_visualbert import TASKS
 from .text_visualbert import (
@@ -211,11 +212,15 @@ class VisualBertProcessor(ProcessorMixin):
         if isinstance(text, str):
             return [text], {name: [value] for name, value in extra.items()}
         if isinstance(text, (bytes, Mapping)) or not (isinstance(text, Sequence) or hasattr(text, "tolist")):
-            raise TypeError(f"text is {type(text).__name__}; expected a question or a list of questions")
+            raise TypeError(
+                f"text is {type(text).__name__}; expected a question or a list of questions, after the images"
+            )
         texts = list(text) if isinstance(text, Sequence) else text.tolist()  # a column of a table
         if not texts:
             raise ValueError("no texts; expected at least one question")
         for name, value in extra.items():
+            if isinstance(value, str) or not hasattr(value, "__len__"):
+                raise TypeError(f"{name} {value!r:.60} for a list of texts; expected a list, one for each text")
             if len(value) != len(texts):
                 raise ValueError(f"{len(value)} {name} for {len(texts)} texts; expected as many")
         return texts, dict(extra)
@@ -289,6 +294,8 @@ class VisualBertProcessor(ProcessorMixin):
             if not isinstance(sentence, str):
                 raise TypeError(f"sentence {i} is {type(sentence).__name__}; expected a string")
             words, name = sentence.split(), f"sentence {i}"
+            if phrases is not None and (isinstance(phrases[i], str) or not hasattr(phrases[i], "__iter__")):
+                raise TypeError(f"{name}: phrases {phrases[i]!r:.60}; expected a list of phrases")
             text, last_pieces = encode_words(self.tokenizer, words, settings.max_length, name, settings.cut(1, name))
             encoded.append(text)
             places = []
@@ -306,6 +313,9 @@ class VisualBertProcessor(ProcessorMixin):
 
     def _pad(self, encoded: list[EncodedText], settings: CallSettings) -> dict[str, torch.Tensor]:
         padded = pad_texts(encoded, self.tokenizer, **settings.pad)
+        for name, assumed in (("attention_mask", 1), ("token_type_ids", 0)):  # what models read where there is none
+            if name not in settings.text_outputs and (padded[name] != assumed).any():
+                raise ValueError(f"{name} left out; expected return_{name}=True: not all of it is {assumed}")
         return {name: padded[name] for name in settings.text_outputs}
 
     def _encode_images(self, images: Any, image_settings: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -323,11 +333,15 @@ class VisualBertProcessor(ProcessorMixin):
     def _encode_pairs(self, images: Any, single: bool, image_settings: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """Images or regions of pairs: pixels [B, 2, 3, H, W], or the regions of both with segments 0 and 1."""
         pairs = [images] if single else images
-        if not isinstance(pairs, Sequence) or isinstance(pairs, (str, bytes)) or not pairs:
+        if isinstance(pairs, (np.ndarray, torch.Tensor)):
+            pairs = list(pairs)
+        if not isinstance(pairs, Sequence) or isinstance(pairs, (str, bytes)) or not len(pairs):
             raise ValueError("no images; expected a pair of images for each text")
         for i, pair in enumerate(pairs):
-            if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-                raise ValueError(f"images {i}: {type(pair).__name__}; expected a pair of images")
+            is_listed = isinstance(pair, (list, tuple)) or getattr(pair, "ndim", 3) == 4
+            if not is_listed or len(pair) != 2:
+                found = f"a list of {len(pair)}" if is_listed else type(pair).__name__
+                raise ValueError(f"images {i}: {found}; expected a pair of images")
         flat = [image for pair in pairs for image in pair]
         regions = self._check_regions(flat)
         if regions is None:
@@ -341,7 +355,7 @@ class VisualBertProcessor(ProcessorMixin):
 
     def _check_regions(self, images: Sequence[Any]) -> list[dict[str, torch.Tensor]] | None:
         """Checked regions, or None if these are images."""
-        precomputed = [isinstance(image, Mapping) for image in images]
+        precomputed = [isinstance(image, Mapping) and not is_undecoded(image) for image in images]
         if all(precomputed):
             return [check_regions(image, self.region_dim, f"regions {i}") for i, image in enumerate(images)]
         if any(precomputed):

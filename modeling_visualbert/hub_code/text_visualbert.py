@@ -6,8 +6,9 @@ the same way, as in "What color is [0]?".
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 
@@ -373,26 +374,27 @@ def _question_words(tokenizer, question: str) -> str:
         lowered = text if getattr(tokenizer, "do_lower_case", True) is False else text.lower()
         return lowered.replace(",", " ").replace("?", " ")
 
-    added = _alternatives(token.content for token in tokenizer.added_tokens_decoder.values())
-    parts = re.split(added, question)  # every second one is an added token
+    added = _any_of(tuple(token.content for token in tokenizer.added_tokens_decoder.values()))
+    parts = added.split(question)  # every second one is an added token
     return " ".join("".join(part if i % 2 else plain(part) for i, part in enumerate(parts)).split())
 
 
 def _pieces(tokenizer, text: str) -> list[int]:
     """Word pieces. A user who writes "[SEP]" gets a bracket, letters and a bracket, not the control token; tokens that were
     added to the vocabulary are tokens."""
-    control = [token for token in tokenizer.special_tokens_map.values() if isinstance(token, str)]
+    control = _any_of(tuple(token for token in tokenizer.special_tokens_map.values() if isinstance(token, str)))
     pieces: list[int] = []
-    for i, part in enumerate(re.split(_alternatives(control), text)):
+    for i, part in enumerate(control.split(text)):
         if part:
             pieces += tokenizer(part, add_special_tokens=False, split_special_tokens=i % 2 == 1)["input_ids"]
     return pieces
 
 
-def _alternatives(tokens: Iterable[str]) -> str:
-    """A pattern that matches any of the tokens, the longest first."""
+@lru_cache(maxsize=64)
+def _any_of(tokens: tuple[str, ...]) -> re.Pattern:
+    """A pattern that splits a text at any of the tokens, the longest first, and keeps them."""
     escaped = [re.escape(token) for token in sorted(tokens, key=len, reverse=True)]
-    return f"({'|'.join(escaped)})" if escaped else "(?!)"
+    return re.compile(f"({'|'.join(escaped)})" if escaped else "(?!)")
 
 
 def _string(text: object, name: str) -> str:
