@@ -45,7 +45,9 @@ class VisualBertProcessor(ProcessorMixin):
 
     Args:
         image_processor: Image processor of the checkpoint's region encoder; the default one when not given.
-        tokenizer: A BERT tokenizer.
+        tokenizer: A BERT tokenizer. Its settings hold: `model_max_length`, what it was loaded with (`padding`, `truncation`,
+            `max_length`, ...), `truncation_side` where the task leaves a choice, tokens that were added. Padding on the left
+            is refused.
         task (`str`): `"vqa"`, `"nlvr2"`, `"vcr"`, `"flickr30k"` or `"pretraining"`.
         answers (`list[str]`, *optional*): VQA: the answer of each logit, the same as `config.id2label`.
         max_length (`int`, *optional*): Longest text in tokens, special tokens included; what the tokenizer was loaded with or 128
@@ -94,7 +96,8 @@ class VisualBertProcessor(ProcessorMixin):
 
         Raises:
             OSError: There is no processor of that name, or it cannot be reached.
-            ValueError: Its tokenizer lacks special tokens, or has nothing else.
+            ValueError: Its tokenizer lacks special tokens, or has nothing else; or `truncation_side="right"` for a task whose texts
+                lose their front.
         """
         name = pretrained_model_name_or_path
         try:
