@@ -96,8 +96,8 @@ class VisualBertProcessor(ProcessorMixin):
 
         Raises:
             OSError: There is no processor of that name, or it cannot be reached.
-            ValueError: Its tokenizer lacks special tokens, or has nothing else; or `truncation_side="right"` for a task whose texts
-                lose their front.
+            ValueError: Its tokenizer lacks special tokens, or has nothing else; or `truncation_side="right"` for a task
+                whose texts lose their front.
         """
         name = pretrained_model_name_or_path
         try:
