@@ -10,6 +10,7 @@ metrics.json, predictions_<split>.jsonl, results_<split>.csv for the official sc
 
 from pathlib import Path
 
+from modeling_visualbert.tasks.common import reads_corpus
 from modeling_visualbert.tasks.nlvr2 import Nlvr2Args, nlvr2_task
 from modeling_visualbert.tasks.run import run_task
 from modeling_visualbert.training.args import parse_args
@@ -19,7 +20,7 @@ CORPUS_RECIPE = Path(__file__).parent / "recipes" / "nlvr2_corpus.yaml"
 
 def main() -> None:
     args = parse_args(Nlvr2Args, __doc__.split("\n")[0], recipe_without_data=CORPUS_RECIPE)
-    *_, accelerator = run_task(nlvr2_task, args, text_baseline=args.data_dir is None and not args.text_only)
+    *_, accelerator = run_task(nlvr2_task, args, text_baseline=reads_corpus(args) and not args.text_only)
     accelerator.end_training()
 
 

@@ -13,6 +13,7 @@ beside it, metrics.json, predictions_<split>.jsonl, log.jsonl, curves.png and ex
 
 from pathlib import Path
 
+from modeling_visualbert.tasks.common import reads_corpus
 from modeling_visualbert.tasks.pretraining import PretrainingArgs, pretraining_task
 from modeling_visualbert.tasks.run import run_task
 from modeling_visualbert.training.args import parse_args
@@ -22,7 +23,7 @@ CORPUS_RECIPE = Path(__file__).parent / "recipes" / "pretraining_corpus.yaml"
 
 def main() -> None:
     args = parse_args(PretrainingArgs, __doc__.split("\n")[0], recipe_without_data=CORPUS_RECIPE)
-    *_, accelerator = run_task(pretraining_task, args, text_baseline=args.data_dir is None and not args.text_only)
+    *_, accelerator = run_task(pretraining_task, args, text_baseline=reads_corpus(args) and not args.text_only)
     accelerator.end_training()
 
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from modeling_visualbert.tasks.common import reads_corpus
 from modeling_visualbert.tasks.run import run_task
 from modeling_visualbert.tasks.vcr import SUBTASKS, VcrArgs, joint_scores, rationales_of_every_answer, vcr_task
 from modeling_visualbert.training.args import parse_args
@@ -33,7 +34,7 @@ def main() -> None:
         folders = {subtask: output_dir / subtask for subtask in SUBTASKS}
     for subtask, folder in folders.items():
         part = replace(args, subtask=subtask, output_dir=str(folder))
-        baseline = args.data_dir is None and not args.text_only
+        baseline = reads_corpus(args) and not args.text_only
         task, _, accelerator = run_task(partial(vcr_task, labels_of=args.subtask), part, text_baseline=baseline)
         if subtask == "rationale":
             rationales_of_every_answer(task, part, accelerator)

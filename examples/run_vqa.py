@@ -11,6 +11,7 @@ the VQA evaluation server, log.jsonl, TensorBoard logs, curves.png and examples.
 
 from pathlib import Path
 
+from modeling_visualbert.tasks.common import reads_corpus
 from modeling_visualbert.tasks.run import run_task
 from modeling_visualbert.tasks.vqa import VqaArgs, majority_baselines, vqa_task
 from modeling_visualbert.training.args import parse_args
@@ -20,7 +21,7 @@ CORPUS_RECIPE = Path(__file__).parent / "recipes" / "vqa_corpus.yaml"
 
 def main() -> None:
     args = parse_args(VqaArgs, __doc__.split("\n")[0], recipe_without_data=CORPUS_RECIPE)
-    corpus = args.data_dir is None and not args.text_only
+    corpus = reads_corpus(args) and not args.text_only
     _, _, accelerator = run_task(
         vqa_task,
         args,

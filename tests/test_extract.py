@@ -57,6 +57,7 @@ from modeling_visualbert.features.images import IMAGE_IDS, list_dataset_images, 
 from modeling_visualbert.features.store import FeatureStore, partial_folder
 from modeling_visualbert.hub_code.modeling_region_encoder import RegionEncoder, RegionEncoderOutput
 from modeling_visualbert.tasks.common import DETECTOR, TaskArgs, prepare_images
+from modeling_visualbert.tasks.tables import TaskData
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = ExtractionOptions(dtype="float32", images_per_shard=4, batch_size=3)
@@ -668,14 +669,20 @@ def test_the_image_column_of_a_dataset(tmp_path, finder, capsys):
 # Who reads the store
 
 
+def ten_images(images_dir, find_paths=index_images_by_name):
+    """Rows of a task, one for each image of the store."""
+    rows = Dataset.from_dict({"image": [f"p-{number}" for number in range(10)]})
+    return TaskData({"train": rows}, {"train": "train"}, "image", find_paths, images_dir, [])
+
+
 def test_a_task_takes_the_store_of_its_detector_and_no_other(folder, finder, encoder_folder, tmp_path):
     extract(folder, finder)
     fields = {"features_dir": str(folder / "store"), "cpu": True}
-    keys = [f"p-{number}" for number in range(10)]
+    data = ten_images(folder, find_paths=lambda folder, wanted: {})
 
     def images(**more):
         args = TaskArgs(str(tmp_path / "run"), **fields, **more)
-        return prepare_images(args, keys, folder, lambda path: {}, torch.device("cpu"))
+        return prepare_images(args, data, torch.device("cpu"))[0]
 
     assert images(region_encoder=str(encoder_folder)).region_dim == finder[0].config.region_dim
     found = images(num_regions=2).get("p-0")
@@ -751,19 +758,16 @@ def test_stored_regions_of_changed_images_are_refused_or_told(folder, finder, en
     args = TaskArgs(
         str(tmp_path / "run"), features_dir=str(folder / "store"), region_encoder=str(encoder_folder), cpu=True
     )
-    keys = [f"p-{number}" for number in range(10)]
 
-    def prepare():
-        return prepare_images(args, keys, folder, index_images_by_name, torch.device("cpu"))
+    def prepare(images_dir=folder):
+        return prepare_images(args, ten_images(images_dir), torch.device("cpu"))[0]
 
     if outcome == "refused":
         with pytest.raises(
             ValueError, match=r"^\S+/store: 1 of 10 images changed after their regions .*image p-5: \S+p-5.png"
         ):
             prepare()
-        assert prepare_images(
-            args, keys, folder / "none", index_images_by_name, torch.device("cpu")
-        )  # not to compare with
+        assert prepare(folder / "none")  # not to compare with
     else:
         assert prepare().get("p-5")["boxes"] is not None
         told = [r.getMessage() for r in caplog.records if "have another date" in r.getMessage()]

@@ -181,8 +181,8 @@ def test_shipped_recipes_parse(recipe):
     ("content", "message"),
     [
         ("batch_sise: 8\n", "recipe.yaml: unknown argument 'batch_sise'; expected one of .*batch_size"),
-        ("- batch_size\n", "recipe.yaml: expected `name: value` lines"),
-        ("", "recipe.yaml: expected `name: value` lines"),
+        ("- batch_size\n", "recipe.yaml: found .*; expected `name: value` lines"),
+        ("", "recipe.yaml: found .*; expected `name: value` lines"),
     ],
 )
 def test_a_wrong_recipe_is_refused(tmp_path, content, message):

@@ -45,6 +45,15 @@ def _add_data_options(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("data")
     group.add_argument("--data_dir", help="folder with the official files (default: the embedded corpus)")
     group.add_argument("--split", help="split to evaluate, as in the file names (embedded corpus: its test split)")
+    group.add_argument(
+        "--dataset_name", help="own data: Hub name or folder of a data set; --split names one of its splits"
+    )
+    group.add_argument("--dataset_config_name", help="own data: configuration of the data set")
+    group.add_argument(
+        "--test_file", help="own data: csv, tsv, json, jsonl or parquet file with a row for each example"
+    )
+    for name, what in (("image", "images, or of their paths"), ("question", "questions"), ("answer", "answers")):
+        group.add_argument(f"--{name}_column", help=f"own data: column of {what}")
     group.add_argument("--images_dir", help="folder with the images (default: data_dir; VCR: data_dir/vcr1images)")
     group.add_argument("--features_dir", help="feature store with the regions of all images, instead of images")
     group.add_argument("--region_encoder", help="where the checkpoint has none: region encoder to find regions with")

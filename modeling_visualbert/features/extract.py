@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import logging
 import os
@@ -36,7 +37,9 @@ from .store import FeatureStore, partial_folder
 logger = logging.getLogger(__name__)
 
 Key = TypeVar("Key", bound=Hashable)
-ImageOrFile = Path | str | Image.Image | Callable[[], Image.Image]  # a callable opens the image; it need not decode it
+ImageOrFile = (
+    Path | str | Image.Image | Callable[[], Path | bytes | Image.Image]
+)  # a callable need not decode the image
 OnError = Callable[[Any, Exception], None]
 
 
@@ -446,11 +449,17 @@ def _image_size(source: ImageOrFile) -> tuple[int, int]:
             warnings.simplefilter("ignore")  # about very large images, which are refused by name later
             if isinstance(source, Image.Image):
                 return source.size
-            with source() if callable(source) else Image.open(source) as image:
+            with _opened(source() if callable(source) else source) as image:
                 lies_on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
                 return image.size[::-1] if lies_on_its_side else image.size
     except Exception:  # image readers fail in ways of their own when a file is damaged
         return 0, 0
+
+
+def _opened(source: Path | str | bytes | Image.Image) -> Image.Image:
+    if isinstance(source, Image.Image):
+        return source
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
 
 
 def _hash(value: Any) -> str:

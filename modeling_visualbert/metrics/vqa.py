@@ -22,6 +22,7 @@ _PUNCTUATION: tuple[str, ...] = tuple(_TABLES["punctuation"])
 _ARTICLES = frozenset(_TABLES["articles"])
 _NUMBER_WORDS: dict[str, str] = _TABLES["number_words"]
 _CONTRACTIONS: dict[str, str] = _TABLES["contractions"]
+MIN_ANNOTATORS = 3  # the official accuracy asks that so many agree
 _DELETABLE_PERIOD = re.compile(
     r"(?!<=\d)(\.)(?!\d)"
 )  # the official script misspells the look-behind; kept for equality
@@ -95,6 +96,21 @@ def question_accuracy(prediction: str, annotator_answers: Sequence[str | Mapping
     return sum(scores) / len(records)
 
 
+def answer_accuracy(
+    prediction: str, annotator_answers: Sequence[str], answer_scores: Sequence[float] | None = None
+) -> float:
+    """Accuracy in 0..1 of one answer to a question of any data set.
+
+    Where at least three annotators answered it is the official accuracy of VQA v2, which asks for three that agree. With fewer
+    it is 1 for the answer of any of them, and with scores that of the answer. Answers are compared as normalised.
+    """
+    if answer_scores is None and len(annotator_answers) >= MIN_ANNOTATORS:
+        return question_accuracy(prediction, annotator_answers)
+    given = zip(annotator_answers, answer_scores or [1.0] * len(annotator_answers), strict=True)
+    found = normalise_answer(prediction)
+    return max((score for answer, score in given if normalise_answer(answer) == found), default=0.0)
+
+
 def vqa_accuracy(predictions: Mapping[int, str], annotations: Sequence[Mapping]) -> dict:
     """Official VQA v2 accuracy in percent.
 
@@ -142,6 +158,27 @@ def vqa_accuracy(predictions: Mapping[int, str], annotations: Sequence[Mapping])
         "per_question": per_question,
         "num_examples": len(per_question),
     }
+
+
+def answer_targets(
+    annotator_answers: Sequence[str],
+    answer_scores: Sequence[float] | None,
+    answer_to_index: Mapping[str, int],
+    rule: str = "visualbert",
+) -> dict[int, float]:
+    """Training target of a question of any data set as {answer index: score}.
+
+    Where at least three annotators answered it is that of [`soft_targets`]. With fewer each answer scores 1, and with scores
+    what they say. An answer is looked up as it is written, then as normalised.
+    """
+    if answer_scores is None and len(annotator_answers) >= MIN_ANNOTATORS:
+        return soft_targets(annotator_answers, answer_to_index, rule=rule)
+    targets: dict[int, float] = {}
+    for answer, score in zip(annotator_answers, answer_scores or [1.0] * len(annotator_answers), strict=True):
+        index = answer_to_index.get(answer, answer_to_index.get(normalise_answer(answer)))
+        if index is not None:
+            targets[index] = max(score, targets.get(index, 0.0))
+    return targets
 
 
 def soft_targets(
@@ -199,4 +236,12 @@ def _mean(values) -> float:
     return sum(values) / len(values)
 
 
-__all__ = ["best_known_answers", "normalise_answer", "question_accuracy", "soft_targets", "vqa_accuracy"]
+__all__ = [
+    "answer_accuracy",
+    "answer_targets",
+    "best_known_answers",
+    "normalise_answer",
+    "question_accuracy",
+    "soft_targets",
+    "vqa_accuracy",
+]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from ..convert.checkpoint_files import naming
 from ..convert.published_detectors import open_region_encoder
 from ..corpus.build import CorpusConfig, default_cache_dir, ensure_corpus, in_corpus
 from ..corpus.vocabulary import ASSETS
+from ..data.table_images import TableImages
 from ..features.extract import (
     describe_detector,
     extract_regions,
@@ -37,6 +39,7 @@ from ..features.extract import (
     unreadable,
 )
 from ..features.format import FORMAT
+from ..features.images import image_id_from_number, image_id_from_stem
 from ..features.store import FeatureStore, write_store
 from ..hub_code.configuration_grid_encoder import GridRegionEncoderConfig
 from ..hub_code.configuration_visualbert import VisualBertConfig
@@ -47,7 +50,7 @@ from ..hub_code.regions_visualbert import check_detector, spatial_hint
 from ..hub_code.text_visualbert import check_tokenizer
 from ..published import find_published_checkpoint, published_tokenizer
 from ..tokenizer import open_tokenizer
-from ..training.args import TrainArgs
+from .tables import ImageFile, TableArgs, TaskData, reads_table
 
 SMALL_BACKBONE = "small"
 DETECTOR = ASSETS / "shapes_detector"  # trained on the embedded corpus by examples/train_detector.py
@@ -55,8 +58,8 @@ Boxes = Sequence[Sequence[float]]
 
 
 @dataclass
-class TaskArgs(TrainArgs):
-    """Arguments of every task that reads text and images. Without `data_dir` it runs on the embedded corpus."""
+class TaskArgs(TableArgs):
+    """Arguments of every task that reads text and images. Without data it runs on the embedded corpus."""
 
     data_dir: str | None = field(
         default=None, metadata={"help": "folder with the official files; default: the embedded corpus"}
@@ -131,6 +134,11 @@ class TaskArgs(TrainArgs):
             self.init_from = None
 
 
+def reads_corpus(args: TaskArgs) -> bool:
+    """Whether the data is the embedded corpus: no other is named."""
+    return args.data_dir is None and not reads_table(args)
+
+
 def corpus_folder(args: TaskArgs) -> Path:
     """The embedded corpus of the run, built on first use."""
     sizes = args.train_scenes, args.val_scenes, args.test_scenes
@@ -169,13 +177,18 @@ def load_tokenizer(args: TaskArgs) -> Any:
 
     Raises:
         FileNotFoundError: There is no such folder, or no tokenizer in it.
-        ValueError: It lacks a special token.
+        ValueError: It lacks a special token, or none is named for one's own data.
     """
     if args.init_from is not None:
         try:
             check_name(args.init_from)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error}; {_HOW_TO_INIT}") from None
+    if reads_table(args) and args.tokenizer is None and args.init_from is None:
+        raise ValueError(
+            "own data without --init_from and --tokenizer; expected a VisualBERT or BERT to start from, such as "
+            "google-bert/bert-base-uncased, or its tokenizer: that of the embedded corpus knows no other words"
+        )
     name = args.tokenizer or args.init_from or ASSETS / "corpus_tokenizer"
     return open_tokenizer(published_tokenizer() if find_published_checkpoint(name) is not None else name)
 
@@ -193,74 +206,29 @@ class Images:
         region_dim: Length of a feature.
         paths: Image files by key, where they are known.
         detector: Name and fingerprint of what found the regions.
-        left_out: Why images are missing or cannot be read, by key; see [`rows_with_images`].
     """
 
     get: Callable[[Hashable], Any] | None
     encoder: RegionEncoder | None
     image_processor: VisualBertImageProcessor | None
     region_dim: int
-    paths: Mapping[Hashable, Path]
+    paths: Mapping[Any, ImageFile]
     detector: Mapping[str, Any]
-    left_out: Mapping[Hashable, str] = field(default_factory=dict)
-
-
-def keys_by_split(
-    args: TaskArgs, data: Mapping[str, Dataset], keys_of: Callable[[Dataset], Iterable[Any]]
-) -> dict[str, set[Any]]:
-    """Keys of the images of each split, by the name of the split, for [`index_images`]."""
-    wanted: dict[str, set[Any]] = defaultdict(set)
-    for role, split in data.items():
-        wanted[getattr(args, f"{role}_split") or {"dev": "val"}.get(role, role)].update(keys_of(split))
-    return dict(wanted)
-
-
-def rows_with_images(
-    data: Mapping[str, Dataset],
-    images: Images,
-    images_of: Callable[[dict[str, Any]], Iterable[Hashable]],
-    skipped: list[str],
-) -> dict[str, Dataset]:
-    """The splits without the rows whose images are left out; adds an error to `skipped` for each.
-
-    Raises:
-        ValueError: No row of a split is left.
-    """
-    if not images.left_out:
-        return dict(data)
-    kept: dict[str, list[int]] = {name: [] for name in data}
-    for name, split in data.items():
-        for number, row in enumerate(split):
-            reasons = [images.left_out[key] for key in images_of(row) if key in images.left_out]
-            if reasons:
-                skipped.append(f"{name}: row {number}: {reasons[0]}")
-            else:
-                kept[name].append(number)
-        if len(split) and not kept[name]:
-            raise ValueError(f"{name}: all {len(split)} rows are left out, the last because of {skipped[-1]}")
-    return {name: split.select(kept[name]) for name, split in data.items()}
 
 
 def prepare_images(
-    args: TaskArgs,
-    keys: Iterable[Hashable],
-    images_dir: Path,
-    find_paths: Callable[[Path], Mapping[Any, Path]],
-    device: torch.device,
-    boxes: Mapping[Any, Boxes] | None = None,
-) -> Images:
+    args: TaskArgs, data: TaskData, device: torch.device, boxes: Mapping[Any, Boxes] | None = None
+) -> tuple[Images, TaskData]:
     """Find the regions of all images of the data, or where they are stored.
 
     Args:
         args: The run's arguments.
-        keys: Keys of all images.
-        images_dir: Folder of the images.
-        find_paths: Gives the image files in that folder by key; called only when images are read.
+        data: What the task reads.
         device: Where to run the region encoder.
         boxes: Given boxes of each image in pixels, the whole image first, to describe instead of finding some.
 
     Returns:
-        Where the regions are. With `skip_bad_records`, images that are missing or cannot be read are `left_out`.
+        Where the regions are, and the data: with `skip_bad_records` without the rows whose images are missing or cannot be read.
 
     Raises:
         FileNotFoundError, ValueError: Images or regions are missing.
@@ -270,17 +238,17 @@ def prepare_images(
     store = None if args.features_dir is None else _given_store(args, encoder, made_by)
     dim, detector = _check_features(args, encoder, made_by, store)
     if args.text_only:  # the model is the same, so that a later stage can start from it
-        return Images(None, encoder, image_processor, dim, {}, detector)
-    ordered = sorted(set(keys), key=lambda key: (isinstance(key, str), key))
+        return Images(None, encoder, image_processor, dim, {}, detector), data
     if args.from_pixels:
         if encoder is None:
             raise ValueError("--from_pixels needs a region encoder: pass --region_encoder")
-        paths, left_out = _existing(images_dir, find_paths(images_dir), ordered, args.skip_bad_records)
-        _check_images(args, encoder, images_dir)
+        paths, left_out = _existing(data, args.skip_bad_records)
+        _check_images(args, encoder, data.images_dir)
         limit_regions(encoder, args.num_regions)
         if args.skip_bad_records:
-            left_out |= unreadable(paths)
-        return Images(paths.__getitem__, encoder, image_processor, dim, paths, detector, left_out)
+            left_out |= unreadable({key: partial(paths.__getitem__, key) for key in paths})
+        images = Images(paths.__getitem__, encoder, image_processor, dim, paths, detector)
+        return images, _rows_with_images(data, left_out)
     if reads_objects(encoder):
         raise ValueError(
             f"{args.region_encoder or args.init_from}: this detector describes objects by their class and outline, which no "
@@ -289,25 +257,49 @@ def prepare_images(
     paths, left_out = {}, {}
     if store is None:
         assert encoder is not None and image_processor is not None and made_by is not None
-        paths, left_out = _existing(images_dir, find_paths(images_dir), ordered, args.skip_bad_records)
-        _check_images(args, encoder, images_dir)
+        paths, left_out = _existing(data, args.skip_bad_records)
+        _check_images(args, encoder, data.images_dir)
         fingerprint = made_by["fingerprint"]
         store = _stored_regions(paths, boxes, encoder, fingerprint, image_processor, device, args.skip_bad_records)
-        left_out |= unreadable({key: path for key, path in paths.items() if key not in store})
-    elif store.image_files:
-        _check_unchanged(store, ordered, images_dir, find_paths)
-    missing = [key for key in ordered if key not in store and key not in left_out]
-    if missing and not (args.skip_bad_records and len(missing) < len(ordered)):
+        left_out |= unreadable({key: partial(paths.__getitem__, key) for key in paths if key not in store})
+    keys = [key for key in data.all_keys() if key not in left_out]
+    id_of = ids_in_store(store, keys)
+    if args.features_dir is not None and store.image_files:
+        _check_unchanged(store, data, keys, id_of)
+    missing = [key for key in keys if id_of(key) not in store]
+    if missing and not (args.skip_bad_records and len(missing) < len(keys)):
         raise ValueError(f"{store.folder}: no regions of image {missing[0]} ({len(missing)} are missing)")
     left_out |= {key: f"{store.folder}: no regions of image {key}" for key in missing}
 
     def regions(key: Hashable) -> dict[str, torch.Tensor]:
-        found = store[key]
+        found = store[id_of(key)]
         # They are stored by falling confidence.
         return {name: found[name][: args.num_regions] for name in ("visual_embeds", "boxes") if name in found}
 
     limit_regions(encoder, args.num_regions)  # the trained model, reading pixels, finds as many as were stored
-    return Images(regions, encoder, image_processor, dim, paths, detector, left_out)
+    images = Images(regions, encoder, image_processor, dim, paths, detector)
+    return images, _rows_with_images(data, left_out)
+
+
+def _rows_with_images(data: TaskData, left_out: Mapping[Hashable, str]) -> TaskData:
+    """The data without the rows whose images are left out; each adds an error to `skipped`.
+
+    Raises:
+        ValueError: No row of a split is left.
+    """
+    if not left_out:
+        return data
+    splits, skipped = {}, [*data.skipped]
+    for role, split in data.splits.items():
+        kept = []
+        for number, keys in enumerate(data.keys(split)):
+            reasons = [left_out[key] for key in keys if key in left_out]
+            skipped += [f"{role}: row {number}: {reason}" for reason in reasons[:1]]
+            kept += [] if reasons else [number]
+        if len(split) and not kept:
+            raise ValueError(f"{role}: all {len(split)} rows are left out, the last because of {skipped[-1]}")
+        splits[role] = split.select(kept)
+    return replace(data, splits=splits, skipped=skipped)
 
 
 # What decides, beside the processor, which text and regions a model reads; checkpoints keep it, so that evaluation follows it.
@@ -424,7 +416,7 @@ def _grid_encoder(args: TaskArgs) -> tuple[RegionEncoder, VisualBertImageProcess
     )
     encoder = GridRegionEncoder(GridRegionEncoderConfig(backbone_config=backbone_config, **grid))
     # Photographs have many shapes; the images of the embedded corpus have one, which is the default.
-    size = {} if args.data_dir is None else {"size": {"height": 224, "width": 224}}
+    size = {} if reads_corpus(args) else {"size": {"height": 224, "width": 224}}
     return encoder, VisualBertImageProcessor(**size)
 
 
@@ -477,6 +469,27 @@ def _check_images(args: TaskArgs, encoder: RegionEncoder, images_dir: Path) -> N
         )
 
 
+def ids_in_store(store: FeatureStore, keys: Sequence[Any]) -> Callable[[Any], Any]:
+    """How a store calls the images: by their keys, or where these are paths by the names or the numbers of the files.
+
+    Raises:
+        ValueError: Two images have the same name in the store.
+    """
+    if not keys or not isinstance(keys[0], str) or keys[0] in store:
+        return lambda key: key
+    for id_of in (image_id_from_stem, image_id_from_number):
+        try:
+            ids = [id_of(key) for key in keys]
+        except ValueError:  # a name without a number
+            continue
+        if ids[0] in store:
+            name, count = Counter(ids).most_common(1)[0]
+            if count > 1:
+                raise ValueError(f"{store.folder}: {count} images are called {name!r}; expected different names")
+            return id_of
+    return lambda key: key
+
+
 def limit_regions(encoder: RegionEncoder | None, count: int | None) -> None:
     """Let a region encoder find at most `count` regions, the most confident ones."""
     if isinstance(encoder, GridRegionEncoder) and count is not None:
@@ -485,29 +498,44 @@ def limit_regions(encoder: RegionEncoder | None, count: int | None) -> None:
         encoder.config.max_regions = min(count, encoder.config.max_regions)
 
 
-def _existing(
-    images_dir: Path, paths: Mapping[Any, Path], keys: Sequence[Any], skip: bool
-) -> tuple[dict[Hashable, Path], dict[Hashable, str]]:
+def _existing(data: TaskData, skip: bool) -> tuple[Mapping[Any, ImageFile], dict[Hashable, str]]:
     """The files of the images, and why there are none of others, which is an error unless those are to be skipped."""
+    paths, keys = data.find_paths(data.images_dir, wanted=data.wanted()), data.all_keys()
     missing = [key for key in keys if key not in paths]
     if missing and not (skip and len(missing) < len(keys)):
-        raise FileNotFoundError(f"{images_dir}: no file of image {missing[0]} ({len(missing)} are missing)")
-    left_out = {key: f"{images_dir}: no file of image {key}" for key in missing}
+        raise FileNotFoundError(f"{data.images_dir}: no file of image {missing[0]} ({len(missing)} are missing)")
+    left_out = {key: f"{data.images_dir}: no file of image {key}" for key in missing}
+    if isinstance(paths, TableImages):  # has no others, and reads an image when it is opened
+        return paths, left_out
     return {key: paths[key] for key in keys if key in paths}, left_out
 
 
-def _check_unchanged(
-    store: FeatureStore, keys: Sequence[Any], images_dir: Path, find_paths: Callable[[Path], Mapping[Any, Path]]
-) -> None:
+def _check_unchanged(store: FeatureStore, data: TaskData, keys: Sequence[Any], id_of: Callable[[Any], Any]) -> None:
     """Refuse stored regions of images that have changed. They need no images, but those that are there are compared."""
-    paths: Mapping[Any, Path] = {}
+    paths: Mapping[Any, ImageFile] = {}
     with suppress(FileNotFoundError, ValueError):
-        paths = find_paths(images_dir)
-    store.check_images({key: paths[key] for key in keys if key in paths})
+        paths = data.find_paths(data.images_dir, wanted=data.wanted())
+    files = {id_of(key): _file(paths, key) for key in keys if key in paths}
+    store.check_images({key: path for key, path in files.items() if path is not None})
+
+
+def _file(paths: Mapping[Any, ImageFile], key: Any) -> Path | None:
+    """The file of an image; None if only its bytes are known."""
+    path = paths.path(key) if isinstance(paths, TableImages) else paths[key]
+    return path if isinstance(path, Path) else None
+
+
+def _identity(paths: Mapping[Any, ImageFile], key: Any) -> Any:
+    """What tells whether an image changed: path, size and time of its file, or the hash of its bytes."""
+    path = _file(paths, key)
+    if path is None:
+        return key
+    status = path.stat()
+    return str(path.resolve()), status.st_size, status.st_mtime_ns
 
 
 def _stored_regions(
-    paths: Mapping[Hashable, Path],
+    paths: Mapping[Any, ImageFile],
     boxes: Mapping[Any, Boxes] | None,
     encoder: RegionEncoder,
     fingerprint: str,
@@ -519,9 +547,7 @@ def _stored_regions(
 
     With `skip`, images that cannot be read are not in it.
     """
-    files = [
-        (str(path.resolve()), status.st_size, status.st_mtime_ns) for path in paths.values() for status in [path.stat()]
-    ]
+    files = [_identity(paths, key) for key in paths]
     given = None if boxes is None else [boxes[key] for key in paths]
     treatment = json.dumps(image_processor_fields(image_processor), indent=2, sort_keys=True) + "\n"
     identity = [FORMAT, list(paths), files, given, fingerprint, treatment, *(["skip"] if skip else [])]
@@ -529,9 +555,8 @@ def _stored_regions(
     if not (folder / "index.json").is_file():
         encoder.to(device)
         on_error = (lambda key, error: None) if skip else None  # read again by the caller, who says why
-        regions = extract_regions(
-            encoder, image_processor, paths.items(), boxes=boxes, total=len(paths), on_error=on_error
-        )
+        images = ((key, partial(paths.__getitem__, key)) for key in paths)
+        regions = extract_regions(encoder, image_processor, images, boxes=boxes, total=len(paths), on_error=on_error)
         write_store(folder, regions, encoder.config.region_dim, describe_detector(encoder, image_processor))
         encoder.cpu()
     return FeatureStore(folder)

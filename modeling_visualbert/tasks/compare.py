@@ -102,15 +102,15 @@ def _score_again(predictions: Predictions, data_dir: str, split: str, subtask: s
     if "pieces" in keys:  # pre-training: what was masked is in the file
         return pretraining.own_accuracies(predictions)
     if "answer" in keys:
-        data = vqa.load_vqa_data(vqa.VqaArgs("", **one_split))[0]["test"]
+        data = vqa.load_vqa_data(vqa.VqaArgs("", **one_split)).splits["test"]
         _check_known(predictions, data["question_id"], where, data_dir, split)
         return vqa.own_accuracies({record["id"]: record["answer"] for record in predictions}, data)
     if "label" in keys:
-        data = nlvr2.load_nlvr2_data(nlvr2.Nlvr2Args("", **one_split))[0]["test"]
+        data = nlvr2.load_nlvr2_data(nlvr2.Nlvr2Args("", **one_split)).splits["test"]
         _check_known(predictions, data["identifier"], where, data_dir, split)
         return nlvr2.own_accuracies({record["id"]: record["label"] for record in predictions}, data)
     if "phrases" in keys:
-        data = flickr30k.load_flickr30k_data(flickr30k.Flickr30kArgs("", **one_split))[0]["test"]
+        data = flickr30k.load_flickr30k_data(flickr30k.Flickr30kArgs("", **one_split)).splits["test"]
         _check_known(predictions, [flickr30k.sentence_id(row) for row in data], where, data_dir, split)
         return flickr30k.own_recalls(predictions, data)
     if "choice" not in keys:

@@ -65,7 +65,7 @@ def run_evaluation(args: EvaluateArgs) -> Metrics:
     with accelerator.main_process_first():
         opened = open_checkpoint(args.model, args)
         other = None if args.rationale_model is None else open_checkpoint(args.rationale_model, args)
-    args = replace(args, split=args.split or _TEST_SPLITS[kind_of_files(opened, args)])
+    args = replace(args, split=args.split or _default_split(opened, args))
     with _one_line_errors():
         if other is not None:
             task, metrics, predictions = _evaluate_both(opened, other, args, accelerator)
@@ -86,6 +86,11 @@ def run_evaluation(args: EvaluateArgs) -> Metrics:
         _write(task, record, predictions, output_dir)
     accelerator.end_training()
     return record
+
+
+def _default_split(opened: Opened, args: EvaluateArgs) -> str:
+    has_table = args.dataset_name is not None or args.test_file is not None
+    return "test" if has_table else _TEST_SPLITS[kind_of_files(opened, args)]
 
 
 def _evaluate(task: Task, args: EvaluateArgs, accelerator: Accelerator) -> tuple[Metrics, Predictions]:
@@ -152,29 +157,28 @@ def _evaluate_both(
     ]
     load = cache(lambda objects: load_rows(vcr.load_vcr_data, replace(runs[0], objects=objects), "vcr", args))
     with accelerator.main_process_first():
-        data, images_dir, skipped = load(runs[0].objects)
-        other, _, _ = load(runs[1].objects)
+        data, other = load(runs[0].objects), load(runs[1].objects)
     # One model at a time.
-    first = vcr_task_over(data, images_dir, answers, runs[0], "answer", accelerator, skipped)
-    data = first.splits[split_name(args)]
+    first = vcr_task_over(data, answers, runs[0], "answer", accelerator)
+    rows = first.splits[split_name(args)]
     _, predictions = _evaluate(first, args, accelerator)
     del first
-    task = vcr_task_over(other, images_dir, rationales, runs[1], "rationale", accelerator, skipped)
+    task = vcr_task_over(other, rationales, runs[1], "rationale", accelerator)
     run = replace(runs[1], eval_batch_size=args.batch_size, num_workers=_num_workers(args, accelerator))
     task = replace(task, collate=_naming_examples(task.collate))
     given = vcr.rationale_scores(task, task.model, split_name(args), run, accelerator)
     scores = {record["id"]: record["scores"] for record in predictions}
-    metrics = {**vcr.score_both(scores, given, data), "num_examples": len(data)}
+    metrics = {**vcr.score_both(scores, given, rows), "num_examples": len(rows)}
     predictions = [{**record, "rationales": given[record["id"]]} for record in predictions]
 
     def write_results(predictions: Predictions, path: Path) -> None:
-        vcr.write_leaderboard(scores, given, data, path.with_suffix(".csv"))
+        vcr.write_leaderboard(scores, given, rows, path.with_suffix(".csv"))
 
     task = replace(
         task,
         name="vcr",
         best_metric="joint",
-        score_each=lambda predictions, split: vcr.own_joint_accuracies(predictions, data),
+        score_each=lambda predictions, split: vcr.own_joint_accuracies(predictions, rows),
         write_results=write_results,
     )
     return task, metrics, predictions

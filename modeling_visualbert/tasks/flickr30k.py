@@ -26,12 +26,12 @@ from .common import (
     TaskArgs,
     check_labels,
     corpus_folder,
-    keys_by_split,
     load_tokenizer,
     make_model,
     prepare_images,
-    rows_with_images,
+    reads_corpus,
 )
+from .tables import TaskData
 
 
 @dataclass
@@ -61,47 +61,39 @@ def flickr30k_task(args: Flickr30kArgs, accelerator: Accelerator) -> Task:
     if args.from_pixels:
         raise ValueError("--from_pixels: targets are matched against stored boxes; train on stored regions")
     with accelerator.main_process_first():
-        data, images_dir, skipped = load_flickr30k_data(args)
-        check_labels(data, args, ["boxes"], lambda split, column: f"no {column} in {args.data_dir}/Annotations")
+        data = load_flickr30k_data(args)
+        check_labels(data.splits, args, ["boxes"], lambda split, column: f"no {column} in {args.data_dir}/Annotations")
         tokenizer = load_tokenizer(args)
-        wanted = keys_by_split(args, data, lambda split: split["image_id"])
-        find_paths = partial(index_images, wanted=wanted)
-        images = prepare_images(args, set().union(*wanted.values()), images_dir, find_paths, accelerator.device)
-        data = rows_with_images(data, images, images_of, skipped)
+        images, data = prepare_images(args, data, accelerator.device)
         model = make_model(VisualBertForRegionToPhraseAlignment, args, tokenizer, images)
     processor = VisualBertProcessor(
         images.image_processor, tokenizer, task="flickr30k", region_dim=model.config.visual_embedding_dim
     )
     assert images.get is not None
-    task = make_task(model, processor, data, images.get)
-    task.images, task.skipped = images.paths, skipped
+    task = make_task(model, processor, data.splits, images.get)
+    task.images, task.skipped = images.paths, data.skipped
     if images.paths:
         task.draw = partial(_draw, task)
     return task
 
 
-def load_flickr30k_data(args: Flickr30kArgs) -> tuple[dict[str, Dataset], Path, list[str]]:
-    """The splits by role (train, dev, test), the folder of the images, and the bad records that were left out."""
-    corpus = corpus_folder(args) if args.data_dir is None else None
+def load_flickr30k_data(args: Flickr30kArgs) -> TaskData:
+    """The splits and where their images are."""
+    corpus = corpus_folder(args) if reads_corpus(args) else None
     folder = corpus / "flickr30k" if corpus is not None else Path(args.data_dir or "")
     images_dir = corpus / "images" if corpus is not None else Path(args.images_dir or folder)
     skipped: list[str] | None = [] if args.skip_bad_records else None
     splits = {"train": args.train_split, "dev": args.dev_split, "test": args.test_split}
+    names = {role: split for role, split in splits.items() if split}
     prefix = "shapes_" if corpus is not None else ""
     grounded = bool(args.train_split or args.dev_split) or (folder / "Annotations").is_dir()
     data = {
         name: load_flickr30k(
             folder, read_split(folder / f"{prefix}{split}.txt"), args.positions, skipped=skipped, grounded=grounded
         )
-        for name, split in splits.items()
-        if split
+        for name, split in names.items()
     }
-    return data, images_dir, skipped or []
-
-
-def images_of(row: dict[str, Any]) -> list[int]:
-    """Keys of the images of a row."""
-    return [row["image_id"]]
+    return TaskData(data, names, "image_id", index_images, images_dir, skipped or [])
 
 
 def make_task(

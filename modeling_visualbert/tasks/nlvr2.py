@@ -27,12 +27,12 @@ from .common import (
     TaskArgs,
     check_labels,
     corpus_folder,
-    keys_by_split,
     load_tokenizer,
     make_model,
     prepare_images,
-    rows_with_images,
+    reads_corpus,
 )
+from .tables import TaskData
 
 
 @dataclass
@@ -58,13 +58,10 @@ def nlvr2_task(args: Nlvr2Args, accelerator: Accelerator) -> Task:
         ValueError, FileNotFoundError: Arguments or files do not fit together.
     """
     with accelerator.main_process_first():
-        data, images_dir, skipped = load_nlvr2_data(args)
-        check_nlvr2_labels(data, args)
+        data = load_nlvr2_data(args)
+        check_nlvr2_labels(data.splits, args)
         tokenizer = load_tokenizer(args)
-        wanted = keys_by_split(args, data, lambda split: (name for pair in split["images"] for name in pair))
-        find_paths = partial(index_images_by_name, wanted=wanted)
-        images = prepare_images(args, set().union(*wanted.values()), images_dir, find_paths, accelerator.device)
-        data = rows_with_images(data, images, images_of, skipped)
+        images, data = prepare_images(args, data, accelerator.device)
         labels = {0: "False", 1: "True"}
         model = make_model(
             VisualBertForVisualReasoning,
@@ -82,27 +79,21 @@ def nlvr2_task(args: Nlvr2Args, accelerator: Accelerator) -> Task:
     processor = VisualBertProcessor(
         images.image_processor, tokenizer, task="nlvr2", region_dim=model.config.visual_embedding_dim
     )
-    task = make_task(model, processor, data, images.get)
-    task.images, task.skipped, task.write_results = images.paths, skipped, write_results
+    task = make_task(model, processor, data.splits, images.get)
+    task.images, task.skipped, task.write_results = images.paths, data.skipped, write_results
     if images.paths:
         task.draw = partial(_draw, task)
     return task
 
 
-def load_nlvr2_data(args: Nlvr2Args) -> tuple[dict[str, Dataset], Path, list[str]]:
-    """The splits by role (train, dev, test), the folder of the images, and the bad records that were left out."""
-    folder = corpus_folder(args) / "nlvr2" if args.data_dir is None else Path(args.data_dir)
+def load_nlvr2_data(args: Nlvr2Args) -> TaskData:
+    """The splits and where their images are."""
+    folder = corpus_folder(args) / "nlvr2" if reads_corpus(args) else Path(args.data_dir or "")
     skipped: list[str] | None = [] if args.skip_bad_records else None
     splits = {"train": args.train_split, "dev": args.dev_split, "test": args.test_split}
-    data = {
-        name: load_nlvr2(find_nlvr2_file(folder, split), skipped=skipped) for name, split in splits.items() if split
-    }
-    return data, Path(args.images_dir or folder), skipped or []
-
-
-def images_of(row: dict[str, Any]) -> list[str]:
-    """Keys of the images of a row."""
-    return row["images"]
+    names = {role: split for role, split in splits.items() if split}
+    data = {role: load_nlvr2(find_nlvr2_file(folder, split), skipped=skipped) for role, split in names.items()}
+    return TaskData(data, names, "images", index_images_by_name, Path(args.images_dir or folder), skipped or [])
 
 
 def check_nlvr2_labels(data: dict[str, Dataset], args: Nlvr2Args) -> None:

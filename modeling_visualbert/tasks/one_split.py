@@ -6,7 +6,7 @@ official files of the split ──► rows ──► regions ──────�
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 
 from ..checkpoints import check_name, load_model, read_task
 from ..convert.assemble import complete_checkpoint
-from ..data.files import find_one, index_images, index_images_by_name
+from ..data.files import find_one
 from ..data.nlvr2 import find_nlvr2_file
 from ..data.vqa2 import find_vqa_files
 from ..hub_code.processing_visualbert import VisualBertProcessor
@@ -36,11 +36,11 @@ from .common import (
     corpus_folder,
     limit_regions,
     prepare_images,
-    rows_with_images,
+    reads_corpus,
 )
+from .tables import TaskData, reads_table
 
 Args = TypeVar("Args", bound=TaskArgs)
-Found = TypeVar("Found")
 
 
 @dataclass
@@ -54,6 +54,12 @@ class EvaluateArgs:
     output_dir: str
     split: str | None = None
     data_dir: str | None = None
+    dataset_name: str | None = None
+    dataset_config_name: str | None = None
+    test_file: str | None = None
+    image_column: str | None = None
+    question_column: str | None = None
+    answer_column: str | None = None
     images_dir: str | None = None
     features_dir: str | None = None
     region_encoder: str | None = None
@@ -184,27 +190,22 @@ def _read_task(name: str) -> tuple[str, Any]:
 def _vqa_task(opened: Opened, args: EvaluateArgs, accelerator: Accelerator) -> Task:
     run = task_args(vqa.VqaArgs, opened, args)
     with accelerator.main_process_first():
-        data, images_dir, skipped = load_rows(vqa.load_vqa_data, run, "vqa", args)
-        keys = set(data["image_id"])
-        find_paths = partial(index_images, wanted={split_name(args): keys})
-        images = _find_regions(opened, run, keys, images_dir, find_paths, accelerator)
-        data = _rows_with_images(data, images, vqa.images_of, skipped, args)
+        data = load_rows(vqa.load_vqa_data, run, "vqa", args)
+        images, data = _find_regions(opened, run, data, accelerator)
     model = _load_model(opened, run, accelerator)
-    task = vqa.make_task(model, opened.processor, {split_name(args): data}, images.get)
-    return replace(task, write_results=vqa.write_results, skipped=skipped)
+    task = vqa.make_task(model, opened.processor, data.splits, images.get)
+    results = None if reads_table(run) else vqa.write_results  # there is no server for one's own data
+    return replace(task, write_results=results, skipped=data.skipped)
 
 
 def _nlvr2_task(opened: Opened, args: EvaluateArgs, accelerator: Accelerator) -> Task:
     run = task_args(nlvr2.Nlvr2Args, opened, args)
     with accelerator.main_process_first():
-        data, images_dir, skipped = load_rows(nlvr2.load_nlvr2_data, run, "nlvr2", args)
-        keys = {name for pair in data["images"] for name in pair}
-        find_paths = partial(index_images_by_name, wanted={split_name(args): keys})
-        images = _find_regions(opened, run, keys, images_dir, find_paths, accelerator)
-        data = _rows_with_images(data, images, nlvr2.images_of, skipped, args)
+        data = load_rows(nlvr2.load_nlvr2_data, run, "nlvr2", args)
+        images, data = _find_regions(opened, run, data, accelerator)
     model = _load_model(opened, run, accelerator)
-    task = nlvr2.make_task(model, opened.processor, {split_name(args): data}, images.get)
-    return replace(task, write_results=nlvr2.write_results, skipped=skipped)
+    task = nlvr2.make_task(model, opened.processor, data.splits, images.get)
+    return replace(task, write_results=nlvr2.write_results, skipped=data.skipped)
 
 
 def _flickr30k_task(opened: Opened, args: EvaluateArgs, accelerator: Accelerator) -> Task:
@@ -214,37 +215,26 @@ def _flickr30k_task(opened: Opened, args: EvaluateArgs, accelerator: Accelerator
             f"--{'text_only' if run.text_only else 'from_pixels'}: phrases are grounded in stored regions; leave it out"
         )
     with accelerator.main_process_first():
-        data, images_dir, skipped = load_rows(flickr30k.load_flickr30k_data, run, "flickr30k", args)
-        keys = set(data["image_id"])
-        find_paths = partial(index_images, wanted={split_name(args): keys})
-        images = _find_regions(opened, run, keys, images_dir, find_paths, accelerator)
-        data = _rows_with_images(data, images, flickr30k.images_of, skipped, args)
+        data = load_rows(flickr30k.load_flickr30k_data, run, "flickr30k", args)
+        images, data = _find_regions(opened, run, data, accelerator)
     assert images.get is not None
     model = _load_model(opened, run, accelerator)
-    task = flickr30k.make_task(model, opened.processor, {split_name(args): data}, images.get)
-    return replace(task, skipped=skipped)
+    task = flickr30k.make_task(model, opened.processor, data.splits, images.get)
+    return replace(task, skipped=data.skipped)
 
 
 def _pretraining_task(opened: Opened, args: EvaluateArgs, accelerator: Accelerator) -> Task:
     run = task_args(pretraining.PretrainingArgs, opened, args, max_length=opened.processor.max_length)
     if run.from_pixels:
         raise ValueError("--from_pixels: pre-training reads stored regions; leave it out")
-    tokenizer = opened.processor.tokenizer
-
-    def load(run: pretraining.PretrainingArgs) -> tuple[dict[str, Dataset], Path, pretraining.Source]:
-        source = pretraining.load_source(run, tokenizer)
-        return source.splits, source.images_dir, source
-
     with accelerator.main_process_first():
-        data, images_dir, source = load_rows(load, run, kind_of_files(opened, args), args)
-        keys = {key for row in data for key in source.images_of(row)}
-        find_paths = partial(source.find_paths, wanted={split_name(args): keys})
-        images = _find_regions(opened, run, keys, images_dir, find_paths, accelerator, source.boxes)
-        data = _rows_with_images(data, images, source.images_of, source.skipped, args)
-    # As a dev split: its rows are masked once, with fixed seeds.
-    source.splits = {"dev": data}
+        check_split(run, kind_of_files(opened, args), args)
+        source = pretraining.load_source(run, opened.processor.tokenizer)
+        source.data = only_split(source.data, run, args)
+        images, source.data = _find_regions(opened, run, source.data, accelerator, source.boxes)
+    source.data.splits = {"dev": rows_of(source.data)}  # whose rows are masked once, with fixed seeds
     task = pretraining.make_task(_load_model(opened, run, accelerator), opened.processor, source, images, run)
-    return replace(task, splits={split_name(args): task.splits["dev"]}, skipped=source.skipped)
+    return replace(task, splits={split_name(args): task.splits["dev"]}, skipped=source.data.skipped)
 
 
 def _vcr_task(opened: Opened, args: EvaluateArgs, accelerator: Accelerator) -> Task:
@@ -252,38 +242,26 @@ def _vcr_task(opened: Opened, args: EvaluateArgs, accelerator: Accelerator) -> T
     subtask = subtask_of(opened, args.subtask)
     run = task_args(vcr.VcrArgs, opened, args, subtask=subtask)
     with accelerator.main_process_first():
-        data, images_dir, skipped = load_rows(vcr.load_vcr_data, run, "vcr", args)
-    if subtask == "rationale" and None in data["answer_label"]:
+        data = load_rows(vcr.load_vcr_data, run, "vcr", args)
+    if subtask == "rationale" and None in rows_of(data)["answer_label"]:
         raise ValueError(
             f"split {split_name(args)!r} has no labels, and a rationale is chosen for the correct answer; expected both models, "
             "--model ANSWER_MODEL --rationale_model RATIONALE_MODEL, which score the rationales of every answer"
         )
-    return vcr_task_over(data, images_dir, opened, run, subtask, accelerator, skipped)
+    return vcr_task_over(data, opened, run, subtask, accelerator)
 
 
-def vcr_task_over(
-    data: Dataset,
-    images_dir: Path,
-    opened: Opened,
-    run: vcr.VcrArgs,
-    subtask: str,
-    accelerator: Accelerator,
-    skipped: Sequence[str],
-) -> Task:
+def vcr_task_over(data: TaskData, opened: Opened, run: vcr.VcrArgs, subtask: str, accelerator: Accelerator) -> Task:
     """One sub-task of VCR over rows that are read already, for one or both models of an evaluation."""
-    split = run.test_split or ""
     with accelerator.main_process_first():
-        names = set(data["image"])
         # Boxes are read where regions are found in images; those of a store are described already.
         computed = run.features_dir is None and not run.text_only
-        boxes = vcr.object_boxes({split: data}, images_dir) if computed else None
-        images = _find_regions(opened, run, names, images_dir, vcr.image_paths(names), accelerator, boxes)
-        all_skipped = [*skipped]
-        splits = rows_with_images({split: data}, images, vcr.images_of, all_skipped)
-    polygons_of = partial(vcr.object_polygons, images_dir) if vcr.reads_objects(images.encoder) else None
+        boxes = vcr.object_boxes(data) if computed else None
+        images, data = _find_regions(opened, run, data, accelerator, boxes)
+    polygons_of = partial(vcr.object_polygons, data.images_dir) if vcr.reads_objects(images.encoder) else None
     model = _load_model(opened, run, accelerator)
-    task = vcr.make_task(model, opened.processor, splits, images.get, subtask, polygons_of)
-    return replace(task, skipped=all_skipped)
+    task = vcr.make_task(model, opened.processor, data.splits, images.get, subtask, polygons_of)
+    return replace(task, skipped=data.skipped)
 
 
 BUILDERS: dict[str, Callable[[Opened, EvaluateArgs, Accelerator], Task]] = {
@@ -326,6 +304,12 @@ def task_args(args_class: type[Args], opened: Opened, args: EvaluateArgs, **more
     saved = {name: opened.options[name] for name in TASK_OPTIONS if name in opened.options}
     same: tuple[str, ...] = (
         "data_dir",
+        "dataset_name",
+        "dataset_config_name",
+        "test_file",
+        "image_column",
+        "question_column",
+        "answer_column",
         "images_dir",
         "features_dir",
         "any_detector",
@@ -343,34 +327,52 @@ def task_args(args_class: type[Args], opened: Opened, args: EvaluateArgs, **more
         "region_encoder": opened.region_encoder,
         **{"train_split": "", "dev_split": "", "test_split": args.split},
         "from_pixels": args.from_pixels or (reads_objects and args.features_dir is None),
-        **{name: getattr(args, name) for name in same if name in known},
+        **{name: value for name in same if name in known and (value := getattr(args, name)) is not None},
         **{name: value for name, value in {**saved, **given}.items() if name in known},
     }
     return args_class(**{**values, **more})
 
 
-def load_rows(
-    load: Callable[[Args], tuple[dict[str, Dataset], Path, Found]], run: Args, kind: str, args: EvaluateArgs
-) -> tuple[Dataset, Path, Found]:
-    """Rows of the split, the folder of the images, and what else the task's loader returns.
+def load_rows(load: Callable[[Args], TaskData], run: Args, kind: str, args: EvaluateArgs) -> TaskData:
+    """What a task's loader reads, with the split to evaluate under its name.
 
     Raises:
         FileNotFoundError: There is no such split; the message lists the files that there are.
         ValueError: The split is empty.
     """
-    folder = Path(run.data_dir) if run.data_dir is not None else corpus_folder(run) / kind
-    _check_split(folder, kind, split_name(args), run.data_dir is None)
-    data, images_dir, more = load(run)
-    (rows,) = data.values()
+    check_split(run, kind, args)
+    return only_split(load(run), run, args)
+
+
+def only_split(data: TaskData, run: TaskArgs, args: EvaluateArgs) -> TaskData:
+    """The same data, its only split under its name and no longer than was asked for.
+
+    Raises:
+        ValueError: The split is empty.
+    """
+    (rows,) = data.splits.values()
     if not len(rows):
-        raise ValueError(f"{folder}: split {args.split!r} has no examples; expected at least one")
+        raise ValueError(f"{run.data_dir}: split {args.split!r} has no examples; expected at least one")
     if args.max_eval_samples is not None:
         rows = rows.select(range(min(args.max_eval_samples, len(rows))))
-    return rows, images_dir, more
+    return replace(data, splits={split_name(args): rows}, names={split_name(args): split_name(args)})
 
 
-def _check_split(folder: Path, kind: str, split: str, is_corpus: bool) -> None:
-    prefix = "shapes_" if is_corpus else ""
+def rows_of(data: TaskData) -> Dataset:
+    """The rows of its only split."""
+    (rows,) = data.splits.values()
+    return rows
+
+
+def check_split(run: TaskArgs, kind: str, args: EvaluateArgs) -> None:
+    """
+    Raises:
+        FileNotFoundError: There is no such split of the official files; the message lists the files that there are.
+    """
+    if reads_table(run):  # lists its own splits
+        return
+    folder = Path(run.data_dir) if run.data_dir is not None else corpus_folder(run) / kind
+    split, prefix = split_name(args), "shapes_" if run.data_dir is None else ""
     find, pattern = {
         "vqa": (lambda part: find_vqa_files(folder, part), "**/*questions.json"),
         "nlvr2": (lambda part: find_nlvr2_file(folder, part), "**/*.json*"),
@@ -396,31 +398,23 @@ def _check_split(folder: Path, kind: str, split: str, is_corpus: bool) -> None:
 def _find_regions(
     opened: Opened,
     run: TaskArgs,
-    keys: Collection[Hashable],
-    images_dir: Path,
-    find_paths: Callable[[Path], Mapping[Any, Path]],
+    data: TaskData,
     accelerator: Accelerator,
     boxes: Mapping[Any, Boxes] | None = None,
-) -> Images:
-    """Where the regions of the images are, or are found; what does not fit is refused before anything is extracted."""
+) -> tuple[Images, TaskData]:
+    """Where the regions of the images are, or are found, and the rows that have images. What does not fit is refused before
+    anything is extracted."""
     dim, has_encoder = opened.config.visual_embedding_dim, opened.config.region_encoder_config is not None
     if run.from_pixels and not has_encoder:
         raise ValueError(f"--from_pixels: {opened.title} has no region encoder inside; leave it out")
     if run.text_only:
-        return Images(None, None, None, dim, {}, {})
-    if run.features_dir is None and not (has_encoder or run.region_encoder) and run.data_dir is not None:
+        return Images(None, None, None, dim, {}, {}), data
+    if run.features_dir is None and not (has_encoder or run.region_encoder) and not reads_corpus(run):
         raise ValueError(
             f"{opened.title} has no region encoder inside; expected --features_dir with the regions of the images, or "
             "--region_encoder to find them with"
         )
-    return prepare_images(run, keys, images_dir, find_paths, accelerator.device, boxes)
-
-
-def _rows_with_images(
-    data: Dataset, images: Images, images_of: Callable[..., Any], skipped: list[str], args: EvaluateArgs
-) -> Dataset:
-    (rows,) = rows_with_images({split_name(args): data}, images, images_of, skipped).values()
-    return rows
+    return prepare_images(run, data, accelerator.device, boxes)
 
 
 def _load_model(opened: Opened, run: TaskArgs, accelerator: Accelerator) -> PreTrainedModel:
@@ -452,6 +446,7 @@ __all__ = [
     "kind_of_files",
     "load_rows",
     "open_checkpoint",
+    "rows_of",
     "split_name",
     "subtask_of",
     "task_args",

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 
 from ..corpus.scenes import COLORS, SHAPES
 from ..data.coco import load_coco_captions
-from ..data.files import find_one, index_images, index_images_by_name, read_lines
+from ..data.files import find_one, index_images, read_lines
 from ..hub_code.image_processing_visualbert import load_image
 from ..hub_code.modeling_visualbert import VisualBertForPreTraining
 from ..hub_code.processing_visualbert import VisualBertProcessor
@@ -40,15 +40,15 @@ from .common import (
     Images,
     TaskArgs,
     corpus_folder,
-    keys_by_split,
     load_tokenizer,
     make_model,
     prepare_images,
-    rows_with_images,
+    reads_corpus,
 )
 from .flickr30k import Flickr30kArgs, load_flickr30k_data
 from .nlvr2 import Nlvr2Args, check_nlvr2_labels, load_nlvr2_data
-from .vcr import SUBTASKS, VcrArgs, check_vcr_labels, context_of, image_paths, load_vcr_data, object_boxes
+from .tables import TaskData
+from .vcr import SUBTASKS, VcrArgs, check_vcr_labels, context_of, load_vcr_data, object_boxes
 from .vqa import VqaArgs, check_vqa_labels, load_vqa_data
 
 STAGES = ("coco", "vqa", "nlvr2", "vcr", "flickr30k")
@@ -84,23 +84,15 @@ class Source:
     """What a stage reads.
 
     Args:
-        splits: Rows by role (train, dev, test).
+        data: Its splits, and where their images are.
         draw_text: Row, its split and a generator -> text without masks, and the match label or None.
         probe_text: Row -> the text whose words are masked one by one in evaluation.
-        images_of: Row -> keys of its images.
-        images_dir: Folder of the images.
-        find_paths: Gives the image files in that folder by key, where it is told which keys each split has (`wanted`).
         boxes: Given boxes by key, for VCR.
-        skipped: Bad records that were left out.
     """
 
-    splits: dict[str, Dataset]
+    data: TaskData
     draw_text: Callable[[dict, Dataset, torch.Generator], tuple[EncodedText, int | None]]
     probe_text: Callable[[dict], EncodedText]
-    images_of: Callable[[dict], list]
-    images_dir: Path
-    find_paths: Callable[..., Mapping[Any, Path]]
-    skipped: list[str]
     boxes: Mapping[Any, Boxes] | None = None
 
 
@@ -127,12 +119,7 @@ def pretraining_task(args: PretrainingArgs, accelerator: Accelerator) -> Task:
     with accelerator.main_process_first():
         tokenizer = load_tokenizer(args)
         source = load_source(args, tokenizer)
-        wanted = keys_by_split(
-            args, source.splits, lambda split: (key for row in split for key in source.images_of(row))
-        )
-        keys, find_paths = set().union(*wanted.values()), partial(source.find_paths, wanted=wanted)
-        images = prepare_images(args, keys, source.images_dir, find_paths, accelerator.device, source.boxes)
-        source.splits = rows_with_images(source.splits, images, source.images_of, source.skipped)
+        images, source.data = prepare_images(args, source.data, accelerator.device, source.boxes)
         model = make_model(VisualBertForPreTraining, args, tokenizer, images)
     processor = VisualBertProcessor(
         images.image_processor,
@@ -142,7 +129,7 @@ def pretraining_task(args: PretrainingArgs, accelerator: Accelerator) -> Task:
         region_dim=model.config.visual_embedding_dim,
     )
     task = make_task(model, processor, source, images, args)
-    task.images, task.skipped = images.paths, source.skipped
+    task.images, task.skipped = images.paths, source.data.skipped
     if images.paths:
         task.draw = partial(_draw, task)
     return task
@@ -169,7 +156,7 @@ def make_task(
         input_ids, labels = mask_pieces(text.input_ids, tokenizer, generator, args.mlm_probability)
         match = None if args.no_match else match
         return MaskedRow(
-            name, replace(text, input_ids=input_ids), labels, match, source.images_of(row), row.get("object_ids")
+            name, replace(text, input_ids=input_ids), labels, match, source.data.keys_of(row), row.get("object_ids")
         )
 
     def evaluation_rows(data: Dataset) -> Iterator[MaskedRow]:
@@ -189,9 +176,9 @@ def make_task(
                 ids[place], labels[place] = tokenizer.mask_token_id, piece
                 name = f"probe-{number}-{place}"
                 masked = replace(text, input_ids=ids)
-                yield MaskedRow(name, masked, labels, None, source.images_of(row), row.get("object_ids"))
+                yield MaskedRow(name, masked, labels, None, source.data.keys_of(row), row.get("object_ids"))
 
-    splits = {n: data if n == "train" else list(evaluation_rows(data)) for n, data in source.splits.items()}
+    splits = {n: data if n == "train" else list(evaluation_rows(data)) for n, data in source.data.splits.items()}
     return Task(
         name=f"pretraining_{args.stage}",
         model=model,
@@ -203,7 +190,7 @@ def make_task(
         best_metric="mlm_accuracy",
         score_each=lambda predictions, split: own_accuracies(predictions),
         count_items=_count_items,
-        augment=lambda row, generator: mask(row, source.splits["train"], generator, ""),
+        augment=lambda row, generator: mask(row, source.data.splits["train"], generator, ""),
     )
 
 
@@ -288,7 +275,7 @@ def _probe_ids(args: PretrainingArgs, tokenizer: Any) -> set[int]:
     words: Sequence[str] = ()
     if args.probe_words is not None:
         words = list(read_lines(args.probe_words))
-    elif args.data_dir is None:
+    elif reads_corpus(args):
         words = (*COLORS, *SHAPES)
     unknown = [word for word in words if tokenizer.convert_tokens_to_ids(word) == tokenizer.unk_token_id]
     if unknown:
@@ -297,24 +284,21 @@ def _probe_ids(args: PretrainingArgs, tokenizer: Any) -> set[int]:
 
 
 def _coco(args: PretrainingArgs, tokenizer: Any) -> Source:
-    corpus = corpus_folder(args) if args.data_dir is None else None
+    corpus = corpus_folder(args) if reads_corpus(args) else None
     folder = corpus / "coco" if corpus is not None else Path(args.data_dir or "")
     images_dir = corpus / "images" if corpus is not None else Path(args.images_dir or folder)
     excluded = [] if args.exclude_images is None else [int(line) for line in read_lines(args.exclude_images)]
     skipped: list[str] | None = [] if args.skip_bad_records else None
-    names = {
+    named = {
         "train": "train" if args.train_split is None else args.train_split,
         "dev": "val" if args.dev_split is None else args.dev_split,
         "test": args.test_split or ("test" if corpus is not None else None),
     }
-    splits = {}
+    names, splits = {role: name for role, name in named.items() if name}, {}
     for role, name in names.items():
-        if name:
-            left_out = excluded if role == "train" else ()
-            files = [
-                find_one(folder, (f"**/captions_{part}.json",), f"captions of {part!r}") for part in name.split("+")
-            ]
-            splits[role] = concatenate_datasets([load_coco_captions(file, left_out, skipped=skipped) for file in files])
+        left_out = excluded if role == "train" else ()
+        files = [find_one(folder, (f"**/captions_{part}.json",), f"captions of {part!r}") for part in name.split("+")]
+        splits[role] = concatenate_datasets([load_coco_captions(file, left_out, skipped=skipped) for file in files])
 
     def draw_text(row: dict, data: Dataset, generator: torch.Generator) -> tuple[EncodedText, int]:
         order = torch.randperm(len(row["captions"]), generator=generator).tolist()
@@ -328,13 +312,9 @@ def _coco(args: PretrainingArgs, tokenizer: Any) -> Source:
         return encode_pair(tokenizer, first, second, args.max_length, truncation=True), match
 
     return Source(
-        splits,
+        TaskData(splits, names, "image_id", index_images, images_dir, skipped or []),
         draw_text,
         probe_text=lambda row: encode_pair(tokenizer, row["captions"][0], None, args.max_length, truncation=True),
-        images_of=lambda row: [row["image_id"]],
-        images_dir=images_dir,
-        find_paths=index_images,
-        skipped=skipped or [],
     )
 
 
@@ -349,10 +329,10 @@ def _other_row(image_id: int, data: Dataset, generator: torch.Generator) -> int:
 
 def _vqa(args: PretrainingArgs, tokenizer: Any) -> Source:
     run = _task_args(VqaArgs, args)
-    splits, images_dir, skipped = load_vqa_data(run)
-    check_vqa_labels(splits, run)
-    for name, data in splits.items():
-        if data[0]["answers"] is None:
+    data = load_vqa_data(run)
+    check_vqa_labels(data.splits, run)
+    for name, split in data.splits.items():
+        if split[0]["answers"] is None:
             raise ValueError(
                 f"split {name!r} has no answers; expected annotations, since the answer is part of the text"
             )
@@ -361,84 +341,55 @@ def _vqa(args: PretrainingArgs, tokenizer: Any) -> Source:
         answer = Counter(row["answers"]).most_common(1)[0][0]
         return encode_pair(tokenizer, f"{row['question']} {answer}", None, args.max_length, truncation=True)
 
-    return Source(
-        splits,
-        lambda row, data, generator: (text(row), None),
-        text,
-        images_of=lambda row: [row["image_id"]],
-        images_dir=images_dir,
-        find_paths=index_images,
-        skipped=skipped,
-    )
+    return Source(data, lambda row, data, generator: (text(row), None), text)
 
 
 def _nlvr2(args: PretrainingArgs, tokenizer: Any) -> Source:
     run = _task_args(Nlvr2Args, args)
-    splits, images_dir, skipped = load_nlvr2_data(run)
+    data = load_nlvr2_data(run)
     if not args.no_match:  # the truth of a sentence is what is matched
-        check_nlvr2_labels(splits, run)
+        check_nlvr2_labels(data.splits, run)
 
     def text(row: dict) -> EncodedText:
         return encode_pair(tokenizer, row["sentence"], None, args.max_length, truncation=True)
 
-    return Source(
-        splits,
-        lambda row, data, generator: (text(row), row["label"]),
-        text,
-        images_of=lambda row: row["images"],
-        images_dir=images_dir,
-        find_paths=index_images_by_name,
-        skipped=skipped,
-    )
+    return Source(data, lambda row, data, generator: (text(row), row["label"]), text)
 
 
 def _vcr(args: PretrainingArgs, tokenizer: Any) -> Source:
     run = _task_args(VcrArgs, args)
-    records, images_dir, skipped = load_vcr_data(run)
-    check_vcr_labels(records, run, "both")
-    for name, data in records.items():
-        if None in data["answer_label"] or None in data["rationale_label"]:
+    data = load_vcr_data(run)
+    check_vcr_labels(data.splits, run, "both")
+    for name, split in data.splits.items():
+        if None in split["answer_label"] or None in split["rationale_label"]:
             raise ValueError(
                 f"split {name!r} has no answers; expected labels, since the right choice is part of the text"
             )
     # Both sub-tasks, shuffled together.
     splits = {
-        name: concatenate_datasets([data.add_column("subtask", [subtask] * len(data)) for subtask in SUBTASKS])
-        for name, data in records.items()
+        name: concatenate_datasets([split.add_column("subtask", [subtask] * len(split)) for subtask in SUBTASKS])
+        for name, split in data.splits.items()
     }
 
     def text(row: dict) -> EncodedText:
         choice = row[f"{row['subtask']}_choices"][row[f"{row['subtask']}_label"]]
         return encode_choice(tokenizer, context_of(row, row["subtask"]), choice, row["objects"], args.max_length)
 
-    boxes = {} if args.text_only else object_boxes(records, images_dir)
     return Source(
-        splits,
+        replace(data, splits=splits),
         lambda row, data, generator: (text(row), None),
         text,
-        images_of=lambda row: [row["image"]],
-        images_dir=images_dir,
-        find_paths=image_paths(boxes),
-        skipped=skipped,
-        boxes=boxes,
+        boxes={} if args.text_only else object_boxes(data),
     )
 
 
 def _flickr30k(args: PretrainingArgs, tokenizer: Any) -> Source:
-    splits, images_dir, skipped = load_flickr30k_data(_task_args(Flickr30kArgs, args))
+    data = load_flickr30k_data(_task_args(Flickr30kArgs, args))
 
     def text(row: dict) -> EncodedText:
         return encode_pair(tokenizer, row["sentence"], None, args.max_length, truncation=True)
 
-    return Source(
-        splits,
-        lambda row, data, generator: (text(row), None),
-        text,
-        images_of=lambda row: [row["image_id"]],
-        images_dir=images_dir,
-        find_paths=index_images,
-        skipped=skipped,
-    )
+    return Source(data, lambda row, data, generator: (text(row), None), text)
 
 
 def _task_args(args_class: type, args: PretrainingArgs) -> Any:

@@ -6,7 +6,7 @@ Q->A chooses an answer. QA->R chooses a rationale; its context is the question f
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -36,9 +36,10 @@ from .common import (
     load_tokenizer,
     make_model,
     prepare_images,
+    reads_corpus,
     reads_objects,
-    rows_with_images,
 )
+from .tables import TaskData
 
 SUBTASKS = ("answer", "rationale")
 
@@ -108,12 +109,11 @@ def vcr_task(args: VcrArgs, accelerator: Accelerator, labels_of: str | None = No
         ValueError, FileNotFoundError: Arguments or files do not fit together.
     """
     with accelerator.main_process_first():
-        data, images_dir, skipped = load_vcr_data(args)
-        check_vcr_labels(data, args, labels_of or args.subtask)
+        data = load_vcr_data(args)
+        check_vcr_labels(data.splits, args, labels_of or args.subtask)
         tokenizer = load_tokenizer(args)
-        boxes = {} if args.text_only else object_boxes(data, images_dir)
-        images = prepare_images(args, boxes, images_dir, image_paths(boxes), accelerator.device, boxes)
-        data = rows_with_images(data, images, images_of, skipped)
+        boxes = {} if args.text_only else object_boxes(data)
+        images, data = prepare_images(args, data, accelerator.device, boxes)
         _freeze_backbone(images.encoder, args)
         model = make_model(VisualBertForMultipleChoice, args, tokenizer, images, num_labels=1)
     processor = VisualBertProcessor(
@@ -125,9 +125,9 @@ def vcr_task(args: VcrArgs, accelerator: Accelerator, labels_of: str | None = No
         alignment=args.alignment,
         whole_image=args.whole_image,
     )
-    polygons_of = partial(object_polygons, images_dir) if reads_objects(images.encoder) else None
-    task = make_task(model, processor, data, images.get, args.subtask, polygons_of)
-    task.images, task.skipped = images.paths, skipped
+    polygons_of = partial(object_polygons, data.images_dir) if reads_objects(images.encoder) else None
+    task = make_task(model, processor, data.splits, images.get, args.subtask, polygons_of)
+    task.images, task.skipped = images.paths, data.skipped
     if images.paths:
         task.draw = partial(_draw, task)
     return task
@@ -144,27 +144,22 @@ def _freeze_backbone(encoder: RegionEncoder | None, args: VcrArgs) -> None:
     encoder.config.norm_statistics = args.freeze_detector
 
 
-def load_vcr_data(args: Any) -> tuple[dict[str, Dataset], Path, list[str]]:
-    """The splits by role (train, dev, test), the folder of the images, and the bad records that were left out."""
-    folder = corpus_folder(args) / "vcr" if args.data_dir is None else Path(args.data_dir)
+def load_vcr_data(args: Any) -> TaskData:
+    """The splits and where their images are."""
+    folder = corpus_folder(args) / "vcr" if reads_corpus(args) else Path(args.data_dir or "")
     images_dir = Path(args.images_dir or folder / "vcr1images")
     skipped: list[str] | None = [] if args.skip_bad_records else None
     splits = {
         "train": args.train_split,
         "dev": args.dev_split,
-        "test": args.test_split or ("test" if args.data_dir is None else None),
+        "test": args.test_split or ("test" if reads_corpus(args) else None),
     }
+    names = {role: split for role, split in splits.items() if split}
     data = {
         name: load_vcr(folder / f"{split}.jsonl", images_dir, args.objects, skipped=skipped)
-        for name, split in splits.items()
-        if split
+        for name, split in names.items()
     }
-    return data, images_dir, skipped or []
-
-
-def images_of(row: dict[str, Any]) -> list[str]:
-    """Keys of the images of a row."""
-    return [row["image"]]
+    return TaskData(data, names, "image", image_paths, images_dir, skipped or [])
 
 
 def check_vcr_labels(data: dict[str, Dataset], args: VcrArgs, subtask: str) -> None:
@@ -178,14 +173,16 @@ def check_vcr_labels(data: dict[str, Dataset], args: VcrArgs, subtask: str) -> N
     check_labels(data, args, columns, lambda split, column: f"no {column!r} in {folder / split}.jsonl")
 
 
-def object_boxes(data: dict[str, Dataset], images_dir: Path) -> dict[str, list[list[float]]]:
+def object_boxes(data: TaskData) -> dict[str, list[list[float]]]:
     """Boxes in pixels by image: the whole image, then every object of the metadata."""
     files = {
-        image: name for split in data.values() for image, name in zip(split["image"], split["metadata"], strict=True)
+        image: name
+        for split in data.splits.values()
+        for image, name in zip(split["image"], split["metadata"], strict=True)
     }
     boxes = {}
     for image, name in files.items():
-        metadata = read_metadata(images_dir / name)
+        metadata = read_metadata(data.images_dir / name)
         boxes[image] = [[0.0, 0.0, float(metadata.width), float(metadata.height)], *metadata.boxes]
     return boxes
 
@@ -196,9 +193,10 @@ def object_polygons(images_dir: Path, row: dict[str, Any]) -> list[list[list[lis
     return [outlines[index] for index in row["object_ids"]]
 
 
-def image_paths(names: Iterable[str]) -> Callable[..., dict[str, Path]]:
-    """Folder -> the image files in it, by their names in the records, whichever splits need them."""
-    return lambda images_dir, wanted=None: {name: path for name in names if (path := images_dir / name).is_file()}
+def image_paths(images_dir: Path, wanted: Mapping[str, Collection[str]]) -> dict[str, Path]:
+    """The image files in a folder, by their names in the records, whichever splits need them."""
+    names = set().union(*wanted.values())
+    return {name: path for name in names if (path := images_dir / name).is_file()}
 
 
 def make_task(

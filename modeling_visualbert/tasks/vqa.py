@@ -20,12 +20,13 @@ from ..answers import build_answer_vocabulary, pythia_answers
 from ..checkpoints import architecture
 from ..data.files import check_new, index_images, read_text
 from ..data.vqa2 import find_vqa_files, load_vqa
+from ..data.vqa_table import read_vqa_table
 from ..hub_code.image_processing_visualbert import load_image
 from ..hub_code.modeling_visualbert import VisualBertForQuestionAnswering
 from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..hub_code.regions_visualbert import find_regions, pad_regions
 from ..metrics.submissions import write_vqa_results
-from ..metrics.vqa import normalise_answer, question_accuracy, soft_targets, vqa_accuracy
+from ..metrics.vqa import answer_accuracy, answer_targets, normalise_answer
 from ..published import find_published_checkpoint
 from ..training.task import Batch, Predictions, Rows, Task, count_examples, to_device
 from ..visualization import answer_attention, captioned, draw_regions
@@ -33,12 +34,12 @@ from .common import (
     TaskArgs,
     check_labels,
     corpus_folder,
-    keys_by_split,
     load_tokenizer,
     make_model,
     prepare_images,
-    rows_with_images,
+    reads_corpus,
 )
+from .tables import TaskData, read_tables, reads_table
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,11 @@ class VqaArgs(TaskArgs):
     )
     dev_split: str = field(default="val", metadata={"help": "split that decides which weights are kept"})
     test_split: str | None = field(default=None, metadata={"help": "split that is scored or predicted at the end"})
+    question_column: str = field(default="question", metadata={"help": "own data: column of questions"})
+    answer_column: str | None = field(
+        default=None,
+        metadata={"help": "own data: column of answers, in any of the usual forms (default: answers, answer or label)"},
+    )
     answers: str | None = field(
         default=None,
         metadata={
@@ -59,8 +65,12 @@ class VqaArgs(TaskArgs):
             "or a text file with one answer a line (default: 'checkpoint' if init_from answers questions, else 'train')"
         },
     )
-    min_answer_count: int = field(
-        default=9, metadata={"help": "questions that an answer needs to enter the vocabulary"}
+    min_answer_count: int | None = field(
+        default=None,
+        metadata={
+            "help": "questions that an answer needs to enter the vocabulary (default: 9, or fewer if that would give up the "
+            "answers of more than a tenth of the questions)"
+        },
     )
     target_rule: str = field(
         default="visualbert",
@@ -78,16 +88,13 @@ def vqa_task(args: VqaArgs, accelerator: Accelerator) -> Task:
         ValueError, FileNotFoundError: Arguments or files do not fit together.
     """
     with accelerator.main_process_first():
-        data, images_dir, skipped = load_vqa_data(args)
-        check_vqa_labels(data, args)
+        data = load_vqa_data(args)
+        check_vqa_labels(data.splits, args)
         tokenizer = load_tokenizer(args)
-        answers, given_up = _choose_answers(args, data["train"])
+        answers, given_up = _choose_answers(args, data.splits["train"])
         if accelerator.is_main_process:
-            _say_what_is_covered(answers, data["train"])
-        wanted = keys_by_split(args, data, lambda split: split["image_id"])
-        find_paths = partial(index_images, wanted=wanted)
-        images = prepare_images(args, set().union(*wanted.values()), images_dir, find_paths, accelerator.device)
-        data = rows_with_images(data, images, images_of, skipped)
+            _say_what_is_covered(answers, data.splits["train"])
+        images, data = prepare_images(args, data, accelerator.device)
         model = make_model(
             VisualBertForQuestionAnswering,
             args,
@@ -102,28 +109,29 @@ def vqa_task(args: VqaArgs, accelerator: Accelerator) -> Task:
     processor = VisualBertProcessor(
         images.image_processor, tokenizer, answers=answers, region_dim=model.config.visual_embedding_dim
     )
-    task = make_task(model, processor, data, images.get, args.target_rule)
-    task.images, task.skipped, task.write_results = images.paths, skipped, write_results
+    task = make_task(model, processor, data.splits, images.get, args.target_rule)
+    task.images, task.skipped = images.paths, data.skipped
+    task.write_results = None if reads_table(args) else write_results  # there is no server for one's own data
     if images.encoder is not None and images.paths:
         task.draw = partial(_draw, task)
     return task
 
 
-def load_vqa_data(args: VqaArgs) -> tuple[dict[str, Dataset], Path, list[str]]:
-    """The splits by role (train, dev, test), the folder of the images, and the bad records that were left out."""
-    corpus = args.data_dir is None
-    folder = corpus_folder(args) if args.data_dir is None else Path(args.data_dir)
+def load_vqa_data(args: VqaArgs) -> TaskData:
+    """The splits and where their images are: of one's own table, of the official files, or of the embedded corpus."""
+    if reads_table(args):
+        columns = {name: getattr(args, name) for name in ("image_column", "question_column", "answer_column")}
+        read = partial(read_vqa_table, **columns)
+        return read_tables(args, read, "image_id")
+    corpus = reads_corpus(args)
+    folder = corpus_folder(args) if corpus else Path(args.data_dir or "")
     data_dir = folder / "vqa" if corpus else folder
     images_dir = folder / "images" if corpus else Path(args.images_dir or folder)
     skipped: list[str] | None = [] if args.skip_bad_records else None
     splits = {"train": args.train_split, "dev": args.dev_split, "test": args.test_split or ("test" if corpus else None)}
-    data = {name: _load_split(data_dir, split, skipped) for name, split in splits.items() if split}
-    return data, images_dir, skipped or []
-
-
-def images_of(row: dict[str, Any]) -> list[int]:
-    """Keys of the images of a row."""
-    return [row["image_id"]]
+    names = {role: split for role, split in splits.items() if split}
+    data = {role: _load_split(data_dir, split, skipped) for role, split in names.items()}
+    return TaskData(data, names, "image_id", index_images, images_dir, skipped or [])
 
 
 def check_vqa_labels(data: dict[str, Dataset], args: VqaArgs) -> None:
@@ -131,6 +139,8 @@ def check_vqa_labels(data: dict[str, Dataset], args: VqaArgs) -> None:
     Raises:
         ValueError: The train or dev split has no answers; the message names the file that is missing.
     """
+    if reads_table(args):  # it was refused when it was read
+        return
 
     def missing(split: str, column: str) -> str:
         return f"no {column}, because {args.data_dir} has no file like *_{split.partition('+')[0]}_annotations.json"
@@ -154,7 +164,8 @@ def make_task(
         if all(row["answers"] is not None for row in rows):
             labels = torch.zeros(len(rows), len(answer_to_index))
             for label, row in zip(labels, rows, strict=True):
-                for index, score in soft_targets(row["answers"], answer_to_index, rule=target_rule).items():
+                given = (row["answers"], row.get("answer_scores"))
+                for index, score in answer_targets(*given, answer_to_index, target_rule).items():
                     label[index] = score
             batch["labels"] = labels
         return batch
@@ -176,42 +187,53 @@ def make_task(
     )
 
 
-def score_answers(answers: dict[int, str], split: Dataset) -> dict[str, Any]:
-    """Official accuracy in percent, over all and by type; only the count for a split without answers."""
+def score_answers(answers: dict[Any, str], split: Dataset) -> dict[str, Any]:
+    """Accuracy in percent ([`answer_accuracy`]), over all and by type; only the count for a split without answers.
+
+    Raises:
+        ValueError: A question was not answered, or an answer has no question.
+    """
     if split[0]["answers"] is None:
         return {"num_examples": len(split)}
-    scored = vqa_accuracy(answers, _annotations(split))
+    if alone := answers.keys() ^ set(split["question_id"][:]):
+        raise ValueError(
+            f"{len(alone)} questions without an answer, or answers without a question: {next(iter(alone))!r}"
+        )
+    accuracies = _accuracies(answers, split)
+    by_type: dict[str, dict[str, list[float]]] = {"question_type": defaultdict(list), "answer_type": defaultdict(list)}
+    for name, groups in by_type.items():
+        for kind, accuracy in zip(split[name][:], accuracies.values(), strict=True):
+            if kind is not None:
+                groups[kind].append(accuracy)
     return {
-        "accuracy": scored["overall"],
-        "per_question_type": dict(sorted(scored["per_question_type"].items())),
-        "per_answer_type": dict(sorted(scored["per_answer_type"].items())),
-        "num_examples": scored["num_examples"],
+        "accuracy": _mean(list(accuracies.values())),
+        **{f"per_{name}": {kind: _mean(groups[kind]) for kind in sorted(groups)} for name, groups in by_type.items()},
+        "num_examples": len(split),
     }
 
 
-def own_accuracies(answers: dict[int, str], split: Dataset) -> Predictions:
-    """Official accuracy in percent of each answer; the questions about an image are a group."""
+def own_accuracies(answers: dict[Any, str], split: Dataset) -> Predictions:
+    """Accuracy in percent of each answer; the questions about an image are a group."""
     if split[0]["answers"] is None:
         return []
-    truth = {record["question_id"]: record for record in _annotations(split)}
-    return [
-        {
-            "metrics": {"accuracy": 100.0 * question_accuracy(answer, truth[key]["answers"])},
-            "group": truth[key]["image_id"],
-        }
-        for key, answer in answers.items()
-    ]
+    accuracies = _accuracies(answers, split)
+    images = dict(zip(split["question_id"][:], split["image_id"][:], strict=True))
+    return [{"metrics": {"accuracy": accuracies[key]}, "group": images[key]} for key in answers]
 
 
-def _annotations(split: Dataset) -> list[dict[str, Any]]:
-    """The rows as records of the official annotations file."""
-    return [
-        {
-            **{k: v for k, v in row.items() if v is not None},
-            "answers": [{"answer": a, "answer_id": i} for i, a in enumerate(row["answers"])],
-        }
-        for row in split
-    ]
+def _accuracies(answers: dict[Any, str], split: Dataset) -> dict[Any, float]:
+    """Accuracy in percent by the id of each question that was answered, in the order of the split."""
+    ids, given = split["question_id"][:], split["answers"][:]
+    scores = split["answer_scores"][:] if "answer_scores" in split.column_names else [None] * len(split)
+    return {
+        key: 100.0 * answer_accuracy(answers[key], *annotated)
+        for key, *annotated in zip(ids, given, scores, strict=True)
+        if key in answers
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def majority_baselines(train: Dataset, test: Dataset) -> dict[str, dict]:
@@ -298,7 +320,7 @@ def _choose_answers(args: VqaArgs, train: Dataset) -> tuple[list[str], bool]:
     if args.answers == "pythia":
         answers = list(pythia_answers())
     elif args.answers == "train" or (args.answers is None and trained is None):
-        answers = build_answer_vocabulary(train["answers"], args.min_answer_count)
+        answers = build_answer_vocabulary(_best_first(train), args.min_answer_count)
     elif args.answers in (None, "checkpoint"):
         answers = list(trained or ())
     else:
@@ -311,6 +333,16 @@ def _choose_answers(args: VqaArgs, train: Dataset) -> tuple[list[str], bool]:
             *(args.answers, len(trained or ()), args.init_from, len(answers)),
         )
     return answers, given_up
+
+
+def _best_first(train: Dataset) -> list[list[str]]:
+    """The answers to each question; where they have scores, the best one only."""
+    given = train["answers"][:]
+    scores = train["answer_scores"][:] if "answer_scores" in train.column_names else [None] * len(train)
+    return [
+        answers if score is None else [answers[max(range(len(score)), key=score.__getitem__)]]
+        for answers, score in zip(given, scores, strict=True)
+    ]
 
 
 def _trained_answers(name: str | None) -> list[str] | None:

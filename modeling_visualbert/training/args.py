@@ -16,6 +16,14 @@ from ..data.files import described, read_text
 
 PRECISIONS = ("no", "bf16", "fp16")
 
+DATA_FLAGS = (
+    "data_dir",
+    "dataset_name",
+    "train_file",
+    "validation_file",
+    "test_file",
+)  # without one: the embedded corpus
+
 # Lowest and highest value of every argument that is a real number, in all scripts; round brackets exclude the end.
 INTERVALS = {
     **dict.fromkeys(("epochs", "evals_per_epoch", "max_grad_norm"), "(0, inf)"),
@@ -23,6 +31,7 @@ INTERVALS = {
     **dict.fromkeys(("adam_beta2", "dropout"), "[0, 1)"),
     **dict.fromkeys(("warmup_ratio", "score_threshold", "nms_threshold"), "[0, 1]"),
     "mlm_probability": "(0, 1]",
+    "train_val_split": "(0, 1)",
 }
 
 
@@ -151,14 +160,16 @@ def parse_args(
         args_class: A dataclass derived from [`TrainArgs`].
         description: First line of `--help`.
         argv: The command line without the program name (default: `sys.argv[1:]`).
-        recipe_without_data: The recipe to use when neither `--recipe` nor `--data_dir` is given.
+        recipe_without_data: The recipe to use when neither `--recipe` nor data is given.
         defaults: Defaults of this script that differ from those of the class.
     """
     first = ArgumentParser(add_help=False)
     first.add_argument("--recipe")
-    first.add_argument("--data_dir")
-    given = first.parse_known_args(argv)[0]
-    recipe = given.recipe or (recipe_without_data if given.data_dir is None else None)
+    for flag in DATA_FLAGS:
+        first.add_argument(f"--{flag}")
+    given = vars(first.parse_known_args(argv)[0])
+    has_data = any(given[flag] is not None for flag in DATA_FLAGS)
+    recipe = given["recipe"] or (None if has_data else recipe_without_data)
     values = dict(defaults)
     if recipe is not None:
         values |= read_recipe(recipe, args_class)

@@ -22,7 +22,7 @@ MAY_CHANGE = frozenset(
         *("epochs", "max_steps", "patience"),
         *("evals_per_epoch", "eval_batch_size", "test_split", "score_with", "probe_words"),
         *("num_workers", "cpu", "compile", "attn_implementation", "gradient_checkpointing"),
-        *("images_dir", "train_images", "dev_images"),
+        *("images_dir", "train_images", "dev_images", "max_eval_samples"),
         # What becomes of a detector after training.
         *("score_threshold", "nms_threshold", "max_regions"),
     ]
@@ -30,7 +30,12 @@ MAY_CHANGE = frozenset(
 
 # Files and folders of the data: another path is the same data in another place, but a path for none (the embedded corpus, regions
 # that are computed) is other data.
-MAY_MOVE = frozenset(["data_dir", "features_dir", "train_annotations", "dev_annotations", "exclude_images"])
+MAY_MOVE = frozenset(
+    [
+        *("data_dir", "features_dir", "train_annotations", "dev_annotations", "exclude_images"),
+        *("train_file", "validation_file", "test_file"),
+    ]
+)
 
 # These decide what a step computes: batches, data, inputs, model, loss and optimiser; `dev_split` decides which weights are kept.
 # `micro_batch_size` is here because detectors average their loss over micro-batches. Models and tokenizers are here because they
@@ -38,6 +43,8 @@ MAY_MOVE = frozenset(["data_dir", "features_dir", "train_annotations", "dev_anno
 MUST_STAY = frozenset(
     [
         *("batch_size", "micro_batch_size", "seed", "train_split", "dev_split", "skip_bad_records", "flip"),
+        *("dataset_name", "dataset_config_name", "image_column", "train_val_split", "max_train_samples"),
+        *("question_column", "answer_column"),
         *("train_scenes", "val_scenes", "test_scenes", "one_object"),
         *(
             "learning_rate",

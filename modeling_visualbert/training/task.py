@@ -37,7 +37,7 @@ class Task:
         augment: Changes a training row at random, with no other randomness than the given generator.
         draw: Model, row and its prediction -> an image that shows them.
         write_results: Writes predictions as the official evaluation expects them, to a path that is given without its suffix.
-        images: Image files by their key in the rows, for drawing.
+        images: Image files (paths or bytes) by their key in the rows, for drawing.
         skipped: Bad records that were left out.
     """
 
@@ -54,7 +54,7 @@ class Task:
     augment: Callable[[Any, torch.Generator], Any] | None = None
     draw: Callable[[PreTrainedModel, Any, dict[str, Any]], Image.Image] | None = None
     write_results: Callable[[Predictions, Path], None] | None = None
-    images: Mapping[Any, Path] = field(default_factory=dict)
+    images: Mapping[Any, Any] = field(default_factory=dict)
     skipped: Sequence[str] = ()
 
 

@@ -1,0 +1,211 @@
+"""Anyone's own table: a Hub data set, a folder, or CSV, JSON and parquet files with a row for each example.
+
+Reading is the work of `datasets`; here are the rules around it: which file is which split, what a column is called, where the
+images of a row are, and errors that name the file, the row and the column.
+
+Where the images of a row are is in `table_images.py`, what the columns of a task mean in `vqa_table.py` and its like.
+"""
+
+from __future__ import annotations
+
+import csv
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_from_disk
+from datasets import Image as ImageColumn
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+
+KINDS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+# What a split may be called where no name is given, the first one that there is.
+SPLIT_NAMES = {"train": ("train", "training"), "dev": ("validation", "val", "dev", "valid"), "test": ("test",)}
+FILE_FLAGS = {"train": "train_file", "dev": "validation_file", "test": "test_file"}
+_SEPARATORS = (",", ";", "\t")
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of one split.
+
+    Args:
+        name: What it is called in messages: the file, or the data set and its split.
+        rows: The rows; images are not decoded.
+        folder: Where relative paths of images start.
+        hint: What may be wrong if a column is missing.
+    """
+
+    name: str
+    rows: Dataset
+    folder: Path
+    hint: str = ""
+
+    def column(self, flag: str, *names: str) -> str:
+        """The first of these names that is a column.
+
+        Args:
+            flag: The argument that names the column, for the message.
+            names: Names to look for.
+
+        Raises:
+            ValueError: There is none; the message lists the columns that there are.
+        """
+        for name in names:
+            if name in self.rows.column_names:
+                return name
+        there = self.rows.column_names
+        near = difflib.get_close_matches(names[0], there, n=1, cutoff=0.5)
+        raise ValueError(
+            f"{self.name}: no column {' or '.join(map(repr, names))}; there are {', '.join(map(repr, there))}{self.hint}: "
+            f"pass --{flag}{f' {near[0]}' if near else ''}"
+        )
+
+    def first(self, count: int) -> Table:
+        """The first rows."""
+        return replace(self, rows=self.rows.select(range(count)))
+
+    def place(self, row: int) -> str:
+        """What a row is called in messages; rows are counted from 0, as `datasets` does."""
+        return f"{self.name}: row {row}"
+
+
+# --------------------------------------------------------------------------------------------------------------- reading
+
+
+def open_files(files: Mapping[str, str], images_dir: str | None = None) -> dict[str, Table]:
+    """Tables from files, by the same names.
+
+    Args:
+        files: Paths of `.csv`, `.tsv`, `.json`, `.jsonl` or `.parquet` files.
+        images_dir: Where relative paths of images start; the folder of each file by default.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: A file is of another kind, damaged, or has no rows.
+    """
+    return {name: _open_file(Path(path), images_dir) for name, path in files.items()}
+
+
+def open_dataset(
+    name: str, config: str | None, splits: Mapping[str, str | None], images_dir: str | None = None
+) -> dict[str, Table]:
+    """Splits of a data set, by their role; a role for which no split is named and found is left out.
+
+    Args:
+        name: Hub name, a folder that `load_dataset` reads, or a folder that `save_to_disk` wrote.
+        config: Which of the configurations of a Hub data set.
+        splits: Name of the split for each role (`train`, `dev`, `test`); None takes the first of `SPLIT_NAMES` that there is.
+        images_dir: Where relative paths of images start; the folder of the data set by default.
+
+    Raises:
+        FileNotFoundError, ConnectionError: There is no such data set, or it cannot be reached.
+        ValueError: There is no such split or configuration; the message lists those that there are.
+    """
+    data = _load_dataset(name, config)
+    folder = Path(images_dir or (name if Path(name).is_dir() else "."))
+    tables: dict[str, Table] = {}
+    for role, split in splits.items():
+        split = split or next((known for known in SPLIT_NAMES[role] if known in data), None)
+        if split is None:
+            continue
+        if split not in data:
+            raise ValueError(f"{name}: no split {split!r}; there are {', '.join(map(repr, data))}")
+        tables[role] = _with_rows(Table(f"{name}: {split}", _undecoded(data[split]), folder))
+    return tables
+
+
+def _open_file(path: Path, images_dir: str | None) -> Table:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    if path.suffix.lower() not in KINDS:
+        raise ValueError(f"{path}: a {path.suffix or 'nameless'} file; expected {', '.join(KINDS)}")
+    kind = KINDS[path.suffix.lower()]
+    options = _check_csv(path) if kind == "csv" else {}
+    try:
+        rows = load_dataset(kind, data_files=str(path), split="train", **options)
+    except (DatasetGenerationError, pa.ArrowInvalid) as error:
+        raise ValueError(f"{path}: cannot be read as {kind} ({_cause(error)})") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: no rows in it; expected at least one ({error})") from error
+    hint = ""
+    if len(rows.column_names) == 1 and kind == "json":
+        hint = " (expected a list of records, or a record on each line)"
+    return _with_rows(Table(str(path), _undecoded(rows), Path(images_dir or path.parent), hint))
+
+
+def _check_csv(path: Path) -> dict[str, Any]:
+    """How to read a CSV file: its separator, and every column as the text that it is.
+
+    `datasets` would make numbers of `007`, nothing of `None` and `NA`, and an index of a field that is too many.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            first = file.readline()
+            separator = next((mark for mark in _SEPARATORS if mark in first), ",")
+            file.seek(0)
+            reader = csv.reader(file, delimiter=separator)
+            header = next(reader, [])
+            for number, fields in enumerate(line for line in reader if line):
+                if len(fields) != len(header):
+                    raise ValueError(
+                        f"{path}: row {number} (line {reader.line_num}) has {len(fields)} fields; expected {len(header)}, as "
+                        "the first line has: quote text that holds the separator"
+                    )
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: not UTF-8 text ({error.reason} near byte {error.start}); expected UTF-8: save it so, or convert it with "
+            "iconv -f latin1 -t utf-8"
+        ) from error
+    except csv.Error as error:
+        raise ValueError(f"{path}: cannot be read as csv ({error})") from error
+    if not header:
+        raise ValueError(f"{path}: no rows in it; expected at least one, below a line with the names of the columns")
+    if twice := [name for number, name in enumerate(header) if name in header[:number]]:
+        raise ValueError(f"{path}: column {twice[0]!r} occurs twice; expected different names in the first line")
+    features = Features({name: Value("string") for name in header})
+    return {"sep": separator, "features": features, "keep_default_na": False, "encoding": "utf-8-sig"}
+
+
+def _load_dataset(name: str, config: str | None) -> Mapping[str, Dataset]:
+    folder = Path(name)
+    if any((folder / file).is_file() for file in ("state.json", "dataset_dict.json")):
+        saved = load_from_disk(name)
+        return saved if isinstance(saved, DatasetDict) else {"train": saved}
+    if not folder.exists() and name.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"--dataset_name {name}: no such folder")
+    try:
+        return load_dataset(name, config)
+    except DatasetGenerationError as error:
+        raise ValueError(f"--dataset_name {name}: cannot be read ({_cause(error)})") from error
+    except DatasetNotFoundError as error:
+        raise FileNotFoundError(f"--dataset_name {name}: no such data set, neither a folder nor on the Hub") from error
+    except (ValueError, FileNotFoundError, ConnectionError, RuntimeError) as error:
+        raise type(error)(f"--dataset_name {name}: {' '.join(str(error).split())}") from error
+
+
+def _cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+
+
+def _undecoded(rows: Dataset) -> Dataset:
+    """Images stay files: a bad one stops only itself."""
+    for name, feature in rows.features.items():
+        if isinstance(feature, ImageColumn):
+            rows = rows.cast_column(name, ImageColumn(decode=False))
+        elif isinstance(getattr(feature, "feature", None), ImageColumn):
+            rows = rows.cast_column(name, type(feature)(ImageColumn(decode=False)))
+    return rows
+
+
+def _with_rows(table: Table) -> Table:
+    if not len(table.rows):
+        raise ValueError(f"{table.name}: no rows; expected at least one")
+    return table
+
+
+__all__ = ["FILE_FLAGS", "KINDS", "SPLIT_NAMES", "Table", "open_dataset", "open_files"]

@@ -1,0 +1,155 @@
+"""A table of images, questions and answers -> the rows that VQA reads. The forms of the answers that are in use:
+
+    "net"                                                one answer
+    ["net", "net", "netting"]                            those of several annotators
+    [{"answer": "net", "answer_id": 1, ...}, ...]        the same, as in the annotations of VQA v2
+    {"ids": ["net", "netting"], "weights": [1.0, 0.3]}   answers with their scores (data of the tutorials of `transformers`)
+
+Numbers are taken as they are written. A row of the result::
+
+    {"question_id": 17, "image_id": "photos/17.jpg", "question": "What is this photo taken looking through?",
+     "answers": ["net", "netting"], "answer_scores": [1.0, 0.3], "question_type": None, "answer_type": None}
+
+`answer_scores` is None where the table has no weights, and `answers` where it has no answers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+from datasets import Dataset, Features, List, Value
+
+from .files import check_new, skipping
+from .table_images import TableImages
+from .tables import Table
+
+ANSWER_COLUMNS = ("answers", "answer", "label")
+_ID_COLUMNS = ("question_id", "id")
+
+
+def read_vqa_table(
+    table: Table,
+    images: TableImages,
+    image_column: str = "image",
+    question_column: str = "question",
+    answer_column: str | None = None,
+    needs_labels: bool = True,
+    skipped: list[str] | None = None,
+) -> Dataset:
+    """Read one split.
+
+    Args:
+        table: Its rows.
+        images: Where their images are entered.
+        image_column, question_column, answer_column: Names of the columns; the first of `ANSWER_COLUMNS` that there is by
+            default. Of other columns, `question_id` or `id`, `question_type` and `answer_type` are read.
+        needs_labels: Whether a table without answers is refused.
+        skipped: If given, bad rows are left out and their errors are added to this list instead of being raised.
+
+    Raises:
+        FileNotFoundError: An image does not exist.
+        ValueError: A column is missing, a question or an answer is empty or no text, or an id occurs twice; the message names
+            the row.
+    """
+    image_column = table.column("image_column", image_column)
+    question_column = table.column("question_column", question_column)
+    answer_names = (answer_column,) if answer_column else ANSWER_COLUMNS
+    answer_column = _labels(table, needs_labels, "answer_column", answer_names)
+    id_column = next((name for name in _ID_COLUMNS if name in table.rows.column_names), None)
+    others = {"id": id_column, "answers": answer_column}
+    others |= {name: name if name in table.rows.column_names else None for name in ("question_type", "answer_type")}
+
+    keys = images.add(table, image_column, skipped)
+    columns = {
+        name: table.rows[column][:] for name, column in {"question": question_column, **others}.items() if column
+    }
+    rows: list[dict[str, Any]] = []
+    seen: set[Hashable] = set()
+    for number, key in enumerate(keys):
+        if key is None:
+            continue
+        with skipping(skipped):
+            where = table.place(number)
+            row = _row({name: values[number] for name, values in columns.items()}, number, where)
+            check_new(row["question_id"], seen, "question id", where)
+            rows.append({**row, "image_id": _only(key, f"{where}: {image_column!r}")})
+    if not rows:
+        raise ValueError(
+            f"{table.name}: no row is left of {len(keys)}; the first was left out because of: {(skipped or [''])[0]}"
+        )
+    return Dataset.from_dict({name: [row[name] for row in rows] for name in rows[0]}, features=_features(rows[0]))
+
+
+def _labels(table: Table, needs_labels: bool, flag: str, names: Sequence[str]) -> str | None:
+    """The column of the labels; None if a table that can do without has none, or an empty one."""
+    if not needs_labels:
+        there = [name for name in names if name in table.rows.column_names]
+        if not there or all(value in (None, "") for value in table.rows[there[0]][:]):
+            return None
+    return table.column(flag, *names)
+
+
+def _features(row: Mapping[str, Any]) -> Features:
+    texts = ("image_id", "question", "question_type", "answer_type")
+    return Features(
+        {
+            "question_id": Value("string" if isinstance(row["question_id"], str) else "int64"),
+            **{name: Value("string") for name in texts},
+            "answers": List(Value("string")),
+            "answer_scores": List(Value("float32")),
+        }
+    )
+
+
+def _row(values: Mapping[str, Any], number: int, where: str) -> dict[str, Any]:
+    question = values["question"]
+    if not isinstance(question, str) or not re.search(r"[^\s,?]", question):
+        raise ValueError(f"{where}: the question is {question!r:.40}; expected at least one word")
+    answers, scores = (None, None) if "answers" not in values else _answers(values["answers"], where)
+    identifier = values.get("id", number)
+    if not isinstance(identifier, (int, str)) or identifier == "":
+        raise ValueError(f"{where}: the id is {identifier!r:.40}; expected a number or a text")
+    kinds = {name: values.get(name) or None for name in ("question_type", "answer_type")}
+    return {"question_id": identifier, "question": question, "answers": answers, "answer_scores": scores, **kinds}
+
+
+def _answers(value: Any, where: str) -> tuple[list[str], list[float] | None]:
+    """The answers of a cell, and their scores where it holds some."""
+    if isinstance(value, Mapping) and {"ids", "weights"} <= value.keys():
+        return _weighted(value["ids"], value["weights"], where)
+    if isinstance(value, Mapping) and isinstance(value.get("answer"), list):  # a list of records, as columns
+        value = value["answer"]
+    found = value if isinstance(value, list) else [value]
+    answers = [_text(answer.get("answer") if isinstance(answer, Mapping) else answer, where) for answer in found]
+    if not answers:
+        raise ValueError(f"{where}: there is no answer; expected at least one")
+    return answers, None
+
+
+def _weighted(ids: Sequence[Any], weights: Sequence[Any], where: str) -> tuple[list[str], list[float]]:
+    if not ids or len(ids) != len(weights):
+        raise ValueError(
+            f"{where}: {len(ids)} answers with {len(weights)} weights; expected one for each, and at least one"
+        )
+    if any(weight is None or not 0 <= weight <= 1 for weight in weights):
+        raise ValueError(f"{where}: weights {list(weights)}; expected numbers in 0..1")
+    return [_text(answer, where) for answer in ids], [float(weight) for weight in weights]
+
+
+def _text(answer: Any, where: str) -> str:
+    if isinstance(answer, (int, float)) and not isinstance(answer, bool) and answer == answer:
+        return str(answer)
+    if not isinstance(answer, str) or not answer.strip():
+        raise ValueError(f"{where}: an answer is {answer!r:.40}; expected a text or a number")
+    return answer
+
+
+def _only(keys: list[str], where: str) -> str:
+    if len(keys) != 1:
+        raise ValueError(f"{where} holds {len(keys)} images; expected one")
+    return keys[0]
+
+
+__all__ = ["ANSWER_COLUMNS", "read_vqa_table"]

@@ -1,0 +1,224 @@
+"""One's own tables as data of a task: which flags name them, and how they become splits.
+
+--dataset_name my/photos                              splits of a Hub data set, or of a folder
+--train_file photos.csv --validation_file dev.csv     or files; without the second, a share of the first is kept for it
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+from datasets import Dataset
+
+from ..data.table_images import TableImages
+from ..data.tables import FILE_FLAGS, Table, open_dataset, open_files
+from ..training.args import TrainArgs
+
+ImageFile = Path | bytes
+
+
+@dataclass
+class TableArgs(TrainArgs):
+    """Arguments that name a table; see `data/tables.py`. Without any of them the official files of `data_dir` are read."""
+
+    dataset_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "own data: Hub name or folder of a data set; train_split, dev_split and test_split name its splits"
+        },
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "own data: configuration of the data set"})
+    train_file: str | None = field(
+        default=None, metadata={"help": "own data: csv, tsv, json, jsonl or parquet file with a row for each example"}
+    )
+    validation_file: str | None = field(
+        default=None, metadata={"help": "own data: file that decides which weights are kept"}
+    )
+    test_file: str | None = field(default=None, metadata={"help": "own data: file that is scored at the end"})
+    image_column: str = field(
+        default="image", metadata={"help": "own data: column of images, or of their paths (see images_dir)"}
+    )
+    train_val_split: float = field(
+        default=0.1, metadata={"help": "own data without a validation split: share of the images that is kept for it"}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "train on the first rows only"})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "evaluate the first rows of each split only"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("max_train_samples", "max_eval_samples"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} {value}; expected at least 1")
+        files = [name for name in FILE_FLAGS.values() if getattr(self, name) is not None]
+        given = [f"--{name}" for name in ("dataset_name", "data_dir") if getattr(self, name, None) is not None]
+        given += [f"--{files[0]}"] if files else []
+        if len(given) > 1:
+            raise ValueError(f"{' with '.join(given)}; expected one of them")
+        if self.dataset_config_name is not None and self.dataset_name is None:
+            raise ValueError("--dataset_config_name without --dataset_name; expected both")
+
+
+def reads_table(args: TableArgs) -> bool:
+    """Whether the data is a table, and not official files or the embedded corpus."""
+    return any(getattr(args, name) is not None for name in ("dataset_name", *FILE_FLAGS.values()))
+
+
+@dataclass
+class TaskData:
+    """What a task reads.
+
+    Args:
+        splits: Rows by role (train, dev, test).
+        names: Names of the splits by role, as in the names of files and folders.
+        image_key: Column with the key of a row's image, or with the keys of its images.
+        find_paths: The folder of the images, and which keys each split needs (`wanted`, by its name) -> image files by key.
+        images_dir: Folder of the images.
+        skipped: Bad records that were left out.
+    """
+
+    splits: dict[str, Dataset]
+    names: Mapping[str, str]
+    image_key: str
+    find_paths: Callable[..., Mapping[Any, ImageFile]]
+    images_dir: Path
+    skipped: list[str]
+
+    def keys_of(self, row: Mapping[str, Any]) -> list[Any]:
+        """Keys of the images of a row."""
+        value = row[self.image_key]
+        return value if isinstance(value, list) else [value]
+
+    def keys(self, split: Dataset) -> list[list[Any]]:
+        """Keys of the images of each row."""
+        values = split[self.image_key][:]
+        return values if values and isinstance(values[0], list) else [[value] for value in values]
+
+    def wanted(self) -> dict[str, set[Any]]:
+        """Keys of the images of each split, by the name of the split."""
+        wanted: dict[str, set[Any]] = {name: set() for name in self.names.values()}
+        for role, split in self.splits.items():
+            wanted[self.names[role]].update(key for keys in self.keys(split) for key in keys)
+        return wanted
+
+    def all_keys(self) -> list[Any]:
+        """Keys of all images, numbers first."""
+        return sorted(set().union(*self.wanted().values()), key=lambda key: (isinstance(key, str), key))
+
+
+class ReadTable(Protocol):
+    """Reads one split: its rows as the task wants them; see `data/vqa_table.py`."""
+
+    def __call__(
+        self, table: Table, images: TableImages, *, needs_labels: bool, skipped: list[str] | None
+    ) -> Dataset: ...
+
+
+def read_tables(args: Any, read: ReadTable, image_key: str) -> TaskData:
+    """Read the tables that the arguments name.
+
+    Args:
+        args: The run's arguments.
+        read: What makes rows of a table.
+        image_key: Column of its rows with the key of an image, or with keys of several. Rows about the same image stay together
+            when a dev split is cut.
+
+    Raises:
+        FileNotFoundError, ValueError, ConnectionError: A table is missing or bad, or there is no train split.
+    """
+    images, folder = TableImages(), Path(args.images_dir or ".")
+    skipped: list[str] | None = [] if args.skip_bad_records else None
+    trains = args.train_split != ""
+    tables = open_tables(args)
+    if trains and "train" not in tables:
+        raise ValueError(f"{_described(args)}: no split to train on; expected --train_file, or --train_split NAME")
+    data = TaskData({}, {role: role for role in FILE_FLAGS}, image_key, lambda _, wanted: images, folder, [])
+    for role, table in tables.items():
+        limit = args.max_train_samples if role == "train" else args.max_eval_samples
+        if limit is not None and limit < len(table.rows):
+            table = table.first(limit)
+        data.splits[role] = read(table, images, needs_labels=role != "test", skipped=skipped)
+    if trains and args.dev_split != "" and "dev" not in data.splits:
+        train = data.splits["train"]
+        train, dev = cut_split(train, data.keys(train), args.train_val_split, args.seed, _described(args))
+        data.splits = {
+            "train": train,
+            "dev": dev,
+            **{role: data.splits[role] for role in data.splits if role == "test"},
+        }
+    data.skipped = skipped or []
+    return data
+
+
+def open_tables(args: Any) -> dict[str, Table]:
+    """The tables of the splits that the arguments name, by role."""
+    named = {role: getattr(args, f"{role}_split") for role in FILE_FLAGS}
+    wanted = [role for role, name in named.items() if name != ""]
+    if args.dataset_name is None:
+        files = {role: getattr(args, FILE_FLAGS[role]) for role in wanted}
+        return open_files({role: path for role, path in files.items() if path is not None}, args.images_dir)
+    # The defaults are names of official files.
+    defaults = {item.name: item.default for item in fields(args)}
+    splits = {role: None if named[role] == defaults[f"{role}_split"] else named[role] for role in wanted}
+    return open_dataset(args.dataset_name, args.dataset_config_name, splits, args.images_dir)
+
+
+def cut_split(
+    data: Dataset, images: Sequence[Sequence[Hashable]], share: float, seed: int, name: str
+) -> tuple[Dataset, Dataset]:
+    """Cut a share of the images, with all rows about them, from a split.
+
+    Args:
+        data: Its rows.
+        images: Keys of the images of each row; rows that share one are on the same side.
+        share: Share of the images, at least one.
+        seed: Decides which.
+        name: What the data is called in errors.
+
+    Returns:
+        The rows that stay and those that are cut, each in the order of the data.
+
+    Raises:
+        ValueError: All rows are about the same image.
+    """
+    groups = _groups(images)
+    numbers = sorted(set(groups))
+    if len(numbers) < 2:
+        raise ValueError(
+            f"{name}: all rows are about the same image, so none can be kept for validation; expected --validation_file or a "
+            "validation split"
+        )
+    random.Random(seed).shuffle(numbers)
+    cut = set(numbers[: min(max(1, round(share * len(numbers))), len(numbers) - 1)])
+    stays = [row for row, group in enumerate(groups) if group not in cut]
+    return data.select(stays), data.select([row for row, group in enumerate(groups) if group in cut])
+
+
+def _groups(images: Sequence[Sequence[Hashable]]) -> list[int]:
+    """A number for each row, the same for rows that share an image, directly or through others."""
+    parent: list[int] = []
+
+    def root(number: int) -> int:
+        while parent[number] != number:
+            parent[number] = number = parent[parent[number]]
+        return number
+
+    first_row: dict[Hashable, int] = {}
+    for row, keys in enumerate(images):
+        parent.append(row)
+        for key in keys:
+            other = root(first_row.setdefault(key, row))
+            parent[root(row)] = other
+    return [root(row) for row in range(len(parent))]
+
+
+def _described(args: Any) -> str:
+    files = (getattr(args, name) for name in FILE_FLAGS.values())
+    return str(args.dataset_name or next(filter(None, files)))
+
+
+__all__ = ["ImageFile", "ReadTable", "TableArgs", "TaskData", "cut_split", "open_tables", "read_tables", "reads_table"]
