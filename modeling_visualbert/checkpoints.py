@@ -33,9 +33,9 @@ def architecture(config: PretrainedConfig, default: str = "unknown") -> str:
     return (config.architectures or [default])[0]
 
 
-def read_task(name: str | Path, expected: str | None = None) -> tuple[VisualBertTask, Any]:
+def check_task(name: str | Path, expected: str | None = None) -> VisualBertTask:
     """
-    The task of a checkpoint and its configuration.
+    The task of a checkpoint.
 
     Args:
         name: Folder or Hub name.
@@ -46,18 +46,25 @@ def read_task(name: str | Path, expected: str | None = None) -> tuple[VisualBert
         ValueError: It has no head of ours, or that of another task.
     """
     check_name(name)
-    config = AutoConfig.from_pretrained(name)
-    found = architecture(config)
+    fields, _ = PretrainedConfig.get_config_dict(name)
+    if not isinstance(fields, dict):
+        raise ValueError(f"{name}: config.json holds a {type(fields).__name__}; expected an object")
+    found = (fields.get("architectures") or ["unknown"])[0]
     wanted = list(HEADS) if expected is None else [task.head for task in HEADS.values() if task.name == expected]
     if found not in wanted:
         one_of = "one of " if len(wanted) > 1 else ""
         raise ValueError(f"{name} is a {found} checkpoint; expected {one_of}{', '.join(wanted)}")
-    return HEADS[found], config
+    return HEADS[found]
+
+
+def read_task(name: str | Path, expected: str | None = None) -> tuple[VisualBertTask, Any]:
+    """The task of a checkpoint and its configuration; see [`check_task`] for what is refused."""
+    return check_task(name, expected), AutoConfig.from_pretrained(name)
 
 
 def load_model(name: str | Path, expected: str | None = None) -> PreTrainedModel:
     """
-    The model of a checkpoint with the head that it was saved with, in evaluation mode; see [`read_task`] for what is refused.
+    The model of a checkpoint with the head that it was saved with, in evaluation mode; see [`check_task`] for what is refused.
     """
     task, _ = read_task(name, expected)
     return HEAD_CLASSES[task.name].from_pretrained(name).eval()
@@ -76,4 +83,12 @@ def load_inner_region_encoder(name: str | Path) -> RegionEncoder | None:
     return REGION_ENCODERS[inner.model_type].from_pretrained(name, config=inner, key_mapping=prefix).eval()
 
 
-__all__ = ["HEAD_CLASSES", "architecture", "check_name", "load_inner_region_encoder", "load_model", "read_task"]
+__all__ = [
+    "HEAD_CLASSES",
+    "architecture",
+    "check_name",
+    "check_task",
+    "load_inner_region_encoder",
+    "load_model",
+    "read_task",
+]

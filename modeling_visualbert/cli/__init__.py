@@ -15,12 +15,19 @@ from .checkpoints import add_checkpoint_commands
 from .demo import add_demo_command
 from .evaluation import add_evaluation_commands
 from .regions import add_region_commands
+from .start import prepare_process
 from .tasks import add_task_commands
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status. A mistake of the user ends in one line on stderr, not in a traceback."""
+    """Run a command and return its exit status. A mistake of the user ends in one line on stderr, not in a traceback.
+
+    Args:
+        argv: Arguments; those of this process when not given, which then is taken to have nothing else to do.
+    """
     args = build_parser().parse_args(argv)
+    if argv is None:
+        prepare_process(args)
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()

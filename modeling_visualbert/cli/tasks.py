@@ -224,7 +224,6 @@ def _load_pipeline(task_name: str, args: argparse.Namespace) -> Any:
     from ..convert.assemble import complete_checkpoint
     from ..hub_code import pipeline_visualbert
     from ..hub_code.processing_visualbert import VisualBertProcessor
-    from ..publish.export import int8_config
 
     name = complete_checkpoint(
         args.model, args.region_encoder, args.tokenizer, task_name, any_detector=args.any_detector
@@ -234,7 +233,11 @@ def _load_pipeline(task_name: str, args: argparse.Namespace) -> Any:
     is_int8 = saved.get("quant_method") == "torchao"
     if saved and args.int8 and not is_int8:
         raise ValueError(f"{args.model} was quantised by {saved.get('quant_method')}; --int8 needs single precision")
-    options = {"quantization_config": int8_config()} if args.int8 and not is_int8 else {}
+    options = {}
+    if args.int8 and not is_int8:
+        from ..publish.export import int8_config
+
+        options["quantization_config"] = int8_config()
     # As `pipeline(...)` does, which reads the configuration and its thousands of answers four times.
     model = HEAD_CLASSES[task_name].from_pretrained(name, config=config, dtype="auto", **options)
     processor = VisualBertProcessor.from_pretrained(name)

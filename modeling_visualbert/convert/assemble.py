@@ -21,7 +21,7 @@ from filelock import FileLock
 from safetensors import safe_open
 from transformers import AutoImageProcessor, PreTrainedModel
 
-from ..checkpoints import check_name, read_task
+from ..checkpoints import check_name, check_task
 from ..corpus.build import default_cache_dir
 from ..downloads import downloaded, hub_folder
 from ..hub_code.configuration_region_detector import RegionDetectorConfig
@@ -242,7 +242,7 @@ def complete_checkpoint(
     if published is not None and task not in (None, published.task):
         raise ValueError(f"{name} is a {TASKS[published.task].head} checkpoint; expected {TASKS[str(task)].head}")
     if Path(name).is_dir():
-        read_task(name, task)
+        check_task(name, task)
     if published is None and not Path(name).is_dir():
         check_name(name)
         if region_encoder is None and tokenizer is None:
