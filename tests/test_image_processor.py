@@ -581,13 +581,28 @@ def test_results_are_on_the_device_that_is_asked_for(kind):
         ({"do_center_crop": True}, ValueError, "do_center_crop; expected False"),
         ({"data_format": "channels_last"}, ValueError, "data_format 'channels_last'; expected 'channels_first'"),
         ({"return_tensors": "tf"}, ValueError, "return_tensors 'tf'; expected 'pt', 'np' or None"),
+        ({"resample": "bicubic"}, ValueError, "resample 'bicubic'; expected one of PIL.Image.Resampling"),
+        ({"image_mean": [0.5, 0.5]}, ValueError, r"image_mean \[0.5, 0.5\]; expected a number for each of 3 channels"),
+        (
+            {"image_std": [1, 0, 1]},
+            ValueError,
+            r"image_std \[1, 0, 1\]; expected a positive number for each of 3 channels",
+        ),
+        ({"image_seq_length": 3}, ValueError, "image_seq_length; expected none"),
     ],
-    ids=["unknown", "type", "crop", "layout", "tensors"],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_settings_that_would_be_ignored_are_refused(kind, settings, error, message):
     with pytest.raises(error, match=f"^{message}") as caught:
         PROCESSORS[kind]()(noise(), **settings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", PROCESSORS)
+def test_mean_and_deviation_may_be_one_number_and_integers(kind):
+    read = PROCESSORS[kind]()
+    whole = read(noise(), image_mean=[1.0, 1.0, 1.0], image_std=[2.0, 2.0, 2.0], do_resize=None)["pixel_values"]
+    assert torch.equal(read(noise(), image_mean=1, image_std=(2, 2, 2))["pixel_values"], whole)
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
             ValueError: An image cannot be used, or boxes, classes and polygons do not fit one another.
         """
         return_tensors = check_return_tensors(return_tensors)
-        self._check_arguments(kwargs)
+        kwargs = self._checked(kwargs)
         layout, device = (kwargs.pop(name, None) or getattr(self, name) for name in ("input_data_format", "device"))
         if kwargs:
             rest = {

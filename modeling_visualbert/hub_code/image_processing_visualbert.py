@@ -313,7 +313,7 @@ class VisualBertImageProcessor(PilBackend):
             ValueError: An image cannot be used, or a setting that would move the boxes of regions is asked for.
         """
         return_tensors = check_return_tensors(return_tensors)
-        self._check_arguments(kwargs)
+        kwargs = self._checked(kwargs)
         sources = list_images(images)
         if kwargs.get("do_rescale") is False and self.do_rescale:
             kwargs |= self._rescaled_by_the_caller(sources)
@@ -323,21 +323,30 @@ class VisualBertImageProcessor(PilBackend):
         batch["image_sizes"] = torch.tensor([(image.height, image.width) for image in loaded])
         return as_tensors(batch if device is None else batch.to(device), return_tensors)
 
-    def _check_arguments(self, kwargs: Mapping[str, Any]) -> None:
-        """Refuse settings that this processor does not have; `transformers` ignores them."""
+    def _checked(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of a call, None left out. What `transformers` would ignore is refused."""
         known = set(self.valid_kwargs.__annotations__)
+        checked = {}
         for name, value in kwargs.items():
             if name not in known:
                 raise TypeError(f"unknown argument {name!r}; expected one of {', '.join(sorted(known))}")
+            if value is None:
+                continue
+            checked[name] = _three_numbers(name, value) if name in ("image_mean", "image_std") else value
             try:
-                validate_typed_dict(self.valid_kwargs, {name: value})
+                validate_typed_dict(self.valid_kwargs, {name: checked[name]})
             except StrictDataclassError as error:
                 raise ValueError(f"{name} {value!r:.60}: {' '.join(str(error).split()):.200}") from error
-        if kwargs.get("do_center_crop", self.do_center_crop):
+        if not isinstance(checked.get("resample", 0), int):
+            raise ValueError(f"resample {checked['resample']!r}; expected one of PIL.Image.Resampling")
+        if "image_seq_length" in checked:
+            raise ValueError("image_seq_length; expected none: regions take the place of image tokens")
+        if checked.get("do_center_crop", self.do_center_crop):
             raise ValueError("do_center_crop; expected False: the boxes of regions are those of the whole image")
-        layout = kwargs.get("data_format", self.data_format)
+        layout = checked.get("data_format", self.data_format)
         if layout is not None and layout != ChannelDimension.FIRST:
             raise ValueError(f"data_format {layout!r}; expected 'channels_first', as region encoders read pixels")
+        return checked
 
     @staticmethod
     def _rescaled_by_the_caller(sources: Sequence[ImageSource]) -> dict[str, Any]:
@@ -355,6 +364,16 @@ class VisualBertImageProcessor(PilBackend):
                 raise ValueError("images of different sizes in one batch with do_pad=False; expected equal sizes")
             data["pixel_values"], data["pixel_mask"] = self.pad(data["pixel_values"], pad_size, return_mask=True)
         return BatchFeature(data=data, tensor_type=return_tensors)
+
+
+def _three_numbers(name: str, value: Any) -> list[float]:
+    """Mean or deviation of the three channels, which may be given as one number."""
+    numbers = [float(number) for number in (value if isinstance(value, (list, tuple)) else [value] * 3)]
+    if len(numbers) != 3 or not np.isfinite(numbers).all() or (name == "image_std" and min(numbers) <= 0):
+        raise ValueError(
+            f"{name} {value!r:.60}; expected a {'positive ' * (name == 'image_std')}number for each of 3 channels"
+        )
+    return numbers
 
 
 def _is_float(array: np.ndarray | torch.Tensor) -> bool:
