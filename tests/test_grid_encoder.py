@@ -5,13 +5,12 @@ import torch
 from torch.nn import functional as F
 from transformers import (
     AutoModel,
+    BertConfig,
     ConvNextConfig,
     Dinov2Config,
     Dinov2Model,
-    MobileNetV2Config,
     ResNetBackbone,
     ResNetConfig,
-    SegformerConfig,
     SwinConfig,
     TimmBackboneConfig,
     ViTConfig,
@@ -206,24 +205,22 @@ def test_the_flag_goes_with_no_other_source_of_regions(tmp_path):
 @pytest.mark.parametrize(
     ("backbone", "message"),
     [
+        (lambda: TimmBackboneConfig(backbone="resnet18"), r"backbone 'timm_backbone': .* timm"),
         (
-            lambda: TimmBackboneConfig(backbone="resnet18"),
-            "backbone 'timm_backbone' has neither hidden_size nor hidden_sizes",
+            lambda: BertConfig(),
+            r"backbone 'bert' does not read images; expected a backbone of transformers \(ResNet, .*\(ViT",
         ),
-        (lambda: MobileNetV2Config(), "backbone 'mobilenet_v2' has neither hidden_size nor hidden_sizes"),
-        (lambda: SegformerConfig(), "backbone 'segformer' has no patches"),
     ],
 )
 def test_backbones_of_other_kinds_are_refused_by_name(backbone, message):
-    with pytest.raises(ValueError, match=rf"{message}.*; expected a backbone of transformers .*\(ResNet, .*\(ViT"):
+    with pytest.raises(ValueError, match=message):
         GridRegionEncoder(GridRegionEncoderConfig(backbone_config=backbone()))
 
 
 def test_a_model_that_leaves_patches_out_is_refused_by_name():
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     backbone = ViTMAEConfig(**sizes, image_size=64, patch_size=16)
-    encoder = GridRegionEncoder(GridRegionEncoderConfig(backbone_config=backbone)).eval()
     with pytest.raises(
         ValueError, match=r"'vit_mae' gives states of shape \(1, 5, 32\), not one for each of 4 x 4 patches"
     ):
-        encoder(torch.zeros(1, 3, 64, 64))
+        GridRegionEncoder(GridRegionEncoderConfig(backbone_config=backbone))

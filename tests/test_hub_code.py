@@ -13,11 +13,13 @@ from helpers import MODELS, SIZES, randomise
 from test_grid_encoder import grid_encoder
 from test_pipelines import close
 from test_region_detector import KINDS, processor_for, tiny_detector
+from test_towers import made
 from tiny_checkpoints import ANSWERS, PIPELINE_TASKS, save_tiny_checkpoint, tiny_checkpoint
 from transformers import AutoConfig, pipeline
 
 import modeling_visualbert
 from modeling_visualbert import (
+    GridRegionEncoder,
     QueryRegionEncoder,
     VisualBertConfig,
     VisualBertImageProcessor,
@@ -32,8 +34,15 @@ from modeling_visualbert.tasks.common import DETECTOR
 
 PACKAGE = Path(modeling_visualbert.__file__).parent
 IMAGE = str(cards_folder() / "examples" / "scene.png")
-ENCODERS = ("query", "grid", *KINDS)
-TASKS = {"query": "vqa", "grid": "vqa", "c4": "vqa", "fpn": "flickr30k", "given": "vcr"}  # of a model that owns it
+ENCODERS = ("query", "grid", "tower", *KINDS)
+TASKS = {
+    "query": "vqa",
+    "grid": "vqa",
+    "tower": "vqa",
+    "c4": "vqa",
+    "fpn": "flickr30k",
+    "given": "vcr",
+}  # of a model that owns it
 OBJECTS = {"objects": ["LABEL_1", "LABEL_4"], "boxes": [[6.0, 19.0, 40.0, 51.0], [133.0, 59.0, 151.0, 77.0]]}
 CALLS = {
     "vqa": {"question": "Is it red?"},
@@ -49,6 +58,8 @@ def encoder_and_processor(kind):
         return QueryRegionEncoder.from_pretrained(DETECTOR), VisualBertImageProcessor.from_pretrained(DETECTOR)
     if kind == "grid":
         return grid_encoder(), VisualBertImageProcessor()
+    if kind == "tower":  # of CLIP
+        return GridRegionEncoder.from_backbone(made("clip")), VisualBertImageProcessor()
     return tiny_detector(kind), processor_for(kind)
 
 

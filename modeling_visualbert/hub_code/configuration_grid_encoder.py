@@ -8,9 +8,15 @@ from transformers import AutoConfig, PretrainedConfig
 from .configuration_region_encoder import NUM_GEOMETRY_FEATURES
 
 SUPPORTED_BACKBONES = (
-    "a backbone of transformers that has one (ResNet, ConvNeXt, Swin, DINOv2, ...) or a vision model with patch states "
-    "(ViT, DeiT, BEiT, ...)"
+    "a backbone of transformers (ResNet, ConvNeXt, Swin, DINOv2, ...), a vision model with a map (EfficientNet, MobileNet, ...) "
+    "or with patch states (ViT, DeiT, BEiT, ...), or a model that has one inside (CLIP, SigLIP, ...)"
 )
+
+
+def tower_config(config: PretrainedConfig) -> PretrainedConfig:
+    """The part of a checkpoint's configuration that describes its vision model: all of it, or that of the tower of CLIP and
+    its kin."""
+    return getattr(config, "vision_config", None) or config
 
 
 @strict
@@ -20,14 +26,17 @@ class GridRegionEncoderConfig(PretrainedConfig):
 
     Args:
         backbone_config (`PretrainedConfig` or `dict`):
-            Configuration of any backbone that `AutoBackbone` can build (ResNet, ConvNeXt, Swin, DINOv2, ...; its last stage
-            is read), or of a model with patch states (ViT, DeiT, BEiT, ...).
+            Configuration of the vision tower: any backbone that `AutoBackbone` can build (ResNet, ConvNeXt, Swin, DINOv2, ...;
+            its last stage is read), a model whose last state is a map (EfficientNet, MobileNet, RegNet, MobileViT, ...) or
+            patch states (ViT, DeiT, ...). Of one for images and text (CLIP, SigLIP, ...), the vision part is taken.
         grid_rows (`int`, *optional*, defaults to 6), grid_columns (`int`, *optional*, defaults to 6):
             The image is cut into so many cells; a cell's feature is the mean of the backbone's map over it.
         geometry_features (`bool`, *optional*, defaults to `True`):
             Append the nine box numbers of the cell: without them nothing tells where it is.
         geometry_weight (`float`, *optional*, defaults to 3.0):
             How much a geometry number counts beside a number of the backbone, once both are standardised.
+        bgr (`bool`, *optional*, defaults to `False`):
+            Whether the tower reads blue, green and red, in this order (MobileViT).
     """
 
     model_type = "grid_region_encoder"
@@ -39,6 +48,7 @@ class GridRegionEncoderConfig(PretrainedConfig):
     grid_columns: int = 6
     geometry_features: bool = True
     geometry_weight: float = 3.0
+    bgr: bool = False
 
     def __post_init__(self, **kwargs):
         if isinstance(self.backbone_config, dict):
@@ -46,6 +56,8 @@ class GridRegionEncoderConfig(PretrainedConfig):
             if "model_type" not in values:
                 raise ValueError("`backbone_config` needs a `model_type`, such as 'resnet' or 'vit'")
             self.backbone_config = AutoConfig.for_model(values.pop("model_type"), **values)
+        if self.backbone_config is not None:
+            self.backbone_config = tower_config(self.backbone_config)
         if min(self.grid_rows, self.grid_columns) < 1:
             raise ValueError(f"a grid of {self.grid_rows} x {self.grid_columns} cells; expected at least 1 x 1")
         super().__post_init__(**kwargs)
@@ -60,16 +72,13 @@ class GridRegionEncoderConfig(PretrainedConfig):
         """Length of one region feature.
 
         Raises:
-            ValueError: The backbone's configuration does not tell the width of its last stage.
+            ValueError: There is no vision tower for `backbone_config`.
         """
-        sizes = getattr(self.backbone_config, "hidden_sizes", None)
-        width = sizes[-1] if sizes else getattr(self.backbone_config, "hidden_size", None)
-        if not isinstance(width, int):
-            raise ValueError(
-                f"backbone {getattr(self.backbone_config, 'model_type', None)!r} has neither hidden_size nor hidden_sizes, "
-                f"which tell how long its features are; expected {SUPPORTED_BACKBONES}"
-            )
+        # Imported here: configurations are registered before models can be imported.
+        from .towers_visualbert import map_shape
+
+        width = map_shape(self.backbone_config)[0]
         return width + (NUM_GEOMETRY_FEATURES if self.geometry_features else 0)
 
 
-__all__ = ["SUPPORTED_BACKBONES", "GridRegionEncoderConfig"]
+__all__ = ["SUPPORTED_BACKBONES", "GridRegionEncoderConfig", "tower_config"]

@@ -1,17 +1,17 @@
-"""Cells of an image as regions, through any image backbone of `transformers`: pixels -> features and boxes.
+"""Cells of an image as regions, through any vision tower of `transformers`: pixels -> features and boxes.
 
 Letters: B batch, C channels of the backbone, H and W rows and columns of its map, R regions, V region feature.
 """
 
 import torch
 from torch import nn
-from transformers import AutoBackbone, AutoModel, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
+from transformers import PreTrainedModel
 
-from .configuration_grid_encoder import SUPPORTED_BACKBONES, GridRegionEncoderConfig
+from .configuration_grid_encoder import GridRegionEncoderConfig, tower_config
 from .configuration_region_encoder import NUM_GEOMETRY_FEATURES
 from .modeling_region_encoder import RegionEncoderOutput, StandardisedRegionEncoder
 from .regions_visualbert import box_geometry
+from .towers_visualbert import build_tower, load_tower, tower_inputs, tower_map, whole_patches
 
 
 class GridRegionEncoder(StandardisedRegionEncoder):
@@ -29,10 +29,11 @@ class GridRegionEncoder(StandardisedRegionEncoder):
         if config.backbone_config is None:
             raise ValueError("`backbone_config` is missing; expected the config of a backbone or of a vision model")
         super().__init__(config)
-        self.backbone = _backbone(config.backbone_config).to(torch.get_default_dtype())
-        channels = getattr(self.backbone, "channels", None)
-        if channels and channels[-1] != config.region_dim - NUM_GEOMETRY_FEATURES * config.geometry_features:
-            raise ValueError(f"`backbone_config` puts out {self.backbone.out_features}; expected the last stage")
+        self.backbone = build_tower(config.backbone_config).to(torch.get_default_dtype())
+        self.tower_inputs = tower_inputs(self.backbone)
+        read, stages = (getattr(self.backbone, name, None) for name in ("out_features", "stage_names"))
+        if read and stages and read[-1] != stages[-1]:
+            raise ValueError(f"`backbone_config` puts out {read}; expected the last stage")
         self.post_init()
 
     @torch.no_grad()
@@ -52,13 +53,35 @@ class GridRegionEncoder(StandardisedRegionEncoder):
 
     @classmethod
     def from_backbone(cls, backbone: PreTrainedModel, **config_kwargs) -> "GridRegionEncoder":
-        """Wrap a loaded backbone or vision model; `config_kwargs` are fields of [`GridRegionEncoderConfig`]."""
-        fields = backbone.config.to_dict()
+        """Wrap a loaded vision model, or the tower of one for images and text; `config_kwargs` are fields of
+        [`GridRegionEncoderConfig`].
+
+        Raises:
+            ValueError: It is no vision model that is supported, or not of the class that makes maps.
+        """
+        is_whole = tower_config(backbone.config) is not backbone.config
+        tower = getattr(backbone, "vision_model", backbone) if is_whole else backbone
+        fields = tower.config.to_dict()
         fields.pop("_name_or_path", None)  # where it lay on this machine says nothing to others
         encoder = cls(GridRegionEncoderConfig(backbone_config=fields, **config_kwargs))
-        weights = {key: value for key, value in backbone.state_dict().items() if not key.startswith("pooler.")}
-        encoder.backbone.load_state_dict(weights)
+        given, read = tower.state_dict(), encoder.backbone.state_dict()
+        if missing := sorted(read.keys() - given.keys()):
+            raise ValueError(
+                f"{type(tower).__name__} has no {missing[0]!r}; expected a {type(encoder.backbone).__name__}, or its folder with "
+                "GridRegionEncoder.from_tower"
+            )
+        encoder.backbone.load_state_dict({key: given[key] for key in read})
         return encoder.eval()
+
+    @classmethod
+    def from_tower(cls, name, **config_kwargs) -> "GridRegionEncoder":
+        """Wrap the vision tower of a checkpoint (folder or Hub name), see [`load_tower`]; `config_kwargs` are fields of
+        [`GridRegionEncoderConfig`].
+
+        Raises:
+            ValueError: It is no vision model; or its weights are damaged, or some are missing.
+        """
+        return cls.from_backbone(load_tower(name), **config_kwargs)
 
     def forward(
         self,
@@ -78,13 +101,14 @@ class GridRegionEncoder(StandardisedRegionEncoder):
             boxes_mask (`torch.LongTensor` of shape `(batch_size, regions)`, *optional*):
                 1 for a given box, 0 for padding.
         """
-        map_BCHW = self._map(pixel_values)
+        padded = whole_patches(pixel_values, self.config.backbone_config)
+        map_BCHW = self._map(padded)
         if boxes_unit is None:
             boxes_BR4 = self._cells(pixel_values).expand(len(pixel_values), -1, -1)
         else:
             boxes_BR4 = boxes_unit.to(map_BCHW.dtype)
         mask_BR = torch.ones_like(boxes_BR4[..., 0], dtype=torch.long) if boxes_mask is None else boxes_mask.long()
-        features_BRV = mean_in_boxes(map_BCHW, boxes_BR4 * _filled_part(pixel_values, pixel_mask))
+        features_BRV = mean_in_boxes(map_BCHW, boxes_BR4 * _filled_part(pixel_values, pixel_mask, padded))
         if self.config.geometry_features:
             features_BRV = torch.cat((features_BRV, box_geometry(boxes_BR4)), dim=-1)
         return RegionEncoderOutput(
@@ -96,22 +120,10 @@ class GridRegionEncoder(StandardisedRegionEncoder):
         )
 
     def _map(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """[B, C, H, W] of the backbone's last stage."""
-        # Convolutions, batch norm and pooling are a fifth faster on CPUs with the channels innermost.
-        outputs = self.backbone(pixel_values.contiguous(memory_format=torch.channels_last))
-        if "feature_maps" in outputs:
-            return outputs["feature_maps"][-1]
-        states_BPC = outputs["last_hidden_state"]
-        patch = self.config.backbone_config.patch_size
-        patch_rows, patch_columns = patch if isinstance(patch, (tuple, list)) else (patch, patch)
-        rows, columns = pixel_values.shape[-2] // patch_rows, pixel_values.shape[-1] // patch_columns
-        if states_BPC.dim() != 3 or states_BPC.shape[1] < rows * columns:
-            raise ValueError(
-                f"backbone {self.config.backbone_config.model_type!r} gives states of shape {tuple(states_BPC.shape)}, not one "
-                f"for each of {rows} x {columns} patches; expected {SUPPORTED_BACKBONES}"
-            )
-        patches_BPC = states_BPC[:, states_BPC.shape[1] - rows * columns :]  # class and register tokens come first
-        return patches_BPC.transpose(1, 2).unflatten(2, (rows, columns))
+        """[B, C, H, W] of the tower's last stage."""
+        if self.config.bgr:
+            pixel_values = pixel_values.flip(1)
+        return tower_map(self.backbone, self.config.backbone_config, pixel_values, self.tower_inputs)
 
     def _cells(self, like: torch.Tensor) -> torch.Tensor:
         """[R, 4] corners of the cells in units of the image."""
@@ -143,24 +155,19 @@ def _overlap(low_BR: torch.Tensor, high_BR: torch.Tensor, count: int) -> torch.T
     return (torch.minimum(high, edges + 1) - torch.maximum(low, edges)).clamp(min=0)
 
 
-def _filled_part(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None) -> torch.Tensor:
-    """[B, 1, 4]: which part of the padded width and height the image takes, to be multiplied with boxes."""
+def _filled_part(pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None, padded: torch.Tensor) -> torch.Tensor:
+    """[B or 1, 1, 4]: which part of the width and height that the tower reads an image takes, to be multiplied with boxes.
+
+    `pixel_mask` tells the image in `pixel_values`, which take a part of `padded`.
+    """
     if pixel_mask is None:
-        return pixel_values.new_ones(1, 1, 4)
-    width_B = pixel_mask[:, 0].to(pixel_values.dtype).mean(dim=-1)
-    height_B = pixel_mask[:, :, 0].to(pixel_values.dtype).mean(dim=-1)
+        width_B = height_B = pixel_values.new_ones(1)
+    else:
+        width_B = pixel_mask[:, 0].to(pixel_values.dtype).mean(dim=-1)
+        height_B = pixel_mask[:, :, 0].to(pixel_values.dtype).mean(dim=-1)
+    width_B = width_B * (pixel_values.shape[-1] / padded.shape[-1])
+    height_B = height_B * (pixel_values.shape[-2] / padded.shape[-2])
     return torch.stack((width_B, height_B, width_B, height_B), dim=-1)[:, None]
-
-
-def _backbone(config) -> nn.Module:
-    if type(config) in MODEL_FOR_BACKBONE_MAPPING:
-        return AutoBackbone.from_config(config)
-    if not hasattr(config, "patch_size"):
-        raise ValueError(f"backbone {config.model_type!r} has no patches; expected {SUPPORTED_BACKBONES}")
-    model = AutoModel.from_config(config)
-    if hasattr(model, "pooler"):
-        model.pooler = None  # nobody reads it
-    return model
 
 
 __all__ = ["GridRegionEncoder", "mean_in_boxes"]

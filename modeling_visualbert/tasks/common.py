@@ -16,14 +16,11 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import (
-    AutoBackbone,
     AutoConfig,
     AutoImageProcessor,
-    AutoModel,
     PreTrainedModel,
     ResNetConfig,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
 from ..checkpoints import check_name, load_inner_region_encoder
 from ..convert.checkpoint_files import naming
@@ -407,9 +404,8 @@ def _grid_encoder(args: TaskArgs) -> tuple[RegionEncoder, VisualBertImageProcess
     grid = {"grid_rows": args.grid_size, "grid_columns": args.grid_size}
     if args.grid_backbone != SMALL_BACKBONE:
         name = str(args.grid_backbone)
-        is_backbone = type(AutoConfig.from_pretrained(name)) in MODEL_FOR_BACKBONE_MAPPING
-        backbone = (AutoBackbone if is_backbone else AutoModel).from_pretrained(name)
-        return GridRegionEncoder.from_backbone(backbone, **grid), VisualBertImageProcessor.from_detector(name)
+        check_name(name, "backbone")
+        return GridRegionEncoder.from_tower(name, **grid), VisualBertImageProcessor.from_detector(name)
     torch.manual_seed(args.seed)  # the same new weights in every process
     backbone_config = ResNetConfig(
         embedding_size=16, hidden_sizes=[32, 64, 128], depths=[1, 1, 1], layer_type="basic", out_features=["stage3"]
