@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import logging
+import pickle
 import re
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from modeling_visualbert.cli import main
 from modeling_visualbert.convert.array_pickles import load_chunk
 from modeling_visualbert.features.arrays import _warn_of_unit_boxes
 from modeling_visualbert.features.convert import convert_features
+from modeling_visualbert.features.draft import StoreDraft
 from modeling_visualbert.features.store import FeatureStore, partial_folder
 
 ROOT = Path(__file__).parents[1]
@@ -205,22 +207,74 @@ def test_a_repaired_file_goes_on(tmp_path):
 # Folders of arrays
 
 
-def test_pythia_folder(tmp_path, caplog):
+def info_of(number, **changes):
+    """What Pythia and MMF write beside the features of an image."""
+    arrays = image(number)
+    return {
+        "bbox": arrays["boxes"],
+        "num_boxes": len(arrays["boxes"]),
+        "objects": arrays["class_ids"],
+        "cls_prob": np.zeros((len(arrays["boxes"]), 9), np.float32) if number % 2 else None,
+        "image_width": np.int64(40),
+        "image_height": 30,
+    } | changes
+
+
+def assert_is_that_of_mmf(store, image_id, number):
+    arrays = image(number)
+    assert_holds(store, image_id, {key: arrays[key] for key in ("features", "boxes", "class_ids")})
+    assert store[image_id]["image_size"].tolist() == [30, 40]
+    assert sorted(store[image_id]) == ["boxes", "class_ids", "image_size", "visual_embeds"]
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_pythia_folder(tmp_path, monkeypatch, protocol):
+    """With what is known of the boxes beside the features of some images, and once in a dict with them."""
     folder = tmp_path / "fc6" / "train2014"
     folder.mkdir(parents=True)
-    for number in range(3):
-        np.save(folder / f"COCO_train2014_00000000000{number}.npy", image(number)["features"])
-        info = {"boxes": image(number)["boxes"]}
-        np.save(folder / f"COCO_train2014_00000000000{number}_info.npy", info)
-    with caplog.at_level(logging.WARNING):
-        store = convert_features(tmp_path / "fc6", tmp_path / "store", ids="number", dtype="float32", progress=False)
-    assert (
-        "3 files like COCO_train2014_000000000000_info.npy hold Python objects (pickle) and are not read" in caplog.text
-    )
-    assert len(store) == 3
-    for number in range(3):
-        assert_holds(store, number, {"features": image(number)["features"]})
-        assert list(store[number]) == ["visual_embeds"]
+    dump = pickle.dump
+    monkeypatch.setattr(pickle, "dump", lambda value, file, **given: dump(value, file, protocol=protocol))
+    for number in range(5):
+        name = f"COCO_train2014_00000000000{number}"
+        if number == 3:
+            np.save(folder / f"{name}.npy", {"image_feat": image(3)["features"], **info_of(3)})
+        else:
+            np.save(folder / f"{name}.npy", image(number)["features"])
+        if number < 3:
+            np.save(folder / f"{name}_info.npy", info_of(number))
+    (folder / "._COCO_train2014_000000000001.npy").write_bytes(b"of macOS")
+    store = convert_features(tmp_path / "fc6", tmp_path / "store", ids="number", dtype="float32", progress=False)
+    assert sorted(store) == ["0", "1", "2", "3", "4"]
+    for number in range(4):
+        assert_is_that_of_mmf(store, number, number)
+    assert_holds(store, 4, {"features": image(4)["features"]})
+    assert list(store[4]) == ["visual_embeds"]
+
+
+@pytest.mark.parametrize(
+    ("info", "message"),
+    [
+        (info_of(1, num_boxes=9), "'num_boxes' is 9 beside 'features' of 3 regions"),
+        (info_of(1, bbox=image(2)["boxes"]), r"'bbox' has shape \(4, 4\) beside 'features' of 3 regions"),
+        (info_of(1, bbox=image(1)["boxes"] + 20), "'bbox': row . .* is outside the image of 40 x 30 pixels"),
+        (info_of(1, bbox=Path("evil")), "b_info.npy: cannot be read: it holds Python objects .* it refers to pathlib"),
+        (
+            ["a list"],
+            "b_info.npy: cannot be read: it holds Python objects .* an array of objects; expected numbers, or one",
+        ),
+        (np.zeros(3), "'features'|features are"),
+    ],
+)
+def test_facts_beside_features_that_contradict_them_are_named(tmp_path, info, message):
+    np.save(tmp_path / "a.npy", image(0)["features"])
+    np.save(tmp_path / "b.npy", image(1)["features"])
+    np.save(tmp_path / "b_info.npy", np.array(info * 2, dtype=object) if isinstance(info, list) else info)
+    if isinstance(info, np.ndarray):  # numbers where a dict is expected: the features are those of the image
+        assert len(convert_features(tmp_path, tmp_path / "store", progress=False)) == 2
+        return
+    with pytest.raises(ValueError, match=message) as refused:
+        convert_features(tmp_path, tmp_path / "store", progress=False)
+    assert str(refused.value).startswith(str(tmp_path / "b"))
 
 
 def test_npz_of_the_nlvr2_script(tmp_path):
@@ -454,7 +508,9 @@ HUGE = b"\x93NUMPY\x01\x00\x76\x00" + HEADER.ljust(117) + b"\n"
         (lambda path: np.save(path, np.array([["a", "b"]])), r"features are <U1 \(1, 2\); expected numbers"),
         (lambda path: path.write_bytes(b"no array"), "cannot be read"),
         (lambda path: path.write_bytes(b""), "cannot be read"),
-        (lambda path: np.save(path, {"image_feat": 1}), f"cannot be read: {OBJECTS}"),
+        (lambda path: np.save(path, {"image_feat": {1, 2}}), f"cannot be read: {OBJECTS}"),
+        (lambda path: np.save(path, {"image_feat": 1}), r"features are int64 \(\); expected numbers \(regions, dim\)"),
+        (lambda path: np.save(path, {"other": 1}), "no features among other; expected one of"),
         (
             lambda path: path.write_bytes(HUGE),
             r"cannot be read: an array of shape \(99999999999, 2048\) takes \d+ bytes, of which 0 are",
@@ -963,3 +1019,225 @@ def test_killed_ten_times_at_random(tmp_path):
         assert process.wait() in (0, -9)
     assert kills == 10
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+
+
+# LMDB
+
+
+@pytest.fixture
+def lmdb():
+    return pytest.importorskip("lmdb")
+
+
+def write_lmdb(lmdb, folder, values, keys=None):
+    """As MMF's `lmdb_conversion.py` writes it; values are pickled unless they are bytes."""
+    environment = lmdb.open(str(folder), map_size=1 << 24)
+    with environment.begin(write=True) as transaction:
+        for key, value in values.items():
+            transaction.put(key.encode(), value if isinstance(value, bytes) else pickle.dumps(value))
+        listed = [key.encode() for key in values] if keys is None else keys
+        if listed is not False:
+            transaction.put(b"keys", pickle.dumps(listed))
+    environment.close()
+    return folder
+
+
+def item_of(number, **changes):
+    return {
+        "feature_path": f"train2014/p_{number}",
+        "features": image(number)["features"],
+        **info_of(number),
+        **changes,
+    }
+
+
+@pytest.mark.parametrize("source", ["detectron.lmdb", "detectron.lmdb/data.mdb", "."])
+@pytest.mark.parametrize("listed", [True, False])
+def test_lmdb_of_mmf(tmp_path, lmdb, source, listed):
+    values = {f"train2014/p_{number}": item_of(number) for number in (7, 3, 12)}
+    (tmp_path / "in").mkdir()
+    write_lmdb(lmdb, tmp_path / "in" / "detectron.lmdb", values, None if listed else False)
+    store = convert_features(
+        tmp_path / "in" / source, tmp_path / "store", ids="number", dtype="float32", progress=False
+    )
+    assert store.info["source"]["kind"] == "lmdb" and sorted(store) == ["12", "3", "7"]
+    for number in (3, 7, 12):
+        assert_is_that_of_mmf(store, number, number)
+
+
+def test_lmdb_of_vilbert(tmp_path, lmdb):
+    arrays = image(1)
+    value = {"image_id": "9", "image_h": 30, "image_w": 40, "num_boxes": 3}
+    value |= {name: coded(arrays[name]).encode() for name in ("features", "boxes")}
+    write_lmdb(lmdb, tmp_path / "a", {"9": value})
+    store = convert_features(tmp_path / "a", tmp_path / "store", dtype="float32", progress=False)
+    assert_holds(store, "9", {name: arrays[name] for name in ("features", "boxes")})
+    write_lmdb(lmdb, tmp_path / "b", {"9": {**value, "num_boxes": 4}})
+    with pytest.raises(ValueError, match=r"key '9': 'features' has 15 numbers for 4 boxes; expected a multiple"):
+        convert_features(tmp_path / "b", tmp_path / "other", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (item_of(1, num_boxes=8), "'num_boxes' is 8 beside 'features' of 3 regions"),
+        (b"no pickle", "not a pickle that can be read safely"),
+        (pickle.dumps(item_of(1))[:-40], "not a pickle that can be read safely"),
+        (["a", "list"], "holds a list; expected a dict of arrays"),
+        (item_of(1, bbox=Path("evil")), "it refers to pathlib.* expected arrays and plain containers only"),
+        ({"feature_path": "b"}, "no features among feature_path"),
+    ],
+)
+def test_a_bad_value_of_an_lmdb_is_named(tmp_path, lmdb, value, message, capsys):
+    source = write_lmdb(lmdb, tmp_path / "a", {"p_1": item_of(0), "p_2": value, "p_3": item_of(2)})
+    with pytest.raises(ValueError, match=rf"^{source}/data.mdb: key 'p_2': [^\n]*{message}"):
+        convert_features(source, tmp_path / "store", progress=False)
+    command = ["convert-features", str(source), str(tmp_path / "other"), "--skip_bad_records"]
+    assert main(command) == 0
+    assert f"1 bad records were left out (p_2, ...), see {tmp_path}/other/failed.jsonl" in capsys.readouterr().err
+    assert list(FeatureStore(tmp_path / "other")) == ["p_1", "p_3"]
+
+
+def test_an_lmdb_that_lacks_something_is_named(tmp_path, lmdb, monkeypatch):
+    source = write_lmdb(lmdb, tmp_path / "a", {"p": item_of(0)}, keys=[b"p", b"q"])
+    with pytest.raises(ValueError, match=r"data.mdb: key 'q': listed in 'keys', but not there"):
+        convert_features(source, tmp_path / "store", progress=False)
+    source = write_lmdb(lmdb, tmp_path / "b", {"p": item_of(0)}, keys={"p": 1})
+    with pytest.raises(ValueError, match=r"data.mdb: 'keys' holds dict; expected a list of keys"):
+        convert_features(source, tmp_path / "store", progress=False)
+    data = source / "data.mdb"
+    data.write_bytes(data.read_bytes()[:9000])
+    with pytest.raises(ValueError, match=r"data.mdb: 9000 bytes; expected \d+ \(is it cut off\?\)"):
+        convert_features(source, tmp_path / "store", progress=False)
+    data.write_bytes(b"something else" * 9999)
+    with pytest.raises(ValueError, match=r"data.mdb: not an LMDB file, or damaged"):
+        convert_features(source, tmp_path / "store", progress=False)
+    monkeypatch.setitem(sys.modules, "lmdb", None)
+    with pytest.raises(ValueError, match=r"a: LMDB needs lmdb: pip install 'modeling-visualbert\[lmdb\]'$"):
+        convert_features(tmp_path / "a", tmp_path / "store", progress=False)
+
+
+# Parts, and bad records
+
+
+def write_parts(folder, numbers, name="genome.tsv"):
+    folder.mkdir(exist_ok=True)
+    for number in numbers:
+        (folder / f"{name}.{number}").write_text(line(f"p_{number}", image(number)))
+    return folder
+
+
+@pytest.mark.parametrize("source", ["", "genome.tsv"])
+@pytest.mark.parametrize("numbers", [range(3), range(1, 12)])
+def test_a_tsv_in_parts(tmp_path, source, numbers, caplog):
+    folder = write_parts(tmp_path / "parts", numbers)
+    (folder / "._genome.tsv.0").write_bytes(b"of macOS")
+    (tmp_path / "more").mkdir()
+    if not source:
+        write_tsv(tmp_path / "more" / "val.tsv", ["q_1"])
+        (folder / "linked").symlink_to(tmp_path / "more")
+    store = convert_features(folder / source, tmp_path / "store", dtype="float32", progress=False)
+    assert set(store) == {f"p_{number}" for number in numbers} | ({"q_1"} if not source else set())
+    assert not caplog.records
+
+
+def test_parts_that_are_missing_or_left_out_are_told(tmp_path, caplog):
+    folder = write_parts(tmp_path / "parts", [0, 1, 3])
+    with pytest.raises(ValueError, match=r"genome.tsv: part genome.tsv.2 is missing; expected all from 0 to 3"):
+        convert_features(folder / "genome.tsv", tmp_path / "store", progress=False)
+    store = convert_features(folder / "genome.tsv.1", tmp_path / "store", progress=False)
+    assert list(store) == ["p_1"]
+    assert "genome.tsv.1: one of 3 parts; give the folder, or genome.tsv, to convert all of them" in caplog.text
+    with pytest.raises(FileNotFoundError, match=r"other.tsv: no such file or folder"):
+        convert_features(folder / "other.tsv", tmp_path / "store", progress=False)
+
+
+def broken_records(folder):
+    """Ten images, of which three are broken and one occurs twice."""
+    lines = [line(f"p_{number}", image(number)) for number in range(10)]
+    lines[0] = lines[0][:-30] + "\n"  # the first one, from which the length of features is learned
+    lines[3] = "p_3\tcut off\n"
+    lines[6] = line("p_6", image(6), boxes=coded(np.full((2, 4), np.nan, np.float32)))
+    lines[8] = line("p_1", image(8))
+    (folder / "a.tsv").write_text("".join(lines))
+    return folder / "a.tsv", {
+        "p_0": "row 1: 'features': ",
+        "p_3": "row 4: 2 columns; expected",
+        "p_6": "row 7: 'boxes': row 0 holds NaN or infinity",
+        "p_1": "image 'p_1' occurs twice",
+    }
+
+
+@pytest.mark.parametrize("images_per_shard", [2, 1000])
+def test_bad_records_are_left_out_and_listed(tmp_path, images_per_shard, capsys):
+    source, reasons = broken_records(tmp_path)
+    with pytest.raises(ValueError, match="a.tsv: row 1: 'features'"):
+        convert_features(source, tmp_path / "store", progress=False)
+    command = ["convert-features", str(source), str(tmp_path / "store"), "--images_per_shard", str(images_per_shard)]
+    assert main([*command, "--skip_bad_records"]) == 0
+    assert f"4 bad records were left out (p_0, ...), see {tmp_path}/store/failed.jsonl" in capsys.readouterr().err
+    store = FeatureStore(tmp_path / "store")
+    store.verify()
+    assert sorted(store) == ["p_1", "p_2", "p_4", "p_5", "p_7", "p_9"]
+    listed = [json.loads(text) for text in (tmp_path / "store" / "failed.jsonl").read_text().splitlines()]
+    assert [record["image_id"] for record in listed] == list(reasons)
+    for record in listed:
+        assert reasons[record["image_id"]] in record["reason"]
+    assert_holds(FeatureStore(tmp_path / "store"), "p_9", {"scores": image(9)["scores"]})
+
+
+def test_conversion_without_bad_records_goes_on_after_an_interruption(tmp_path, monkeypatch):
+    source, _ = broken_records(tmp_path)
+    options = {"images_per_shard": 2, "skip_bad_records": True, "progress": False}
+    convert_features(source, tmp_path / "whole", **options)
+    write_shard = StoreDraft.write_shard
+
+    def fail(draft, number, *args):
+        if number == 3:
+            raise KeyboardInterrupt
+        write_shard(draft, number, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(StoreDraft, "write_shard", fail)
+        convert_features(source, tmp_path / "store", **options)
+    convert_features(source, tmp_path / "store", **options)
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+
+
+def test_nothing_but_bad_records_is_refused(tmp_path):
+    (tmp_path / "a.tsv").write_text("p_1\n" * 3)
+    with pytest.raises(ValueError, match="a.tsv: row 1: 1 columns; expected"):
+        convert_features(tmp_path / "a.tsv", tmp_path / "store", skip_bad_records=True, progress=False)
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("kind", ["npz", "npy", "th"])
+def test_bad_files_are_left_out_and_listed(tmp_path, kind):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(4):
+        arrays = {"features": image(number)["features"]}
+        if kind == "npz":
+            np.savez(folder / f"p-{number}.npz", **arrays)
+        elif kind == "npy":
+            np.save(folder / f"p-{number}.npy", arrays["features"])
+        else:
+            torch.save({f"p-{number}": (arrays["features"],)}, folder / f"p-{number}.th")
+    (folder / f"p-1.{kind}").write_bytes(b"broken")
+    (folder / f"cover.{kind}").write_bytes((folder / f"p-2.{kind}").read_bytes())  # no number; of `.th`, an image twice
+    store = convert_features(folder, tmp_path / "store", ids="number", skip_bad_records=True, progress=False)
+    assert sorted(store) == ["0", "2", "3"]
+    first, second = (tmp_path / "store" / "failed.jsonl").read_text().splitlines()
+    told = [first, second]
+    assert sum(f"p-1.{kind}" in text for text in told) == 1
+    assert any("does not end in a number" in text or "occurs twice" in text for text in told)
+
+
+def test_a_list_was_expected_beside_an_hdf5_file(tmp_path, h5py):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["features"] = np.ones((2, 3, DIM), np.float32)
+    (tmp_path / "a.json").write_text('{"img_id": 1, "img_h": 2}')
+    with pytest.raises(
+        ValueError, match=r"a.json: found a record with keys 'img_id', 'img_h'; expected a list of names"
+    ):
+        convert_features(tmp_path / "a.h5", tmp_path / "store", progress=False)

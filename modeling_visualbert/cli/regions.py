@@ -11,7 +11,7 @@ from typing import Any
 from .output import print_records, save_image
 
 # Those of `features/`, written out here so that the parser imports nothing; a test compares them.
-FEATURE_KINDS = ("hdf5", "npy", "npz", "th", "tsv")
+FEATURE_KINDS = ("hdf5", "lmdb", "npy", "npz", "th", "tsv")
 IMAGE_IDS = ("name", "number", "stem")
 DTYPES = ("float32", "float16")
 _REGION_ENCODER = (
@@ -61,9 +61,25 @@ def add_region_commands(commands: Any) -> None:
     )
     command.set_defaults(run=_extract)
 
+    _add_convert_command(commands)
+
+    command = commands.add_parser("store", help="show, check and draw a feature store")
+    command.add_argument("folder", help="the feature store")
+    command.add_argument("--detector", help=f"set the {_DETECTOR_HELP}, where it is unknown")
+    command.add_argument("--verify", action="store_true", help="read every shard and compare checksums")
+    command.add_argument("--sheet", metavar="FILE", help="draw some images with their regions; needs --images")
+    command.add_argument("--images", help="folder of the images, or text file with their paths")
+    command.add_argument("--ids", choices=IMAGE_IDS, default="stem", help="see `extract` (default: %(default)s)")
+    command.add_argument("--count", type=int, default=9, help="images on the sheet (default: %(default)s)")
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.set_defaults(run=_store)
+
+
+def _add_convert_command(commands: Any) -> None:
     command = commands.add_parser("convert-features", help="convert published region features to a feature store")
     command.add_argument(
-        "source", help="TSV, .th or HDF5 file, or folder of .npy or .npz files, or of the parts of a TSV"
+        "source",
+        help="TSV (or its name without .0, .1, ...), .th, LMDB or HDF5 file, or folder of such or of .npy or .npz files",
     )
     command.add_argument("target", help="feature store to write; an interrupted run is continued")
     command.add_argument("--kind", choices=FEATURE_KINDS, help="format of the source (default: from its suffix)")
@@ -87,18 +103,12 @@ def add_region_commands(commands: Any) -> None:
         action="store_true",
         help="boxes of the source are in 0..1, units of the image; the store holds them in pixels",
     )
+    command.add_argument(
+        "--skip_bad_records",
+        action="store_true",
+        help="leave out images that are damaged, contradict themselves or occur twice, and list them in failed.jsonl",
+    )
     command.set_defaults(run=_convert_features)
-
-    command = commands.add_parser("store", help="show, check and draw a feature store")
-    command.add_argument("folder", help="the feature store")
-    command.add_argument("--detector", help=f"set the {_DETECTOR_HELP}, where it is unknown")
-    command.add_argument("--verify", action="store_true", help="read every shard and compare checksums")
-    command.add_argument("--sheet", metavar="FILE", help="draw some images with their regions; needs --images")
-    command.add_argument("--images", help="folder of the images, or text file with their paths")
-    command.add_argument("--ids", choices=IMAGE_IDS, default="stem", help="see `extract` (default: %(default)s)")
-    command.add_argument("--count", type=int, default=9, help="images on the sheet (default: %(default)s)")
-    command.add_argument("--json", action="store_true", help="print JSON")
-    command.set_defaults(run=_store)
 
 
 def _add_store_options(command: argparse.ArgumentParser) -> None:
@@ -192,6 +202,7 @@ def _extract(args: argparse.Namespace) -> None:
 
 def _convert_features(args: argparse.Namespace) -> None:
     from ..features.convert import convert_features
+    from ..features.draft import read_failures
 
     store = convert_features(
         args.source,
@@ -206,8 +217,13 @@ def _convert_features(args: argparse.Namespace) -> None:
         spatial=args.spatial,
         layout=args.layout,
         normalised_boxes=args.normalised_boxes,
+        skip_bad_records=args.skip_bad_records,
     )
     print(f"{args.target}: regions of {len(store)} images, dim {store.dim}, {store.dtype}")
+    if failures := read_failures(Path(args.target)):
+        path = Path(args.target) / "failed.jsonl"
+        first = failures[0]["image_id"]
+        print(f"{len(failures)} bad records were left out ({first}, ...), see {path}", file=sys.stderr)
 
 
 def _store(args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""NumPy arrays in pickles, read without unpickling: Detectron's weights, and chunks of `torch.save` with features.
+"""NumPy arrays in pickles, read without unpickling: Detectron's weights, MMF's features, and chunks of `torch.save`.
 
 NumPy's own functions for it are not made for hostile files (a pickle can have them make objects from raw bytes, or change
 NumPy's types for the whole process). Stand-ins take their place, which know numbers only and build an array from bytes
@@ -10,6 +10,7 @@ that such files consist of: it imports nothing, and its use of memory is bounded
 from __future__ import annotations
 
 import codecs
+import io
 import math
 import os
 import pickletools
@@ -55,21 +56,40 @@ class _Dtype:
         self.dtype = self.dtype.newbyteorder(state[1])  # another dtype: NumPy's own would change itself
 
 
+class _ObjectDtype(_Dtype):
+    """Stands for the dtype of an array of Python objects, which is how NumPy saves a dict: an array around it."""
+
+    def __init__(self, code: Any):
+        self.code = code
+
+    def __setstate__(self, state: Any) -> None:
+        """The state holds nothing that matters."""
+
+
+def _any_dtype(code: Any, align: Any = False, copy: Any = True) -> _Dtype:
+    return _ObjectDtype(code) if code in ("O8", "O4", "O") else _Dtype(code, align, copy)
+
+
 @dataclass(eq=False)
 class _Array:
-    """Stands for `numpy.ndarray`. The array is None until its state is read."""
+    """Stands for `numpy.ndarray`. The array is None until its state is read, which may give the only object of one instead."""
 
-    array: np.ndarray | None = field(default=None, init=False)
+    array: Any = field(default=None, init=False)
     memo: list[int] = field(default_factory=list, init=False)  # where the pickle keeps it
 
     def __setstate__(self, state: Any) -> None:
         self.array = _make_array(*state)
 
 
-def _make_array(version: Any, shape: Any, dtype: Any, is_fortran: Any, content: Any) -> np.ndarray:
-    """An array that shares its memory with the content, so that arrays of repeated content take none."""
+def _make_array(version: Any, shape: Any, dtype: Any, is_fortran: Any, content: Any) -> Any:
+    """An array that shares its memory with the content, so that arrays of repeated content take none; or the object that an
+    array holds."""
     if not isinstance(dtype, _Dtype):
         raise _RefusedError("an array without a dtype")
+    if isinstance(dtype, _ObjectDtype):
+        if shape not in ((), (1,)) or not isinstance(content, list) or len(content) != 1 or content[0] is None:
+            raise _RefusedError("an array of objects; expected numbers, or one object")
+        return _plain(content[0])
     if not isinstance(shape, tuple) or not all(type(side) is int and side >= 0 for side in shape):
         raise _RefusedError("an array whose shape is not a tuple of sizes")
     if isinstance(content, str):  # as Python 2 wrote bytes
@@ -86,6 +106,14 @@ def _new_array(kind: Any, shape: Any, code: Any) -> _Array:
     if kind is not _Array:
         raise _RefusedError("an array of another class than numpy.ndarray")
     return _Array()
+
+
+def _from_buffer(content: Any, dtype: Any, shape: Any, order: Any, axis_order: Any = None) -> np.ndarray:
+    """How protocol 5 writes an array."""
+    if not isinstance(content, (bytes, bytearray)) or isinstance(dtype, _ObjectDtype) or axis_order is not None:
+        raise _RefusedError("an array in an order that is not known here")
+    array = _make_array(1, shape, dtype, order == "F", bytes(content))
+    return array.astype(array.dtype.newbyteorder("="), order="C")
 
 
 def _scalar(dtype: Any, content: Any = b"") -> Any:
@@ -114,6 +142,8 @@ _ARRAY_STAND_INS: dict[str, Any] = {
 }
 _STAND_INS: dict[str, Any] = {
     **_ARRAY_STAND_INS,
+    "numpy.core.numeric._frombuffer": _from_buffer,
+    "numpy._core.numeric._frombuffer": _from_buffer,
     "numpy.core.multiarray.scalar": _scalar,
     "numpy._core.multiarray.scalar": _scalar,
     "collections.OrderedDict": _ordered_dict,
@@ -188,20 +218,33 @@ def load_arrays(path: str | Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint file")
     with path.open("rb") as file:
-        reader = _Reader(file)
-        try:
-            return reader.read()
-        except Exception as error:  # a damaged pickle can fail anywhere
-            reason = str(error) if isinstance(error, _RefusedError) else f"{type(error).__name__}: {error}"
-            reason = " ".join(reason.split())[:300]  # it may quote long names from the file
-            raise ValueError(f"{path}: not a pickle that can be read safely: {reason}{reader.place()}") from error
+        return _read(file, os.fstat(file.fileno()).st_size, str(path))
+
+
+def parse_arrays(content: bytes, where: str) -> Any:
+    """The same for a pickle in memory, which may be an array around one object, as NumPy saves a dict.
+
+    Raises:
+        ValueError: As for [`load_arrays`]; the message starts with `where`.
+    """
+    return _read(io.BytesIO(content), len(content), where, {**_STAND_INS, "numpy.dtype": _any_dtype})
+
+
+def _read(file: BinaryIO, size: int, where: str, stand_ins: dict[str, Any] = _STAND_INS) -> Any:
+    reader = _Reader(file, size, stand_ins)
+    try:
+        return reader.read()
+    except Exception as error:  # a damaged pickle can fail anywhere
+        reason = str(error) if isinstance(error, _RefusedError) else f"{type(error).__name__}: {error}"
+        reason = " ".join(reason.split())[:300]  # it may quote long names from the file
+        raise ValueError(f"{where}: not a pickle that can be read safely: {reason}{reader.place()}") from error
 
 
 class _File:
     """An open file for `pickletools`: whatever length an instruction gives, no more memory is taken than the file has bytes."""
 
-    def __init__(self, file: BinaryIO):
-        self.file, self.size = file, os.fstat(file.fileno()).st_size
+    def __init__(self, file: BinaryIO, size: int):
+        self.file, self.size = file, size
         self.readline, self.tell = file.readline, file.tell
 
     def read(self, count: int) -> bytes:
@@ -223,9 +266,8 @@ class _Used:
 class _Reader:
     """Carries out the instructions of one pickle. `stack` has a list for each open mark; the last is the current one."""
 
-    def __init__(self, file: BinaryIO):
-        self.file = _File(file)
-        self.size = self.file.size
+    def __init__(self, file: BinaryIO, size: int, stand_ins: dict[str, Any]):
+        self.file, self.size, self.stand_ins = _File(file, size), size, stand_ins
         self.stack: list[list] = [[]]
         self.memo: dict[int, Any] = {}
         self.indices: dict[int, list[int]] = {}  # where the memo has it, by the id of a text, bytes or tuple
@@ -319,9 +361,9 @@ class _Reader:
     def push_named(self, name: str) -> None:
         """Push the stand-in for `module attribute`."""
         name = name.replace(" ", ".")
-        if name not in _STAND_INS:
+        if name not in self.stand_ins:
             raise _RefusedError(f"it refers to {name}; expected arrays and plain containers only")
-        self.push(_STAND_INS[name])
+        self.push(self.stand_ins[name])
 
     def push_named_in_two(self) -> None:
         module, attribute = self.pop_many(2)
@@ -331,7 +373,7 @@ class _Reader:
 
     def call(self) -> None:
         function, arguments = self.pop_many(2)
-        known = any(function is stand_in for stand_in in _STAND_INS.values())
+        known = any(function is stand_in for stand_in in self.stand_ins.values())
         if not known or not isinstance(arguments, tuple):
             raise _RefusedError("a call of something that makes neither arrays nor containers")
         self.spend(sum(len(value) for value in arguments if isinstance(value, (str, bytes, list, tuple))))
@@ -348,7 +390,11 @@ class _Reader:
         if not isinstance(target, (_Dtype, _Array)) or not isinstance(state, tuple):
             raise _RefusedError("state for something that is neither a dtype nor an array")
         target.__setstate__(state)
-        if isinstance(target, _Array) and target.array is not None:
+        if isinstance(target, _Array) and target.array is not None and not isinstance(target.array, np.ndarray):
+            self.stack[-1][-1] = target.array
+            self.memo.update(dict.fromkeys(target.memo, target.array))
+            self.open_arrays -= 1
+        elif isinstance(target, _Array) and target.array is not None:
             self.spend(target.array.nbytes)
             # A copy, so that torch may write to it.
             array = target.array.astype(target.array.dtype.newbyteorder("="), order="C")
@@ -398,6 +444,7 @@ _VALUES = (
     "BINBYTES",
     "SHORT_BINBYTES",
     "BINBYTES8",
+    "BYTEARRAY8",
     "UNICODE",
     "BINUNICODE",
     "SHORT_BINUNICODE",
@@ -439,4 +486,4 @@ _INSTRUCTIONS: dict[str, Callable[[_Reader, Any], Any]] = {
 }
 
 
-__all__ = ["load_arrays", "load_chunk"]
+__all__ = ["load_arrays", "load_chunk", "parse_arrays"]

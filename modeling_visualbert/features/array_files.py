@@ -14,6 +14,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from ..convert.array_pickles import parse_arrays
 from .arrays import KNOWN, NUMBERS, name_of_features
 
 _MOST_PER_BYTE = 100  # of content for a byte of a compressed file: features have about 2, with much padding 10
@@ -22,17 +23,19 @@ _ALWAYS = 64 << 20  # bytes of content that are never too many
 
 
 def load_numpy(path: Path) -> dict[str, Any]:
-    """The arrays of an `.npz` file, or that of an `.npy` file as `features`. Those that cannot be read and are not known are
-    left out.
+    """The arrays of an `.npz` file, or that of an `.npy` file as `features`, or those in the dict that it holds. Those that
+    cannot be read and are not known are left out.
 
     Raises:
-        ValueError: The file is damaged, holds Python objects (pickle), or promises more than it can hold.
+        ValueError: The file is damaged, holds other Python objects than a dict of arrays (it is not unpickled), or promises more
+            than it can hold.
     """
     try:
         with path.open("rb") as file:
             if file.read(6) == np.lib.format.MAGIC_PREFIX:
                 file.seek(0)
-                _check_header(file, path.stat().st_size)
+                if _check_header(file, path.stat().st_size).hasobject:
+                    return _dict_in(file, path)
         found = np.load(path, allow_pickle=False)
     except Exception as error:
         raise ValueError(f"{path}: cannot be read: {_problem(error)}") from error
@@ -50,6 +53,26 @@ def load_numpy(path: Path) -> dict[str, Any]:
     return arrays
 
 
+def _dict_in(file: IO[bytes], path: Path) -> dict[str, Any]:
+    try:
+        return dict_of_arrays(file.read(), str(path))
+    except ValueError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise ValueError(f"it holds Python objects (pickle) that are no dict of arrays: {reason}") from error
+
+
+def dict_of_arrays(content: bytes, where: str) -> dict[str, Any]:
+    """The arrays, numbers and texts in a pickle of a dict, or of an array around one, which is not unpickled.
+
+    Raises:
+        ValueError: It is damaged, or holds anything else; the message starts with `where`.
+    """
+    found = parse_arrays(content, where)
+    if not isinstance(found, dict):
+        raise ValueError(f"{where}: holds a {type(found).__name__}; expected a dict of arrays")
+    return {str(name): value for name, value in found.items() if value is not None}
+
+
 def _problem(error: Exception) -> str:
     return "it holds Python objects (pickle), which could run code" if "allow_pickle" in str(error) else str(error)
 
@@ -65,8 +88,8 @@ def _check_member(archive: Any, name: str, size: int) -> None:
             _check_header(file, member.file_size)
 
 
-def _check_header(file: IO[bytes], size: int) -> None:
-    """Whether the array that the header of an `.npy` file promises fits into its bytes."""
+def _check_header(file: IO[bytes], size: int) -> np.dtype:
+    """Whether the array that the header of an `.npy` file promises fits into its bytes; returns its dtype."""
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"version {version} of the format, for arrays with named fields; expected numbers")
@@ -77,6 +100,7 @@ def _check_header(file: IO[bytes], size: int) -> None:
         raise ValueError(
             f"an array of shape {shape} takes {promised} bytes, of which {left} are there (is it cut off?)"
         )
+    return dtype
 
 
 def _check_content(promised: int, held: int) -> None:

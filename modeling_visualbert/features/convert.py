@@ -2,26 +2,30 @@
 
 ===========  ==========================================================================================================
 ``tsv``      bottom-up attention and LXMERT: a line per image, arrays as base64 of float32 (ids: int64)
-``npy``      Pythia / MMF: a folder with [R, V] for each image; their `*_info.npy` are pickles and are not read
+``npy``      Pythia / MMF: a folder with [R, V] for each image, and perhaps `*_info.npy` with its boxes, classes and size
 ``npz``      a folder with the arrays of one image in each file (VisualBERT's NLVR2 script; `x` of MCAN is [V, R], that of
              MILVLG's extraction [R, V])
 ``th``       VisualBERT's chunks: `torch.save({image name: (features [R, V], boxes [R, 4], confidence [R])})`,
              tensors or NumPy arrays
+``lmdb``     MMF: a dict of arrays for each image, as a pickle (`lmdb_conversion.py`); needs `lmdb`
 ``hdf5``     a group for each image, or datasets over all images: [N, R, V] (LXMERT), or [sum of R, V] with `pos_boxes`
              [N, 2] (BAN); needs `h5py`
 ===========  ==========================================================================================================
 
-What the arrays of an image are called, and how they become regions, is in `arrays.py`. A source in parts (`....tsv.0`,
-`....tsv.1`) is the folder that they lie in. Letters: N images, R regions of an image, V feature.
+What the arrays of an image are called, and how they become regions, is in `arrays.py`. Pickles are read by a reader that makes
+arrays and nothing else. A source in parts (`....tsv.0`, `....tsv.1`) is the folder that they lie in, or their name without the
+number. Letters: N images, R regions of an image, V feature.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import glob
 import itertools
 import logging
 import re
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -32,12 +36,12 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ..convert.array_pickles import load_chunk
-from ..data.files import read_json, read_lines
+from ..convert.array_pickles import load_chunk, parse_arrays
+from ..data.files import described, files_below, read_json, read_lines, read_text, skipping
 from ..hub_code.configuration_region_detector import NUM_SPATIAL_FEATURES
 from ..hub_code.regions_visualbert import UNKNOWN_DETECTOR, normalise_boxes, spatial_features
 from ..published import published_detector_name
-from .array_files import Hdf5Arrays, load_numpy
+from .array_files import Hdf5Arrays, dict_of_arrays, load_numpy
 from .arrays import LAYOUTS, ArrayOptions, name_of_features, to_regions
 from .images import IMAGE_IDS
 from .store import FeatureStore, Regions, partial_folder, write_store
@@ -72,6 +76,7 @@ def convert_features(
     spatial: bool = False,
     layout: str | None = None,
     normalised_boxes: bool = False,
+    skip_bad_records: bool = False,
 ) -> FeatureStore:
     """Convert features that others published. A run that was interrupted resumes when called again.
 
@@ -89,6 +94,8 @@ def convert_features(
         spatial: Append the six spatial numbers of a region's box to its feature, see [`spatial_features`].
         layout: `regions_first` or `features_first`, for arrays of features that nothing beside them tells the layout of.
         normalised_boxes: Whether the boxes are in units of the image (0..1); the store holds them in pixels.
+        skip_bad_records: Leave out images that are damaged, contradict themselves or occur twice; the store's `failed.jsonl`
+            lists them.
 
     Raises:
         FileNotFoundError: The source does not exist.
@@ -97,8 +104,7 @@ def convert_features(
             boxes are not in pixels, or it lacks the boxes or image sizes that spatial numbers need.
     """
     source = Path(source)
-    if not source.exists():
-        raise FileNotFoundError(f"{source}: no such file or folder")
+    _check_source(source)
     kind = _kind(source, kind)
     if Path(target).exists():
         raise FileExistsError(f"{target} exists; remove it or choose another folder")
@@ -106,24 +112,28 @@ def convert_features(
     names = {"classes": _names(classes), "attributes": _names(attributes)}
     size = source.stat().st_size if source.is_file() else None
     about = {"file": source.name, "bytes": size, "kind": kind, "ids": ids}
-    about |= {k: v for k, v in (("layout", layout), ("normalised_boxes", normalised_boxes)) if v}
+    settings = {"layout": layout, "normalised_boxes": normalised_boxes, "skip_bad_records": skip_bad_records}
+    about |= {name: value for name, value in settings.items() if value}
     made_by = {"name": published_detector_name(detector), **({"spatial_features": True} if spatial else {})}
     records = _checked(READERS[kind](source), source, options)
     if spatial:
         records = ((name, partial(_with_spatial_features, read, place), place) for name, read, place in records)
-    dim, records = _first_with_regions(records, source)
+    dim, records = _first_with_regions(records, source, skip_bad_records)
     where = str(source)
 
     def pairs(bar: Any) -> Iterator[tuple[str, Callable[[], Regions]]]:
         nonlocal where
-        for name, read, place in records:
-            where = place
-            yield IMAGE_IDS[ids](name), partial(_sized, read, dim)
+        for where, key, read in _identified(records, IMAGE_IDS[ids], skip_bad_records):  # noqa: B007
+            yield key, partial(_sized, read, dim)
             bar.update()
 
     with tqdm(desc=f"converting {source.name}", unit="image", disable=not progress) as bar:
         try:
-            write_store(target, pairs(bar), dim, made_by, dtype, images_per_shard, names, about, resume=True)
+            write_store(
+                *(target, pairs(bar), dim, made_by, dtype, images_per_shard, names, about),
+                resume=True,
+                skip_bad_records=skip_bad_records,
+            )
         except ValueError as error:
             if str(error).startswith((str(source), str(partial_folder(target)))):
                 raise
@@ -138,15 +148,62 @@ def _kind(source: Path, kind: str | None) -> str:
     return kind
 
 
-def _first_with_regions(records: Iterator[RegionRecord], source: Path) -> tuple[int, Iterator[RegionRecord]]:
+def _first_with_regions(
+    records: Iterator[RegionRecord], source: Path, skip_bad_records: bool
+) -> tuple[int, Iterator[RegionRecord]]:
     """How long the features are, which only an image with regions says, and all records again."""
-    first = []
+    first, bad = [], list[str]()
     for record in records:
         first.append(record)
-        features = record[1]()["visual_embeds"]
-        if len(features):
-            return int(features.shape[1]), itertools.chain(first, records)
-    raise ValueError(f"{source}: no image with regions in it")
+        with skipping(bad if skip_bad_records else None):
+            features = record[1]()["visual_embeds"]
+            if len(features):
+                return int(features.shape[1]), itertools.chain(first, records)
+    raise ValueError(bad[0] if bad else f"{source}: no image with regions in it")
+
+
+def _identified(
+    records: Iterator[RegionRecord], image_id: Callable[[str], str], skip_bad_records: bool
+) -> Iterator[tuple[str, str, Callable[[], Regions]]]:
+    """Place, id and regions of each image. If bad records are to be skipped, those whose name gives no id have their place
+    instead of it, and an error instead of regions."""
+    for name, read, place in records:
+        try:
+            key = image_id(name)
+        except ValueError as error:
+            if not skip_bad_records:
+                raise
+            yield place, place, partial(_raise, error)
+        else:
+            yield place, key, read
+
+
+def _raise(error: Exception) -> Any:
+    raise error
+
+
+def _check_source(source: Path) -> None:
+    """Refuse a source that is not there, and parts of one of which some are missing; say so if others lie beside a part."""
+    parts = _parts_of(source)
+    if not source.exists() and not parts:
+        raise FileNotFoundError(f"{source}: no such file or folder")
+    siblings = _parts_of(source.with_suffix("")) if source.is_file() and source.suffix[1:].isdigit() else {}
+    if len(siblings) > 1:
+        logger.warning(
+            f"{source}: one of {len(siblings)} parts; give the folder, or {source.with_suffix('').name}, to convert all of them"
+        )
+    numbers = sorted(parts)
+    missing = sorted(set(range(min(numbers[0], 1), numbers[-1])) - parts.keys()) if numbers else []
+    if missing:
+        raise ValueError(
+            f"{source}: part {source.name}.{missing[0]} is missing; expected all from {min(numbers[0], 1)} to {numbers[-1]}"
+        )
+
+
+def _parts_of(source: Path) -> dict[int, Path]:
+    """`a.tsv.0`, `a.tsv.1`, ... of a source `a.tsv`, by their numbers."""
+    beside = source.parent.glob(f"{glob.escape(source.name)}.*") if source.parent.is_dir() else ()
+    return {int(path.suffix[1:]): path for path in sorted(beside) if re.fullmatch(r"\.[0-9]{1,6}", path.suffix)}
 
 
 def _array_options(kind: str, layout: str | None, normalised_boxes: bool) -> ArrayOptions:
@@ -165,7 +222,7 @@ def guess_kind(source: Path) -> str:
     Raises:
         ValueError: There is none, or more than one.
     """
-    by_suffix = {f".{kind}": kind for kind in READERS} | {".pth": "th", ".h5": "hdf5"}
+    by_suffix = {f".{kind}": kind for kind in READERS} | {".pth": "th", ".h5": "hdf5", ".mdb": "lmdb"}
     found = {by_suffix[_suffix(path)] for path in _files(source, *by_suffix) if _suffix(path) in by_suffix}
     if len(found) != 1:
         raise ValueError(
@@ -185,12 +242,9 @@ def read_tsv(path: Path) -> Records:
                 where = f"{part}: row {number}"
                 if not line.strip() and _only_empty_lines_follow(file):
                     break
+                line = line.removeprefix(BOM_UTF8) if number == 1 else line
                 fields = line.rstrip(b"\r\n").split(b"\t")
-                if len(fields) not in _TSV_COLUMNS:
-                    known = ", ".join(map(str, _TSV_COLUMNS))
-                    raise ValueError(f"{where}: {len(fields)} columns; expected {known} (is the file cut off?)")
-                row = dict(zip(_TSV_COLUMNS[len(fields)], fields, strict=True))
-                yield row["name"].decode("utf-8", "replace"), partial(_tsv_arrays, row, where), where
+                yield fields[0].decode("utf-8", "replace"), partial(_tsv_arrays, fields, where), where
 
 
 def _only_empty_lines_follow(file: BinaryIO) -> bool:
@@ -201,7 +255,11 @@ def _only_empty_lines_follow(file: BinaryIO) -> bool:
     return ended
 
 
-def _tsv_arrays(row: Mapping[str, bytes], where: str) -> Arrays:
+def _tsv_arrays(fields: list[bytes], where: str) -> Arrays:
+    if len(fields) not in _TSV_COLUMNS:
+        known = ", ".join(map(str, _TSV_COLUMNS))
+        raise ValueError(f"{where}: {len(fields)} columns; expected {known} (is the file cut off?)")
+    row = dict(zip(_TSV_COLUMNS[len(fields)], fields, strict=True))
     numbers = {name: row[name] for name in ("height", "width", "count")}
     for name, text in numbers.items():
         if not re.fullmatch(rb"\d{1,9}(\.0*)?", text):
@@ -229,14 +287,16 @@ def _from_base64(text: bytes, dtype: np.dtype, where: str) -> np.ndarray:
 
 
 def read_npy(folder: Path) -> Records:
-    """`COCO_train2014_000000000009.npy` [R, V] for each image (Pythia's detectron_fix_100)."""
-    files = _files(folder, ".npy")
-    if info := [path for path in files if path.stem.endswith("_info")]:
-        logger.warning(
-            f"{folder}: {len(info)} files like {info[0].name} hold Python objects (pickle) and are not read: boxes, classes "
-            "and image sizes are not known"
-        )
-    yield from _numpy_records({path: name for path, name in files.items() if not path.stem.endswith("_info")})
+    """`COCO_train2014_000000000009.npy` [R, V] for each image (Pythia's detectron_fix_100), and perhaps `..._info.npy`: a dict
+    with `bbox`, `num_boxes`, `objects`, `image_width` and `image_height`."""
+    for path, name in _files(folder, ".npy").items():
+        if not path.stem.endswith("_info"):
+            yield name, partial(_with_info, path), str(path)
+
+
+def _with_info(path: Path) -> Arrays:
+    info = path.with_name(f"{path.stem}_info.npy")
+    return {**(load_numpy(info) if info.is_file() else {}), **load_numpy(path)}
 
 
 def read_npz(folder: Path) -> Records:
@@ -251,9 +311,13 @@ def _numpy_records(files: Mapping[Path, str]) -> Records:
 def read_th(path: Path) -> Records:
     """`{"dev-1-0-img0.png": (features [R, V], boxes [R, 4], confidence [R]), ...}`, tensors or arrays."""
     for file in _files(path, ".th", ".pth"):
-        chunk = load_chunk(file)
-        if not isinstance(chunk, dict):
-            raise ValueError(f"{file}: holds a {type(chunk).__name__}; expected features by image name")
+        try:
+            chunk = load_chunk(file)
+            if not isinstance(chunk, dict):
+                raise ValueError(f"{file}: holds a {type(chunk).__name__}; expected features by image name")
+        except ValueError as error:  # raised when the record is read
+            yield file.name, partial(_raise, error), str(file)
+            continue
         for name, record in chunk.items():
             where = f"{file}: image {name!r}"
             if not isinstance(name, (str, int)):
@@ -267,6 +331,55 @@ def _th_arrays(record: Any, where: str) -> Arrays:
     if not isinstance(record, dict):
         raise ValueError(f"{where}: holds a {type(record).__name__}; expected (features, boxes, confidence)")
     return record
+
+
+def read_lmdb(path: Path) -> Records:
+    """A key for each image, and one, `keys`, with all of them; see [`lmdb_arrays`] for a value."""
+    try:
+        import lmdb
+    except ImportError as error:
+        raise ValueError(f"{path}: LMDB needs lmdb: pip install 'modeling-visualbert[lmdb]'") from error
+    for file in _files(path, ".mdb", ".lmdb"):
+        if file.name == "lock.mdb":
+            continue
+        try:
+            environment = lmdb.open(str(file), subdir=False, readonly=True, lock=False, readahead=False, max_readers=1)
+        except lmdb.Error as error:
+            raise ValueError(f"{file}: not an LMDB file, or damaged ({error})") from error
+        if (last := (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]) > file.stat().st_size:
+            raise ValueError(f"{file}: {file.stat().st_size} bytes; expected {last} (is it cut off?)")
+        with environment, environment.begin() as transaction:
+            listed = transaction.get(b"keys")
+            names = None if listed is None else parse_arrays(bytes(listed), f"{file}: 'keys'")
+            for key in transaction.cursor().iternext(keys=True, values=False) if names is None else _keys(names, file):
+                name = key.decode("utf-8", "replace")
+                where = f"{file}: key {name!r}"
+                yield name, partial(_lmdb_arrays, transaction, key, where), where
+
+
+def _keys(names: Any, file: Path) -> list[bytes]:
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, (bytes, str)) for name in names):
+        raise ValueError(f"{file}: 'keys' holds {type(names).__name__}; expected a list of keys")
+    return [name.encode() if isinstance(name, str) else name for name in names]
+
+
+def _lmdb_arrays(transaction: Any, key: bytes, where: str) -> Arrays:
+    """A pickle of a dict of arrays, as MMF writes it, or ViLBERT, whose arrays are base64 of float32."""
+    value = transaction.get(key)
+    if value is None:
+        raise ValueError(f"{where}: listed in 'keys', but not there; expected a value for each")
+    found = dict_of_arrays(value, where)
+    for name in ("features", "boxes"):
+        if isinstance(found.get(name), (bytes, str)):
+            text = found[name].encode() if isinstance(found[name], str) else found[name]
+            array = _from_base64(text, np.dtype("<f4"), f"{where}: '{name}'")
+            count = found.get("num_boxes")
+            if not isinstance(count, (int, np.integer)) or count < 1 or array.size % count:
+                raise ValueError(
+                    f"{where}: '{name}' has {array.size} numbers for {count!r:.20} boxes; expected a multiple"
+                )
+            found[name] = array.reshape(int(count), -1)
+    return found
 
 
 def read_hdf5(path: Path) -> Records:
@@ -326,6 +439,10 @@ def _hdf5_names(path: Path, arrays: Mapping[str, Any], count: int) -> tuple[list
         names = [value.decode() if isinstance(value, bytes) else str(value) for value in ids[:].tolist()]
     elif path.with_suffix(".json").is_file():
         records = read_json(path.with_suffix(".json"))
+        if not isinstance(records, list):
+            raise ValueError(
+                f"{path.with_suffix('.json')}: found {described(records)}; expected a list of names or records"
+            )
         names = [str(record["img_id"] if isinstance(record, dict) else record) for record in records]
         sizes = {row: record for row, record in enumerate(records) if isinstance(record, dict)}
     elif path.with_suffix(".txt").is_file():
@@ -342,6 +459,7 @@ READERS: dict[str, Callable[[Path], Records]] = {
     "npy": read_npy,
     "npz": read_npz,
     "th": read_th,
+    "lmdb": read_lmdb,
     "hdf5": read_hdf5,
 }
 
@@ -400,14 +518,16 @@ def _sized(read: Callable[[], Regions], dim: int) -> Regions:
 
 
 def _names(path: str | Path | None) -> list[str] | None:
-    return None if path is None else [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    return None if path is None else [line.strip() for line in read_text(path).splitlines()]
 
 
 def _files(source: Path, *suffixes: str) -> dict[Path, str]:
-    """The source itself if it is a file, else the files below it with one of the suffixes; with their names."""
+    """The source itself if it is a file, or its parts, or else the files below it with one of the suffixes; with their names."""
     if source.is_file():
         return {source: source.name}
-    paths = sorted(path for path in source.rglob("*") if _suffix(path) in suffixes)
+    if not source.is_dir():
+        return {path: path.name for _, path in sorted(_parts_of(source).items())}
+    paths = [path for path in files_below(source) if _suffix(path) in suffixes]
     return {path: path.relative_to(source).as_posix() for path in paths}
 
 

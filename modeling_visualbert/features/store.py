@@ -17,16 +17,17 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset, concatenate_datasets
 
-from ..data.files import read_json, require, require_path
+from ..data.files import check_new, read_json, require, require_path
 from ..hub_code.regions_visualbert import UNKNOWN_DETECTOR, spatial_hint
 from ..published import published_detector_name
-from .draft import StoreDraft, check_plan, make_plan
+from .draft import Failure, StoreDraft, check_plan, make_plan
 from .format import (
     ARRAYS,
     FEATURES,
     FORMAT,
     IDS_SCHEMA,
     SCHEMA,
+    Row,
     array_columns,
     encode_row,
     read_table,
@@ -41,7 +42,8 @@ from .image_files import ImageFile, find_changes, read_image_files
 logger = logging.getLogger(__name__)
 
 Regions = Mapping[str, Any]
-Pairs = Iterable[tuple[object, Regions | Callable[[], Regions]]]  # image id, and its regions or what returns them
+Pair = tuple[object, Regions | Callable[[], Regions]]  # image id, and its regions or what returns them
+Pairs = Iterable[Pair]
 
 
 class FeatureStore:
@@ -353,6 +355,7 @@ def write_store(
     names: Mapping[str, Sequence[str] | None] | None = None,
     source: Mapping[str, Any] | None = None,
     resume: bool = False,
+    skip_bad_records: bool = False,
 ) -> None:
     """Write a store from a stream of regions; the folder appears only once it is complete.
 
@@ -369,6 +372,7 @@ def write_store(
         names: Names of the `classes` and of the `attributes`, in the order of their ids.
         source: What the regions were made from, for the index; a resumed run must have the same.
         resume: When interrupted, keep the complete shards in `<folder>.partial`; the next call resumes from them.
+        skip_bad_records: Leave out images whose regions cannot be had or stored, and list them in the store's `failed.jsonl`.
 
     Raises:
         FileExistsError: `folder` exists.
@@ -382,36 +386,63 @@ def write_store(
     plan = make_plan(dim, dtype, detector, images_per_shard, names, source)
     folder.parent.mkdir(parents=True, exist_ok=True)
     if resume:
-        _write_shards(partial_folder(folder), folder, plan, regions)
+        _write_shards(partial_folder(folder), folder, plan, regions, skip_bad_records)
         return
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent, ignore_cleanup_errors=True) as draft:
-        _write_shards(Path(draft) / "store", folder, plan, regions)
+        _write_shards(Path(draft) / "store", folder, plan, regions, skip_bad_records)
 
 
-def _write_shards(partial: Path, folder: Path, plan: Mapping[str, Any], regions: Pairs) -> None:
+def _write_shards(partial: Path, folder: Path, plan: Mapping[str, Any], regions: Pairs, skip: bool) -> None:
     if (partial / "index.json").is_file():  # interrupted after the last shard
         check_plan(partial, read_json(partial / "index.json"), plan)
         StoreDraft(partial, folder).finish(0)
         return
     draft = StoreDraft.begin(partial, folder, plan)
-    pairs = _each_once(regions)
+    seen: set[str] = set()
+    pairs = iter(regions) if skip else _each_once(regions, seen)
     for number in count():
         first = next(pairs, None)
         if first is None:
             draft.finish(number)
             return
-        part = chain([first], islice(pairs, plan["images_per_shard"] - 1))
-        if draft.part(number) is None:
-            made = ((key, item() if callable(item) else item) for key, item in part)
-            draft.write_shard(number, (encode_row(key, item, plan["dim"], plan["dtype"]) for key, item in made))
-        elif (ids := [str(key) for key, _ in part]) != draft.image_ids(number):
+        part = enumerate(chain([first], islice(pairs, plan["images_per_shard"] - 1)), number * plan["images_per_shard"])
+        written = draft.part(number)
+        if written is None:
+            failed: list[Failure] = []  # filled while the rows are made
+            rows = _encoded_or_failed(part, plan, seen, failed) if skip else _encoded(part, plan)
+            draft.write_shard(number, rows, failed)
+            continue
+        left_out = {failure["position"] for failure in written["failed"]}
+        ids = [str(key) for position, (key, _) in part if position not in left_out]
+        if ids != draft.image_ids(number):
             raise ValueError(
-                f"{partial}: shard {number} holds other images than {ids[0]}, ...; remove it to start again"
+                f"{partial}: shard {number} holds other images than {', '.join(ids[:1])}, ...; remove it to start again"
             )
+        seen.update(ids)
 
 
-def _each_once(pairs: Pairs) -> Iterator[tuple[object, Regions | Callable[[], Regions]]]:
-    seen: set[str] = set()
+def _encoded(part: Iterable[tuple[int, Pair]], plan: Mapping[str, Any]) -> Iterator[Row]:
+    """The rows of a shard."""
+    for _, (key, item) in part:
+        yield encode_row(key, item() if callable(item) else item, plan["dim"], plan["dtype"])
+
+
+def _encoded_or_failed(
+    part: Iterable[tuple[int, Pair]], plan: Mapping[str, Any], seen: set[str], failed: list[Failure]
+) -> Iterator[Row]:
+    """The rows of a shard. Images that cannot be had or stored, or that were stored before, are added to `failed`."""
+    for position, pair in part:
+        try:
+            (row,) = _encoded([(position, pair)], plan)
+            check_new(row["image_id"], seen, "image", "the source")
+        except ValueError as error:
+            name = str(pair[0])
+            failed.append({"position": position, "image_id": name, "name": name, "reason": str(error)})
+        else:
+            yield row
+
+
+def _each_once(pairs: Pairs, seen: set[str]) -> Iterator[Pair]:
     for key, item in pairs:
         if str(key) in seen:
             raise ValueError(f"image {key} twice; expected each image once")
