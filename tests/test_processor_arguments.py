@@ -183,6 +183,8 @@ def test_outputs_that_the_model_needs_cannot_be_left_out(task, name):
         ({"padding": True, "text_kwargs": {"padding": False}}, ValueError, "Keyword argument padding was passed two"),
         ({"max_length": "40"}, ValueError, "Validation error for field 'max_length': .*"),
         ({"max_length": -1}, ValueError, "max_length -1; expected at least 1"),
+        ({"pad_to_multiple_of": -2}, ValueError, "pad_to_multiple_of -2; expected at least 1"),
+        ({"pad_to_multiple_of": 200}, ValueError, "pad_to_multiple_of 200 makes 200 tokens; expected at most 128"),
         ({"padding": "maximal"}, ValueError, "maximal is not a valid PaddingStrategy, please select one of"),
         ({"truncation": "front"}, ValueError, "front is not a valid TruncationStrategy, please select one of"),
         ({"return_tensors": "jax"}, ValueError, ".*'?return_tensors'?.*"),
@@ -279,6 +281,19 @@ def test_the_tokenizer_s_own_length_and_padding_are_defaults(saved):
     assert processor(text="is it red " * 20)["input_ids"].shape == (1, 20)
     assert processor(text="is it red", padding=True)["input_ids"].shape == (1, 7)
     assert VisualBertProcessor(tokenizer=tokenizer, max_length=30)(text="is it red")["input_ids"].shape == (1, 30)
+
+
+@pytest.mark.parametrize("length", [0, -1, "64", 8.0, True])
+def test_a_length_that_is_none_is_refused(length):
+    with pytest.raises(ValueError, match=f"^max_length {length!r}; expected a number of tokens, at least 1$"):
+        VisualBertProcessor(tokenizer=TOKENIZER, max_length=length)
+
+
+def test_a_side_that_is_none_is_refused(saved):
+    processor = AutoProcessor.from_pretrained(saved)
+    processor.tokenizer.truncation_side = "middle"
+    with pytest.raises(ValueError, match="^truncation_side 'middle'; expected 'left' or 'right'$"):
+        processor(text=LONG, max_length=9, truncation=True)
 
 
 @pytest.mark.parametrize("kind", ["loaded", "assigned"])

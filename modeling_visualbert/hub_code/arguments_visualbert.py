@@ -94,6 +94,9 @@ def read_arguments(processor: ProcessorMixin, kwargs: Mapping[str, Any]) -> Call
     for name in _REFUSED:
         if text.get(name):
             raise ValueError(f"{name} {text[name]!r:.60}; expected none: this processor does not do that")
+    for name in ("max_length", "pad_to_multiple_of"):
+        if text.get(name) is not None and text[name] < 1:
+            raise ValueError(f"{name} {text[name]}; expected at least 1")
     if text.get("add_special_tokens") is False:
         raise ValueError("add_special_tokens False; expected True: the model reads [CLS], [SEP] and [MASK]")
     named = processor.tokenizer.init_kwargs.get("model_input_names", ("attention_mask", "token_type_ids"))
@@ -104,7 +107,7 @@ def read_arguments(processor: ProcessorMixin, kwargs: Mapping[str, Any]) -> Call
         padding=False if padding in (None, "do_not_pad") else padding,
         max_length=_longest(processor, text.get("max_length")),
         truncation=False if truncation in (None, "do_not_truncate") else truncation,
-        pad_to_multiple_of=text.get("pad_to_multiple_of") or None,
+        pad_to_multiple_of=text.get("pad_to_multiple_of"),
         padding_side=text.get("padding_side"),
         text_outputs=("input_ids", *(name for name, is_wanted in wanted.items() if is_wanted is not False)),
         text_pair=text_pair,
@@ -138,8 +141,6 @@ def _longest(processor: ProcessorMixin, asked: int | None) -> int:
     limit = processor.tokenizer.model_max_length
     if asked is not None and asked > limit:
         raise ValueError(f"max_length {asked}; expected at most {limit}, the tokenizer's model_max_length")
-    if asked is not None and asked < 1:
-        raise ValueError(f"max_length {asked}; expected at least 1")
     return min(processor.max_length, limit) if asked is None else asked
 
 

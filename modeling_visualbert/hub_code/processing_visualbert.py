@@ -78,6 +78,8 @@ class VisualBertProcessor(ProcessorMixin):
             raise ValueError(f"unknown task {task!r}; expected one of {', '.join(TASKS)}")
         if alignment not in ("subword", "original"):
             raise ValueError(f"alignment {alignment!r}; expected 'subword' or 'original'")
+        if max_length is not None and (type(max_length) is not int or max_length < 1):
+            raise ValueError(f"max_length {max_length!r}; expected a number of tokens, at least 1")
         if answers is not None and len(set(answers)) != len(answers):
             repeated = next(answer for answer in answers if answers.count(answer) > 1)
             raise ValueError(f"answer {repeated!r} is in the vocabulary twice")
@@ -85,7 +87,7 @@ class VisualBertProcessor(ProcessorMixin):
         super().__init__(image_processor or VisualBertImageProcessor(), tokenizer, **kwargs)
         self.task = task
         self.answers = None if answers is None else list(answers)
-        self.max_length = max_length or tokenizer.init_kwargs.get("max_length") or MAX_LENGTH
+        self.max_length = tokenizer.init_kwargs.get("max_length") or MAX_LENGTH if max_length is None else max_length
         self.region_dim = region_dim
         self.alignment = alignment
         self.whole_image = whole_image
@@ -316,6 +318,11 @@ class VisualBertProcessor(ProcessorMixin):
 
     def _pad(self, encoded: list[EncodedText], settings: CallSettings) -> dict[str, torch.Tensor]:
         padded = pad_texts(encoded, self.tokenizer, **settings.pad)
+        if (length := padded["input_ids"].shape[-1]) > self.tokenizer.model_max_length:
+            raise ValueError(
+                f"pad_to_multiple_of {settings.pad_to_multiple_of} makes {length} tokens; expected at most "
+                f"{self.tokenizer.model_max_length}, the tokenizer's model_max_length"
+            )
         for name, assumed in (("attention_mask", 1), ("token_type_ids", 0)):  # what models read where there is none
             if name not in settings.text_outputs and (padded[name] != assumed).any():
                 raise ValueError(f"{name} left out; expected return_{name}=True: not all of it is {assumed}")

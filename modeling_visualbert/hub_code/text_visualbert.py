@@ -329,8 +329,10 @@ def cut(pieces: list[int], room: int, side: str, max_length: int, name: str) -> 
     """The pieces that fit, without those on the `side` ("left" or "right") that do not.
 
     Raises:
-        ValueError: There is no room at all beside the special tokens of `max_length`.
+        ValueError: There is no room at all beside the special tokens of `max_length`, or no such side.
     """
+    if side not in ("left", "right"):
+        raise ValueError(f"truncation_side {side!r}; expected 'left' or 'right'")
     if room < 1:
         raise ValueError(f"{name}: max_length {max_length}; expected at least {max_length - room + 1}")
     return pieces[-room:] if side == "left" else pieces[:room]
