@@ -6,10 +6,11 @@ import pytest
 import torch
 import transformers
 from helpers import MODELS, inputs_for, tiny_model
+from torch import nn
 from torch.nn import functional as F
 
 from modeling_visualbert.cli import main
-from modeling_visualbert.hub_code.linear_visualbert import Linear, linear
+from modeling_visualbert.hub_code.linear_visualbert import apply_linear, linear
 from modeling_visualbert.publish.export import int8_config
 
 pytest.importorskip("torchao")
@@ -36,13 +37,15 @@ def folders(tmp_path_factory):
 
 def int8_layers(model):
     return {
-        name for name, m in model.named_modules() if isinstance(m, Linear) and type(m.weight).__name__ == "Int8Tensor"
+        name
+        for name, m in model.named_modules()
+        if isinstance(m, nn.Linear) and type(m.weight).__name__ == "Int8Tensor"
     }
 
 
 def test_linear_layers_of_the_encoder_are_integers(folders):
     _, _, model = folders
-    layers = {name for name, module in model.named_modules() if isinstance(module, Linear)}
+    layers = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     assert int8_layers(model) == {name for name in layers if ".encoder." in name}
     assert len(int8_layers(model)) == 12
 
@@ -87,11 +90,11 @@ def test_other_integers_are_left_to_torchao(other):
         "one scale": Int8DynamicActivationInt8WeightConfig(granularity=PerTensor()),
         "7 bits": Int8DynamicActivationInt8WeightConfig(reduce_range=True),
     }[other]
-    layer, states = Linear(64, 48), torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
+    layer, states = nn.Linear(64, 48), torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
     quantize_(layer, config)
     with torch.no_grad():
         assert type(layer.weight).__name__ == "Int8Tensor"
-        assert torch.equal(layer(states), F.linear(states, layer.weight, layer.bias))
+        assert torch.equal(apply_linear(layer, states), F.linear(states, layer.weight, layer.bias))
 
 
 @pytest.mark.parametrize("kind", [0, 1], ids=["single", "int8"])

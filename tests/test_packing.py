@@ -2,6 +2,7 @@
 
 import importlib.util
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from modeling_visualbert.hub_code import linear_visualbert, packing_visualbert
-from modeling_visualbert.hub_code.linear_visualbert import Linear, linear, use_plain_linear
+from modeling_visualbert.hub_code.linear_visualbert import apply_linear, linear
 from modeling_visualbert.hub_code.packing_visualbert import Packing, packed_kernel
 from modeling_visualbert.hub_code.sequence_visualbert import answer_positions
 
@@ -380,15 +381,13 @@ def onednn(monkeypatch):
 @pytest.mark.parametrize("shape", [(3, 7), (2, 4, 7), (7,), (2, 0, 7)], ids=str)
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear_equals_that_of_torch(onednn, shape, bias):
-    ours, theirs = Linear(7, 5, bias=bias), nn.Linear(7, 5, bias=bias)
-    theirs.load_state_dict(ours.state_dict())
-    found = []
-    for layer in (ours, theirs):
+    layer, found = nn.Linear(7, 5, bias=bias), []
+    for product in (partial(apply_linear, layer), layer):
         states = torch.randn(shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
-        output = layer(states)
+        output = product(states)
         found.append([output, *torch.autograd.grad(output.sin().sum(), [states, *layer.parameters()])])
         with torch.no_grad():
-            found[-1].append(layer(states))
+            found[-1].append(product(states))
     torch.testing.assert_close(*found, **close)
 
 
@@ -412,9 +411,9 @@ def test_linear_differentiates_twice(onednn):
 
 
 def test_linear_compiles_in_one_graph(onednn):
-    layer = Linear(7, 5)
+    layer = nn.Linear(7, 5)
     torch.compiler.reset()
-    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled = torch.compile(partial(apply_linear, layer), fullgraph=True, dynamic=True, backend="aot_eager")
     for rows in (3, 5):
         states = torch.randn(rows, 7, requires_grad=True)
         output = compiled(states)
@@ -435,55 +434,60 @@ def test_the_file_of_the_linear_layer_loads_twice():
     torch.testing.assert_close(compiled(states, weight), F.linear(states, weight), **close)
 
 
-def linear_types(model):
-    return {type(module) for module in model.modules() if isinstance(module, nn.Linear)}
-
-
 @pytest.mark.parametrize("head", ALL)
-def test_plain_linear_layers_by_a_call(head, onednn):
-    model, inputs = tiny_model(head), inputs_for(head)
-    assert linear_types(model) == {Linear}
-    names, expected = list(model.state_dict()), meaningful(head, model(**inputs), inputs)
-    assert use_plain_linear(model) is model and linear_types(model) == {nn.Linear}
-    torch.testing.assert_close(meaningful(head, model(**inputs), inputs), expected, atol=1e-6, rtol=1e-6)
-    assert list(model.state_dict()) == names
+def test_all_layers_are_plain_ones(head):
+    """Tools such as bitsandbytes replace modules of exactly this type."""
+    assert {type(module) for module in tiny_model(head).modules() if isinstance(module, nn.Linear)} == {nn.Linear}
 
 
-def test_plain_linear_layers_of_a_copy_from_a_checkpoint():
-    spec = importlib.util.spec_from_file_location("a_checkpoint.linear_visualbert", linear_visualbert.__file__)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    layers = use_plain_linear(nn.ModuleList([module.make_linear(7, 5), nn.LayerNorm(5), nn.Bilinear(2, 3, 4)]))
-    assert [type(layer) for layer in layers] == [nn.Linear, nn.LayerNorm, nn.Bilinear]
+class Doubling(nn.Module):
+    """In place of a linear layer."""
+
+    def forward(self, states):
+        return 2 * states
 
 
-@pytest.mark.parametrize("head", ALL)
-def test_plain_linear_layers_by_the_environment(head, onednn, monkeypatch, tmp_path):
-    model, inputs = tiny_model(head), inputs_for(head)
-    model.save_pretrained(tmp_path)
-    monkeypatch.setenv("VISUALBERT_PLAIN_LINEAR", "1")
-    plain = MODELS[head].from_pretrained(tmp_path)
-    assert linear_types(plain) == {nn.Linear} and linear_types(model) == {Linear}
-    found, expected = (meaningful(head, m(**inputs), inputs) for m in (plain, model))
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
-    monkeypatch.setenv("VISUALBERT_PLAIN_LINEAR", "0")
-    assert linear_types(MODELS[head].from_pretrained(tmp_path)) == {Linear}
+def _hook(layer):
+    layer.register_forward_hook(lambda module, args, output: 2 * args[0])
+
+
+def _pre_hook(layer):
+    layer.register_forward_pre_hook(lambda module, args: (0 * args[0],))
+    nn.init.zeros_(layer.bias)
+
+
+def _own_forward(layer):
+    layer.forward = lambda states: 2 * states
+
+
+def _other_class(layer):
+    layer.__class__ = Doubling
+
+
+@pytest.mark.parametrize(("change", "factor"), [(_hook, 2), (_pre_hook, 0), (_own_forward, 2), (_other_class, 2)])
+def test_a_layer_that_was_changed_is_called(onednn, change, factor):
+    layer, states = nn.Linear(5, 5), torch.randn(4, 5)
+    change(layer)
+    torch.testing.assert_close(apply_linear(layer, states), factor * states)
+
+
+def test_hooks_of_all_modules_see_linear_layers(onednn):
+    seen, layer = [], nn.Linear(5, 5)
+    handle = nn.modules.module.register_module_forward_hook(lambda module, args, output: seen.append(module))
+    apply_linear(layer, torch.randn(4, 5))
+    handle.remove()
+    apply_linear(layer, torch.randn(4, 5))
+    assert seen == [layer]
 
 
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:.*quantized tensor creation functions:UserWarning")  # torch 2.13, by its own code
-def test_quantize_dynamic_reaches_plain_linear_layers():
-    """It looks for `nn.Linear` exactly."""
-    model, inputs = tiny_model("vqa"), inputs_for("vqa")
-    expected = model(**inputs).logits
+@pytest.mark.parametrize("head", ALL)
+def test_quantize_dynamic_reaches_every_linear_layer(head):
+    model, inputs = tiny_model(head), inputs_for(head)
+    expected = meaningful(head, model(**inputs), inputs)
     count = sum(isinstance(module, nn.Linear) for module in model.modules())
-
-    def quantised(model):
-        found = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
-        return found, sum(type(module) is torch.ao.nn.quantized.dynamic.Linear for module in found.modules())
-
-    assert quantised(model)[1] == 0
-    found, reached = quantised(use_plain_linear(model))
-    assert reached == count > 12
-    error = (found(**inputs).logits - expected).norm() / expected.norm()
+    found = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    assert sum(type(module) is torch.ao.nn.quantized.dynamic.Linear for module in found.modules()) == count > 12
+    error = (meaningful(head, found(**inputs), inputs) - expected).norm() / expected.norm()
     assert 1e-5 < error < 0.1

@@ -22,6 +22,7 @@ from helpers import (
     tiny_config,
     tiny_model,
 )
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 from tiny_detectors import tiny_detector
 from transformers import BertConfig, BertForPreTraining, BertModel
@@ -30,6 +31,7 @@ from transformers.models.visual_bert.configuration_visual_bert import VisualBert
 
 import modeling_visualbert
 from modeling_visualbert.hub_code.configuration_region_encoder import QueryRegionEncoderConfig
+from modeling_visualbert.hub_code.configuration_visualbert import VisualBertConfig
 
 close = {"atol": 2e-5, "rtol": 1e-5}
 TABLES = ("token_type_embeddings", "position_embeddings")
@@ -226,6 +228,26 @@ def test_scaled_dot_product_attention_is_the_default(head):
     assert (ours.config._attn_implementation, theirs.config._attn_implementation) == ("sdpa", "eager")
     with pytest.raises(ValueError, match="scaled_dot_product_attention"):
         getattr(stock, MODELS[head].__name__)._from_config(StockConfig(**SIZES), attn_implementation="sdpa")
+
+
+@pytest.mark.parametrize("head", MODELS)
+def test_attention_weights_are_those_of_transformers(head):
+    """Without a word about the implementation: its only one has them, ours takes eager attention for the call."""
+    ours, theirs = both(head)
+    inputs = inputs_for(head)
+    if head == "vcr":
+        del inputs["image_text_alignment"]
+    found, expected = (model(**inputs, output_attentions=True).attentions for model in (ours, theirs))
+    torch.testing.assert_close(found, expected, **close)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"hidden_size": 37}, {"num_hidden_layers": 0}, {"hidden_dropout_prob": float("nan")}]
+)
+def test_impossible_configurations_are_refused(fields):
+    StockConfig(**fields).validate()
+    with pytest.raises(StrictDataclassError, match=next(iter(fields))):
+        VisualBertConfig(**fields)
 
 
 # --------------------------------------------------------------------------------------------------- cross loading

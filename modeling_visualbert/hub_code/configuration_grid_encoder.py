@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PretrainedConfig
 
-from .configuration_region_encoder import NUM_GEOMETRY_FEATURES
+from .configuration_region_encoder import NUM_GEOMETRY_FEATURES, WrapperConfig
 
 SUPPORTED_BACKBONES = (
     "a backbone of transformers (ResNet, ConvNeXt, Swin, DINOv2, ...), a vision model with a map (EfficientNet, MobileNet, ...) "
@@ -20,7 +20,7 @@ def tower_config(config: PretrainedConfig) -> PretrainedConfig:
 
 
 @strict
-class GridRegionEncoderConfig(PretrainedConfig):
+class GridRegionEncoderConfig(WrapperConfig):
     r"""
     Configuration of [`GridRegionEncoder`]: which backbone reads the image, and into how many cells it is cut.
 
@@ -40,8 +40,7 @@ class GridRegionEncoderConfig(PretrainedConfig):
     """
 
     model_type = "grid_region_encoder"
-    sub_configs: ClassVar[dict[str, Any]] = {}
-    _auto_class: ClassVar[str | None] = "AutoConfig"
+    wrapped_field: ClassVar[str] = "backbone_config"
 
     backbone_config: Any = None
     grid_rows: int = 6

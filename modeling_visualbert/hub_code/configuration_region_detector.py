@@ -1,10 +1,11 @@
 """Configuration of the Faster R-CNN family that the published VisualBERT checkpoints took their regions from."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import PretrainedConfig
+
+from .configuration_region_encoder import PortableConfig
 
 NORM_STATISTICS = ("frozen", "running", "batch")
 NUM_SPATIAL_FEATURES = 6  # x1, y1, x2, y2, width, height; all in units of the image
@@ -80,7 +81,7 @@ DESIGNS = {  # by `head`
 
 
 @strict
-class RegionDetectorConfig(PretrainedConfig):
+class RegionDetectorConfig(PortableConfig):
     r"""
     Configuration of [`RegionDetector`]: a ResNet or ResNeXt, how boxes are proposed and described, and which are kept.
 
@@ -165,7 +166,6 @@ class RegionDetectorConfig(PretrainedConfig):
     """
 
     model_type = "region_detector"
-    _auto_class: ClassVar[str | None] = "AutoConfig"
 
     head: str = "c4"
     depths: list[int] | tuple[int, ...] = (3, 4, 23, 3)
@@ -215,7 +215,7 @@ class RegionDetectorConfig(PretrainedConfig):
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
-        """Called by the strict dataclass after every change of a field."""
+        """Part of `validate()`, which runs when the configuration is made and when it is saved."""
         for name, value, known in (
             ("head", self.head, DESIGNS),
             ("norm_statistics", self.norm_statistics, NORM_STATISTICS),

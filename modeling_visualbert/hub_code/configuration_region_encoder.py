@@ -1,15 +1,58 @@
-"""Configuration of the region encoder that is made of any object detector of `transformers`."""
+"""What all our configurations share, and that of the region encoder made of any object detector of `transformers`."""
 
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PretrainedConfig
+from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 NUM_GEOMETRY_FEATURES = 9  # x1, y1, x2, y2, centre x, centre y, width, height, area; all in units of the image
 
 
+class PortableConfig(PretrainedConfig):
+    """A configuration whose code goes into checkpoints, for `trust_remote_code`. What names that code (`auto_map`) is in the
+    saved file only: in memory a configuration is the same before and after it is saved, and when it is loaded again."""
+
+    _auto_class: ClassVar[str | None] = "AutoConfig"
+
+    def __post_init__(self, **kwargs):
+        if not type(self).__module__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
+            # Where the package is imported, a checkpoint's copy of its code is not asked for, and nobody has to trust it.
+            kwargs.pop("auto_map", None)
+            kwargs.pop("custom_pipelines", None)
+        super().__post_init__(**kwargs)
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in `transformers`, with the code beside the file."""
+        before = dict(self.__dict__)
+        try:
+            super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+
+
+class WrapperConfig(PortableConfig):
+    """Configuration of a region encoder around a model of `transformers`, whose configuration is the field `wrapped_field`."""
+
+    # The field is not listed on purpose: a request for "sdpa" would reach the model's backbone, and many have eager attention.
+    sub_configs: ClassVar[dict[str, Any]] = {}
+    wrapped_field: ClassVar[str]
+
+    @property
+    def _attn_implementation(self):
+        return self._attn_implementation_internal
+
+    @_attn_implementation.setter
+    def _attn_implementation(self, value: str | dict | None):
+        own = self._attn_implementation_internal = value.get("") if isinstance(value, dict) else value
+        wrapped = getattr(self, self.wrapped_field)
+        if own is not None and wrapped is not None:
+            wrapped._attn_implementation = None if own == "sdpa" else own  # None is sdpa in each part that has it
+
+
 @strict
-class QueryRegionEncoderConfig(PretrainedConfig):
+class QueryRegionEncoderConfig(WrapperConfig):
     r"""
     Configuration of [`QueryRegionEncoder`]: which detector finds the regions, and which of its queries are kept.
 
@@ -32,10 +75,7 @@ class QueryRegionEncoderConfig(PretrainedConfig):
     """
 
     model_type = "query_region_encoder"
-    # `detector_config` is not listed on purpose: a request such as attn_implementation="sdpa" would reach its backbone,
-    # and many backbones have eager attention only.
-    sub_configs: ClassVar[dict[str, Any]] = {}
-    _auto_class: ClassVar[str | None] = "AutoConfig"
+    wrapped_field: ClassVar[str] = "detector_config"
 
     detector_config: Any = None
     max_regions: int = 36
@@ -58,4 +98,4 @@ class QueryRegionEncoderConfig(PretrainedConfig):
         return self.detector_config.hidden_size + (NUM_GEOMETRY_FEATURES if self.geometry_features else 0)
 
 
-__all__ = ["NUM_GEOMETRY_FEATURES", "QueryRegionEncoderConfig"]
+__all__ = ["NUM_GEOMETRY_FEATURES", "PortableConfig", "QueryRegionEncoderConfig", "WrapperConfig"]

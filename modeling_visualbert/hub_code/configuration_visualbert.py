@@ -1,15 +1,19 @@
 """VisualBERT configuration."""
 
+import math
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PretrainedConfig
-from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
 
 from .configuration_grid_encoder import GridRegionEncoderConfig
 from .configuration_region_detector import RegionDetectorConfig
-from .configuration_region_encoder import QueryRegionEncoderConfig
+from .configuration_region_encoder import PortableConfig, QueryRegionEncoderConfig
 
+_SIZES = (
+    *("vocab_size", "hidden_size", "visual_embedding_dim", "num_hidden_layers", "num_attention_heads"),
+    *("intermediate_size", "max_position_embeddings", "type_vocab_size"),
+)
 # By model type: what a model can own to find its regions. `modeling_visualbert.py` has the classes.
 REGION_ENCODER_CONFIGS = {
     config_class.model_type: config_class
@@ -18,7 +22,7 @@ REGION_ENCODER_CONFIGS = {
 
 
 @strict
-class VisualBertConfig(PretrainedConfig):
+class VisualBertConfig(PortableConfig):
     r"""
     Configuration of all VisualBERT models. The defaults are those of BERT base, which the paper starts from.
 
@@ -72,7 +76,6 @@ class VisualBertConfig(PretrainedConfig):
 
     model_type = "visual_bert"
     sub_configs: ClassVar[dict[str, Any]] = {"region_encoder_config": AutoConfig}
-    _auto_class: ClassVar[str | None] = "AutoConfig"  # its file goes into checkpoints, for `trust_remote_code`
 
     vocab_size: int = 30522
     hidden_size: int = 768
@@ -103,18 +106,76 @@ class VisualBertConfig(PretrainedConfig):
             self.region_encoder_config = _region_encoder_config(self.region_encoder_config)
         if self.region_encoder_config is not None:
             self.visual_embedding_dim = self.region_encoder_config.region_dim
-        if not __name__.startswith(TRANSFORMERS_DYNAMIC_MODULE_NAME):
-            # Where the package is imported, a checkpoint's copy of its code is not asked for, and nobody has to trust it.
-            kwargs.pop("auto_map", None)
-            kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
 
+    @property
+    def _attn_implementation(self):
+        return self._attn_implementation_internal
+
+    @_attn_implementation.setter
+    def _attn_implementation(self, value: str | dict | None):
+        """A name is for VisualBERT itself, because detectors do not support all of them; see [`split_attention_request`]."""
+        own, for_region_encoder = split_attention_request(value, self.region_encoder_config)
+        if isinstance(value, dict) and own is None:
+            own = self.__dict__.get("_attn_implementation_internal")
+        self._attn_implementation_internal = own
+        if for_region_encoder is not None:
+            self.region_encoder_config._attn_implementation = for_region_encoder
+
+    @property
+    def output_attentions(self) -> bool:
+        """Whether to return attention weights; layers then compute eager attention, whatever the implementation."""
+        return self._output_attentions
+
+    @output_attentions.setter
+    def output_attentions(self, value: bool):
+        self._output_attentions = value
+
+    def validate_output_attentions(self):
+        """Nothing to refuse: every implementation goes with attention weights here."""
+
     def validate_architecture(self):
-        """Called by the strict dataclass after every change of a field."""
+        """Part of `validate()`, which runs when the configuration is made and when it is saved.
+
+        Raises:
+            ValueError: A size is not positive, a probability or a scale cannot be one, or the attention heads do not divide
+                the hidden size.
+        """
+        for name in _SIZES:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)}; expected at least 1")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)}; expected at least 0 and less than 1")
+        for name in ("initializer_range", "layer_norm_eps"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} {getattr(self, name)}; expected a number of at least 0")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
             )
+
+
+def split_attention_request(
+    request: str | dict | None, region_encoder_config: PretrainedConfig | None
+) -> tuple[str | None, str | None]:
+    """What is asked of VisualBERT itself, and of its region encoder, by an `attn_implementation`.
+
+    Args:
+        request: A name, which is for VisualBERT itself, or a dict with the keys `""` (the same) and `"region_encoder_config"`.
+        region_encoder_config: That of the model, if it has a region encoder.
+
+    Raises:
+        ValueError: A key is unknown, or names a region encoder that is not there.
+    """
+    if not isinstance(request, dict):
+        return request, None
+    if unknown := sorted(request.keys() - {"", "region_encoder_config"}):
+        raise ValueError(f"attn_implementation has the key {unknown[0]!r}; expected '' or 'region_encoder_config'")
+    for_region_encoder = request.get("region_encoder_config")
+    if for_region_encoder is not None and region_encoder_config is None:
+        raise ValueError("attn_implementation has the key 'region_encoder_config', but the model has no region encoder")
+    return request.get(""), for_region_encoder
 
 
 def _region_encoder_config(values: dict) -> PretrainedConfig:
@@ -129,4 +190,4 @@ def _region_encoder_config(values: dict) -> PretrainedConfig:
     return REGION_ENCODER_CONFIGS[model_type](**values)
 
 
-__all__ = ["REGION_ENCODER_CONFIGS", "VisualBertConfig"]
+__all__ = ["REGION_ENCODER_CONFIGS", "VisualBertConfig", "split_attention_request"]

@@ -4,20 +4,18 @@ Torch multiplies single-precision matrices with Intel's MKL, which uses its AVX-
 at half their speed. oneDNN, which torch has too (for convolutions), uses AVX-512 everywhere. Both compute in single precision
 and differ by rounding only; figures are in `benchmarks/NOTES.md`. Products with torchao's 8-bit weights are faster here too.
 
-Switching it off: [`Linear`] is a subclass of `nn.Linear`, which tools overlook that ask for `type(module) is nn.Linear`, such as
-`torch.ao.quantization.quantize_dynamic` and bitsandbytes. For a model that is loaded already, call [`use_plain_linear`]; for
-tools that replace layers during loading, set the environment variable `VISUALBERT_PLAIN_LINEAR=1` first. The model then has plain
-`nn.Linear` layers with the same names and weights.
+Layers are plain `nn.Linear`, which is what quantisation (`quantize_dynamic`, bitsandbytes), adapters and offloading look for and
+replace. Modules call theirs through [`apply_linear`], which leaves a layer that was replaced, hooked or wrapped to itself.
 """
 
-import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 
 
 def prefers_onednn() -> bool:
@@ -38,28 +36,17 @@ _PREFERS_ONEDNN = prefers_onednn()
 _WORTHWHILE = 2**22  # multiplications from which on the faster library makes up for the cost of calling it
 
 
-def make_linear(in_features: int, out_features: int) -> nn.Linear:
-    """A linear layer of the model: [`Linear`], or `nn.Linear` when the environment variable `VISUALBERT_PLAIN_LINEAR` is 1."""
-    if os.environ.get("VISUALBERT_PLAIN_LINEAR") == "1":
-        return nn.Linear(in_features, out_features)
-    return Linear(in_features, out_features)
+def apply_linear(layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
+    """`layer(states)`, computed by [`linear`] if the layer is an `nn.Linear` that nobody has changed."""
+    return linear(states, layer.weight, layer.bias) if _is_untouched(layer) else layer(states)
 
 
-def use_plain_linear(model: nn.Module) -> nn.Module:
-    """Turn all [`Linear`] layers of a model into plain `nn.Linear`, in place; weights and hooks stay. Returns the model."""
-    file_name = __name__.rpartition(".")[2]
-    for module in model.modules():
-        kind = type(module)  # of this file, or of the copy in a checkpoint that was opened with `trust_remote_code`
-        if kind.__name__ == Linear.__name__ and kind.__module__.rpartition(".")[2] == file_name:
-            module.__class__ = nn.Linear
-    return model
-
-
-class Linear(nn.Linear):
-    """`nn.Linear`, computed by [`linear`]."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return linear(input, self.weight, self.bias)
+def _is_untouched(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether calling the layer would do no more than multiply: no hooks, no `forward` of its own, no other class."""
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return (
+        type(layer) is nn.Linear and "forward" not in layer.__dict__ and not any(hooks) and not _has_any_global_hook()
+    )
 
 
 def linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -85,6 +72,7 @@ def _onednn_takes(states: torch.Tensor, weight: torch.Tensor) -> bool:
         and type(weight) in (torch.Tensor, nn.Parameter)
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_exporting()
+        and not torch.jit.is_tracing()  # whoever reads the trace, such as the ONNX exporter, knows standard operators only
     )
 
 
@@ -174,4 +162,4 @@ class _OneDnnLinear(torch.autograd.Function):
         return for_states, for_weight, for_bias
 
 
-__all__ = ["Linear", "linear", "make_linear", "prefers_onednn", "use_plain_linear"]
+__all__ = ["apply_linear", "linear", "prefers_onednn"]

@@ -50,6 +50,8 @@ def load_checked(
         raise ValueError(
             f"{name}: damaged weights, expected safetensors ({error}); the file is truncated or of another format"
         ) from error
+    if name is None and kwargs.get("state_dict") == {}:  # no checkpoint is meant: all weights are new
+        return (model, info) if wants_info else model
     if kwargs.get("key_mapping"):  # is for reading only; `save_pretrained` would change the names back
         model._weight_conversions = None
     if not may_mismatch:

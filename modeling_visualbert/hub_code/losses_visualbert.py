@@ -39,8 +39,9 @@ def kl_divergence(
     Raises:
         ValueError: A score is negative or NaN (on a CPU; elsewhere the loss is NaN).
     """
-    # Looking at values would wait for another device, and break a compiled graph.
-    if scores.device.type == "cpu" and not torch.compiler.is_compiling() and not (scores >= 0).all():
+    # Looking at values would wait for another device, and break a graph.
+    in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if scores.device.type == "cpu" and not in_graph and not (scores >= 0).all():
         raise ValueError(f"a label is {scores[~(scores >= 0)][0].item()}; expected scores of at least 0")
     count = scores.shape[0] if num_items_in_batch is None else num_items_in_batch
     return F.kl_div(logits.float().log_softmax(dim=-1), scores.float(), reduction="sum") / count

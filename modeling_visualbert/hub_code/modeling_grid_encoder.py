@@ -4,8 +4,8 @@ Letters: B batch, C channels of the backbone, H and W rows and columns of its ma
 """
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils.generic import can_return_tuple
 
 from .configuration_grid_encoder import GridRegionEncoderConfig, tower_config
 from .configuration_region_encoder import NUM_GEOMETRY_FEATURES
@@ -36,20 +36,15 @@ class GridRegionEncoder(StandardisedRegionEncoder):
             raise ValueError(f"`backbone_config` puts out {read}; expected the last stage")
         self.post_init()
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if (
-            module is self
-            and self.config.geometry_features
-            and not getattr(self.feature_std, "_is_hf_initialized", False)
-        ):
-            # The geometry of cells is known beforehand; what is the same for all cells (their size) is only centred.
-            geometry_R9 = box_geometry(self._cells(self.feature_mean))
+    def initial_standardisation(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The geometry of cells is known beforehand; what is the same for all cells (their size) is only centred."""
+        mean, std = super().initial_standardisation()
+        if self.config.geometry_features:
+            geometry_R9 = box_geometry(self._cells(mean))
             spread_9 = geometry_R9.std(dim=0, correction=0)
             spread_9 = torch.where(spread_9 > 1e-4, spread_9 / self.config.geometry_weight, torch.ones_like(spread_9))
-            self.feature_mean[-NUM_GEOMETRY_FEATURES:] = geometry_R9.mean(dim=0)
-            self.feature_std[-NUM_GEOMETRY_FEATURES:] = spread_9
+            mean[-NUM_GEOMETRY_FEATURES:], std[-NUM_GEOMETRY_FEATURES:] = geometry_R9.mean(dim=0), spread_9
+        return mean, std
 
     @classmethod
     def from_backbone(cls, backbone: PreTrainedModel, **config_kwargs) -> "GridRegionEncoder":
@@ -83,12 +78,15 @@ class GridRegionEncoder(StandardisedRegionEncoder):
         """
         return cls.from_backbone(load_tower(name), **config_kwargs)
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor,
         pixel_mask: torch.Tensor | None = None,
         boxes_unit: torch.Tensor | None = None,
         boxes_mask: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> RegionEncoderOutput:
         """
         Args:
@@ -100,9 +98,16 @@ class GridRegionEncoder(StandardisedRegionEncoder):
                 Boxes to describe instead of the cells; corners in units of the image (0..1).
             boxes_mask (`torch.LongTensor` of shape `(batch_size, regions)`, *optional*):
                 1 for a given box, 0 for padding.
+            output_hidden_states, output_attentions (`bool`, *optional*):
+                Whether to return those of the backbone; the configuration's when not given.
         """
         padded = whole_patches(pixel_values, self.config.backbone_config)
-        map_BCHW = self._map(padded)
+        asked = self.layers_asked_for(output_hidden_states, output_attentions)
+        map_BCHW, outputs = tower_map(
+            *(self.backbone, self.config.backbone_config),
+            padded.flip(1) if self.config.bgr else padded,
+            {**self.tower_inputs, **asked},
+        )
         if boxes_unit is None:
             boxes_BR4 = self._cells(pixel_values).expand(len(pixel_values), -1, -1)
         else:
@@ -117,13 +122,9 @@ class GridRegionEncoder(StandardisedRegionEncoder):
             boxes_unit=boxes_BR4,
             scores=mask_BR.to(features_BRV.dtype),  # a cell is there for sure
             class_ids=torch.zeros_like(mask_BR),
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
         )
-
-    def _map(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """[B, C, H, W] of the tower's last stage."""
-        if self.config.bgr:
-            pixel_values = pixel_values.flip(1)
-        return tower_map(self.backbone, self.config.backbone_config, pixel_values, self.tower_inputs)
 
     def _cells(self, like: torch.Tensor) -> torch.Tensor:
         """[R, 4] corners of the cells in units of the image."""

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import initialization as init
+from transformers.utils.generic import can_return_tuple
 
 from .configuration_region_detector import RegionDetectorConfig
 from .detection_ops import (
@@ -418,6 +419,7 @@ class RegionDetector(RegionEncoder):
             self.backbone.eval()
         return self
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -428,6 +430,8 @@ class RegionDetector(RegionEncoder):
         picture_windows: torch.Tensor | None = None,
         object_masks: torch.Tensor | None = None,
         object_classes: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> RegionEncoderOutput:
         """
         Args:
@@ -448,6 +452,10 @@ class RegionDetector(RegionEncoder):
                 VCR: which part of its box each object fills; all of it if not given.
             object_classes (`torch.LongTensor` of shape `(batch_size, regions)`, *optional*):
                 VCR: class of each object.
+            output_hidden_states (`bool`, *optional*):
+                Whether to return the maps that regions are read from; the configuration's when not given.
+            output_attentions (`bool`, *optional*):
+                Accepted for all region encoders; a convolutional network has none.
 
         Raises:
             ValueError: An input is missing or has the wrong shape.
@@ -467,6 +475,8 @@ class RegionDetector(RegionEncoder):
             found = self._find(maps, pixel_values, pixel_mask, windows_B4, _scales(windows_B4, image_sizes))
         if self.config.spatial_features:
             found["visual_embeds"] = _with_spatial_features(found)
+        if "output_hidden_states" in self.layers_asked_for(output_hidden_states):
+            found = RegionEncoderOutput(**found, hidden_states=tuple(maps))
         return found
 
     def _find(
@@ -662,7 +672,7 @@ class RegionDetector(RegionEncoder):
         if described.attribute_logits is not None:
             best = described.attribute_logits[:, :-1].softmax(dim=1).max(dim=1)
             rows["attribute_scores"], rows["attribute_ids"] = best.values, best.indices
-        spread = {}
+        spread: dict[str, Any] = {}
         for name, value in rows.items():
             out = value.new_zeros(*mask_BR.shape, *value.shape[1:])
             spread[name] = out.masked_scatter(mask_BR.bool().view(*mask_BR.shape, *[1] * (value.dim() - 1)), value)
@@ -734,7 +744,9 @@ def _rois(boxes: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def _batch(images: Sequence[dict[str, torch.Tensor]]) -> RegionEncoderOutput:
     """Regions of B images, padded with zeros to the largest number of regions."""
-    padded = {key: pad_sequence([image[key] for image in images], batch_first=True) for key in images[0]}
+    padded: dict[str, Any] = {
+        key: pad_sequence([image[key] for image in images], batch_first=True) for key in images[0]
+    }
     counts_B1 = torch.tensor([[len(image["scores"])] for image in images], device=padded["scores"].device)
     places_R = torch.arange(padded["scores"].shape[1], device=counts_B1.device)
     return RegionEncoderOutput(**padded, visual_attention_mask=(places_R < counts_B1).long())

@@ -6,11 +6,14 @@ Letters: B batch, Q queries of the detector, R regions kept, D hidden size, V re
 import hashlib
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModelForObjectDetection, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
 
 from .configuration_region_encoder import NUM_GEOMETRY_FEATURES, QueryRegionEncoderConfig
 from .loading_visualbert import load_checked
@@ -42,6 +45,11 @@ class RegionEncoderOutput(ModelOutput):
         cnn_regularization_loss (`torch.FloatTensor` of shape `()`):
             Class loss of a detector that is given boxes and their classes; added to the loss when the detector is trained
             with the model.
+        hidden_states (`tuple[torch.FloatTensor]`, *optional*):
+            When asked for: states of the detector's queries, of the backbone's layers, or the maps that regions are read from.
+        attentions (`tuple[torch.FloatTensor]`, *optional*):
+            When asked for, and with eager attention: those of the layers that the hidden states are of. Convolutional networks
+            have none.
     """
 
     visual_embeds: torch.Tensor | None = None
@@ -52,6 +60,21 @@ class RegionEncoderOutput(ModelOutput):
     attribute_ids: torch.Tensor | None = None
     attribute_scores: torch.Tensor | None = None
     cnn_regularization_loss: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class ImageFeaturesOutput(RegionEncoderOutput, BaseModelOutputWithPooling):
+    """
+    What [`VisualBertModel.get_image_features`] returns: the regions, and before them the fields that `transformers` expects.
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(batch_size, regions, region_dim)`):
+            The same as `visual_embeds`.
+        pooler_output (`torch.FloatTensor` of shape `(batch_size, regions, hidden_size)`):
+            The regions as the text model reads them: projected to its size, without segments and positions.
+    """
 
 
 class RegionEncoder(PreTrainedModel):
@@ -79,6 +102,26 @@ class RegionEncoder(PreTrainedModel):
         # One that was never standardised has no mean and deviation.
         new_parts = [("feature_mean", "feature_std")]
         return load_checked(super().from_pretrained, pretrained_model_name_or_path, args, kwargs, new_parts)
+
+    def set_attn_implementation(self, attn_implementation: str, **kwargs) -> None:
+        """
+        Choose the attention of all parts: `"eager"`, or `"sdpa"` where a part has it.
+
+        Raises:
+            ValueError: The implementation is unknown, or no part has it.
+        """
+        checked = self.get_correct_attn_implementation(attn_implementation)
+        for part in self.modules():
+            if isinstance(part, PreTrainedModel):
+                own = part.get_correct_attn_implementation(None if checked == "sdpa" else checked)
+                part.config._attn_implementation_internal = own
+
+    def layers_asked_for(
+        self, output_hidden_states: bool | None, output_attentions: bool | None = None
+    ) -> dict[str, bool]:
+        """The two arguments, by name, that are true: those given, or those of the configuration."""
+        asked = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        return {name: True for name, value in asked.items() if (getattr(self.config, name) if value is None else value)}
 
     def fingerprint(self) -> str:
         """Hash of configuration and weights: two encoders with the same one find the same regions."""
@@ -113,18 +156,29 @@ class StandardisedRegionEncoder(RegionEncoder):
 
     _supports_sdpa = True
     _supports_attention_backend = True
+    _no_split_modules = [
+        "QueryRegionEncoder",
+        "GridRegionEncoder",
+    ]  # detectors have parts that are tied, and are not large
 
     def __init__(self, config: PretrainedConfig):
         super().__init__(config)
-        self.feature_mean = nn.Buffer(torch.zeros(config.region_dim))
-        self.feature_std = nn.Buffer(torch.ones(config.region_dim))
+        mean, std = self.initial_standardisation()
+        self.feature_mean = nn.Buffer(mean)
+        self.feature_std = nn.Buffer(std)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, StandardisedRegionEncoder):
-            for buffer, value in ((module.feature_mean, 0.0), (module.feature_std, 1.0)):
+            buffers = (module.feature_mean, module.feature_std)
+            for buffer, value in zip(buffers, module.initial_standardisation(), strict=True):
                 if not getattr(buffer, "_is_hf_initialized", False):
-                    buffer.fill_(value)
+                    buffer.copy_(value)
+
+    def initial_standardisation(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation until they are measured: those that change nothing."""
+        dim = self.config.region_dim
+        return torch.zeros(dim), torch.ones(dim)
 
     def standardise(self, features: torch.Tensor) -> torch.Tensor:
         """[..., V] features with mean 0 and standard deviation 1 over the data that was measured."""
@@ -145,7 +199,7 @@ class StandardisedRegionEncoder(RegionEncoder):
         self.feature_mean.zero_()
         self.feature_std.fill_(1.0)
         for batch in batches:
-            found = self(**batch)
+            found = self(**batch, return_dict=True)
             rows = found.visual_embeds[found.visual_attention_mask.bool()].double().cpu()
             count += len(rows)
             total += rows.sum(dim=0)
@@ -183,12 +237,15 @@ class QueryRegionEncoder(StandardisedRegionEncoder):
         encoder.detector.load_state_dict(detector.state_dict())
         return encoder.eval()
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: torch.Tensor,
         pixel_mask: torch.Tensor | None = None,
         boxes_unit: torch.Tensor | None = None,
         boxes_mask: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> RegionEncoderOutput:
         """
         Args:
@@ -202,10 +259,16 @@ class QueryRegionEncoder(StandardisedRegionEncoder):
                 query, get the mean of all found regions.
             boxes_mask (`torch.LongTensor` of shape `(batch_size, regions)`, *optional*):
                 1 for a given box, 0 for padding.
+            output_hidden_states, output_attentions (`bool`, *optional*):
+                Whether to return those of the layers whose last states are the features; the configuration's when not given.
         """
-        found = self.detect(pixel_values, pixel_mask)
+        found = self.detect(pixel_values, pixel_mask, **self.layers_asked_for(output_hidden_states, output_attentions))
         regions = self._select(found)
-        return regions if boxes_unit is None else self._describe(boxes_unit, boxes_mask, found, regions)
+        if boxes_unit is not None:
+            regions = self._describe(boxes_unit, boxes_mask, found, regions)
+        return RegionEncoderOutput(
+            **regions, hidden_states=found.get("hidden_states"), attentions=found.get("attentions")
+        )
 
     def _select(self, found: dict[str, torch.Tensor]) -> RegionEncoderOutput:
         """The most confident queries that do not overlap."""
@@ -253,20 +316,23 @@ class QueryRegionEncoder(StandardisedRegionEncoder):
             class_ids=found["class_ids"].gather(1, best_BR),
         )
 
-    def detect(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """All Q queries before selection: `features` [B, Q, V] (not standardised), `boxes_unit`, `scores`, `class_ids`."""
+    def detect(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None, **asked) -> dict[str, Any]:
+        """All Q queries before selection: `features` [B, Q, V] (not standardised), `boxes_unit`, `scores`, `class_ids`; and
+        what is asked for by `output_hidden_states` and `output_attentions`."""
         # Not every detector has a mask argument.
         masked = {} if pixel_mask is None else {"pixel_mask": pixel_mask}
-        found = self.detector(pixel_values=pixel_values, **masked)
+        found = self.detector(pixel_values=pixel_values, **masked, **asked, return_dict=True)
         boxes_BQ4 = center_to_corners(found.pred_boxes).clamp(0.0, 1.0)
         states_BQD = found.last_hidden_state[:, -boxes_BQ4.shape[1] :]  # YOLOS puts its patches before the queries
         scores_BQ, class_ids_BQ = best_classes(found.logits, self.detector.config.num_labels)
         features = (states_BQD, box_geometry(boxes_BQ4)) if self.config.geometry_features else (states_BQD,)
+        asked_names = [name.removeprefix("output_") for name in asked]
         return {
             "features": torch.cat(features, dim=-1),
             "boxes_unit": boxes_BQ4,
             "scores": scores_BQ,
             "class_ids": class_ids_BQ,
+            **{name: found.get(f"decoder_{name}", found.get(name)) for name in asked_names},
         }
 
 
@@ -285,4 +351,11 @@ def _take(rows_BQX: torch.Tensor, order_BR: torch.Tensor) -> torch.Tensor:
     return rows_BQX.gather(1, order_BR[..., None].expand(-1, -1, rows_BQX.shape[-1]))
 
 
-__all__ = ["QueryRegionEncoder", "RegionEncoder", "RegionEncoderOutput", "StandardisedRegionEncoder", "best_classes"]
+__all__ = [
+    "ImageFeaturesOutput",
+    "QueryRegionEncoder",
+    "RegionEncoder",
+    "RegionEncoderOutput",
+    "StandardisedRegionEncoder",
+    "best_classes",
+]

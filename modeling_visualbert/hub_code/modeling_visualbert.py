@@ -25,15 +25,16 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutput,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .checkpoint_visualbert import VisualBertCheckpointModel
-from .configuration_visualbert import VisualBertConfig
-from .linear_visualbert import make_linear
+from .configuration_visualbert import VisualBertConfig, split_attention_request
+from .linear_visualbert import apply_linear
 from .losses_visualbert import check_shape, cross_entropy, kl_divergence
-from .packing_visualbert import Packing, choose_kernel, encode
+from .packing_visualbert import Packing, choose_kernel, encode, wants_attentions
 from .pixels_visualbert import PixelReader, pop_region_inputs
 from .sequence_visualbert import (
     answer_positions,
@@ -62,7 +63,7 @@ class VisualBertEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.visual_token_type_embeddings = nn.Embedding(config.type_vocab_size, size)
         self.visual_position_embeddings = nn.Embedding(config.max_position_embeddings, size)
-        self.visual_projection = make_linear(config.visual_embedding_dim, size)
+        self.visual_projection = nn.Linear(config.visual_embedding_dim, size)
         self.starts_from_text_tables = config.special_visual_initialize
 
     def forward(
@@ -98,22 +99,25 @@ class VisualBertEmbeddings(nn.Module):
         """Projected feature + segment (0 when not given) + position, [B, R, D], before LayerNorm. Each argument has a row per
         text or a row per image; the features of an image are projected once for all texts about it."""
         batch_size = visual_embeds.shape[0] if batch_size is None else batch_size
-        visual_embeds = visual_embeds.to(
-            self.visual_position_embeddings.weight.dtype
-        )  # stored in half or single precision
-        regions_BRD = for_each_text(self.visual_projection(visual_embeds), batch_size)
+        regions_BRD = for_each_text(self.project_regions(visual_embeds), batch_size)
         if visual_token_type_ids is None:
             # The authors trained segment 0 in every single-image task; `transformers` defaults to the untrained row 1.
             visual_token_type_ids = torch.zeros(visual_embeds.shape[:2], dtype=torch.long, device=visual_embeds.device)
         segments_BRD = self.visual_token_type_embeddings(visual_token_type_ids)
         regions_BRD = regions_BRD + for_each_text(segments_BRD, batch_size)
         # Every region sits at position 0 of the regions' own table ...
-        regions_BRD = regions_BRD + self.visual_position_embeddings.weight[0]
+        first = torch.zeros(1, 1, dtype=torch.long, device=visual_embeds.device)
+        regions_BRD = regions_BRD + self.visual_position_embeddings(first)
         if image_text_alignment is not None:
             # ... plus the mean *text* position of the words that name it.
             words_BRD = self.embed_alignment(image_text_alignment, visual_embeds.shape[1], regions_BRD.dtype)
             regions_BRD = regions_BRD + for_each_text(words_BRD, batch_size)
         return regions_BRD
+
+    def project_regions(self, visual_embeds: torch.Tensor) -> torch.Tensor:
+        """[B, R, D] of region features [B, R, V], which may be stored in another precision."""
+        dtype = self.visual_position_embeddings.weight.dtype  # that of the projection, unless it is quantised
+        return apply_linear(self.visual_projection, visual_embeds.to(dtype))
 
     def embed_alignment(self, image_text_alignment, num_regions: int, dtype: torch.dtype) -> torch.Tensor:
         """Mean text position of the words that name each region, [B, R, D]; -1 is padding, anywhere in the row."""
@@ -152,16 +156,16 @@ class VisualBertSelfAttention(nn.Module):
         self.attention_head_size = config.hidden_size // config.num_attention_heads
         self.scaling = self.attention_head_size**-0.5
         self.is_causal = False
-        self.query = make_linear(config.hidden_size, config.hidden_size)
-        self.key = make_linear(config.hidden_size, config.hidden_size)
-        self.value = make_linear(config.hidden_size, config.hidden_size)
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
 
     def forward(
         self, queries: torch.Tensor, hidden_states: torch.Tensor, attention_mask: Mask, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         query, key, value = (
-            layer(states).unflatten(-1, (-1, self.attention_head_size))
+            apply_linear(layer, states).view(*states.shape[:-1], -1, self.attention_head_size)
             for layer, states in ((self.query, queries), (self.key, hidden_states), (self.value, hidden_states))
         )
         if isinstance(attention_mask, Packing):  # rows without padding
@@ -176,9 +180,8 @@ class VisualBertSelfAttention(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Context `(batch, length, heads, size)` of inputs `(batch, heads, length, size)`, and the weights if the implementation
         returns them."""
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
+        implementation = "eager" if wants_attentions(self.config, **kwargs) else self.config._attn_implementation
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         dropout = self.dropout.p if self.training else 0.0
         return attend(self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs)
 
@@ -192,12 +195,12 @@ class VisualBertResidual(nn.Module):
 
     def __init__(self, in_features: int, config: VisualBertConfig):
         super().__init__()
-        self.dense = make_linear(in_features, config.hidden_size)
+        self.dense = nn.Linear(in_features, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        return self.LayerNorm(self.dropout(self.dense(hidden_states)) + residual)
+        return self.LayerNorm(self.dropout(apply_linear(self.dense, hidden_states)) + residual)
 
 
 class VisualBertAttention(nn.Module):
@@ -221,11 +224,11 @@ class VisualBertDense(nn.Module):
 
     def __init__(self, out_features: int, config: VisualBertConfig):
         super().__init__()
-        self.dense = make_linear(config.hidden_size, out_features)
+        self.dense = nn.Linear(config.hidden_size, out_features)
         self.activation = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.activation(self.dense(hidden_states))
+        return self.activation(apply_linear(self.dense, hidden_states))
 
 
 class VisualBertLayer(GradientCheckpointingLayer):
@@ -267,10 +270,10 @@ class VisualBertPooler(nn.Module):
 
     def __init__(self, config: VisualBertConfig):
         super().__init__()
-        self.dense = make_linear(config.hidden_size, config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return torch.tanh(self.dense(hidden_states[:, 0]))
+        return torch.tanh(apply_linear(self.dense, hidden_states[:, 0]))
 
 
 class VisualBertPredictionHeadTransform(nn.Module):
@@ -278,12 +281,12 @@ class VisualBertPredictionHeadTransform(nn.Module):
 
     def __init__(self, config: VisualBertConfig):
         super().__init__()
-        self.dense = make_linear(config.hidden_size, config.hidden_size)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.activation = ACT2FN[config.hidden_act]
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.LayerNorm(self.activation(self.dense(hidden_states)))
+        return self.LayerNorm(self.activation(apply_linear(self.dense, hidden_states)))
 
 
 class VisualBertLMPredictionHead(nn.Module):
@@ -292,11 +295,11 @@ class VisualBertLMPredictionHead(nn.Module):
     def __init__(self, config: VisualBertConfig):
         super().__init__()
         self.transform = VisualBertPredictionHeadTransform(config)
-        self.decoder = make_linear(config.hidden_size, config.vocab_size)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.decoder(self.transform(hidden_states))
+        return apply_linear(self.decoder, self.transform(hidden_states))
 
 
 class VisualBertPreTrainingHeads(nn.Module):
@@ -305,7 +308,7 @@ class VisualBertPreTrainingHeads(nn.Module):
     def __init__(self, config: VisualBertConfig):
         super().__init__()
         self.predictions = VisualBertLMPredictionHead(config)
-        self.seq_relationship = make_linear(config.hidden_size, 2)
+        self.seq_relationship = nn.Linear(config.hidden_size, 2)
 
 
 class VisualBertPreTrainedModel(VisualBertCheckpointModel):
@@ -325,6 +328,16 @@ class VisualBertPreTrainedModel(VisualBertCheckpointModel):
     # `num_items_in_batch` counts examples here. `transformers.Trainer` would pass the number of label elements.
     accepts_loss_kwargs = False
     _can_record_outputs = {"hidden_states": VisualBertLayer, "attentions": VisualBertSelfAttention}
+    _unread: tuple[
+        str, ...
+    ] = ()  # beginnings of the names of parameters that checkpoints have, but the head does not read
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """Read by `DistributedDataParallel`, which would wait for gradients that never come (the `Trainer` of `transformers` has
+        it look for unused parameters only without gradient checkpointing)."""
+        names = (name for name, _ in self.named_parameters(remove_duplicate=False))  # tied ones by each of their names
+        return [name for name in names if name.startswith(self._unread)]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -337,13 +350,23 @@ class VisualBertPreTrainedModel(VisualBertCheckpointModel):
             init.copy_(module.visual_position_embeddings.weight, module.position_embeddings.weight)
 
     def set_attn_implementation(self, attn_implementation: str | dict, **kwargs) -> None:
-        """Choose eager, sdpa, flex or flash attention. A name applies to VisualBERT itself; a region encoder keeps its own,
-        because detectors do not support all of them."""
-        if isinstance(attn_implementation, dict) or self.config.region_encoder_config is None:
-            super().set_attn_implementation(attn_implementation, **kwargs)
-        else:
-            checked = self._check_and_adjust_attn_implementation(attn_implementation, is_init_check=False)
+        """
+        Choose eager, sdpa, flex or flash attention.
+
+        Args:
+            attn_implementation: A name, for VisualBERT itself; a region encoder keeps its own, because detectors do not support
+                all of them. A dict may have the keys `""` (VisualBERT itself) and `"region_encoder_config"`.
+            kwargs: As in `transformers`.
+
+        Raises:
+            ValueError, ImportError: The implementation is unknown, or cannot run here; or a key is unknown.
+        """
+        own, for_region_encoder = split_attention_request(attn_implementation, self.config.region_encoder_config)
+        if own is not None:
+            checked = self._check_and_adjust_attn_implementation(own, is_init_check=False, **kwargs)
             self.config._attn_implementation_internal = checked
+        if for_region_encoder is not None:
+            self.base_model.region_encoder.set_attn_implementation(for_region_encoder)
 
     def get_image_features(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None, **kwargs):
         """Regions of images, to encode once and ask many times; see [`VisualBertModel.get_image_features`]."""
@@ -393,7 +416,7 @@ class VisualBertModel(PixelReader, VisualBertPreTrainedModel):
         object_masks: torch.Tensor | None = None,
         object_classes: torch.Tensor | None = None,
         read_positions: torch.Tensor | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         r"""
         Args:
@@ -476,7 +499,7 @@ class VisualBertModel(PixelReader, VisualBertPreTrainedModel):
         mask_BS: torch.Tensor | None,
         read_BP: torch.Tensor | None,
         text_length: int | None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         """All layers over text and regions or, given a `text_length` (late fusion), over the text, then one layer over both."""
         kernel = choose_kernel(self.config, states_BSD, mask_BS, read_BP, self.training, **kwargs)
@@ -559,7 +582,7 @@ class VisualBertForPreTraining(VisualBertWithPreTrainingHeads):
         sentence_image_labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         num_pairs_in_batch: torch.Tensor | int | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> VisualBertForPreTrainingOutput:
         r"""
         Args (beside those of [`VisualBertModel.forward`]):
@@ -600,7 +623,7 @@ class VisualBertForPreTraining(VisualBertWithPreTrainingHeads):
         )
         states_BSD = outputs.last_hidden_state if read is None else outputs.last_hidden_state[:, 1:]
         prediction_logits = self.cls.predictions(states_BSD)
-        seq_relationship_logits = self.cls.seq_relationship(outputs.pooler_output)
+        seq_relationship_logits = apply_linear(self.cls.seq_relationship, outputs.pooler_output)
         losses = []
         if labels is not None:
             labels = labels[:, :text_length]
@@ -622,13 +645,14 @@ class VisualBertForQuestionAnswering(VisualBertPreTrainedModel):
     """VQA: scores of `config.num_labels` answers, read from the `[MASK]` token that the processor appends to the question."""
 
     _auto_class = "AutoModelForVisualQuestionAnswering"
+    _unread = ("visual_bert.pooler.",)
 
     def __init__(self, config: VisualBertConfig):
         super().__init__(config)
         self.num_labels = config.num_labels
         self.visual_bert = VisualBertModel(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.cls = make_linear(config.hidden_size, config.num_labels)
+        self.cls = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -647,7 +671,7 @@ class VisualBertForQuestionAnswering(VisualBertPreTrainedModel):
         pixel_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutput:
         r"""
         Args (beside those of [`VisualBertModel.forward`]):
@@ -667,7 +691,7 @@ class VisualBertForQuestionAnswering(VisualBertPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
-        logits_BL = self.cls(self.dropout(outputs.last_hidden_state[:, 0]))
+        logits_BL = apply_linear(self.cls, self.dropout(outputs.last_hidden_state[:, 0]))
         if labels is not None:
             check_shape(labels, logits_BL.shape, "(batch_size, num_labels)")
         loss = None if labels is None else kl_divergence(logits_BL, labels, num_items_in_batch)
@@ -685,7 +709,7 @@ class VisualBertForMultipleChoice(VisualBertPreTrainedModel):
         super().__init__(config)
         self.visual_bert = VisualBertModel(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.cls = make_linear(config.hidden_size, 1)
+        self.cls = nn.Linear(config.hidden_size, 1)
         self.post_init()
 
     @can_return_tuple
@@ -706,7 +730,7 @@ class VisualBertForMultipleChoice(VisualBertPreTrainedModel):
         boxes_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MultipleChoiceModelOutput:
         r"""
         Args (beside those of [`VisualBertModel.forward`]; the text arguments have a second dimension `num_choices`):
@@ -739,7 +763,7 @@ class VisualBertForMultipleChoice(VisualBertPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
-        logits_BC = self.cls(self.dropout(outputs.pooler_output)).view(-1, text.shape[1])
+        logits_BC = apply_linear(self.cls, self.dropout(outputs.pooler_output)).view(-1, text.shape[1])
         if labels is not None:
             check_shape(labels, logits_BC.shape[:1], "(batch_size,)")
         loss = None if labels is None else cross_entropy(logits_BC, labels, num_items_in_batch)
@@ -762,7 +786,7 @@ class VisualBertForVisualReasoning(VisualBertPreTrainedModel):
         self.num_labels = config.num_labels
         self.visual_bert = VisualBertModel(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.cls = make_linear(config.hidden_size, config.num_labels)
+        self.cls = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -781,7 +805,7 @@ class VisualBertForVisualReasoning(VisualBertPreTrainedModel):
         pixel_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutput:
         r"""
         Args (beside those of [`VisualBertModel.forward`]):
@@ -798,7 +822,7 @@ class VisualBertForVisualReasoning(VisualBertPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
-        logits_BL = self.cls(self.dropout(outputs.pooler_output))
+        logits_BL = apply_linear(self.cls, self.dropout(outputs.pooler_output))
         if labels is not None:
             check_shape(labels, logits_BL.shape[:1], "(batch_size,)")
         loss = None if labels is None else cross_entropy(logits_BL, labels, num_items_in_batch)
@@ -814,14 +838,15 @@ class VisualBertRegionToPhraseAttention(nn.Module):
         super().__init__()
         head_size = config.hidden_size // config.num_attention_heads
         self.scaling = head_size**-0.5
-        self.query = make_linear(config.hidden_size, head_size)
-        self.key = make_linear(config.hidden_size, head_size)
-        self.value = make_linear(config.hidden_size, head_size)
+        self.query = nn.Linear(config.hidden_size, head_size)
+        self.key = nn.Linear(config.hidden_size, head_size)
+        self.value = nn.Linear(config.hidden_size, head_size)
 
     def forward(
         self, phrases_BED: torch.Tensor, regions_BRD: torch.Tensor, mask_BR: torch.Tensor | None
     ) -> torch.Tensor:
-        scores_BER = torch.matmul(self.query(phrases_BED), self.key(regions_BRD).transpose(1, 2)) * self.scaling
+        query, key = apply_linear(self.query, phrases_BED), apply_linear(self.key, regions_BRD)
+        scores_BER = torch.matmul(query, key.transpose(1, 2)) * self.scaling
         if mask_BR is None:
             return scores_BER
         return scores_BER + (1.0 - mask_BR.to(scores_BER.dtype))[:, None] * -10000.0
@@ -832,6 +857,7 @@ class VisualBertForRegionToPhraseAlignment(VisualBertWithPreTrainingHeads):
     but this task does not use them."""
 
     _auto_class = "AutoModelForZeroShotObjectDetection"
+    _unread = ("visual_bert.pooler.", "attention.value.", "cls.")
 
     def __init__(self, config: VisualBertConfig):
         super().__init__(config)
@@ -856,7 +882,7 @@ class VisualBertForRegionToPhraseAlignment(VisualBertWithPreTrainingHeads):
         region_to_phrase_position: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutput:
         r"""
         Args (beside those of [`VisualBertModel.forward`]):

@@ -162,12 +162,15 @@ def encode(
     """
     if kernel is not None and mask_BS is not None:
         return _encode_packed(layers, states_BSD, Packing.from_mask(mask_BS, kernel), read_BP, **kwargs)
-    mask = create_bidirectional_mask(
-        config=config,
-        inputs_embeds=states_BSD,
-        attention_mask=mask_BS,
-        allow_is_bidirectional_skip=states_BSD.device.type == "cpu",  # on a GPU it would synchronise
-    )
+    if wants_attentions(config, **kwargs):
+        mask = _additive_mask(mask_BS, states_BSD.dtype)
+    else:
+        mask = create_bidirectional_mask(
+            config=config,
+            inputs_embeds=states_BSD,
+            attention_mask=mask_BS,
+            allow_is_bidirectional_skip=states_BSD.device.type == "cpu",  # on a GPU it would synchronise
+        )
     if read_BP is None:
         return layers(states_BSD, mask, **kwargs)
     one_row_serves_all = mask is None or config._attn_implementation in ("eager", "sdpa")  # of the mask, for any query
@@ -176,6 +179,18 @@ def encode(
     batch_size, length = states_BSD.shape[:2]
     places_BP = read_BP + length * torch.arange(batch_size, device=read_BP.device)[:, None]
     return layers(states_BSD, None if mask is None else mask[:, :, :1], places_BP, **kwargs)
+
+
+def wants_attentions(config: PretrainedConfig, **kwargs) -> bool:
+    """Whether attention weights are asked for; then attention is eager in this call, the only implementation that has them."""
+    return bool(kwargs.get("output_attentions", config.output_attentions))
+
+
+def _additive_mask(mask_BS: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """[B, 1, 1, S]: 0 where visible, else the smallest number, for eager attention."""
+    if mask_BS is None:
+        return None
+    return torch.zeros_like(mask_BS, dtype=dtype).masked_fill(~mask_BS, torch.finfo(dtype).min)[:, None, None]
 
 
 def _encode_packed(
@@ -225,7 +240,7 @@ def packed_kernel(states: torch.Tensor, head_size: int, implementation: str, dro
         rows of any length (GPU from compute capability 8.0, half precision, no dropout). `"flash"`: the implementation itself,
         which is given the lengths. None: there is no kernel, rows have to be padded.
     """
-    if torch.compiler.is_compiling():  # one graph has to serve all lengths
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # one graph has to serve all lengths
         return None
     if is_flash_attention_requested(requested_attention_implementation=implementation):
         return "flash"
@@ -240,4 +255,4 @@ def packed_kernel(states: torch.Tensor, head_size: int, implementation: str, dro
     return "varlen" if fits and torch.cuda.get_device_capability(states.device) >= (8, 0) else None
 
 
-__all__ = ["Packing", "choose_kernel", "encode", "packed_kernel"]
+__all__ = ["Packing", "choose_kernel", "encode", "packed_kernel", "wants_attentions"]

@@ -411,6 +411,7 @@ class VisualBertProcessor(ProcessorMixin):
         known = (
             *("visual_embeds", "visual_attention_mask", "boxes_unit", "scores", "class_ids"),
             *("attribute_ids", "attribute_scores", "cnn_regularization_loss"),
+            *("last_hidden_state", "pooler_output", "hidden_states", "attentions"),  # of `get_image_features`, not read
         )
         unknown = sorted(set(batch) - set(known))
         if unknown:

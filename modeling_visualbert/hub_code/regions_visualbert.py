@@ -298,7 +298,7 @@ def find_regions(
     read = {name: value.to(model.device) for name, value in inputs.items()}
     read["pixel_values"] = read["pixel_values"].to(model.dtype)
     if hasattr(model, "get_image_features"):
-        found = model.get_image_features(**read)
+        found = model.get_image_features(**read, return_dict=True)
     else:  # a region encoder takes only what it reads
         names = ("pixel_values", "pixel_mask", "boxes_unit", "boxes_mask", *model.region_inputs)
         found = model(**{name: read[name] for name in names if name in read})

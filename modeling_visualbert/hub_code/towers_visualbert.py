@@ -95,19 +95,20 @@ def tower_inputs(tower: nn.Module) -> dict[str, Any]:
 
 def tower_map(
     tower: nn.Module, config: PretrainedConfig, pixel_values: torch.Tensor, inputs: dict[str, Any]
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, Any]:
     """
-    The map [B, C, H, W] that a tower makes of images.
+    The map [B, C, H, W] that a tower makes of images, and all that it returns.
 
     Args:
         tower, config: The tower and its configuration.
         pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`): Images.
-        inputs: See [`tower_inputs`].
+        inputs: See [`tower_inputs`]; and `output_hidden_states` or `output_attentions`.
 
     Raises:
         ValueError: It gives no map of the last stage, nor one state for each patch.
     """
-    return _as_map(_outputs(tower, config, pixel_values, inputs), config, pixel_values.shape[-2:])
+    outputs = _outputs(tower, config, pixel_values, inputs)
+    return _as_map(outputs, config, pixel_values.shape[-2:]), outputs
 
 
 def _outputs(tower: nn.Module, config: PretrainedConfig, pixel_values: torch.Tensor, inputs: dict[str, Any]) -> Any:
