@@ -85,7 +85,7 @@ from modeling_visualbert import (
 )
 from modeling_visualbert.corpus.vocabulary import corpus_tokenizer
 from modeling_visualbert.hub_code.modeling_grid_encoder import mean_in_boxes
-from modeling_visualbert.hub_code.towers_visualbert import load_tower, map_shape
+from modeling_visualbert.hub_code.towers_visualbert import load_tower, map_shape, tower_map
 
 close = {"atol": 1e-4, "rtol": 1e-4}
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
@@ -301,7 +301,7 @@ def test_patches_beyond_the_last_whole_one_are_padded(family):
         load_as_tower(model), grid_rows=1, grid_columns=1, geometry_features=False
     )
     padded = torch.nn.functional.pad(pixels(64, 70), (0, 10))
-    values = encoder._map(padded)
+    values, _ = tower_map(encoder.backbone, encoder.config.backbone_config, padded, encoder.tower_inputs)
     assert values.shape[-2:] == (4, 5)
     found = encoder(pixels(64, 70)).visual_embeds
     torch.testing.assert_close(found, mean_in_boxes(values, torch.tensor([[[0.0, 0.0, 70 / 80, 1.0]]])), **close)
