@@ -1204,6 +1204,23 @@ def test_conversion_without_bad_records_goes_on_after_an_interruption(tmp_path, 
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")
 
 
+def test_bad_records_may_be_left_out_after_they_stopped_a_run_but_not_the_reverse(tmp_path, monkeypatch):
+    rows = [line(f"p_{number}", image(number)) for number in range(6)]
+    (tmp_path / "a.tsv").write_text("".join([*rows[:4], rows[4][:-30] + "\n", *rows[5:]]))
+    options = {"images_per_shard": 2, "progress": False}
+    with pytest.raises(ValueError, match="a.tsv: row 5: 'features'"):
+        convert_features(tmp_path / "a.tsv", tmp_path / "store", **options)
+    store = convert_features(tmp_path / "a.tsv", tmp_path / "store", skip_bad_records=True, **options)
+    assert len(store) == 5
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(StoreDraft, "finish", lambda draft, number: (_ for _ in ()).throw(KeyboardInterrupt))
+        convert_features(tmp_path / "a.tsv", tmp_path / "other", skip_bad_records=True, **options)
+    with pytest.raises(
+        ValueError, match="other.partial: bad records were left out of shard 2; leave them out again, or re"
+    ):
+        convert_features(tmp_path / "a.tsv", tmp_path / "other", **options)
+
+
 def test_nothing_but_bad_records_is_refused(tmp_path):
     (tmp_path / "a.tsv").write_text("p_1\n" * 3)
     with pytest.raises(ValueError, match="a.tsv: row 1: 1 columns; expected"):

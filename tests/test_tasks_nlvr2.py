@@ -182,6 +182,13 @@ def test_one_missing_image_of_a_pair_is_named(make, corpus, tmp_path, from_pixel
     gone.unlink()
     with pytest.raises(FileNotFoundError, match=r"no file of image shapes_dev-1-2-img1 \(1 are missing\)"):
         make(images_dir=str(tmp_path / "images"), from_pixels=from_pixels)
+    whole, _ = make(text_only=True)
+    fields = {"from_pixels": from_pixels, "region_encoder": str(DETECTOR)}
+    task, _ = make(images_dir=str(tmp_path / "images"), skip_bad_records=True, **fields)
+    expected = [row["identifier"] for row in whole.splits["dev"] if gone.stem not in row["images"]]
+    assert task.splits["dev"]["identifier"] == expected and len(expected) < len(whole.splits["dev"])
+    assert len(task.skipped) == len(whole.splits["dev"]) - len(expected)
+    assert all(line.startswith("dev: row ") and line.endswith(f"no file of image {gone.stem}") for line in task.skipped)
 
 
 def test_the_most_confident_regions_are_kept(make, regions):

@@ -363,7 +363,7 @@ def _index(
                 inside = [path for path in paths if _names_split(path.parent.relative_to(folder), split)]
                 paths = inside or [path for path in paths if _names_split(Path(path.name), split)] or paths
             if paths:
-                path = _only(paths, folder, f"{what} {key!r} of split {split!r}")
+                path = _only(paths, folder, f"{what} {key!r}" + (f" of split {split!r}" if split else ""))
                 # Regions are kept by the key alone.
                 found[key] = _only([found.get(key, path), path], folder, f"{what} {key!r}")
     return found

@@ -32,10 +32,13 @@ def load_numpy(path: Path) -> dict[str, Any]:
     """
     try:
         with path.open("rb") as file:
-            if file.read(6) == np.lib.format.MAGIC_PREFIX:
-                file.seek(0)
+            start = file.read(6)
+            file.seek(0)
+            if start == np.lib.format.MAGIC_PREFIX:
                 if _check_header(file, path.stat().st_size).hasobject:
                     return _dict_in(file, path)
+            elif not start.startswith(b"PK"):
+                raise ValueError(f"it begins with {start!r}, as neither .npy nor .npz do")
         found = np.load(path, allow_pickle=False)
     except Exception as error:
         raise ValueError(f"{path}: cannot be read: {_problem(error)}") from error

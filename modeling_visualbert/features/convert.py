@@ -112,13 +112,12 @@ def convert_features(
     names = {"classes": _names(classes), "attributes": _names(attributes)}
     size = source.stat().st_size if source.is_file() else None
     about = {"file": source.name, "bytes": size, "kind": kind, "ids": ids}
-    settings = {"layout": layout, "normalised_boxes": normalised_boxes, "skip_bad_records": skip_bad_records}
-    about |= {name: value for name, value in settings.items() if value}
+    about |= {k: v for k, v in (("layout", layout), ("normalised_boxes", normalised_boxes)) if v}
     made_by = {"name": published_detector_name(detector), **({"spatial_features": True} if spatial else {})}
     records = _checked(READERS[kind](source), source, options)
     if spatial:
         records = ((name, partial(_with_spatial_features, read, place), place) for name, read, place in records)
-    dim, records = _first_with_regions(records, source, skip_bad_records)
+    dim, records = _first_with_regions(records, source, kind, skip_bad_records)
     where = str(source)
 
     def pairs(bar: Any) -> Iterator[tuple[str, Callable[[], Regions]]]:
@@ -149,7 +148,7 @@ def _kind(source: Path, kind: str | None) -> str:
 
 
 def _first_with_regions(
-    records: Iterator[RegionRecord], source: Path, skip_bad_records: bool
+    records: Iterator[RegionRecord], source: Path, kind: str, skip_bad_records: bool
 ) -> tuple[int, Iterator[RegionRecord]]:
     """How long the features are, which only an image with regions says, and all records again."""
     first, bad = [], list[str]()
@@ -159,7 +158,7 @@ def _first_with_regions(
             features = record[1]()["visual_embeds"]
             if len(features):
                 return int(features.shape[1]), itertools.chain(first, records)
-    raise ValueError(bad[0] if bad else f"{source}: no image with regions in it")
+    raise ValueError(bad[0] if bad else f"{source}: no image with regions in it (kind {kind})")
 
 
 def _identified(

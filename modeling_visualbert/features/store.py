@@ -413,6 +413,10 @@ def _write_shards(partial: Path, folder: Path, plan: Mapping[str, Any], regions:
             draft.write_shard(number, rows, failed)
             continue
         left_out = {failure["position"] for failure in written["failed"]}
+        if left_out and not skip:
+            raise ValueError(
+                f"{partial}: bad records were left out of shard {number}; leave them out again, or remove it"
+            )
         ids = [str(key) for position, (key, _) in part if position not in left_out]
         if ids != draft.image_ids(number):
             raise ValueError(
