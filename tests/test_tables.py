@@ -9,8 +9,9 @@ from accelerate import Accelerator
 from datasets import Dataset, DatasetDict, Features, List, Value
 from datasets import Image as ImageColumn
 from helpers import shared
-from PIL import Image
 from published_layouts import write_tokenizer
+from table_files import write_photos
+from table_files import write_table as write
 
 from modeling_visualbert.cli import main
 from modeling_visualbert.corpus.vocabulary import ASSETS
@@ -30,10 +31,7 @@ SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "i
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     """A folder with four images of different colours."""
-    folder = tmp_path_factory.mktemp("photos")
-    for number, colour in enumerate(("red", "green", "blue", "white")):
-        Image.new("RGB", (32, 24), colour).save(folder / f"{number}.png")
-    return folder
+    return write_photos(tmp_path_factory.mktemp("photos"))
 
 
 @pytest.fixture
@@ -42,20 +40,6 @@ def folder(tmp_path, photos, monkeypatch):
     shutil.copytree(photos, tmp_path / "photos")
     monkeypatch.setenv("MODELING_VISUALBERT_CACHE", str(tmp_path / "cache"))
     return tmp_path
-
-
-def write(path, records, separator=","):
-    """A table of records, as its suffix says."""
-    if path.suffix in (".csv", ".tsv"):
-        lines = [separator.join(records[0]), *(separator.join(map(str, record.values())) for record in records)]
-        path.write_text("\n".join(lines) + "\n")
-    elif path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    elif path.suffix == ".json":
-        path.write_text(json.dumps(records))
-    else:
-        Dataset.from_list(records).to_parquet(path)
-    return str(path)
 
 
 def rows(**columns):

@@ -9,6 +9,15 @@ from typing import Any
 
 from .output import add_any_detector
 
+_COLUMNS = {
+    "image": "images, or of their paths",
+    "question": "questions",
+    "answer": "answers (VQA)",
+    "text": "sentences (NLVR2)",
+    "label": "what is right (NLVR2)",
+    "caption": "captions (pre-training)",
+}
+
 
 def add_evaluation_commands(commands: Any) -> None:
     """Add the commands to the parser of `visualbert`."""
@@ -52,7 +61,7 @@ def _add_data_options(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--test_file", help="own data: csv, tsv, json, jsonl or parquet file with a row for each example"
     )
-    for name, what in (("image", "images, or of their paths"), ("question", "questions"), ("answer", "answers")):
+    for name, what in _COLUMNS.items():
         group.add_argument(f"--{name}_column", help=f"own data: column of {what}")
     group.add_argument("--images_dir", help="folder with the images (default: data_dir; VCR: data_dir/vcr1images)")
     group.add_argument("--features_dir", help="feature store with the regions of all images, instead of images")

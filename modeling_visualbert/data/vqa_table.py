@@ -16,17 +16,17 @@ Numbers are taken as they are written. A row of the result::
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from datasets import Dataset, Features, List, Value
 
-from .files import check_new, skipping
 from .table_images import TableImages
+from .table_rows import Keys, column_of_labels, only_image, read_rows
 from .tables import Table
 
 ANSWER_COLUMNS = ("answers", "answer", "label")
-_ID_COLUMNS = ("question_id", "id")
 
 
 def read_vqa_table(
@@ -56,39 +56,12 @@ def read_vqa_table(
     image_column = table.column("image_column", image_column)
     question_column = table.column("question_column", question_column)
     answer_names = (answer_column,) if answer_column else ANSWER_COLUMNS
-    answer_column = _labels(table, needs_labels, "answer_column", answer_names)
-    id_column = next((name for name in _ID_COLUMNS if name in table.rows.column_names), None)
-    others = {"id": id_column, "answers": answer_column}
-    others |= {name: name if name in table.rows.column_names else None for name in ("question_type", "answer_type")}
-
+    answer_column = column_of_labels(table, needs_labels, "answer_column", answer_names)
+    columns = {"question": question_column, "answers": answer_column}
+    columns |= {name: name if name in table.rows.column_names else None for name in ("question_type", "answer_type")}
     keys = images.add(table, image_column, skipped)
-    columns = {
-        name: table.rows[column][:] for name, column in {"question": question_column, **others}.items() if column
-    }
-    rows: list[dict[str, Any]] = []
-    seen: set[Hashable] = set()
-    for number, key in enumerate(keys):
-        if key is None:
-            continue
-        with skipping(skipped):
-            where = table.place(number)
-            row = _row({name: values[number] for name, values in columns.items()}, number, where)
-            check_new(row["question_id"], seen, "question id", where)
-            rows.append({**row, "image_id": _only(key, f"{where}: {image_column!r}")})
-    if not rows:
-        raise ValueError(
-            f"{table.name}: no row is left of {len(keys)}; the first was left out because of: {(skipped or [''])[0]}"
-        )
+    rows = read_rows(table, columns, keys, partial(_row, image_column), "question_id", skipped)
     return Dataset.from_dict({name: [row[name] for row in rows] for name in rows[0]}, features=_features(rows[0]))
-
-
-def _labels(table: Table, needs_labels: bool, flag: str, names: Sequence[str]) -> str | None:
-    """The column of the labels; None if a table that can do without has none, or an empty one."""
-    if not needs_labels:
-        there = [name for name in names if name in table.rows.column_names]
-        if not there or all(value in (None, "") for value in table.rows[there[0]][:]):
-            return None
-    return table.column(flag, *names)
 
 
 def _features(row: Mapping[str, Any]) -> Features:
@@ -103,16 +76,18 @@ def _features(row: Mapping[str, Any]) -> Features:
     )
 
 
-def _row(values: Mapping[str, Any], number: int, where: str) -> dict[str, Any]:
+def _row(image_column: str, values: Mapping[str, Any], keys: Keys, where: str) -> dict[str, Any]:
     question = values["question"]
     if not isinstance(question, str) or not re.search(r"[^\s,?]", question):
         raise ValueError(f"{where}: the question is {question!r:.40}; expected at least one word")
     answers, scores = (None, None) if "answers" not in values else _answers(values["answers"], where)
-    identifier = values.get("id", number)
-    if not isinstance(identifier, (int, str)) or identifier == "":
-        raise ValueError(f"{where}: the id is {identifier!r:.40}; expected a number or a text")
-    kinds = {name: values.get(name) or None for name in ("question_type", "answer_type")}
-    return {"question_id": identifier, "question": question, "answers": answers, "answer_scores": scores, **kinds}
+    return {
+        "image_id": only_image(keys, f"{where}: {image_column!r}"),
+        "question": question,
+        "answers": answers,
+        "answer_scores": scores,
+        **{name: values.get(name) or None for name in ("question_type", "answer_type")},
+    }
 
 
 def _answers(value: Any, where: str) -> tuple[list[str], list[float] | None]:
@@ -144,12 +119,6 @@ def _text(answer: Any, where: str) -> str:
     if not isinstance(answer, str) or not answer.strip():
         raise ValueError(f"{where}: an answer is {answer!r:.40}; expected a text or a number")
     return answer
-
-
-def _only(keys: list[str], where: str) -> str:
-    if len(keys) != 1:
-        raise ValueError(f"{where} holds {len(keys)} images; expected one")
-    return keys[0]
 
 
 __all__ = ["ANSWER_COLUMNS", "read_vqa_table"]

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from typing import Any
 
 
-def nlvr2_accuracy(predictions: Mapping[str, str], labels: Mapping[str, str]) -> dict[str, float | int]:
+def nlvr2_accuracy(
+    predictions: Mapping[Any, str], labels: Mapping[Any, str], groups: Mapping[Any, Hashable] | None = None
+) -> dict[str, float | int]:
     """Accuracy and consistency in 0..1.
 
     Args:
         predictions: "True" or "False" by identifier (in any letter case; anything else counts as wrong). Identifiers
             without a label are ignored.
         labels: "True" or "False" by identifier, `split-set-pair-sentence`.
+        groups: What the examples with the same sentence have in common, by identifier, where these are others; by default
+            [`sentence_of`] them.
 
     Returns:
         `accuracy`, `consistency` (share of sentences that are right for all their image pairs; their identifiers differ only
@@ -29,12 +34,12 @@ def nlvr2_accuracy(predictions: Mapping[str, str], labels: Mapping[str, str]) ->
             f"{len(missing)} examples without a prediction, the first is {missing[0]}; expected one for each"
         )
     right = {identifier: predictions[identifier].lower() == label.lower() for identifier, label in labels.items()}
-    groups: dict[str, list[bool]] = defaultdict(list)
+    by_sentence: dict[Hashable, list[bool]] = defaultdict(list)
     for identifier, is_right in right.items():
-        groups[sentence_of(identifier)].append(is_right)
+        by_sentence[sentence_of(identifier) if groups is None else groups[identifier]].append(is_right)
     return {
         "accuracy": sum(right.values()) / len(right),
-        "consistency": sum(map(all, groups.values())) / len(groups),
+        "consistency": sum(map(all, by_sentence.values())) / len(by_sentence),
         "num_examples": len(right),
     }
 

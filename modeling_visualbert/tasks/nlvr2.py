@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from ..data.files import index_images_by_name
 from ..data.nlvr2 import find_nlvr2_file, load_nlvr2
+from ..data.reasoning_table import read_reasoning_table
 from ..hub_code.image_processing_visualbert import load_image
 from ..hub_code.modeling_visualbert import VisualBertForVisualReasoning
 from ..hub_code.processing_visualbert import VisualBertProcessor
@@ -32,7 +33,7 @@ from .common import (
     prepare_images,
     reads_corpus,
 )
-from .tables import TaskData
+from .tables import TaskData, given_columns, read_tables, reads_table
 
 
 @dataclass
@@ -42,6 +43,13 @@ class Nlvr2Args(TaskArgs):
     train_split: str = field(default="train", metadata={"help": "split to train on, as in the file names"})
     dev_split: str = field(default="dev", metadata={"help": "split that decides which weights are kept"})
     test_split: str | None = field(default="test1", metadata={"help": "split that is scored at the end; '' for none"})
+    text_column: str | None = field(
+        default=None, metadata={"help": "own data: column of sentences (default: text, sentence or statement)"}
+    )
+    label_column: str | None = field(
+        default=None,
+        metadata={"help": "own data: column that says whether the sentence is true (default: label or answer)"},
+    )
     second_segment_std: float | None = field(
         default=None,
         metadata={
@@ -80,14 +88,18 @@ def nlvr2_task(args: Nlvr2Args, accelerator: Accelerator) -> Task:
         images.image_processor, tokenizer, task="nlvr2", region_dim=model.config.visual_embedding_dim
     )
     task = make_task(model, processor, data.splits, images.get)
-    task.images, task.skipped, task.write_results = images.paths, data.skipped, write_results
+    task.images, task.skipped = images.paths, data.skipped
+    task.write_results = None if reads_table(args) else write_results  # the official script knows no other ids
     if images.paths:
         task.draw = partial(_draw, task)
     return task
 
 
 def load_nlvr2_data(args: Nlvr2Args) -> TaskData:
-    """The splits and where their images are."""
+    """The splits and where their images are: of one's own table, of the official files, or of the embedded corpus."""
+    if reads_table(args):
+        columns = given_columns(args, "image_column", "text_column", "label_column")
+        return read_tables(args, partial(read_reasoning_table, **columns), "images")
     folder = corpus_folder(args) / "nlvr2" if reads_corpus(args) else Path(args.data_dir or "")
     skipped: list[str] | None = [] if args.skip_bad_records else None
     splits = {"train": args.train_split, "dev": args.dev_split, "test": args.test_split}
@@ -101,6 +113,8 @@ def check_nlvr2_labels(data: dict[str, Dataset], args: Nlvr2Args) -> None:
     Raises:
         ValueError: The train or dev split has no labels; the message names its file.
     """
+    if reads_table(args):  # it was refused when it was read
+        return
     folder = Path(args.data_dir or "")
     check_labels(data, args, ["label"], lambda split, column: f"no {column!r} in {find_nlvr2_file(folder, split)}")
 
@@ -142,20 +156,26 @@ def score_sentences(labels: dict[str, str], split: Dataset) -> dict[str, Any]:
     truth = _truth(split)
     if not truth:
         return {"num_examples": len(split)}
-    scored = nlvr2_accuracy(labels, truth)
+    scored = nlvr2_accuracy(labels, truth, _groups(split))
     percent = {name: 100.0 * scored[name] for name in ("accuracy", "consistency")}
     return {**percent, "num_examples": scored["num_examples"]}
 
 
 def own_accuracies(labels: dict[str, str], split: Dataset) -> Predictions:
     """For each prediction 100 if it is right, else 0; the image pairs that a sentence is about are a group."""
-    truth = _truth(split)
+    truth, groups = _truth(split), _groups(split)
     if truth.keys() != labels.keys():  # without labels, or with some only
         return []
     return [
-        {"metrics": {"accuracy": 100.0 * (label == truth[key])}, "group": sentence_of(key)}
-        for key, label in labels.items()
+        {"metrics": {"accuracy": 100.0 * (label == truth[key])}, "group": groups[key]} for key, label in labels.items()
     ]
+
+
+def _groups(split: Dataset) -> dict[Any, str]:
+    """What the examples with the same sentence have in common: in one's own tables the sentence."""
+    if "group" in split.column_names:
+        return dict(zip(split["identifier"], split["group"], strict=True))
+    return {identifier: sentence_of(identifier) for identifier in split["identifier"]}
 
 
 def _truth(split: Dataset) -> dict[str, str]:

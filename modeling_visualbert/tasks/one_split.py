@@ -38,7 +38,7 @@ from .common import (
     prepare_images,
     reads_corpus,
 )
-from .tables import TaskData, reads_table
+from .tables import COLUMN_FLAGS, TaskData, reads_table
 
 Args = TypeVar("Args", bound=TaskArgs)
 
@@ -60,6 +60,9 @@ class EvaluateArgs:
     image_column: str | None = None
     question_column: str | None = None
     answer_column: str | None = None
+    text_column: str | None = None
+    label_column: str | None = None
+    caption_column: str | None = None
     images_dir: str | None = None
     features_dir: str | None = None
     region_encoder: str | None = None
@@ -205,7 +208,8 @@ def _nlvr2_task(opened: Opened, args: EvaluateArgs, accelerator: Accelerator) ->
         images, data = _find_regions(opened, run, data, accelerator)
     model = _load_model(opened, run, accelerator)
     task = nlvr2.make_task(model, opened.processor, data.splits, images.get)
-    return replace(task, write_results=nlvr2.write_results, skipped=data.skipped)
+    results = None if reads_table(run) else nlvr2.write_results  # the official script knows no other ids
+    return replace(task, write_results=results, skipped=data.skipped)
 
 
 def _flickr30k_task(opened: Opened, args: EvaluateArgs, accelerator: Accelerator) -> Task:
@@ -297,7 +301,8 @@ def task_args(args_class: type[Args], opened: Opened, args: EvaluateArgs, **more
     """The arguments of a training script that would read the same: flags, then what the checkpoint says, then defaults."""
     known = {field.name for field in fields(args_class)}
     given = given_options(args)
-    if unknown := [name for name in (*given, *(["probe_words"] if args.probe_words else [])) if name not in known]:
+    others = [name for name in ("probe_words", *COLUMN_FLAGS) if getattr(args, name) is not None]
+    if unknown := [name for name in (*given, *others) if name not in known]:
         raise ValueError(
             f"--{unknown[0]}: {opened.title} is a {opened.task} checkpoint; expected one that has this option"
         )
@@ -307,9 +312,7 @@ def task_args(args_class: type[Args], opened: Opened, args: EvaluateArgs, **more
         "dataset_name",
         "dataset_config_name",
         "test_file",
-        "image_column",
-        "question_column",
-        "answer_column",
+        *COLUMN_FLAGS,
         "images_dir",
         "features_dir",
         "any_detector",

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from ..corpus.scenes import COLORS, SHAPES
+from ..data.caption_table import read_caption_table
 from ..data.coco import load_coco_captions
 from ..data.files import find_one, index_images, read_lines
 from ..hub_code.image_processing_visualbert import load_image
@@ -47,7 +48,7 @@ from .common import (
 )
 from .flickr30k import Flickr30kArgs, load_flickr30k_data
 from .nlvr2 import Nlvr2Args, check_nlvr2_labels, load_nlvr2_data
-from .tables import TaskData
+from .tables import COLUMN_FLAGS, TableArgs, TaskData, given_columns, read_tables, reads_table
 from .vcr import SUBTASKS, VcrArgs, check_vcr_labels, context_of, load_vcr_data, object_boxes
 from .vqa import VqaArgs, check_vqa_labels, load_vqa_data
 
@@ -68,6 +69,14 @@ class PretrainingArgs(TaskArgs):
     train_split: str | None = field(default=None, metadata={"help": "split to train on (default: that of the task)"})
     dev_split: str | None = field(default=None, metadata={"help": "split that decides which weights are kept"})
     test_split: str | None = field(default=None, metadata={"help": "split that is scored at the end"})
+    caption_column: str | None = field(
+        default=None,
+        metadata={"help": "own data, coco: column of captions (default: captions, caption, text or sentences)"},
+    )
+    question_column: str | None = field(default=None, metadata={"help": "own data, vqa: see run_vqa.py"})
+    answer_column: str | None = field(default=None, metadata={"help": "own data, vqa: see run_vqa.py"})
+    text_column: str | None = field(default=None, metadata={"help": "own data, nlvr2: see run_nlvr2.py"})
+    label_column: str | None = field(default=None, metadata={"help": "own data, nlvr2: see run_nlvr2.py"})
     exclude_images: str | None = field(
         default=None, metadata={"help": "coco: file with image ids to leave out of training, such as VQA's minival"}
     )
@@ -283,7 +292,16 @@ def _probe_ids(args: PretrainingArgs, tokenizer: Any) -> set[int]:
     return {tokenizer.convert_tokens_to_ids(word) for word in words}
 
 
-def _coco(args: PretrainingArgs, tokenizer: Any) -> Source:
+def _load_captions(args: PretrainingArgs) -> TaskData:
+    """The splits and where their images are: of one's own table, of the official files, or of the embedded corpus."""
+    if reads_table(args):
+        if args.exclude_images is not None:
+            raise ValueError("--exclude_images: these are ids of COCO; leave the rows out of your own table")
+        columns = given_columns(args, *COLUMN_FLAGS)
+        if unread := columns.keys() - {"image_column", "caption_column"}:
+            raise ValueError(f"--{min(unread)}: stage {args.stage!r} reads no such column; leave it out")
+        read = partial(read_caption_table, **columns)
+        return read_tables(args, read, "image_id", fewest_images=2)  # other captions are those of other images
     corpus = corpus_folder(args) if reads_corpus(args) else None
     folder = corpus / "coco" if corpus is not None else Path(args.data_dir or "")
     images_dir = corpus / "images" if corpus is not None else Path(args.images_dir or folder)
@@ -299,6 +317,10 @@ def _coco(args: PretrainingArgs, tokenizer: Any) -> Source:
         left_out = excluded if role == "train" else ()
         files = [find_one(folder, (f"**/captions_{part}.json",), f"captions of {part!r}") for part in name.split("+")]
         splits[role] = concatenate_datasets([load_coco_captions(file, left_out, skipped=skipped) for file in files])
+    return TaskData(splits, names, "image_id", index_images, images_dir, skipped or [])
+
+
+def _coco(args: PretrainingArgs, tokenizer: Any) -> Source:
 
     def draw_text(row: dict, data: Dataset, generator: torch.Generator) -> tuple[EncodedText, int]:
         order = torch.randperm(len(row["captions"]), generator=generator).tolist()
@@ -312,13 +334,13 @@ def _coco(args: PretrainingArgs, tokenizer: Any) -> Source:
         return encode_pair(tokenizer, first, second, args.max_length, truncation=True), match
 
     return Source(
-        TaskData(splits, names, "image_id", index_images, images_dir, skipped or []),
+        _load_captions(args),
         draw_text,
         probe_text=lambda row: encode_pair(tokenizer, row["captions"][0], None, args.max_length, truncation=True),
     )
 
 
-def _other_row(image_id: int, data: Dataset, generator: torch.Generator) -> int:
+def _other_row(image_id: int | str, data: Dataset, generator: torch.Generator) -> int:
     """A random row of another image."""
     for _ in range(100):
         number = int(torch.randint(len(data), (), generator=generator))
@@ -394,10 +416,15 @@ def _flickr30k(args: PretrainingArgs, tokenizer: Any) -> Source:
 
 def _task_args(args_class: type, args: PretrainingArgs) -> Any:
     """The arguments of the fine-tuning task whose data a stage reads; splits that were not named are that task's."""
+    known = {item.name for item in fields(args_class)}
+    names = [item.name for item in fields(TableArgs)]
+    names += ["data_dir", "images_dir", "skip_bad_records", "train_scenes", "val_scenes", "test_scenes"]
+    if unread := [name for name in given_columns(args, *COLUMN_FLAGS) if name not in known]:
+        raise ValueError(f"--{unread[0]}: stage {args.stage!r} reads no such column; leave it out")
+    shared = {name: getattr(args, name) for name in names}
+    shared |= given_columns(args, *COLUMN_FLAGS)
     named = {name: getattr(args, name) for name in ("train_split", "dev_split", "test_split")}
-    shared = {name: getattr(args, name) for name in ("data_dir", "images_dir", "skip_bad_records")}
-    shared |= {name: getattr(args, name) for name in ("train_scenes", "val_scenes", "test_scenes")}
-    return args_class(args.output_dir, **shared, **{name: split for name, split in named.items() if split is not None})
+    return args_class(**shared, **{name: split for name, split in named.items() if split is not None})
 
 
 _SOURCES: dict[str, Callable[[PretrainingArgs, Any], Source]] = {

@@ -19,6 +19,8 @@ from ..data.tables import FILE_FLAGS, Table, open_dataset, open_files
 from ..training.args import TrainArgs
 
 ImageFile = Path | bytes
+# Arguments that name a column; each task has some of them.
+COLUMN_FLAGS = (*("image_column", "question_column", "answer_column", "text_column", "label_column", "caption_column"),)
 
 
 @dataclass
@@ -39,8 +41,9 @@ class TableArgs(TrainArgs):
         default=None, metadata={"help": "own data: file that decides which weights are kept"}
     )
     test_file: str | None = field(default=None, metadata={"help": "own data: file that is scored at the end"})
-    image_column: str = field(
-        default="image", metadata={"help": "own data: column of images, or of their paths (see images_dir)"}
+    image_column: str | None = field(
+        default=None,
+        metadata={"help": "own data: column of images, or of their paths, see images_dir (default: image)"},
     )
     train_val_split: float = field(
         default=0.1, metadata={"help": "own data without a validation split: share of the images that is kept for it"}
@@ -59,8 +62,15 @@ class TableArgs(TrainArgs):
         given += [f"--{files[0]}"] if files else []
         if len(given) > 1:
             raise ValueError(f"{' with '.join(given)}; expected one of them")
+        if not reads_table(self) and (columns := given_columns(self, *COLUMN_FLAGS)):
+            raise ValueError(f"--{next(iter(columns))} without a table; expected --train_file or --dataset_name")
         if self.dataset_config_name is not None and self.dataset_name is None:
             raise ValueError("--dataset_config_name without --dataset_name; expected both")
+
+
+def given_columns(args: TableArgs, *names: str) -> dict[str, Any]:
+    """Those of the columns that were named, by the names of their arguments."""
+    return {name: value for name in names if (value := getattr(args, name, None)) is not None}
 
 
 def reads_table(args: TableArgs) -> bool:
@@ -118,7 +128,7 @@ class ReadTable(Protocol):
     ) -> Dataset: ...
 
 
-def read_tables(args: Any, read: ReadTable, image_key: str) -> TaskData:
+def read_tables(args: Any, read: ReadTable, image_key: str, fewest_images: int = 1) -> TaskData:
     """Read the tables that the arguments name.
 
     Args:
@@ -126,6 +136,7 @@ def read_tables(args: Any, read: ReadTable, image_key: str) -> TaskData:
         read: What makes rows of a table.
         image_key: Column of its rows with the key of an image, or with keys of several. Rows about the same image stay together
             when a dev split is cut.
+        fewest_images: How many images a dev split that is cut has at least.
 
     Raises:
         FileNotFoundError, ValueError, ConnectionError: A table is missing or bad, or there is no train split.
@@ -144,7 +155,8 @@ def read_tables(args: Any, read: ReadTable, image_key: str) -> TaskData:
         data.splits[role] = read(table, images, needs_labels=role != "test", skipped=skipped)
     if trains and args.dev_split != "" and "dev" not in data.splits:
         train = data.splits["train"]
-        train, dev = cut_split(train, data.keys(train), args.train_val_split, args.seed, _described(args))
+        cut = (args.train_val_split, args.seed, _described(args), fewest_images)
+        train, dev = cut_split(train, data.keys(train), *cut)
         data.splits = {
             "train": train,
             "dev": dev,
@@ -168,32 +180,37 @@ def open_tables(args: Any) -> dict[str, Table]:
 
 
 def cut_split(
-    data: Dataset, images: Sequence[Sequence[Hashable]], share: float, seed: int, name: str
+    data: Dataset, images: Sequence[Sequence[Hashable]], share: float, seed: int, name: str, fewest_images: int = 1
 ) -> tuple[Dataset, Dataset]:
     """Cut a share of the images, with all rows about them, from a split.
 
     Args:
         data: Its rows.
         images: Keys of the images of each row; rows that share one are on the same side.
-        share: Share of the images, at least one.
+        share: Share of the images.
         seed: Decides which.
         name: What the data is called in errors.
+        fewest_images: How many images are cut and how many stay at least, where rows share images groups of them.
 
     Returns:
         The rows that stay and those that are cut, each in the order of the data.
 
     Raises:
-        ValueError: All rows are about the same image.
+        ValueError: There are too few images for two parts.
     """
     groups = _groups(images)
     numbers = sorted(set(groups))
-    if len(numbers) < 2:
+    if len(numbers) < 2 * fewest_images:
+        count = (
+            f"only {len(numbers)} images"
+            if len(numbers) > 1
+            else "all rows are about the same image, or share images with others"
+        )
         raise ValueError(
-            f"{name}: all rows are about the same image, so none can be kept for validation; expected --validation_file or a "
-            "validation split"
+            f"{name}: {count}, so none can be kept for validation; expected --validation_file or a validation split"
         )
     random.Random(seed).shuffle(numbers)
-    cut = set(numbers[: min(max(1, round(share * len(numbers))), len(numbers) - 1)])
+    cut = set(numbers[: min(max(fewest_images, round(share * len(numbers))), len(numbers) - fewest_images)])
     stays = [row for row, group in enumerate(groups) if group not in cut]
     return data.select(stays), data.select([row for row, group in enumerate(groups) if group in cut])
 
@@ -221,4 +238,15 @@ def _described(args: Any) -> str:
     return str(args.dataset_name or next(filter(None, files)))
 
 
-__all__ = ["ImageFile", "ReadTable", "TableArgs", "TaskData", "cut_split", "open_tables", "read_tables", "reads_table"]
+__all__ = [
+    "COLUMN_FLAGS",
+    "ImageFile",
+    "ReadTable",
+    "TableArgs",
+    "TaskData",
+    "cut_split",
+    "given_columns",
+    "open_tables",
+    "read_tables",
+    "reads_table",
+]

@@ -39,7 +39,7 @@ from .common import (
     prepare_images,
     reads_corpus,
 )
-from .tables import TaskData, read_tables, reads_table
+from .tables import TaskData, given_columns, read_tables, reads_table
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,9 @@ class VqaArgs(TaskArgs):
     )
     dev_split: str = field(default="val", metadata={"help": "split that decides which weights are kept"})
     test_split: str | None = field(default=None, metadata={"help": "split that is scored or predicted at the end"})
-    question_column: str = field(default="question", metadata={"help": "own data: column of questions"})
+    question_column: str | None = field(
+        default=None, metadata={"help": "own data: column of questions (default: question)"}
+    )
     answer_column: str | None = field(
         default=None,
         metadata={"help": "own data: column of answers, in any of the usual forms (default: answers, answer or label)"},
@@ -120,9 +122,8 @@ def vqa_task(args: VqaArgs, accelerator: Accelerator) -> Task:
 def load_vqa_data(args: VqaArgs) -> TaskData:
     """The splits and where their images are: of one's own table, of the official files, or of the embedded corpus."""
     if reads_table(args):
-        columns = {name: getattr(args, name) for name in ("image_column", "question_column", "answer_column")}
-        read = partial(read_vqa_table, **columns)
-        return read_tables(args, read, "image_id")
+        columns = given_columns(args, "image_column", "question_column", "answer_column")
+        return read_tables(args, partial(read_vqa_table, **columns), "image_id")
     corpus = reads_corpus(args)
     folder = corpus_folder(args) if corpus else Path(args.data_dir or "")
     data_dir = folder / "vqa" if corpus else folder

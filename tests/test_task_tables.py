@@ -1,0 +1,249 @@
+"""One's own tables for the other tasks: the forms in which people have them, what is refused, and a model for each."""
+
+import json
+from functools import partial
+
+import pytest
+from accelerate import Accelerator
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+from datasets import Image as ImageColumn
+from published_layouts import write_tokenizer
+from table_files import write_photos, write_table
+
+from modeling_visualbert.cli import main
+from modeling_visualbert.corpus.vocabulary import ASSETS
+from modeling_visualbert.data.caption_table import read_caption_table
+from modeling_visualbert.data.reasoning_table import read_reasoning_table
+from modeling_visualbert.data.table_images import TableImages
+from modeling_visualbert.data.tables import open_files
+from modeling_visualbert.tasks.nlvr2 import Nlvr2Args, load_nlvr2_data, nlvr2_task, own_accuracies, score_sentences
+from modeling_visualbert.tasks.pretraining import PretrainingArgs, load_source, pretraining_task
+from modeling_visualbert.tokenizer import open_tokenizer
+from modeling_visualbert.training.loop import train
+
+DETECTOR = str(ASSETS / "shapes_detector")
+CPU = Accelerator(cpu=True)
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+TRAINING = {"batch_size": 4, "learning_rate": 2e-2, "dropout": 0.0, "cpu": True, "evals_per_epoch": 0.1}
+PAIRS = [["photos/0.png", "photos/1.png"], ["photos/0.png", "photos/2.png"], ["photos/1.png", "photos/1.png"]]
+SENTENCES = ["one is red", "one is green", "both are green"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder for tables, with images in `photos`; nothing is kept in the caches of this machine."""
+    write_photos(tmp_path / "photos")
+    monkeypatch.setenv("MODELING_VISUALBERT_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+@pytest.fixture
+def tokenizer(folder):
+    words = sorted(
+        {word for sentence in SENTENCES for word in sentence.split()} | {"what", "colour", "is", "it", "[", "]"}
+    )
+    return str(write_tokenizer(folder / "tokenizer", ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "?", *words]))
+
+
+def read(reader, path, **options):
+    (table,) = open_files({"train": str(path)}).values()
+    return reader(table, TableImages(), **options)
+
+
+def refused(reader, path, **options):
+    """The error about a table: one line."""
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        read(reader, path, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message.removeprefix(f"{path}: ")
+
+
+# -------------------------------------------------------------------------------------------------------------- reasoning
+
+
+def judged(labels=(True, False, True), pairs=PAIRS, **columns):
+    """Three records with two images, a text and a label each, and other columns."""
+    found = [{"images": pairs[n], "text": SENTENCES[n], "label": labels[n]} for n in range(3)]
+    return [{**record, **{name: value[n] for name, value in columns.items()}} for n, record in enumerate(found)]
+
+
+read_reasoning = partial(read, read_reasoning_table)
+
+
+@pytest.mark.parametrize(
+    "labels", [(True, False, True), (1, 0, 1), ("True", "False", "true"), ("yes", "no", "Yes"), (1.0, 0.0, 1.0)]
+)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_every_spelling_of_the_truth(folder, name, labels):
+    found = read_reasoning(write_table(folder / name, judged(labels)))
+    assert found["label"][:] == [1, 0, 1] and found["sentence"][:] == SENTENCES
+    assert found["images"][:] == [[str(folder / path) for path in pair] for pair in PAIRS]
+    assert found["identifier"][:] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("names, given", [(("left_image", "right_image"), None), (("a", "b"), "a, b")])
+def test_images_in_a_column_each(folder, names, given):
+    records = [
+        dict(zip(names, pair, strict=True)) | {"sentence": SENTENCES[n], "label": n} for n, pair in enumerate(PAIRS[:2])
+    ]
+    found = read_reasoning(write_table(folder / "a.csv", records), image_column=given)
+    assert found["images"][:] == [[str(folder / path) for path in pair] for pair in PAIRS[:2]]
+    assert found["label"][:] == [0, 1]
+
+
+def test_classes_and_image_columns_of_data_sets(folder):
+    features = Features(
+        {"images": List(ImageColumn()), "text": Value("string"), "label": ClassLabel(names=["True", "False"])}
+    )
+    records = judged(("True", "False", "True"), [[str(folder / path) for path in pair] for pair in PAIRS])
+    data = Dataset.from_list(records, features=features)
+    DatasetDict({"train": data, "validation": data.select([1])}).save_to_disk(str(folder / "saved"))
+    found = load_nlvr2_data(Nlvr2Args(str(folder / "run"), dataset_name=str(folder / "saved")))
+    assert {role: split["label"][:] for role, split in found.splits.items()} == {"train": [1, 0, 1], "dev": [0]}
+    assert len(found.find_paths(folder, wanted=found.wanted())) == 3
+
+
+@pytest.mark.parametrize(
+    "records, message",
+    [
+        (
+            judged(pairs=[["photos/0.png"], *PAIRS[1:]]),
+            "row 0: 'images' holds 1 image; expected two, which the text is about",
+        ),
+        (judged(pairs=[*PAIRS[:2], PAIRS[0] * 2]), "row 2: 'images' holds 4 images; expected two"),
+        (judged(("True", "maybe", "False")), "row 1: the label is 'maybe'; expected true or false"),
+        (judged((1, None, 0)), "row 1: the label is None; expected true or false"),
+        (judged((1, 0, 2)), "row 2: the label is 2; expected true or false"),
+        (judged(text=["a", " ", "b"]), "row 1: the text is ' '; expected at least one word"),
+        (judged(identifier=["x", "y", "x"]), "row 2: identifier 'x' occurs twice; expected it only once"),
+        (judged(pairs=[PAIRS[0], ["photos/0.png", "no.png"], PAIRS[1]]), "row 1: 'images': no such image file"),
+    ],
+)
+def test_bad_rows_of_reasoning_are_named(folder, records, message):
+    path = write_table(folder / "a.json", records)
+    assert refused(read_reasoning_table, path).startswith(message)
+    skipped = []
+    assert len(read_reasoning(path, skipped=skipped)) == 2 and len(skipped) == 1
+
+
+def test_columns_of_reasoning_that_are_missing(folder):
+    path = write_table(folder / "a.jsonl", [{"images": PAIRS[0], "claim": "x", "truth": True}])
+    assert refused(read_reasoning_table, path) == (
+        "no column 'text' or 'sentence' or 'statement'; there are 'images', 'claim', 'truth': pass --text_column"
+    )
+    found = refused(read_reasoning_table, path, text_column="claim", label_column="truths")
+    assert found == "no column 'truths'; there are 'images', 'claim', 'truth': pass --label_column truth"
+    assert read_reasoning(path, text_column="claim", needs_labels=False)["label"][:] == [None]
+    assert refused(read_reasoning_table, path, image_column="left,right").startswith("no column 'left'; there are")
+
+
+def test_consistency_is_that_of_the_same_sentence(folder):
+    records = judged(text=["a", "b", "a"], id=["x", "y", "z"])
+    found = read_reasoning(write_table(folder / "a.json", records))
+    judgements = {"x": "True", "y": "False", "z": "False"}
+    assert score_sentences(judgements, found) == {
+        "accuracy": pytest.approx(200 / 3),
+        "consistency": 50.0,
+        "num_examples": 3,
+    }
+    assert [one["group"] for one in own_accuracies(judgements, found)] == ["a", "b", "a"]
+
+
+def test_a_model_is_trained_on_a_table_and_reasons(folder, tokenizer, capsys):
+    table = write_table(folder / "a.json", judged())
+    fields = {"train_file": table, "validation_file": table, "tokenizer": tokenizer, "epochs": 80.0}
+    args = Nlvr2Args(str(folder / "run"), **SIZES, **TRAINING, **fields, region_encoder=DETECTOR)
+    task = nlvr2_task(args, CPU)
+    metrics = train(task, args, CPU)["splits"]["dev"]
+    assert metrics == {"accuracy": 100.0, "consistency": 100.0, "num_examples": 3} and task.write_results is None
+    best, output = str(folder / "run" / "best"), folder / "evaluated"
+    renamed = [{"pair": r["images"], "claim": r["text"], "label": r["label"]} for r in judged()]
+    table = write_table(folder / "b.json", renamed)
+    command = ["evaluate", "--model", best, "--test_file", table, "--output_dir", str(output), "--cpu"]
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "no column 'images' or 'image'; there are 'pair', 'claim', 'label'" in capsys.readouterr().err
+    assert main([*command, "--question_column", "claim"]) == 2
+    assert "--question_column: " in capsys.readouterr().err
+    assert main([*command, "--image_column", "pair", "--text_column", "claim"]) == 0
+    assert json.loads((output / "metrics.json").read_text())["splits"]["test"]["accuracy"] == 100.0
+    assert not list(output.glob("results_*"))
+
+
+# ------------------------------------------------------------------------------------------------------------ pre-training
+
+
+def test_captions_of_an_image_are_gathered(folder):
+    records = [
+        {"image": "photos/0.png", "caption": "one is red"},
+        {"image": "photos/1.png", "caption": "one is green"},
+        {"image": "photos/0.png", "caption": " it is red "},
+    ]
+    found = read(read_caption_table, write_table(folder / "a.csv", records))
+    assert found["captions"][:] == [["one is red", "it is red"], ["one is green"]]
+    assert found["image_id"][:] == [str(folder / "photos" / name) for name in ("0.png", "1.png")]
+    lists = [
+        {"image": "photos/0.png", "captions": ["a", "b"], "id": 1},
+        {"image": "photos/1.png", "captions": ["c"], "id": 1},
+    ]
+    assert read(read_caption_table, write_table(folder / "a.jsonl", lists))["captions"][:] == [["a", "b"], ["c"]]
+
+
+@pytest.mark.parametrize(
+    "records, message",
+    [
+        ([{"image": "photos/0.png", "captions": ["a", ""]}], "row 0: the caption is ''; expected at least one word"),
+        ([{"image": "photos/0.png", "captions": []}], "row 0: the caption is []; expected a list"),
+        ([{"image": "photos/0.png", "caption": 3}], "row 0: the caption is 3; expected at least one word"),
+        (
+            [{"image": "photos/0.png", "title": "a"}],
+            "no column 'captions' or 'caption' or 'text' or 'sentences'; there are",
+        ),
+    ],
+)
+def test_bad_captions_are_named(folder, records, message):
+    assert refused(read_caption_table, write_table(folder / "a.json", records)).startswith(message)
+
+
+def captioned(count=4):
+    return [{"image": f"photos/{n}.png", "caption": SENTENCES[n % 3]} for n in range(count)]
+
+
+def test_a_model_is_pretrained_on_a_table(folder, tokenizer, capsys):
+    table = write_table(folder / "a.csv", captioned())
+    fields = {"train_file": table, "tokenizer": tokenizer, "epochs": 2.0, "region_encoder": DETECTOR}
+    args = PretrainingArgs(str(folder / "run"), **SIZES, **TRAINING, **fields)
+    task = pretraining_task(args, CPU)
+    assert len(task.splits["train"]) == 2  # the other two are kept: a caption of another image is needed
+    train(task, args, CPU)
+    command = ["evaluate", "--model", str(folder / "run" / "best"), "--test_file", table]
+    assert main([*command, "--output_dir", str(folder / "evaluated"), "--cpu"]) == 0
+    scores = json.loads((folder / "evaluated" / "metrics.json").read_text())["splits"]["test"]
+    assert {"mlm_accuracy", "match_accuracy"} <= scores.keys()
+
+
+def test_the_text_of_a_task_is_read_from_its_table(folder, tokenizer):
+    """The later stages read the tables of the tasks; none reads the embedded corpus in their place."""
+    loaded = partial(load_source, tokenizer=open_tokenizer(tokenizer))
+    fields = {"tokenizer": tokenizer}
+    asked = [{"image": f"photos/{n}.png", "query": "what is it?", "reply": "red"} for n in range(4)]
+    columns = {"question_column": "query", "answer_column": "reply"}
+    fields["train_file"] = write_table(folder / "vqa.jsonl", asked)
+    found = loaded(PretrainingArgs("run", stage="vqa", **fields, **columns)).data.splits
+    assert {name: len(split) for name, split in found.items()} == {"train": 3, "dev": 1}
+    fields["train_file"] = write_table(folder / "nlvr2.jsonl", judged())
+    both = {**fields, "validation_file": fields["train_file"]}
+    found = loaded(PretrainingArgs("run", stage="nlvr2", **both)).data.splits
+    assert {name: len(split) for name, split in found.items()} == {"train": 3, "dev": 3}
+    with pytest.raises(ValueError, match="nlvr2.jsonl: all rows are about the same image, or share images with others"):
+        loaded(PretrainingArgs("run", stage="nlvr2", **fields))
+    with pytest.raises(ValueError, match="--answer_column: stage 'nlvr2' reads no such column; leave it out"):
+        loaded(PretrainingArgs("run", stage="nlvr2", **fields, answer_column="reply"))
+    with pytest.raises(ValueError, match="--answer_column: stage 'coco' reads no such column; leave it out"):
+        loaded(PretrainingArgs("run", **fields, answer_column="reply"))
+    with pytest.raises(ValueError, match="--text_column without a table; expected --train_file or --dataset_name"):
+        Nlvr2Args("run", text_column="x")
+    fields["train_file"] = write_table(folder / "few.csv", captioned(3))
+    with pytest.raises(ValueError, match="few.csv: only 3 images, so none can be kept for validation"):
+        loaded(PretrainingArgs("run", **fields))
