@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def add_region_commands(commands: Any) -> None:
     """Add the commands to the parser of `visualbert`."""
     command = commands.add_parser("regions", help="find the regions of an image and draw them")
     command.add_argument("image", help="image file, or its http(s) address")
-    command.add_argument("--region_encoder", required=True, help=_REGION_ENCODER)
+    _add_encoder_options(command)
     command.add_argument("--max_regions", type=int, help="keep only this many, the most confident")
     command.add_argument("--picture_out", metavar="FILE", help="draw boxes with attribute, class and confidence")
     command.add_argument("--json", action="store_true", help="print JSON")
@@ -37,7 +38,7 @@ def add_region_commands(commands: Any) -> None:
     command = commands.add_parser("extract", help="find the regions of many images and store them")
     command.add_argument("source", help="folder of images, text file with their paths, or a dataset (--image_column)")
     command.add_argument("target", help="feature store to write; an interrupted run is continued")
-    command.add_argument("--region_encoder", required=True, help=_REGION_ENCODER)
+    _add_encoder_options(command)
     _add_store_options(command)
     command.add_argument(
         "--max_regions", type=int, help="store only this many regions of each image, the most confident"
@@ -111,6 +112,40 @@ def _add_convert_command(commands: Any) -> None:
     command.set_defaults(run=_convert_features)
 
 
+def _add_encoder_options(command: argparse.ArgumentParser) -> None:
+    encoder = command.add_mutually_exclusive_group(required=True)
+    encoder.add_argument("--region_encoder", help=_REGION_ENCODER)
+    encoder.add_argument(
+        "--grid_backbone",
+        help="cut images into cells instead: a vision model of transformers, or one for images and text, by name or folder",
+    )
+    command.add_argument(
+        "--grid_size",
+        help="with --grid_backbone: rows and columns of cells, such as 6 or 6x8 (default: those of its map)",
+    )
+    command.add_argument(
+        "--image_size",
+        help="with --grid_backbone: size of the images, such as 224 or 384x512 for height x width (default: its own)",
+    )
+
+
+def _open_encoder(args: argparse.Namespace, images: Iterable[Any], spatial: bool = False) -> tuple[Any, Any]:
+    """The region encoder that the arguments name, with its image processor; `images` are some that it will read."""
+    from ..convert.published_detectors import add_spatial_features, open_region_encoder
+    from ..features.extract import sample_sizes
+    from ..towers import open_tower
+
+    if args.grid_backbone is not None:
+        found = open_tower(args.grid_backbone, args.grid_size, args.image_size, sample_sizes(images))
+        if spatial:
+            add_spatial_features(found[0], args.grid_backbone)
+        return found
+    for name in ("grid_size", "image_size"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"--{name} without --grid_backbone; expected both")
+    return open_region_encoder(args.region_encoder, spatial)
+
+
 def _add_store_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--ids",
@@ -134,7 +169,6 @@ def _add_store_options(command: argparse.ArgumentParser) -> None:
 
 
 def _regions(args: argparse.Namespace) -> None:
-    from ..convert.published_detectors import open_region_encoder
     from ..features.extract import extract_regions, region_names
     from ..hub_code.image_processing_visualbert import load_image
     from ..visualization import draw_regions, region_labels
@@ -142,7 +176,7 @@ def _regions(args: argparse.Namespace) -> None:
     if args.max_regions is not None and args.max_regions < 1:
         raise ValueError(f"--max_regions {args.max_regions}; expected at least 1")
     image = load_image(args.image, download=True)
-    encoder, image_processor = open_region_encoder(args.region_encoder)
+    encoder, image_processor = _open_encoder(args, [image])
     ((_, found),) = extract_regions(encoder, image_processor, [(args.image, image)], progress=False)
     found = {name: value if name == "image_size" else value[: args.max_regions] for name, value in found.items()}
     names = region_names(encoder)
@@ -161,7 +195,6 @@ def _regions(args: argparse.Namespace) -> None:
 
 
 def _extract(args: argparse.Namespace) -> None:
-    from ..convert.published_detectors import open_region_encoder
     from ..features.extract import ExtractionOptions, extract_store, launched_processes
     from ..features.images import list_dataset_images, list_images
 
@@ -173,7 +206,10 @@ def _extract(args: argparse.Namespace) -> None:
         images = list_dataset_images(args.source, args.image_column, args.id_column, args.split)
     else:
         images = list_images(args.source, args.ids, skipped if args.skip_bad_records else None)
-    encoder, image_processor = open_region_encoder(args.region_encoder, args.spatial)
+    by_id = sorted(
+        images, key=lambda pair: pair[0]
+    )  # as a feature store has them, so that training takes the same sizes
+    encoder, image_processor = _open_encoder(args, (image for _, image in by_id), args.spatial)
     processes = launched_processes(args.cpu)
     options = ExtractionOptions(
         args.dtype, args.images_per_shard, args.max_regions, args.batch_size, args.num_workers, args.hash_images

@@ -27,6 +27,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel
 from ..checkpoints import check_name
 from ..data.files import read_json
 from ..hub_code.image_processing_visualbert import load_image
+from ..hub_code.modeling_grid_encoder import GridRegionEncoder
 from ..hub_code.modeling_region_encoder import RegionEncoder
 from ..hub_code.regions_visualbert import encode_boxes, find_regions, given_boxes
 from .draft import Failure, StoreDraft, check_plan, make_plan, read_failures
@@ -83,6 +84,8 @@ def image_processor_fields(image_processor: Any) -> dict[str, Any]:
 def region_names(encoder: Any) -> dict[str, list[str] | None]:
     """A region encoder's names of `classes` and `attributes`, in the order of their ids; None where it has none."""
     config = encoder.config
+    if isinstance(encoder, GridRegionEncoder):
+        return {"classes": ["cell"], "attributes": None}
     labels = getattr(getattr(config, "detector_config", None) or config, "id2label", None) or {}
     classes = [str(labels[number]) for number in sorted(labels)]
     if all(name == f"LABEL_{number}" for number, name in enumerate(classes)):
@@ -417,7 +420,7 @@ def _extract_shard(
 
     # Unless all images are resized to one size, only images of equal size share a batch: with padding, the regions that a
     # detector finds would depend on the other images of the batch.
-    size_of = {} if resizes_to_one_size(image_processor) else {p: _image_size(images[p][1]) for p in positions}
+    size_of = {} if resizes_to_one_size(image_processor) else {p: size_of_image(images[p][1]) for p in positions}
     found = extract_regions(
         encoder,
         image_processor,
@@ -442,7 +445,13 @@ def resizes_to_one_size(image_processor: Any) -> bool:
     return bool(getattr(image_processor, "do_resize", True)) and "height" in dict(size) and "width" in dict(size)
 
 
-def _image_size(source: ImageOrFile) -> tuple[int, int]:
+def sample_sizes(images: Iterable[ImageOrFile], count: int = 64) -> list[tuple[int, int]]:
+    """Height and width of the first `count` images that can be read."""
+    sizes = (size_of_image(image) for image in images)
+    return [(height, width) for width, height in islice((size for size in sizes if all(size)), count)]
+
+
+def size_of_image(source: ImageOrFile) -> tuple[int, int]:
     """Width and height of the upright image, from its header; (0, 0) if it cannot be read, which loading it will report."""
     try:
         with warnings.catch_warnings():

@@ -33,6 +33,7 @@ from ..features.extract import (
     extract_regions,
     image_processor_fields,
     load_region_encoder,
+    sample_sizes,
     unreadable,
 )
 from ..features.format import FORMAT
@@ -47,6 +48,7 @@ from ..hub_code.regions_visualbert import check_detector, spatial_hint
 from ..hub_code.text_visualbert import check_tokenizer
 from ..published import find_published_checkpoint, published_tokenizer
 from ..tokenizer import open_tokenizer
+from ..towers import SAMPLE, grid_of, image_size_of, open_tower, read_size
 from .tables import ImageFile, TableArgs, TaskData, reads_table
 
 SMALL_BACKBONE = "small"
@@ -69,11 +71,24 @@ class TaskArgs(TableArgs):
     grid_backbone: str | None = field(
         default=None,
         metadata={
-            "help": "cut images into cells instead of finding objects: a backbone of transformers by name or folder, or "
-            "`small`, a small convolutional one that is trained along from scratch"
+            "help": "cut images into cells instead of finding objects: a vision model of transformers, or one for images and "
+            "text, such as CLIP, by name or folder, or `small`, a small convolutional one that is trained along from scratch"
         },
     )
-    grid_size: int = field(default=6, metadata={"help": "with --grid_backbone: rows and columns of cells"})
+    grid_size: str | None = field(
+        default=None,
+        metadata={
+            "help": "with --grid_backbone: rows and columns of cells, such as 6 or 6x8 (default: those of its map, at most 144 "
+            "cells)"
+        },
+    )
+    image_size: str | None = field(
+        default=None,
+        metadata={
+            "help": "with --grid_backbone: size of the images, such as 224 or 384x512 for height x width (default: what it was "
+            "trained with; small images are not enlarged where that is possible)"
+        },
+    )
     any_detector: bool = field(
         default=False,
         metadata={
@@ -119,9 +134,17 @@ class TaskArgs(TableArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.grid_backbone is not None and (self.region_encoder is not None or self.features_dir is not None):
-            raise ValueError("--grid_backbone with --region_encoder or --features_dir; expected one of them")
+        if self.grid_backbone is not None and self.region_encoder is not None:
+            raise ValueError("--grid_backbone with --region_encoder; expected one of them")
+        for name in ("grid_size", "image_size"):
+            value = getattr(self, name)
+            if value is not None and self.grid_backbone is None:
+                raise ValueError(f"--{name} without --grid_backbone; expected both")
+            setattr(self, name, None if value is None else str(value))
+            read_size(name, getattr(self, name))
         if self.grid_backbone == SMALL_BACKBONE:
+            if self.features_dir is not None:
+                raise ValueError(f"--grid_backbone {SMALL_BACKBONE} with --features_dir; expected one of them")
             self.from_pixels = self.train_region_encoder = True  # its weights are random
         if self.train_region_encoder and not self.from_pixels:
             raise ValueError("--train_region_encoder needs --from_pixels: stored features do not change")
@@ -230,7 +253,7 @@ def prepare_images(
     Raises:
         FileNotFoundError, ValueError: Images or regions are missing.
     """
-    encoder, image_processor = _region_encoder(args)
+    encoder, image_processor = _region_encoder(args, data)
     made_by = None if encoder is None else encoder.identity()  # computed once: it reads all weights
     store = None if args.features_dir is None else _given_store(args, encoder, made_by)
     dim, detector = _check_features(args, encoder, made_by, store)
@@ -383,11 +406,13 @@ def _from_visualbert(head: type[PreTrainedModel], name: str, fields: dict[str, A
     return model
 
 
-def _region_encoder(args: TaskArgs) -> tuple[RegionEncoder, VisualBertImageProcessor] | tuple[None, None]:
+def _region_encoder(
+    args: TaskArgs, data: TaskData
+) -> tuple[RegionEncoder, VisualBertImageProcessor] | tuple[None, None]:
     """The region encoder of the run with its image processor: the one asked for, that of the starting point, or, unless
     features of some other detector are given, the one of the embedded corpus."""
     if args.grid_backbone is not None:
-        return _grid_encoder(args)
+        return _grid_encoder(args, data)
     if args.region_encoder is not None:
         return open_region_encoder(args.region_encoder)
     if args.init_from is not None:
@@ -400,20 +425,29 @@ def _region_encoder(args: TaskArgs) -> tuple[RegionEncoder, VisualBertImageProce
     return load_region_encoder(DETECTOR)
 
 
-def _grid_encoder(args: TaskArgs) -> tuple[RegionEncoder, VisualBertImageProcessor]:
-    grid = {"grid_rows": args.grid_size, "grid_columns": args.grid_size}
+def _grid_encoder(args: TaskArgs, data: TaskData) -> tuple[RegionEncoder, VisualBertImageProcessor]:
+    sizes = _some_sizes(args, data)
     if args.grid_backbone != SMALL_BACKBONE:
-        name = str(args.grid_backbone)
-        check_name(name, "backbone")
-        return GridRegionEncoder.from_tower(name, **grid), VisualBertImageProcessor.from_detector(name)
+        return open_tower(str(args.grid_backbone), args.grid_size, args.image_size, sizes)
     torch.manual_seed(args.seed)  # the same new weights in every process
-    backbone_config = ResNetConfig(
+    config = ResNetConfig(
         embedding_size=16, hidden_sizes=[32, 64, 128], depths=[1, 1, 1], layer_type="basic", out_features=["stage3"]
     )
-    encoder = GridRegionEncoder(GridRegionEncoderConfig(backbone_config=backbone_config, **grid))
-    # Photographs have many shapes; the images of the embedded corpus have one, which is the default.
-    size = {} if reads_corpus(args) else {"size": {"height": 224, "width": 224}}
-    return encoder, VisualBertImageProcessor(**size)
+    size = image_size_of(config, {}, args.image_size, sizes)
+    rows, columns = grid_of(config, size, args.grid_size, sizes)
+    encoder = GridRegionEncoder(GridRegionEncoderConfig(backbone_config=config, grid_rows=rows, grid_columns=columns))
+    return encoder, VisualBertImageProcessor(size=size)
+
+
+def _some_sizes(args: TaskArgs, data: TaskData) -> list[tuple[int, int]]:
+    """Height and width of some images of the data, or of a store's, in the same order as `visualbert extract`."""
+    if args.features_dir is not None:
+        store = FeatureStore(args.features_dir)
+        found = (store[image_id].get("image_size") for image_id in sorted(store)[:SAMPLE])
+        return [(int(size[0]), int(size[1])) for size in found if size is not None]
+    keys = data.all_keys()[:SAMPLE]
+    paths = data.find_paths(data.images_dir, wanted={name: {*keys} & some for name, some in data.wanted().items()})
+    return sample_sizes(partial(paths.__getitem__, key) for key in keys if key in paths)
 
 
 def _given_store(args: TaskArgs, encoder: RegionEncoder | None, made_by: Mapping[str, str] | None) -> FeatureStore:

@@ -218,6 +218,8 @@ def _checked(value: Any, types: tuple[type, ...], what: str) -> Any:
     if float in types and isinstance(value, (int, str)) and not isinstance(value, bool):
         with contextlib.suppress(ValueError):
             return float(value)  # YAML reads 2e-5 as a string
+    if str in types and type(value) is int:
+        return str(value)  # and a size, such as 6 where 6x8 is possible, as a number
     if type(value) not in types:
         raise ValueError(f"{what} is {value!r}; expected {' or '.join(t.__name__ for t in types)}")
     return value

@@ -55,7 +55,7 @@ MUST_STAY = frozenset(
             "max_grad_norm",
             "mixed_precision",
         ),
-        *("init_from", "tokenizer", "region_encoder", "grid_backbone", "grid_size", "detector"),
+        *("init_from", "tokenizer", "region_encoder", "grid_backbone", "grid_size", "image_size", "detector"),
         *(
             "from_pixels",
             "train_region_encoder",
@@ -108,6 +108,8 @@ def changed_args(checkpoint: Path, saved: Mapping[str, Any], args: TrainArgs) ->
     defaults = {item.name: item.default for item in fields(args) if item.default is not MISSING}
     defaults["mixed_precision"] = "no"  # as long as that of the launcher was not taken
     old = {**defaults, **saved["args"]}
+    if old.get("grid_size") is not None:  # earlier versions kept a number, also of runs without a grid
+        old["grid_size"] = str(old["grid_size"]) if old.get("grid_backbone") else None
     changed = {name: (old[name], value) for name, value in new.items() if name in old and old[name] != value}
     changed.pop("resume", None)
     refused = [
