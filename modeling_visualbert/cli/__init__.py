@@ -17,6 +17,7 @@ from .evaluation import add_evaluation_commands
 from .regions import add_region_commands
 from .start import prepare_process
 from .tasks import add_task_commands
+from .training import add_training_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_task_commands(commands)
+    add_training_command(commands)
     add_evaluation_commands(commands)
     add_demo_command(commands)
     add_region_commands(commands)

@@ -13,6 +13,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from ..data.files import described, read_text
+from .recipes import recipe_path
 
 PRECISIONS = ("no", "bf16", "fp16")
 
@@ -174,7 +175,11 @@ def parse_args(
     if recipe is not None:
         values |= read_recipe(recipe, args_class)
     parser = HfArgumentParser(args_class, description=description, usage="%(prog)s --output_dir DIR [options]")
-    parser.add_argument("--recipe", metavar="FILE", help="YAML file with values for these arguments; flags override it")
+    parser.add_argument(
+        "--recipe",
+        metavar="FILE",
+        help="YAML file with values for these arguments, or the name of one in examples/recipes; flags override it",
+    )
     for action in parser._actions:
         action.required = action.required and action.dest not in values
     parser.set_defaults(**values)
@@ -191,9 +196,7 @@ def read_recipe(path: str | Path, args_class: type[TrainArgs]) -> dict:
         ValueError: The file is not a mapping, names an argument that does not exist, or has a value of the wrong type or outside
             its interval.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such recipe")
+    path = recipe_path(path)
     try:
         values = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
