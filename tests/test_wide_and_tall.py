@@ -37,7 +37,7 @@ def test_pixels_become_normalised_boxes_and_back(size):
 
 
 def test_given_boxes_are_cut_at_the_border_and_padded():
-    given = encode_boxes([[[0.0, 15.0, 60.0, 45.0]], [[15.0, 0.0, 30.0, 60.0], [0, 0, 6, 12]]], [WIDE, TALL], True)
+    given = encode_boxes([[[0.0, 15.0, 60.0, 30.9]], [[15.0, 0.0, 30.5, 60.0], [0, 0, 6, 12]]], [WIDE, TALL], True)
     assert given["boxes_unit"].tolist() == [
         [[0.0, 0.0, 1.0, 1.0], [0.0, 0.5, 0.5, 1.0], [0.0, 0.0, 0.0, 0.0]],
         [[0.0, 0.0, 1.0, 1.0], [0.5, 0.0, 1.0, 0.5], [0.0, 0.0, pytest.approx(0.2), pytest.approx(0.1)]],
