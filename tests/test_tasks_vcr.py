@@ -301,6 +301,14 @@ def test_a_missing_image_is_named(make, corpus, tmp_path, from_pixels):
     (tmp_path / "images" / "shapes_val" / "shapes_val_000001000003.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"shapes_val_000001000003\.jpg"):
         make(images_dir=str(tmp_path / "images"), from_pixels=from_pixels)
+    fields = {"images_dir": str(tmp_path / "images"), "from_pixels": from_pixels, "region_encoder": str(DETECTOR)}
+    (tmp_path / "images" / "shapes_val" / "shapes_val_000001000005.jpg").write_bytes(b"no image")
+    task, _ = make(skip_bad_records=True, **fields)
+    left = {f"shapes_val/shapes_val_00000100000{number}.jpg" for number in (3, 5)}
+    whole, _ = make(text_only=True)
+    expected = [row["annot_id"] for row in whole.splits["dev"] if row["image"] not in left]
+    assert task.splits["dev"]["annot_id"] == expected and task.collate(list(task.splits["dev"]))
+    assert len(task.skipped) == len(whole.splits["dev"]) - len(expected) > 0
 
 
 def test_missing_metadata_is_named(make, corpus, tmp_path):
