@@ -4,18 +4,23 @@ import json
 from functools import partial
 
 import pytest
+import torch
 from accelerate import Accelerator
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from datasets import Image as ImageColumn
+from PIL import ExifTags, Image
 from published_layouts import write_tokenizer
 from table_files import write_photos, write_table
 
 from modeling_visualbert.cli import main
 from modeling_visualbert.corpus.vocabulary import ASSETS
 from modeling_visualbert.data.caption_table import read_caption_table
+from modeling_visualbert.data.grounding_table import read_grounding_table
 from modeling_visualbert.data.reasoning_table import read_reasoning_table
 from modeling_visualbert.data.table_images import TableImages
 from modeling_visualbert.data.tables import open_files
+from modeling_visualbert.features.store import write_store
+from modeling_visualbert.tasks.flickr30k import Flickr30kArgs, flickr30k_task
 from modeling_visualbert.tasks.nlvr2 import Nlvr2Args, load_nlvr2_data, nlvr2_task, own_accuracies, score_sentences
 from modeling_visualbert.tasks.pretraining import PretrainingArgs, load_source, pretraining_task
 from modeling_visualbert.tokenizer import open_tokenizer
@@ -247,3 +252,121 @@ def test_the_text_of_a_task_is_read_from_its_table(folder, tokenizer):
     fields["train_file"] = write_table(folder / "few.csv", captioned(3))
     with pytest.raises(ValueError, match="few.csv: only 3 images, so none can be kept for validation"):
         loaded(PretrainingArgs("run", **fields))
+
+
+# --------------------------------------------------------------------------------------------------------------- grounding
+
+SENTENCE = "A red  square, and a dog near a red square."
+BOXES = [[1, 2, 10, 12], [0, 0, 32, 24]]
+
+
+def grounded(**columns):
+    record = {"image": "photos/0.png", "sentence": SENTENCE, "phrases": ["a red square", "a dog"], "boxes": BOXES}
+    return [{**record, **columns}]
+
+
+read_grounding = partial(read, read_grounding_table)
+
+
+@pytest.mark.parametrize(
+    "phrases, boxes, texts, last_words, found",
+    [
+        (["a red square", "A dog"], BOXES, ["a red square", "A dog"], [2, 5], [[BOXES[0]], [BOXES[1]]]),
+        ([[30, 42], [19, 24]], [[BOXES[0]], BOXES], ["a red square", "a dog"], [9, 5], [[BOXES[0]], BOXES]),
+        (["square"], BOXES, ["square"], [2], [BOXES]),
+        (["square"], BOXES[:1], ["square"], [2], [BOXES[:1]]),
+        ("red square", BOXES[0], ["red square"], [2], [BOXES[:1]]),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_every_form_of_phrases_and_boxes(folder, name, phrases, boxes, texts, last_words, found):
+    records = grounded(phrases=phrases, boxes=boxes)
+    if name == "a.csv":
+        records[0]["sentence"] = f'"{SENTENCE}"'
+    (row,) = read_grounding(write_table(folder / name, records))
+    assert (row["phrases"], row["last_words"]) == (texts, last_words)
+    assert row["boxes"] == found and row["sentence"] == " ".join(SENTENCE.split())
+
+
+@pytest.mark.parametrize(
+    "columns, message",
+    [
+        ({"phrases": ["a cat"]}, "row 0: the phrases: 'a cat' is not in the sentence 'A red"),
+        ({"phrases": ["a do"], "boxes": BOXES[:1]}, "row 0: the phrases: 'a do' is not in the sentence"),
+        ({"phrases": [[5, 99]]}, "row 0: the phrases: [5, 99] in a sentence of 43 characters; expected [start, end]"),
+        ({"phrases": []}, "row 0: the phrases is []; expected a list"),
+        (
+            {"boxes": BOXES[:1]},
+            "row 0: 'boxes' is [[1, 2, 10, 12]]; expected boxes x1, y1, x2, y2, 2 of them, or 2 lists",
+        ),
+        ({"boxes": [BOXES, []]}, "row 0: 'boxes' holds no box for one of them; expected at least one"),
+        ({"boxes": [[1, 2, 3], [1, 2, 3]]}, "row 0: 'boxes' holds [1, 2, 3]; expected four numbers x1, y1, x2, y2"),
+        ({"boxes": [[5, 2, 1, 9], BOXES[0]]}, "row 0: 'boxes': row 0 is inverted, [5.0, 2.0, 1.0, 9.0]"),
+        ({"boxes": [[1, 2, 1, 9], BOXES[0]]}, "row 0: 'boxes' holds [1.0, 2.0, 1.0, 9.0], without area"),
+        (
+            {"boxes": [[1, 2, 60, 9], BOXES[0]]},
+            "row 0: 'boxes': row 0 [1.0, 2.0, 60.0, 9.0] is outside the image of 32 x 24",
+        ),
+        ({"boxes": [[0.1, 0.2, 0.5, 0.9]] * 2}, "row 0: 'boxes': all boxes lie in 0..1"),
+        ({"image": "broken.png"}, "row 0: 'image' cannot be read (cannot identify image file"),
+        ({"sentence": ""}, "row 0: the sentence is ''; expected at least one word"),
+    ],
+)
+def test_bad_rows_of_grounding_are_named(folder, columns, message):
+    (folder / "broken.png").write_bytes(b"not an image")
+    good = grounded()
+    path = write_table(folder / "a.json", grounded(**columns))
+    assert refused(read_grounding_table, path).startswith(message)
+    if columns.get("phrases") != []:  # of another type in the table
+        skipped = []
+        path = write_table(folder / "a.json", [*grounded(**columns), *good])
+        assert read_grounding(path, skipped=skipped)["sentence_id"][:] == [1] and len(skipped) == 1
+
+
+def test_boxes_of_images_that_lie_on_their_side(folder):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (32, 24), "red").save(folder / "photos" / "turned.jpg", exif=exif)
+    tall = {"image": "photos/turned.jpg", "boxes": [[0, 0, 24, 32]] * 2}
+    assert len(read_grounding(write_table(folder / "a.json", grounded(**tall)))) == 1
+    assert "is outside the image of 24 x 32 pixels" in refused(
+        read_grounding_table, write_table(folder / "b.json", grounded(**tall | {"boxes": [[0, 0, 32, 24]] * 2}))
+    )
+
+
+def test_a_model_is_trained_on_a_table_and_grounds(folder, tokenizer, capsys):
+    """The cells of a grid are the regions; the first phrase is on the left, the second on the right."""
+    sides = [[[0, 0, 16, 12], [0, 12, 16, 24]], [[16, 0, 32, 12], [16, 12, 32, 24]]]
+    records = [
+        {
+            "image": f"photos/{n}.png",
+            "text": "what is red colour",
+            "phrase": ["what", "red"],
+            "box": sides,
+            "id": f"s-{n}",
+        }
+        for n in range(4)
+    ]
+    table = write_table(folder / "a.json", records)
+    columns = {"phrases_column": "phrase", "boxes_column": "box"}
+    fields = {"train_file": table, "validation_file": table, "tokenizer": tokenizer, "features_dir": grid_store(folder)}
+    args = Flickr30kArgs(str(folder / "run"), **SIZES, **TRAINING, **fields, **columns, epochs=60.0)
+    metrics = train(flickr30k_task(args, CPU), args, CPU)["splits"]["dev"]
+    assert metrics["num_examples"] == 8 and metrics["recall_at_1"] == 100.0
+    output = folder / "evaluated"
+    command = ["evaluate", "--model", str(folder / "run" / "best"), "--features_dir", fields["features_dir"], "--cpu"]
+    unlabelled = [{name: value for name, value in record.items() if name != "box"} for record in records]
+    table = write_table(folder / "b.json", unlabelled)
+    command += ["--test_file", table, "--phrases_column", "phrase", "--output_dir", str(output)]
+    assert main(command) == 0
+    assert json.loads((output / "metrics.json").read_text())["splits"]["test"] == {"num_examples": 8}
+    first = json.loads((output / "predictions_test.jsonl").read_text().splitlines()[0])
+    assert first["id"] == "s-0" and first["phrases"][0][0]["box"][0] == 0.0
+
+
+def grid_store(folder):
+    """A store with the four quarters of each image as its regions."""
+    quarters = torch.tensor([[0, 0, 16, 12], [16, 0, 32, 12], [0, 12, 16, 24], [16, 12, 32, 24]], dtype=torch.float32)
+    regions = {"visual_embeds": torch.eye(4), "boxes": quarters, "image_size": torch.tensor([24, 32])}
+    write_store(folder / "store", ((str(n), regions) for n in range(4)), 4, {"name": "quarters"})
+    return str(folder / "store")

@@ -16,6 +16,9 @@ _COLUMNS = {
     "text": "sentences (NLVR2)",
     "label": "what is right (NLVR2)",
     "caption": "captions (pre-training)",
+    "sentence": "sentences (Flickr30k)",
+    "phrases": "phrases of the sentences (Flickr30k)",
+    "boxes": "boxes of the phrases (Flickr30k)",
 }
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import logging
 import os
 import time
-import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,12 +18,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from PIL import ExifTags, Image
+from PIL import Image
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
 
 from ..checkpoints import check_name
 from ..data.files import read_json
+from ..data.image_size import upright_size
 from ..hub_code.image_processing_visualbert import load_image
 from ..hub_code.modeling_grid_encoder import GridRegionEncoder
 from ..hub_code.modeling_region_encoder import RegionEncoder
@@ -454,21 +453,10 @@ def sample_sizes(images: Iterable[ImageOrFile], count: int = 64) -> list[tuple[i
 def size_of_image(source: ImageOrFile) -> tuple[int, int]:
     """Width and height of the upright image, from its header; (0, 0) if it cannot be read, which loading it will report."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about very large images, which are refused by name later
-            if isinstance(source, Image.Image):
-                return source.size
-            with _opened(source() if callable(source) else source) as image:
-                lies_on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-                return image.size[::-1] if lies_on_its_side else image.size
+        found = source() if callable(source) else source
+        return found.size if isinstance(found, Image.Image) else upright_size(found)[::-1]
     except Exception:  # image readers fail in ways of their own when a file is damaged
         return 0, 0
-
-
-def _opened(source: Path | str | bytes | Image.Image) -> Image.Image:
-    if isinstance(source, Image.Image):
-        return source
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
 
 
 def _hash(value: Any) -> str:

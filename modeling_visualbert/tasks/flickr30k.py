@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from ..data.files import index_images
 from ..data.flickr30k import load_flickr30k, read_split
+from ..data.grounding_table import read_grounding_table
 from ..hub_code.image_processing_visualbert import load_image
 from ..hub_code.modeling_visualbert import VisualBertForRegionToPhraseAlignment
 from ..hub_code.processing_visualbert import VisualBertProcessor
@@ -31,7 +32,7 @@ from .common import (
     prepare_images,
     reads_corpus,
 )
-from .tables import TaskData
+from .tables import TaskData, given_columns, read_tables, reads_table
 
 
 @dataclass
@@ -41,6 +42,16 @@ class Flickr30kArgs(TaskArgs):
     train_split: str = field(default="train", metadata={"help": "split to train on: a file of image ids"})
     dev_split: str = field(default="val", metadata={"help": "split that decides which weights are kept"})
     test_split: str | None = field(default="test", metadata={"help": "split that is scored at the end; '' for none"})
+    sentence_column: str | None = field(
+        default=None, metadata={"help": "own data: column of sentences (default: sentence, caption or text)"}
+    )
+    phrases_column: str | None = field(
+        default=None,
+        metadata={"help": "own data: column of phrases of the sentence, texts or character spans (default: phrases)"},
+    )
+    boxes_column: str | None = field(
+        default=None, metadata={"help": "own data: column of the boxes of the phrases, in pixels (default: boxes)"}
+    )
     positions: str = field(
         default="marked",
         metadata={
@@ -62,7 +73,9 @@ def flickr30k_task(args: Flickr30kArgs, accelerator: Accelerator) -> Task:
         raise ValueError("--from_pixels: targets are matched against stored boxes; train on stored regions")
     with accelerator.main_process_first():
         data = load_flickr30k_data(args)
-        check_labels(data.splits, args, ["boxes"], lambda split, column: f"no {column} in {args.data_dir}/Annotations")
+        if not reads_table(args):  # it was refused when it was read
+            there = f"in {args.data_dir}/Annotations"
+            check_labels(data.splits, args, ["boxes"], lambda split, column: f"no {column} {there}")
         tokenizer = load_tokenizer(args)
         images, data = prepare_images(args, data, accelerator.device)
         model = make_model(VisualBertForRegionToPhraseAlignment, args, tokenizer, images)
@@ -78,7 +91,10 @@ def flickr30k_task(args: Flickr30kArgs, accelerator: Accelerator) -> Task:
 
 
 def load_flickr30k_data(args: Flickr30kArgs) -> TaskData:
-    """The splits and where their images are."""
+    """The splits and where their images are: of one's own table, of the official files, or of the embedded corpus."""
+    if reads_table(args):
+        columns = given_columns(args, "image_column", "sentence_column", "phrases_column", "boxes_column")
+        return read_tables(args, partial(read_grounding_table, **columns, positions=args.positions), "image_id")
     corpus = corpus_folder(args) if reads_corpus(args) else None
     folder = corpus / "flickr30k" if corpus is not None else Path(args.data_dir or "")
     images_dir = corpus / "images" if corpus is not None else Path(args.images_dir or folder)
@@ -145,8 +161,10 @@ def make_task(
     )
 
 
-def sentence_id(row: dict[str, Any]) -> str:
-    """ "1016887272-3": image and number of the sentence."""
+def sentence_id(row: dict[str, Any]) -> int | str:
+    """ "1016887272-3": image and number of the sentence; in one's own tables the id of the row."""
+    if "sentence_id" in row:
+        return row["sentence_id"]
     return f"{row['image_id']}-{row['sentence_number']}"
 
 
@@ -214,7 +232,8 @@ def _draw(task: Task, model: PreTrainedModel, row: dict[str, Any], prediction: d
     labels = [str(number) for number in range(1, len(best) + 1)]
     drawn = draw_regions(image, [found["box"] for found in best], [found["score"] for found in best], labels)
     lines = [row["sentence"]]
-    for number, phrase, found, gold in zip(labels, row["phrases"], best, row["boxes"], strict=False):
-        verdict = "right" if matching_proposals(gold, [found["box"]]) else "wrong"
-        lines.append(f"{number} {phrase}: {found['score']:.0%}, {verdict}")
+    golds = row["boxes"] or [None] * len(best)
+    for number, phrase, found, gold in zip(labels, row["phrases"], best, golds, strict=False):
+        verdict = "" if gold is None else ", right" if matching_proposals(gold, [found["box"]]) else ", wrong"
+        lines.append(f"{number} {phrase}: {found['score']:.0%}{verdict}")
     return captioned(drawn, lines)

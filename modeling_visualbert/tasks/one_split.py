@@ -63,6 +63,9 @@ class EvaluateArgs:
     text_column: str | None = None
     label_column: str | None = None
     caption_column: str | None = None
+    sentence_column: str | None = None
+    phrases_column: str | None = None
+    boxes_column: str | None = None
     images_dir: str | None = None
     features_dir: str | None = None
     region_encoder: str | None = None

@@ -77,6 +77,9 @@ class PretrainingArgs(TaskArgs):
     answer_column: str | None = field(default=None, metadata={"help": "own data, vqa: see run_vqa.py"})
     text_column: str | None = field(default=None, metadata={"help": "own data, nlvr2: see run_nlvr2.py"})
     label_column: str | None = field(default=None, metadata={"help": "own data, nlvr2: see run_nlvr2.py"})
+    sentence_column: str | None = field(default=None, metadata={"help": "own data, flickr30k: see run_flickr30k.py"})
+    phrases_column: str | None = field(default=None, metadata={"help": "own data, flickr30k: see run_flickr30k.py"})
+    boxes_column: str | None = field(default=None, metadata={"help": "own data, flickr30k: see run_flickr30k.py"})
     exclude_images: str | None = field(
         default=None, metadata={"help": "coco: file with image ids to leave out of training, such as VQA's minival"}
     )

@@ -20,7 +20,11 @@ from ..training.args import TrainArgs
 
 ImageFile = Path | bytes
 # Arguments that name a column; each task has some of them.
-COLUMN_FLAGS = (*("image_column", "question_column", "answer_column", "text_column", "label_column", "caption_column"),)
+COLUMN_FLAGS = (
+    *("image_column", "question_column", "answer_column"),
+    *("text_column", "label_column", "caption_column"),
+    *("sentence_column", "phrases_column", "boxes_column"),
+)
 
 
 @dataclass
