@@ -17,6 +17,9 @@ HEAD_CLASSES: dict[str, type[PreTrainedModel]] = {  # by task
 }
 
 
+_FILES = (".bin", ".ckpt", ".json", ".pkl", ".pt", ".pth", ".safetensors", ".th", ".yaml")  # no Hub name ends so
+
+
 def check_name(name: str | Path, what: str = "checkpoint") -> None:
     """Refuse a mistyped path before anything asks the Hub for it. A Hub name is "model" or "user/model".
 
@@ -24,8 +27,12 @@ def check_name(name: str | Path, what: str = "checkpoint") -> None:
         FileNotFoundError: It can only be a path, and there is nothing.
     """
     name = str(name)
-    if not Path(name).exists() and (Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1):
-        raise FileNotFoundError(f"{name}: no such {what} folder")
+    if Path(name).exists() and name:
+        return
+    if not name or Path(name).is_absolute() or name.startswith(".") or name.count("/") > 1:
+        raise FileNotFoundError(f"{name!s}: no such {what} folder" if name else f"no name is given; expected a {what}")
+    if Path(name).suffix in _FILES:
+        raise FileNotFoundError(f"{name}: no such file")
 
 
 def architecture(config: PretrainedConfig, default: str = "unknown") -> str:
@@ -46,7 +53,13 @@ def check_task(name: str | Path, expected: str | None = None) -> VisualBertTask:
         ValueError: It has no head of ours, or that of another task.
     """
     check_name(name)
-    fields, _ = PretrainedConfig.get_config_dict(name)
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise FileNotFoundError(f"{name}: no config.json; expected the folder of a checkpoint")
+    try:
+        fields, _ = PretrainedConfig.get_config_dict(name)
+    except OSError as error:
+        what = "" if Path(name).exists() else "no folder of this name is here, and the Hub's cannot be opened: "
+        raise OSError(f"{name}: {what}{' '.join(str(error).split())}") from error
     if not isinstance(fields, dict):
         raise ValueError(f"{name}: config.json holds a {type(fields).__name__}; expected an object")
     found = (fields.get("architectures") or ["unknown"])[0]

@@ -128,6 +128,16 @@ def test_columns_of_a_data_set(ask, rows, images):
     assert ask(image=(image for image in images), question=QUESTION) == close(expected)
 
 
+def test_images_that_a_data_set_has_not_decoded(pipes, ask, rows, images, expected):
+    assert ask(rows.cast_column("image", Image(decode=False))) == close(expected)
+    with open(images[0], "rb") as file:
+        content = file.read()
+    for task in ("vqa", "vcr", "flickr30k"):
+        assert pipes[task]({"bytes": content, "path": None}, **TEXTS[task]) == close(
+            pipes[task](images[0], **TEXTS[task])
+        )
+
+
 def test_generators_and_streams_are_read_as_results_are(ask, images, rows, expected):
     read = []
 

@@ -36,8 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args.run(args)
     except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"visualbert {args.command}: {error}", file=sys.stderr)
+        print(
+            f"visualbert {args.command}: {' '.join(str(error).split())}", file=sys.stderr
+        )  # the Hub's have many lines
         return 2
+    except KeyboardInterrupt:
+        return 130  # as shells have it
     return 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,6 +24,24 @@ def add_any_detector(command: argparse._ActionsContainer) -> None:
 def print_records(args: argparse.Namespace, records: list[dict], lines: list[str]) -> None:
     """Print the lines, or with --json the records."""
     print(json.dumps(records, indent=2) if args.json else "\n".join(lines))
+
+
+def check_picture_out(args: argparse.Namespace) -> None:
+    """Refuse a file of --picture_out that cannot be written, before anything is computed.
+
+    Raises:
+        FileNotFoundError: Its folder does not exist.
+        ValueError: Its suffix is not that of an image.
+    """
+    if args.picture_out is None:
+        return
+    from PIL import Image
+
+    path = Path(args.picture_out)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"--picture_out {path}: there is no folder {path.parent}")
+    if path.suffix.lower() not in Image.registered_extensions() or path.is_dir():
+        raise ValueError(f"--picture_out {path}; expected the name of an image file, such as picture.png")
 
 
 def save_image(image: Image.Image, args: argparse.Namespace) -> None:

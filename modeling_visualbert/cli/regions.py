@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .output import print_records, save_image
+from .output import check_picture_out, print_records, save_image
 
 # Those of `features/`, written out here so that the parser imports nothing; a test compares them.
 FEATURE_KINDS = ("hdf5", "lmdb", "npy", "npz", "th", "tsv")
@@ -175,6 +175,7 @@ def _regions(args: argparse.Namespace) -> None:
 
     if args.max_regions is not None and args.max_regions < 1:
         raise ValueError(f"--max_regions {args.max_regions}; expected at least 1")
+    check_picture_out(args)
     image = load_image(args.image, download=True)
     encoder, image_processor = _open_encoder(args, [image])
     ((_, found),) = extract_regions(encoder, image_processor, [(args.image, image)], progress=False)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .analysis import explanation_lines
-from .output import add_any_detector, print_records, save_image
+from .output import add_any_detector, check_picture_out, print_records, save_image
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -67,15 +68,22 @@ def _model_command(commands: Any, name: str, run: Callable, help_text: str) -> a
     )
     command.add_argument("--picture_out", metavar="FILE", help="save the image with the result drawn on it")
     command.add_argument("--json", action="store_true", help="print JSON")
-    command.set_defaults(run=run)
+    command.set_defaults(run=partial(_run_checked, run))
     return command
+
+
+def _run_checked(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
+    """What is wrong with the arguments of these commands is said before anything is opened."""
+    if getattr(args, "top_k", 1) < 1:
+        raise ValueError(f"--top_k {args.top_k}; expected at least 1")
+    check_picture_out(args)
+    run(args)
 
 
 def _ask(args: argparse.Namespace) -> None:
     from ..hub_code.image_processing_visualbert import load_image
     from ..visualization import captioned, draw_regions, region_labels
 
-    _check_top_k(args)
     image = load_image(args.image, download=True)
     pipe = _load_pipeline("vqa", args)
     regions = pipe.find_regions(image)
@@ -183,7 +191,6 @@ def _ground(args: argparse.Namespace) -> None:
     from ..hub_code.image_processing_visualbert import load_image
     from ..visualization import captioned, draw_regions
 
-    _check_top_k(args)
     image = load_image(args.image, download=True)
     ground = _load_pipeline("flickr30k", args)
     records = ground(image, args.sentence, args.phrase, top_k=args.top_k)
@@ -205,12 +212,15 @@ def _fill(args: argparse.Namespace) -> None:
     from ..hub_code.image_processing_visualbert import load_image
     from ..visualization import captioned
 
-    _check_top_k(args)
     if len(args.text) > 2:
         raise ValueError(f"{len(args.text)} texts; expected one or two")
     image = load_image(args.image, download=True)
     fill = _load_pipeline("pretraining", args)
     result = fill(image, *args.text, top_k=args.top_k)
+    if not result["words"] and len(args.text) == 1:
+        raise ValueError(
+            f"no [MASK] in {args.text[0]!r:.60}; expected one or more, or two texts to match with the image"
+        )
     lines = [", ".join(f"{word['word']} ({word['score']:.0%})" for word in words) for words in result["words"]]
     if len(args.text) == 2:  # what the match head was trained on
         lines.append(f"texts and image belong together: {result['match']:.0%}")
@@ -242,8 +252,3 @@ def _load_pipeline(task_name: str, args: argparse.Namespace) -> Any:
     model = HEAD_CLASSES[task_name].from_pretrained(name, config=config, dtype="auto", **options)
     processor = VisualBertProcessor.from_pretrained(name)
     return getattr(pipeline_visualbert, task.pipeline_class)(model=model, processor=processor, task=task.pipeline)
-
-
-def _check_top_k(args: argparse.Namespace) -> None:
-    if args.top_k < 1:
-        raise ValueError(f"--top_k {args.top_k}; expected at least 1")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -91,13 +92,33 @@ def serve(
         examples: A file for [`read_examples`]; scenes of the embedded corpus when not given.
         host, port: See [`launch_page`].
         region_encoder, tokenizer, any_detector: What bare checkpoints lack, see [`complete_checkpoint`].
+
+    Raises:
+        ValueError: This machine has no such address or port.
     """
+    _check_address(host, port)
     signal.signal(signal.SIGTERM, _interrupt)
     names = [complete_checkpoint(name, region_encoder, tokenizer, any_detector=any_detector) for name in models]
     loaded = [Checkpoint(name) for name in names]
     page = build_page(loaded, read_examples(examples) if examples else scene_examples())
     print(f"The demo is at {launch_page(page, host, port)} (Ctrl+C ends it)", flush=True)
     page.block_thread()
+
+
+def _check_address(host: str | None, port: int | None) -> None:
+    """Refuse an address that gradio would wait for without end."""
+    if port is not None and not 1 <= port <= 65535:
+        raise ValueError(f"--port {port}; expected 1 to 65535")
+    if host is None:
+        return
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.bind(address)
+    except (OSError, UnicodeError) as error:
+        raise ValueError(
+            f"--host {host!r} is no address of this machine ({error}); expected such as 127.0.0.1"
+        ) from error
 
 
 def _interrupt(*_: object) -> None:

@@ -521,7 +521,7 @@ class VisualBertMultipleChoicePipeline(VisualBertPipeline):
 
     def _prepare(self, item: Mapping[str, Any], image: Any) -> dict[str, Any]:
         names = item.get("objects") or []
-        if isinstance(image, Mapping):
+        if isinstance(image, Mapping) and not is_undecoded(image):
             prepared = super()._prepare(item, image)
             count = len(prepared["regions"]["visual_embeds"]) - self.processor.whole_image
             if count < len(names):
