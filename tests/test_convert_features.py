@@ -1145,6 +1145,8 @@ def test_parts_that_are_missing_or_left_out_are_told(tmp_path, caplog):
     folder = write_parts(tmp_path / "parts", [0, 1, 3])
     with pytest.raises(ValueError, match=r"genome.tsv: part genome.tsv.2 is missing; expected all from 0 to 3"):
         convert_features(folder / "genome.tsv", tmp_path / "store", progress=False)
+    with pytest.raises(ValueError, match=r"genome.tsv: part genome.tsv.2 is missing; expected all from 0 to 3"):
+        convert_features(tmp_path, tmp_path / "store", progress=False)
     store = convert_features(folder / "genome.tsv.1", tmp_path / "store", progress=False)
     assert list(store) == ["p_1"]
     assert "genome.tsv.1: one of 3 parts; give the folder, or genome.tsv, to convert all of them" in caplog.text

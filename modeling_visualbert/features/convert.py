@@ -191,12 +191,15 @@ def _check_source(source: Path) -> None:
         logger.warning(
             f"{source}: one of {len(siblings)} parts; give the folder, or {source.with_suffix('').name}, to convert all of them"
         )
-    numbers = sorted(parts)
-    missing = sorted(set(range(min(numbers[0], 1), numbers[-1])) - parts.keys()) if numbers else []
-    if missing:
-        raise ValueError(
-            f"{source}: part {source.name}.{missing[0]} is missing; expected all from {min(numbers[0], 1)} to {numbers[-1]}"
-        )
+    inside = files_below(source) if source.is_dir() else ()
+    wholes = {path.with_suffix("") for path in inside if _suffix(path) == ".tsv" and path.suffix != ".tsv"}
+    for whole in sorted(wholes) if source.exists() else [source]:
+        numbers = sorted(_parts_of(whole))
+        first = min(numbers[0], 1) if numbers else 0
+        missing = sorted(set(range(first, numbers[-1] if numbers else 0)) - set(numbers))
+        if missing:
+            expected = f"expected all from {first} to {numbers[-1]}"
+            raise ValueError(f"{whole}: part {whole.name}.{missing[0]} is missing; {expected}")
 
 
 def _parts_of(source: Path) -> dict[int, Path]:
