@@ -402,6 +402,21 @@ def test_a_model_is_trained_on_a_table_and_answers(folder, tokenizer, capsys):
     assert not list((folder / "evaluated").glob("results_*"))
 
 
+def test_few_steps_are_told(folder, tokenizer, caplog):
+    fields = {
+        "train_file": write(folder / "a.csv", rows()),
+        "tokenizer": tokenizer,
+        "grid_backbone": "small",
+        "cpu": True,
+    }
+    args = VqaArgs(str(folder / "run"), **SIZES, **fields, epochs=2.0)
+    train(vqa_task(args, CPU), args, CPU)
+    assert (
+        "3 examples in 2 epochs are 1 steps of 64 examples, too few to learn much: a smaller --batch_size"
+        in caplog.text
+    )
+
+
 def test_images_in_the_table_are_read_in_every_step_or_stored(folder, photos, tokenizer):
     content = [(photos / f"{number}.png").read_bytes() for number in range(4)]
     Dataset.from_list(rows(image=content)).to_parquet(folder / "a.parquet")

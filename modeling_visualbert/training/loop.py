@@ -106,6 +106,8 @@ def train(task: Task, args: TrainArgs, accelerator: Accelerator | None = None) -
     plan = StepPlan(
         len(task.splits["train"]), args.batch_size, accelerator.num_processes, args.micro_batch_size, args.seed
     )
+    if accelerator.is_main_process:
+        _warn_of_few_steps(plan, args)
     if args.gradient_checkpointing:
         # Recent versions of transformers renamed it and warn about the old name.
         name = "activation_checkpointing_enable"
@@ -130,6 +132,17 @@ def train(task: Task, args: TrainArgs, accelerator: Accelerator | None = None) -
         write_json(output_dir / "metrics.json", record)
     accelerator.wait_for_everyone()
     return record
+
+
+def _warn_of_few_steps(plan: StepPlan, args: TrainArgs) -> None:
+    """The defaults are those of large data sets; ten rows and a batch of 64 are one step."""
+    steps = plan.num_steps(args.epochs, args.max_steps)
+    if args.max_steps is None and steps < 20:
+        logger.warning(
+            "%d examples in %g epochs are %d steps of %d examples, too few to learn much: a smaller --batch_size, more --epochs "
+            "or a larger --learning_rate help",
+            *(plan.num_examples, args.epochs, steps, args.batch_size),
+        )
 
 
 def run_facts(task: Task, started: float, accelerator: Accelerator) -> dict[str, Any]:
