@@ -320,3 +320,10 @@ def test_blue_green_and_red_are_read_in_this_order(tmp_path):
     bgr = GridRegionEncoder.from_tower(tmp_path, geometry_features=False, bgr=True)
     torch.testing.assert_close(bgr(pixels()).visual_embeds, rgb(pixels().flip(1)).visual_embeds, **close)
     assert not torch.allclose(bgr(pixels()).visual_embeds, rgb(pixels()).visual_embeds, **close)
+
+
+def test_what_a_whole_checkpoint_has_beside_its_tower_is_not_listed(tmp_path, capfd):
+    made("clip").save_pretrained(tmp_path)
+    capfd.readouterr()
+    load_tower(tmp_path)
+    assert "text_model" not in capfd.readouterr().err

@@ -78,6 +78,16 @@ class GridRegionEncoder(StandardisedRegionEncoder):
         """
         return cls.from_backbone(load_tower(name), **config_kwargs)
 
+    def train(self, mode: bool = True) -> "GridRegionEncoder":
+        """As in PyTorch, but what has no trainable parameters stays in evaluation mode: batch norm, dropout and stochastic
+        depth of frozen blocks."""
+        super().train(mode)
+        for module in self.backbone.modules():
+            parameters = [*module.parameters()]
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                module.eval()
+        return self
+
     @can_return_tuple
     def forward(
         self,

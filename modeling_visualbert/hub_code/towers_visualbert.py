@@ -6,7 +6,9 @@ Letters: B batch, C channels of the map, H and W its rows and columns, P patches
 import copy
 import inspect
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -84,7 +86,23 @@ def load_tower(name: Any) -> PreTrainedModel:
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     kwargs = {"config": config, **_without_pooler(model_class)}
-    return load_checked(model_class.from_pretrained, name, (), kwargs, _NEW_PARTS).eval()
+    with _without_report():
+        return load_checked(model_class.from_pretrained, name, (), kwargs, _NEW_PARTS).eval()
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keeps the list of tensors that are left over, such as those of CLIP's text model, from the screen."""
+    log = logging.getLogger("transformers.modeling_utils")
+
+    def is_kept(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    log.addFilter(is_kept)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_kept)
 
 
 def tower_inputs(tower: nn.Module) -> dict[str, Any]:

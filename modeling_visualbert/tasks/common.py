@@ -49,6 +49,7 @@ from ..hub_code.text_visualbert import check_tokenizer
 from ..published import find_published_checkpoint, published_tokenizer
 from ..tokenizer import open_tokenizer
 from ..towers import SAMPLE, grid_of, image_size_of, open_tower, read_size
+from ..training.towers import add_adapters, train_last_layers
 from .tables import ImageFile, TableArgs, TaskData, reads_table
 
 SMALL_BACKBONE = "small"
@@ -101,6 +102,16 @@ class TaskArgs(TableArgs):
     train_region_encoder: bool = field(
         default=False, metadata={"help": "train the region encoder with the model; needs --from_pixels"}
     )
+    train_backbone_layers: int | None = field(
+        default=None,
+        metadata={"help": "train only the last so many blocks or stages of the vision tower; needs --from_pixels"},
+    )
+    backbone_lora_rank: int | None = field(
+        default=None,
+        metadata={
+            "help": "train matrices of this rank beside the weights of the vision tower (LoRA); needs --from_pixels"
+        },
+    )
     num_regions: int | None = field(
         default=None, metadata={"help": "keep only this many regions of each image, the most confident"}
     )
@@ -143,15 +154,35 @@ class TaskArgs(TableArgs):
             setattr(self, name, None if value is None else str(value))
             read_size(name, getattr(self, name))
         if self.grid_backbone == SMALL_BACKBONE:
-            if self.features_dir is not None:
-                raise ValueError(f"--grid_backbone {SMALL_BACKBONE} with --features_dir; expected one of them")
+            self._check_small_backbone()
             self.from_pixels = self.train_region_encoder = True  # its weights are random
-        if self.train_region_encoder and not self.from_pixels:
-            raise ValueError("--train_region_encoder needs --from_pixels: stored features do not change")
+        self._check_trained_parts()
         if self.num_regions is not None and self.num_regions < 1:
             raise ValueError(f"--num_regions {self.num_regions}; expected at least 1")
         if self.init_from == "scratch":
             self.init_from = None
+
+    def _check_small_backbone(self) -> None:
+        for name in ("features_dir", "train_backbone_layers", "backbone_lora_rank"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"--grid_backbone {SMALL_BACKBONE} with --{name}; expected none: all of it is trained with the model"
+                )
+
+    def _check_trained_parts(self) -> None:
+        """A part of the region encoder is trained: that sets `train_region_encoder`, as the whole does."""
+        parts = [name for name in ("train_backbone_layers", "backbone_lora_rank") if getattr(self, name) is not None]
+        if len(parts) > 1:
+            raise ValueError(f"--{parts[0]} with --{parts[1]}; expected one of them")
+        for name in parts:
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} {getattr(self, name)}; expected at least 1")
+        if (parts or self.train_region_encoder) and not self.from_pixels:
+            flag = parts[0] if parts else "train_region_encoder"
+            raise ValueError(f"--{flag} needs --from_pixels: stored features do not change")
+        self.train_region_encoder = self.train_region_encoder or bool(parts)
+        if self.backbone_learning_rate is not None and not self.train_region_encoder:
+            raise ValueError("--backbone_learning_rate without --train_region_encoder; expected both: it is frozen")
 
 
 def reads_corpus(args: TaskArgs) -> bool:
@@ -387,6 +418,10 @@ def make_model(
     check_tokenizer(tokenizer, model.config.vocab_size, None, str(args.tokenizer or args.init_from or "tokenizer"))
     if images.encoder is not None:
         model.visual_bert.region_encoder.load_state_dict(images.encoder.state_dict())
+    if args.train_backbone_layers is not None:
+        train_last_layers(images.encoder and model.visual_bert.region_encoder, args.train_backbone_layers)
+    if args.backbone_lora_rank is not None:
+        add_adapters(images.encoder and model.visual_bert.region_encoder, args.backbone_lora_rank)
     return model
 
 

@@ -28,7 +28,10 @@ DATA_FLAGS = (
 # Lowest and highest value of every argument that is a real number, in all scripts; round brackets exclude the end.
 INTERVALS = {
     **dict.fromkeys(("epochs", "evals_per_epoch", "max_grad_norm"), "(0, inf)"),
-    **dict.fromkeys(("learning_rate", "weight_decay", "initializer_range", "second_segment_std"), "[0, inf)"),
+    **dict.fromkeys(
+        ("learning_rate", "backbone_learning_rate", "weight_decay", "initializer_range", "second_segment_std"),
+        "[0, inf)",
+    ),
     **dict.fromkeys(("adam_beta2", "dropout"), "[0, 1)"),
     **dict.fromkeys(("warmup_ratio", "score_threshold", "nms_threshold"), "[0, 1]"),
     "mlm_probability": "(0, 1]",
@@ -50,6 +53,13 @@ class TrainArgs:
     )
     eval_batch_size: int = field(default=128, metadata={"help": "examples in one forward pass of evaluation"})
     learning_rate: float = field(default=2e-5, metadata={"help": "peak learning rate"})
+    backbone_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "peak learning rate of the vision part, if it is trained: the region encoder of a model, the backbone of a "
+            "detector (default: learning_rate)"
+        },
+    )
     warmup_ratio: float = field(
         default=0.1, metadata={"help": "share of the steps in which the learning rate rises linearly"}
     )

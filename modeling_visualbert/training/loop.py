@@ -34,6 +34,7 @@ from .batches import AugmentedRows, MicroBatches, StepPlan
 from .checkpoint import list_checkpoints, load_checkpoint, read_state, save_checkpoint
 from .resume import changed_args, check_steps, describe_changes, saved_args
 from .task import LABELS, Batch, Predictions, Rows, Task, to_device
+from .towers import merged_weights
 
 logger = logging.getLogger(__name__)
 
@@ -178,9 +179,9 @@ def _run_steps(
     losses: list[torch.Tensor] = []  # not yet read, because reading one waits for the device
     while progress.step < last_step and not _out_of_patience(progress, args):
         micro_batches = [next(batches) for _ in range(plan.accumulation)]
-        rate = args.learning_rate * rate_factor(progress.step, last_step, args.warmup_ratio, args.schedule)
+        set_rates(optimizer, args, rate_factor(progress.step, last_step, args.warmup_ratio, args.schedule))
         torch.manual_seed(_step_seed(args.seed, progress.step, accelerator.process_index))
-        loss, grad_norm = train_step(task, model, optimizer, micro_batches, rate, args, accelerator)
+        loss, grad_norm = train_step(task, model, optimizer, micro_batches, args, accelerator)
         losses.append(loss)
         progress.step += 1
         bar.update()
@@ -192,7 +193,7 @@ def _run_steps(
             _read_losses(losses, progress, accelerator)
         if logs:
             mean = progress.window_loss / progress.window_steps
-            log.write(progress.step, {"loss": mean, "learning_rate": rate, "grad_norm": float(grad_norm)})
+            log.write(progress.step, {"loss": mean, **rates_of(optimizer), "grad_norm": float(grad_norm)})
             bar.set_postfix(loss=f"{mean:.4f}")
             progress.window_loss, progress.window_steps = 0.0, 0
         if evaluates:
@@ -223,7 +224,6 @@ def train_step(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     micro_batches: list[Batch],
-    learning_rate: float,
     args: TrainArgs,
     accelerator: Accelerator,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -236,8 +236,6 @@ def train_step(
         This process's part of the loss, which sums to the loss over all processes, and the norm of the gradient before clipping.
     """
     model.train()
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate
     world = accelerator.num_processes
     counts: Counter[str] = Counter()
     if task.count_items is not None:
@@ -314,17 +312,41 @@ def with_own_scores(task: Task, predictions: Predictions, split: str) -> Predict
     return [{**record, **scores} for record, scores in zip(predictions, own, strict=True)]
 
 
+VISION = ("region_encoder.", "backbone.")  # in the names of what has `backbone_learning_rate`
+
+
 def make_optimizer(model: PreTrainedModel, args: TrainArgs) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters, without weight decay for biases and normalisation."""
-    decayed: list[torch.nn.Parameter] = []
-    others: list[torch.nn.Parameter] = []
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            (decayed if parameter.dim() > 1 else others).append(parameter)
-    groups = [{"params": decayed, "weight_decay": args.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    """AdamW over the trainable parameters, without weight decay for biases and normalisation. With `backbone_learning_rate`, the
+    vision part has groups of its own."""
+    has_own_rate = args.backbone_learning_rate is not None
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = []
+    for is_vision in (False, True) if has_own_rate else (False,):
+        mine = [
+            parameter
+            for name, parameter in trained
+            if (has_own_rate and any(part in name for part in VISION)) == is_vision
+        ]
+        decayed, others = [p for p in mine if p.dim() > 1], [p for p in mine if p.dim() <= 1]
+        groups.append({"params": decayed, "weight_decay": args.weight_decay, "is_vision": is_vision})
+        groups.append({"params": others, "weight_decay": 0.0, "is_vision": is_vision})
     # One kernel that reads each parameter once: on a CPU eight times as fast as the default.
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in model.parameters())
     return torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, args.adam_beta2), fused=fused)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, args: TrainArgs, factor: float) -> None:
+    """Set the learning rates to this share of their peaks."""
+    for group in optimizer.param_groups:
+        # Optimisers that were saved before there were two rates do not have the mark.
+        peak = args.backbone_learning_rate if group.get("is_vision") else args.learning_rate
+        group["lr"] = (peak or 0.0) * factor
+
+
+def rates_of(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """The learning rates, for the log."""
+    rates = {bool(group.get("is_vision")): group["lr"] for group in optimizer.param_groups}
+    return {"learning_rate": rates[False]} | ({"backbone_learning_rate": rates[True]} if True in rates else {})
 
 
 def rate_factor(step: int, last_step: int, warmup_ratio: float, schedule: str) -> float:
@@ -465,10 +487,11 @@ def _note_evaluation(
 
 
 def save_model(model: PreTrainedModel, task: Task, folder: Path, state_dict: dict | None = None) -> None:
-    """Write model and processor to `folder`; what was there is replaced only after everything is written."""
+    """Write model and processor to `folder`; what was there is replaced only after everything is written. The weights of adapters
+    become part of those that they belong to."""
     draft, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
     shutil.rmtree(draft, ignore_errors=True)
-    model.save_pretrained(draft, state_dict=state_dict)
+    model.save_pretrained(draft, state_dict=merged_weights(model, state_dict or model.state_dict()))
     task.processor.save_pretrained(draft)
     if folder.exists():
         folder.rename(old)

@@ -49,6 +49,7 @@ MUST_STAY = frozenset(
         *("train_scenes", "val_scenes", "test_scenes", "one_object"),
         *(
             "learning_rate",
+            "backbone_learning_rate",
             "warmup_ratio",
             "schedule",
             "weight_decay",
@@ -60,6 +61,8 @@ MUST_STAY = frozenset(
         *(
             "from_pixels",
             "train_region_encoder",
+            "train_backbone_layers",
+            "backbone_lora_rank",
             "any_detector",
             "freeze_detector",
             "num_regions",
