@@ -2,6 +2,7 @@
 workers, parts given one by one, precision and devices, saving and pushing."""
 
 import json
+import pickle
 import subprocess
 import sys
 
@@ -181,6 +182,17 @@ def test_workers_prepare_images(pipes, ask, rows, expected, images):
     with pytest.raises(FileNotFoundError) as failure:
         ask([{"image": images[0], "question": QUESTION}, {"image": "gone.png", "question": QUESTION}], num_workers=1)
     assert str(failure.value) == "row 1: gone.png: no such image file"
+
+
+def test_workers_of_any_kind_can_be_started(pipes, images):
+    """Those that are no forks get the pipeline as bytes."""
+    for task, pipe in pipes.items():
+        item = {pipe.image_key: image_of(task, images), **TEXTS[task]}
+        expected = pipe(item)  # after a call, models hold functions that cannot be sent
+        prepare = pickle.loads(pickle.dumps(pipe._without_model()._prepare_rows))  # noqa: S301
+        found = pipe.postprocess(pipe.forward(prepare([(0, item)], given={}, options={})))
+        assert found == close([expected])
+        assert pipe.postprocess(pipe.forward(pipe.preprocess(item))) == close([expected])
 
 
 @pytest.mark.parametrize(

@@ -215,7 +215,7 @@ class VisualBertPipeline(Pipeline):
             return result
         batches = prepared_batches(
             first,
-            partial(self._prepare_rows, given=given, options=read),
+            partial(self._without_model()._prepare_rows, given=given, options=read),
             _first_given(batch_size, self._batch_size, 1),
             _first_given(num_workers, self._num_workers, 0),
         )
@@ -229,6 +229,12 @@ class VisualBertPipeline(Pipeline):
 
     def _holds_many_images(self, images: Any) -> bool:
         return holds_many(images)
+
+    def _without_model(self) -> "VisualBertPipeline":
+        """What workers get: a model cannot be sent to a process that is not a fork of this one, and they need none."""
+        reader = copy.copy(self)
+        reader.model = None
+        return reader
 
     def _prepare_rows(
         self, rows: Sequence[tuple[int, Any]], given: Mapping[str, Any], options: Mapping[str, Any]
@@ -266,10 +272,11 @@ class VisualBertPipeline(Pipeline):
     def preprocess(self, items: Sequence[Mapping[str, Any]], names: Sequence[str] = (), **options) -> dict[str, Any]:
         """
         Args:
-            items: Dicts as a call takes them.
+            items: Dicts as a call takes them, or one.
             names: What to call each in an error.
             options: Of the processor.
         """
+        items = [items] if isinstance(items, Mapping) else items
         names = names or [""] * len(items)
         asked, images = [], []
         for item, name in zip(items, names, strict=True):
