@@ -12,6 +12,9 @@ _PROCESSING = {
     "test_model_input_names": "names what calls can make: regions or pixels, and a mask only where there is padding",
     "test_processor_text_has_no_visual": "every text of a batch is about an image",
 }
+_MODELING = {
+    "test_model_weights_reload_no_missing_tied_weights": "weights of which every tensor is missing are refused",
+}
 # test class -> test -> reason
 CANNOT_APPLY: dict[str, dict[str, str]] = {
     "VisualBertImageProcessingTest": _IMAGE_PROCESSING,
@@ -23,4 +26,10 @@ CANNOT_APPLY: dict[str, dict[str, str]] = {
     "ReasoningProcessorTest": _PROCESSING,
     "GroundingProcessorTest": _PROCESSING,
     "PretrainingProcessorTest": _PROCESSING,
+    "RegionsModelTest": _MODELING,
+    "PixelsModelTest": {
+        **_MODELING,
+        "test_can_set_attention_dynamically": "a name is for the text model: detectors do not have every implementation",
+        "test_config_attn_implementation_setter": "a name is for the text model: detectors do not have every implementation",
+    },
 }
