@@ -171,7 +171,7 @@ def test_numbers_of_the_ablations_are_those_of_the_other_table():
 
 
 def test_numbers_of_the_recipes_are_those_of_the_page():
-    for name in ("vqa_finetune", "nlvr2_finetune", "vcr_finetune_answer", "flickr30k_finetune"):
+    for name in ("vqa_finetune", "vqa_clip_vil", "nlvr2_finetune", "vcr_finetune_answer", "flickr30k_finetune"):
         comments = [
             line for line in (ROOT / f"examples/recipes/{name}.yaml").read_text().splitlines() if line[0] == "#"
         ]

@@ -19,6 +19,7 @@ from documents import ROOT, blocks, command_lines, words_of
 from helpers import randomise, tiny_config
 from published_layouts import write_checkpoint, write_tokenizer
 from test_convert_region_detector import original_spelling, vcr_weights, write_frcnn
+from test_towers import made
 from transformers import AutoConfig, BertConfig, BertForPreTraining
 
 from modeling_visualbert import VisualBertForMultipleChoice
@@ -40,6 +41,7 @@ REPLACED = {
     "--region_encoder detectron-r101": f"--region_encoder {DETECTOR}",
     "--region_encoder frcnn-vg --": "--region_encoder hub/frcnn-vg --",
     "convert frcnn-vg ": "convert hub/frcnn-vg ",
+    "openai/clip-vit-large-patch14-336": "hub/clip",
     "--parser stanza:en": "--trees data/flickr30k/Trees",
     "--mixed_precision bf16": "--mixed_precision no",
     "--num_workers 8": "--num_workers 0",
@@ -149,6 +151,7 @@ def write_models(hub, data):
     BertForPreTraining(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(hub / "bert")
     tokenizer.save_pretrained(hub / "bert")
     write_tokenizer(hub / "tokenizer")
+    made("clip").save_pretrained(hub / "clip")
     dim = AutoConfig.from_pretrained(DETECTOR).region_dim
     for task in ("vqa", "nlvr2"):
         write_checkpoint(hub / f"visualbert-{task}", task, dim)
@@ -218,7 +221,7 @@ def test_every_model_is_scored(rehearsed):
 
 
 def test_files_for_the_evaluation_servers_are_where_the_page_says(rehearsed):
-    for name in ("vqa_published", "vqa2_test2015", "vqa2_late_test2015"):
+    for name in ("vqa_published", "vqa2_test2015", "vqa2_late_test2015", "clip_vqa_test2015"):
         assert (rehearsed / "runs" / name / "results_test2015.json").is_file()
     assert (rehearsed / "runs" / "nlvr2_published_test2" / "results_test2.csv").is_file()
     assert (rehearsed / "runs" / "vcr_test" / "results_test.csv").is_file()

@@ -35,7 +35,7 @@ PAPER = {
 }
 SHARED = {"warmup_ratio": 0.1, "weight_decay": 0.01, "schedule": "linear", "dropout": 0.1, "patience": 3}
 CORPUS = ["flickr30k_corpus", "nlvr2_corpus", "pretraining_corpus", "vcr_corpus", "vqa_corpus"]
-ON_REQUEST = ["vqa_grid_corpus"]  # no script's default
+ON_REQUEST = ["vqa_grid_corpus", "vqa_clip_vil"]  # no script's default, and not of the paper
 SCRIPTS = {
     "vqa": VqaArgs,
     "nlvr2": Nlvr2Args,
@@ -72,6 +72,13 @@ def test_recipes_of_the_paper_say_what_the_paper_says(name):
     assert {key: getattr(args, key) for key in expected} == expected
     assert args.adam_beta2 == 0.999  # BERT-Adam
     assert args.init_from is None  # a path of the user's
+
+
+def test_the_recipe_of_clip_vil_says_what_its_authors_command_says():
+    args = args_of("vqa_clip_vil")
+    assert (args.batch_size, args.learning_rate, args.epochs, args.warmup_ratio) == (4 * 8 * 8, 5e-5, 5, 0.05)
+    assert args.from_pixels and args.train_region_encoder and args.backbone_learning_rate < args.learning_rate
+    assert args.grid_backbone.startswith("openai/clip") and args.answers == "pythia"
 
 
 @pytest.mark.parametrize("name", [name for name in PAPER if name.startswith(("pretrain", "vcr"))])
