@@ -5,15 +5,19 @@ import logging
 
 import pytest
 import torch
+from helpers import shared
+from hub_server import serve, talk_to
+from huggingface_hub import constants
 from PIL import Image
 from test_grid_encoder import BACKBONES
 from test_towers import VIT, answering, made
-from transformers import CLIPVisionConfig, HieraConfig, PvtV2Config, Siglip2VisionConfig
+from transformers import AutoImageProcessor, AutoModel, CLIPVisionConfig, HieraConfig, PvtV2Config, Siglip2VisionConfig
 
 from modeling_visualbert import VisualBertForQuestionAnswering
 from modeling_visualbert.cli import main
-from modeling_visualbert.features.extract import sample_sizes
+from modeling_visualbert.features.extract import load_region_encoder, sample_sizes
 from modeling_visualbert.features.store import FeatureStore
+from modeling_visualbert.tasks.common import DETECTOR
 from modeling_visualbert.towers import grid_of, image_size_of, open_tower, read_size, resized
 
 RESNET = BACKBONES["resnet"]  # stride 16
@@ -205,3 +209,45 @@ def test_wrong_flags_end_in_one_line(flags, message, tmp_path, capsys):
     told = capsys.readouterr().err.strip().splitlines()
     assert end.value.code == 2 and len(told) == 1 and message in told[0], told
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("family", ["resnet", "clip"])
+def test_a_hub_name_is_opened_online_and_then_offline(family, tmp_path, monkeypatch):
+    folder = save_tower(tmp_path / "tower", family, {**NORMAL, **SHORT})
+    expected, _ = open_tower(folder)
+    with serve() as hub:
+        hub.add(f"tester/{family}-tower", {path.name: path.read_bytes() for path in folder.iterdir()})
+        talk_to(hub, monkeypatch)
+        online, _ = open_tower(f"tester/{family}-tower")
+        assert any("model.safetensors" in request for request in hub.requests)
+        hub.requests.clear()
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        offline, image_processor = open_tower(f"tester/{family}-tower")
+        assert not hub.requests
+    assert online.fingerprint() == offline.fingerprint() == expected.fingerprint()
+    assert [*image_processor.image_mean] == NORMAL["image_mean"]
+
+
+def test_a_region_encoder_is_no_backbone_and_a_backbone_no_region_encoder(tmp_path):
+    with pytest.raises(ValueError, match="shapes_detector: a region encoder already .*; expected a vision model"):
+        open_tower(DETECTOR)
+    save_tower(tmp_path, "clip")
+    with pytest.raises(ValueError, match="is a 'clip' checkpoint; expected a region encoder; --grid_backbone takes"):
+        load_region_encoder(tmp_path)
+
+
+def test_the_map_of_a_real_tower_is_its_own():
+    folder = shared("real/efficientnet_lite0")
+    encoder, image_processor = open_tower(folder, "12x16", sizes=[(315, 420)])
+    assert dict(image_processor.size) == {"height": 384, "width": 512}
+    photo = shared("real/coco_photos/000000174375.jpg")
+    values = image_processor(photo)["pixel_values"]
+    own = AutoImageProcessor.from_pretrained(folder)(Image.open(photo).convert("RGB"), return_tensors="pt")[
+        "pixel_values"
+    ]
+    torch.testing.assert_close(values, own, atol=1e-5, rtol=0)
+    with torch.no_grad():
+        found = encoder(values).visual_embeds[0, :, :1280]
+        states = AutoModel.from_pretrained(folder).eval()(values).last_hidden_state
+    assert states.shape == (1, 1280, 12, 16) and states.std() > 0.1
+    torch.testing.assert_close(found, states[0].flatten(1).T, atol=1e-4, rtol=1e-4)

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 
 from ..checkpoints import check_name
 from ..data.files import read_json
@@ -58,7 +59,9 @@ def load_region_encoder(name: str | Path) -> tuple[RegionEncoder, Any]:
     config = AutoConfig.from_pretrained(name)
     encoder = AutoModel.from_pretrained(name) if getattr(config, "region_dim", None) is not None else None
     if not isinstance(encoder, RegionEncoder):
-        raise ValueError(f"{name} is a {config.model_type!r} checkpoint; expected a region encoder")
+        sees = hasattr(config, "vision_config") or type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+        hint = "; --grid_backbone takes vision models" if sees else ""
+        raise ValueError(f"{name} is a {config.model_type!r} checkpoint; expected a region encoder{hint}")
     return encoder.eval(), AutoImageProcessor.from_pretrained(name)
 
 

@@ -81,6 +81,8 @@ def load_tower(name: Any) -> PreTrainedModel:
         ValueError: It is no vision model; or its weights are damaged, or some are missing.
     """
     config = tower_config(AutoConfig.from_pretrained(name))
+    if hasattr(type(config), "region_dim"):
+        raise ValueError(f"{name}: a region encoder already ({config.model_type}); expected a vision model")
     try:
         model_class = tower_class(config)
     except ValueError as error:
