@@ -1,6 +1,7 @@
 """One's own tables for the other tasks: the forms in which people have them, what is refused, and a model for each."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -15,6 +16,7 @@ from table_files import write_photos, write_table
 from modeling_visualbert.cli import main
 from modeling_visualbert.corpus.vocabulary import ASSETS
 from modeling_visualbert.data.caption_table import read_caption_table
+from modeling_visualbert.data.choice_table import read_choice_table, reading_of_labels
 from modeling_visualbert.data.grounding_table import read_grounding_table
 from modeling_visualbert.data.reasoning_table import read_reasoning_table
 from modeling_visualbert.data.table_images import TableImages
@@ -23,6 +25,7 @@ from modeling_visualbert.features.store import write_store
 from modeling_visualbert.tasks.flickr30k import Flickr30kArgs, flickr30k_task
 from modeling_visualbert.tasks.nlvr2 import Nlvr2Args, load_nlvr2_data, nlvr2_task, own_accuracies, score_sentences
 from modeling_visualbert.tasks.pretraining import PretrainingArgs, load_source, pretraining_task
+from modeling_visualbert.tasks.vcr import VcrArgs, vcr_task
 from modeling_visualbert.tokenizer import open_tokenizer
 from modeling_visualbert.training.loop import train
 
@@ -370,3 +373,221 @@ def grid_store(folder):
     regions = {"visual_embeds": torch.eye(4), "boxes": quarters, "image_size": torch.tensor([24, 32])}
     write_store(folder / "store", ((str(n), regions) for n in range(4)), 4, {"name": "quarters"})
     return str(folder / "store")
+
+
+# --------------------------------------------------------------------------------------------------------- multiple choice
+
+CHOICES = ["red", "green", "blue", "white"]
+
+
+def asked(labels=(0, 1, 2, 3), **columns):
+    """Four records with an image, a question, choices and a label each, and other columns."""
+    found = [
+        {"image": f"photos/{n}.png", "question": "what colour is it?", "choices": CHOICES, "label": labels[n]}
+        for n in range(4)
+    ]
+    return [{**record, **{name: value[n] for name, value in columns.items()}} for n, record in enumerate(found)]
+
+
+def read_choices(path, boxes=None, **options):
+    return read(partial(read_choice_table, image_boxes={} if boxes is None else boxes), path, **options)
+
+
+@pytest.mark.parametrize(
+    "labels", [(0, 1, 2, 3), ("red", " green", "blue", "white"), ("0", "1", "2", "3"), ("A", "b", "C", "D")]
+)
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_every_form_of_the_right_choice(folder, name, labels):
+    found = read_choices(write_table(folder / name, asked(labels)))
+    assert found["answer_label"][:] == [0, 1, 2, 3]
+    row = found[2]
+    assert row["question"] == ["what", "colour", "is", "it?"] and row["answer_choices"] == [[word] for word in CHOICES]
+    assert (row["objects"], row["object_ids"], row["boxes"]) == ([], None, None)
+
+
+def test_lists_as_pandas_writes_them(folder):
+    path = folder / "a.csv"
+    path.write_text('image,question,choices,label\nphotos/0.png,what?,"[""it\'s"", \'b\']",1\n')
+    assert read_choices(path)["answer_choices"][0] == [["it's"], ["b"]]
+
+
+@pytest.mark.parametrize(
+    "labels, choices, how",
+    [
+        (["2", "3"], [["1", "2", "3"], ["3", "4", "5"]], "text"),
+        (["1", "0"], [["1", "4"], ["0", "5"]], None),
+        (["1", "0"], [["4", "1"], ["0", "5"]], "text"),  # both mean the same
+        (["A", "B"], [["A", "B"], ["B", "C"]], "text"),
+        (["A", "B"], [["x", "y"], ["A", "z"]], "letter"),
+        (["1", "x"], [["x", "y"], ["x", "z"]], "text"),
+    ],
+)
+def test_labels_of_a_column_are_read_in_one_way(labels, choices, how):
+    if how is None:
+        with pytest.raises(
+            ValueError, match=r"a.csv: the label '1' is the text of a choice and could be the number of another"
+        ):
+            reading_of_labels(labels, choices, "a.csv")
+    else:
+        assert reading_of_labels(labels, choices, "a.csv") == how
+
+
+def test_objects_are_boxes_that_the_texts_name(folder):
+    """Rows about the same image share its boxes."""
+    images = ["photos/0.png", "photos/0.png", "photos/1.png", "photos/1.png"]
+    boxes = [[[1, 1, 9, 9], [2, 2, 8, 8]], [[2, 2, 8, 8], [0, 0, 5, 5]], [[1, 1, 9, 9]], []]
+    objects = [["person", "dog"], ["dog", "cat"], ["person"], []]
+    questions = ["What is [0] doing with [1]?", "Is [0,1] red?", "is [0] red?", "is it?"]
+    records = asked(image=images, boxes=boxes, objects=objects, question=questions)
+    found = {}
+    rows = read_choices(write_table(folder / "a.jsonl", records), found)
+    assert rows["question"][0] == ["What", "is", "[0]", "doing", "with", "[1]", "?"]
+    assert rows["object_ids"][:] == [[0, 1], [1, 2], [0], []]
+    assert found == {
+        str(folder / "photos/0.png"): [[0, 0, 32, 24], [1, 1, 9, 9], [2, 2, 8, 8], [0, 0, 5, 5]],
+        str(folder / "photos/1.png"): [[0, 0, 32, 24], [1, 1, 9, 9]],
+    }
+
+
+@pytest.mark.parametrize(
+    "columns, message",
+    [
+        ({"label": [0, 4, 1, 2]}, "row 1: the label is 4; expected 0 to 3, or the text of one choice"),
+        (
+            {"label": ["red", "pink", "blue", "white"]},
+            "row 1: the label is 'pink'; expected 0 to 3, or the text of one choice",
+        ),
+        ({"choices": [CHOICES, CHOICES[:2], CHOICES, CHOICES]}, "row 1: 2 choices; expected 4, as most rows have"),
+        (
+            {"choices": [CHOICES, ["red", "", "a", "b"], CHOICES, CHOICES]},
+            "row 1: a choice is ''; expected at least one word",
+        ),
+        ({"choices": [["red"]] * 4}, "row 0: 1 choices; expected at least 2"),
+        ({"choices": ["red"] * 4}, "row 0: the choices is 'red'; expected a list"),
+        ({"question": ["a", "b", "", "c"]}, "row 2: the question is ''; expected at least one word"),
+        ({"question": ["a", "b", "is [0] red?", "c"]}, "row 2: the question: tag [0], but the row has 0 objects"),
+        ({"objects": [["a"]] * 4}, "objects without boxes; expected a column of boxes, one for each object"),
+        (
+            {"objects": [["a"]] * 4, "boxes": [[[1, 1, 2, 2], [3, 3, 4, 4]]] * 4},
+            "row 0: 1 objects with 2 boxes; expected one for each",
+        ),
+        ({"boxes": [[[1, 1, 99, 2]]] * 4}, "row 0: the boxes: row 0 [1.0, 1.0, 99.0, 2.0] is outside the image"),
+        ({"id": [1, 2, 3, 3]}, "row 3: annot id 3 occurs twice"),
+    ],
+)
+def test_bad_rows_of_choices_are_named(folder, columns, message):
+    assert refused(
+        partial(read_choice_table, image_boxes={}), write_table(folder / "a.json", asked(**columns))
+    ).startswith(message)
+
+
+def test_rows_of_a_test_file_may_lack_labels(folder):
+    records = [{name: value for name, value in record.items() if name != "label"} for record in asked()]
+    assert read_choices(write_table(folder / "a.json", records), needs_labels=False)["answer_label"][:] == [None] * 4
+    assert refused(partial(read_choice_table, image_boxes={}), folder / "a.json").startswith(
+        "no column 'label' or 'answer'; there are"
+    )
+
+
+def vcr_args(folder, tokenizer, table, **fields):
+    fields = {
+        "train_file": table,
+        "validation_file": table,
+        "tokenizer": tokenizer,
+        "region_encoder": DETECTOR,
+        **fields,
+    }
+    return VcrArgs(str(folder / "run"), **SIZES, **TRAINING, **fields)
+
+
+def test_a_model_is_trained_on_choices_and_chooses(folder, tokenizer, capsys):
+    """Without boxes: from the regions that are found, stored or in every step."""
+    choices = [*CHOICES, "black"]
+    table = write_table(folder / "a.jsonl", asked([CHOICES[n] for n in range(4)], choices=[choices] * 4))
+    args = vcr_args(folder, tokenizer, table, epochs=2.0, num_regions=7)
+    task = vcr_task(args, CPU)
+    batch = task.collate([task.splits["train"][n] for n in range(4)])
+    assert batch["visual_embeds"].shape[0] == 4 and batch["labels"].tolist() == [0, 1, 2, 3]
+    assert not task.processor.whole_image and task.model.config.task_options["objects"] == "found"
+    train(task, args, CPU)
+    pixels = vcr_task(replace(args, from_pixels=True), CPU)
+    batch = pixels.collate([pixels.splits["train"][0]])
+    assert "pixel_values" in batch and "image_text_alignment" not in batch and "boxes_unit" not in batch
+    assert pixels.model(**batch).logits.shape == (1, 5)
+    command = ["evaluate", "--model", str(folder / "run" / "best"), "--test_file", table, "--cpu"]
+    capsys.readouterr()
+    for name, options in (("stored", []), ("pixels", ["--from_pixels"])):
+        assert main([*command, "--output_dir", str(folder / name), *options]) == 0
+    assert "leaderboard" not in capsys.readouterr().out
+    stored, pixels = (json.loads((folder / name / "metrics.json").read_text()) for name in ("stored", "pixels"))
+    assert stored["splits"] == pixels["splits"] and stored["splits"]["test"]["num_examples"] == 4
+    first = json.loads((folder / "stored" / "predictions_test.jsonl").read_text().splitlines()[0])
+    choose = [
+        "choose",
+        "--model",
+        str(folder / "run" / "best"),
+        str(folder / "photos" / "0.png"),
+        "-",
+        "what colour is it?",
+    ]
+    assert main([*choose, *choices, "--json"]) == 0
+    chosen = {row["index"]: row["score"] for row in json.loads(capsys.readouterr().out)[0]["choices"]}
+    assert [chosen[n] for n in range(5)] == pytest.approx(first["scores"], abs=1e-4)
+
+
+def test_a_model_that_reads_boxes_is_trained_on_choices(folder, tokenizer, capsys):
+    boxes = [[[1, 1, 9, 9], [2, 2, 20, 20]], [[0, 0, 30, 20]], [[5, 5, 9, 9]], []]
+    objects = [["person", "dog"], ["cat"], ["dog"], []]
+    questions = ["is [0] red or [1]?", "is [0] red?", "what is [0]?", "what is it?"]
+    table = write_table(folder / "a.jsonl", asked(boxes=boxes, objects=objects, question=questions))
+    args = vcr_args(folder, tokenizer, table, epochs=1.0)
+    task = vcr_task(args, CPU)
+    batch = task.collate([task.splits["train"][n] for n in range(4)])
+    assert batch["visual_attention_mask"].sum(dim=1).tolist() == [3, 2, 2, 1]  # the whole image, then the objects
+    pixels = vcr_task(replace(args, from_pixels=True), CPU)
+    pixel_batch = pixels.collate([pixels.splits["train"][n] for n in range(4)])
+    torch.testing.assert_close(pixel_batch["image_text_alignment"], batch["image_text_alignment"])
+    for model in (task.model, pixels.model):
+        model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(task.model(**batch).logits, pixels.model(**pixel_batch).logits, atol=1e-4, rtol=0)
+    train(task, args, CPU)
+    command = ["evaluate", "--model", str(folder / "run" / "best"), "--cpu", "--output_dir", str(folder / "evaluated")]
+    capsys.readouterr()
+    bare = write_table(folder / "b.jsonl", asked())
+    assert main([*command, "--test_file", bare]) == 2
+    assert (
+        "reads the regions of given boxes, and the table has none; expected a column of boxes"
+        in capsys.readouterr().err
+    )
+    assert main([*command, "--test_file", table]) == 0
+    with pytest.raises(
+        ValueError, match="no boxes in split dev, but others have some; expected all or none, or --objects found"
+    ):
+        vcr_task(replace(args, validation_file=bare), CPU)
+    with pytest.raises(ValueError, match="--objects found: 0 names objects; expected texts without tags"):
+        vcr_task(replace(args, objects="found"), CPU)
+    with pytest.raises(ValueError, match="--num_regions: the regions are those of the boxes; expected --objects found"):
+        vcr_task(replace(args, num_regions=3), CPU)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"train_file": "a.csv", "subtask": "rationale"}, "own data has no rationales; expected --subtask answer"),
+        ({"objects": "found"}, "--objects found: official files name objects"),
+        ({"num_regions": 3}, "--num_regions: the regions of VCR are the objects of its metadata"),
+    ],
+)
+def test_flags_of_choices_that_do_not_fit(fields, message):
+    with pytest.raises(ValueError, match=message):
+        VcrArgs("run", **fields)
+
+
+def test_questions_with_their_choice_are_read_by_pretraining(folder, tokenizer):
+    table = write_table(folder / "a.jsonl", asked())
+    args = PretrainingArgs("run", stage="vcr", train_file=table, validation_file=table, tokenizer=tokenizer)
+    source = load_source(args, open_tokenizer(tokenizer))
+    assert {name: len(split) for name, split in source.data.splits.items()} == {"train": 4, "dev": 4}
+    text = source.probe_text(source.data.splits["train"][1])
+    assert open_tokenizer(tokenizer).decode(text.input_ids).startswith("[CLS] what colour is it")

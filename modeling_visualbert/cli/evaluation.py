@@ -14,11 +14,13 @@ _COLUMNS = {
     "question": "questions",
     "answer": "answers (VQA)",
     "text": "sentences (NLVR2)",
-    "label": "what is right (NLVR2)",
+    "label": "what is right (NLVR2, VCR)",
     "caption": "captions (pre-training)",
+    "choices": "choices (VCR)",
+    "objects": "classes of the boxes (VCR)",
     "sentence": "sentences (Flickr30k)",
     "phrases": "phrases of the sentences (Flickr30k)",
-    "boxes": "boxes of the phrases (Flickr30k)",
+    "boxes": "boxes of the phrases (Flickr30k), or of the objects (VCR)",
 }
 
 
@@ -92,7 +94,7 @@ def _add_reading_options(command: argparse.ArgumentParser) -> None:
         help="VCR: checkpoint that chooses rationales, beside --model, which chooses answers: joint scores (Q->AR) and "
         "the leaderboard's file",
     )
-    group.add_argument("--objects", choices=["mentioned", "all"], help="VCR: objects that the model sees")
+    group.add_argument("--objects", choices=["mentioned", "all", "found"], help="VCR: objects that the model sees")
     group.add_argument("--positions", choices=["marked", "original"], help="Flickr30k: where a phrase is read")
     group.add_argument(
         "--stage", choices=["coco", "vqa", "nlvr2", "vcr", "flickr30k"], help="pre-training: the text that is masked"

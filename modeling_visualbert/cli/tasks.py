@@ -34,7 +34,8 @@ def add_task_commands(commands: Any) -> None:
     command = _model_command(commands, "choose", _choose, "choose an answer to a question about tagged objects (VCR)")
     command.add_argument("image", help="image file, or its http(s) address")
     command.add_argument(
-        "metadata", help="JSON file with the objects as VCR has it: names, boxes, segms, width, height"
+        "metadata",
+        help="JSON file with the objects as VCR has it: names, boxes, segms, width, height; - for no objects",
     )
     command.add_argument("question", help='question; "[0]" stands for the first object of the metadata')
     command.add_argument("choice", nargs="+", help="choices, with tags too")
@@ -161,11 +162,12 @@ def _reason(args: argparse.Namespace) -> None:
 
 
 def _choose(args: argparse.Namespace) -> None:
-    from ..data.vcr import read_metadata
+    from ..data.vcr import VcrMetadata, read_metadata
     from ..hub_code.image_processing_visualbert import load_image
     from ..visualization import captioned, draw_regions
 
-    image, metadata = load_image(args.image, download=True), read_metadata(args.metadata)
+    image = load_image(args.image, download=True)
+    metadata = VcrMetadata([], [], [], [], *image.size) if args.metadata == "-" else read_metadata(args.metadata)
     if image.size != (metadata.width, metadata.height):
         raise ValueError(
             f"{args.metadata}: {metadata.width} x {metadata.height} pixels, but {args.image} has "

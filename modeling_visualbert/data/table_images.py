@@ -7,7 +7,7 @@ looked at once. Nothing is held in memory: bytes are read from the table when an
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,12 @@ class TableImages(Mapping[str, "Path | bytes"]):
 
     def __len__(self) -> int:
         return len(self._paths) + len(self._cells)
+
+    def keep(self, keys: Iterable[str]) -> None:
+        """Forget all other images."""
+        kept = set(keys)
+        self._paths = {key: path for key, path in self._paths.items() if key in kept}
+        self._cells = {key: cell for key, cell in self._cells.items() if key in kept}
 
     def add(self, table: Table, column: str, skipped: list[str] | None = None) -> list[list[str] | None]:
         """Enter the images of a column.

@@ -127,7 +127,8 @@ def as_list(value: Any, what: str) -> list[Any]:
     if isinstance(value, str) and value.lstrip().startswith("["):
         value = _written_list(value)
     if not isinstance(value, list) or not value:
-        raise ValueError(f"{what} is {value!r:.40}; expected a list")
+        hint = ', in CSV files such as ["a", "b"]' if isinstance(value, str) else ""
+        raise ValueError(f"{what} is {value!r:.40}; expected a list{hint}")
     return value
 
 

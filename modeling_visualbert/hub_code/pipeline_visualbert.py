@@ -503,7 +503,8 @@ class VisualBertMultipleChoicePipeline(VisualBertPipeline):
             question: One question or a list of questions; `[0]` or `[0,2]` in them stand for objects.
             choices: The choices of the question, with tags too; for a list of questions, a list of such lists.
             objects: Class names of the objects of the image.
-            boxes: Their boxes, x1, y1, x2, y2 in pixels of the image. Not needed with regions.
+            boxes: Their boxes, x1, y1, x2, y2 in pixels of the image. Not needed with regions, nor for a checkpoint that was
+                trained without (`processor.whole_image` is False), which reads the regions that it finds.
             polygons: For each object the polygons that outline it, lists of (x, y) in pixels; read by the detector of the
                 published checkpoints only, and its box when not given.
             top_k: How many choices to return; all when not given.
@@ -535,6 +536,11 @@ class VisualBertMultipleChoicePipeline(VisualBertPipeline):
                 raise ValueError(f"{len(names)} objects, but regions for {count}")
             return prepared
         boxes = item.get("boxes") or []
+        finds_regions = not self.processor.whole_image and not getattr(
+            self.processor.image_processor, "reads_objects", False
+        )
+        if finds_regions and not boxes and not names:
+            return super()._prepare(item, image)
         if len(boxes) != len(names):
             raise ValueError(f"{len(boxes)} boxes for {len(names)} objects; expected as many")
         polygons = None if item.get("polygons") is None else [item["polygons"]]

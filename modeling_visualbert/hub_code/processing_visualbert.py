@@ -55,7 +55,8 @@ class VisualBertProcessor(ProcessorMixin):
             `truncation=True`.
         region_dim (`int`, *optional*): Length of one precomputed region feature; checked when given.
         alignment (`str`): VCR: `"subword"`, or `"original"` for the authors' checkpoints; see [`encode_choice`].
-        whole_image (`bool`): VCR: region 0 is the whole image, and the objects follow.
+        whole_image (`bool`): VCR: region 0 is the whole image, and the objects follow. Without it, the boxes of images may be
+            left out where texts name no objects: the model reads the regions that its region encoder finds.
     """
 
     _auto_class = "AutoProcessor"  # its file goes into checkpoints, for `trust_remote_code`
@@ -259,9 +260,10 @@ class VisualBertProcessor(ProcessorMixin):
     ) -> dict[str, torch.Tensor]:
         if "choices" not in extra:
             raise ValueError("no choices; expected `choices`, a list for each question")
-        if "pixel_values" in images and "boxes_unit" not in images:
-            raise ValueError("images without boxes; expected `boxes`, those of the objects of each question")
         objects = extra.get("objects") or [[]] * len(texts)
+        finds_regions = "pixel_values" in images and "boxes_unit" not in images
+        if finds_regions and (self.whole_image or any(map(len, objects))):
+            raise ValueError("images without boxes; expected `boxes`, those of the objects of each question")
         first = extra["choices"][0]
         num_choices = len(first) if isinstance(first, (list, tuple)) else 0
         encoded: list[EncodedText] = []
@@ -280,6 +282,8 @@ class VisualBertProcessor(ProcessorMixin):
             ]
         shape = (len(texts), num_choices)
         padded = {name: tensor.unflatten(0, shape) for name, tensor in self._pad(encoded, settings).items()}
+        if finds_regions:  # no word names them
+            return padded
         offset = int(self.whole_image)  # no word names the whole image
         mask = images.get("visual_attention_mask")
         num_regions = max(map(len, objects)) + offset if mask is None else mask.shape[1]

@@ -46,17 +46,17 @@ def vcr_accuracy(
     }
 
 
-def choice_accuracy(scores: Sequence[Sequence[float]], labels: Sequence[int]) -> float:
-    """Accuracy in 0..1 of one sub-task: Q->A, or QA->R given the correct answer.
+def choice_accuracy(scores: Sequence[Sequence[float]], labels: Sequence[int], num_choices: int = NUM_CHOICES) -> float:
+    """Accuracy in 0..1 of one sub-task: Q->A, or QA->R given the correct answer; or of other data with another number of choices.
 
     Raises:
-        ValueError: There are no questions, numbers of scores and labels differ, there are not four scores, or a
-            label is not 0 to 3.
+        ValueError: There are no questions, numbers of scores and labels differ, there are not `num_choices` scores, or a label
+            is none of them.
     """
-    choices = _choices(scores, "scores")
+    choices = _choices(scores, "scores", num_choices)
     if len(choices) != len(labels):
         raise ValueError(f"{len(choices)} rows of scores for {len(labels)} labels; expected the same number of each")
-    return float((choices == _labels(labels, "labels")).mean())
+    return float((choices == _labels(labels, "labels", num_choices)).mean())
 
 
 def leaderboard_accuracy(
@@ -79,18 +79,18 @@ def leaderboard_accuracy(
     return vcr_accuracy(scores[:, :NUM_CHOICES].tolist(), given_correct.tolist(), answer_labels, rationale_labels)
 
 
-def _choices(scores: Sequence[Sequence[float]], name: str) -> np.ndarray:
+def _choices(scores: Sequence[Sequence[float]], name: str, num_choices: int = NUM_CHOICES) -> np.ndarray:
     array = np.asarray(scores, dtype=np.float64)
-    if array.ndim != 2 or array.shape[1] != NUM_CHOICES or not len(array):
-        raise ValueError(f"{name} of shape {array.shape}; expected (questions, {NUM_CHOICES})")
+    if array.ndim != 2 or array.shape[1] != num_choices or not len(array):
+        raise ValueError(f"{name} of shape {array.shape}; expected (questions, {num_choices})")
     return array.argmax(axis=1)
 
 
-def _labels(labels: Sequence[int], name: str) -> np.ndarray:
+def _labels(labels: Sequence[int], name: str, num_choices: int = NUM_CHOICES) -> np.ndarray:
     array = np.asarray(labels)
-    wrong = [row for row, label in enumerate(array.tolist()) if label not in range(NUM_CHOICES)]
+    wrong = [row for row, label in enumerate(array.tolist()) if label not in range(num_choices)]
     if wrong:
-        raise ValueError(f"{name}: row {wrong[0]} is {array[wrong[0]]!r}; expected 0 to {NUM_CHOICES - 1}")
+        raise ValueError(f"{name}: row {wrong[0]} is {array[wrong[0]]!r}; expected 0 to {num_choices - 1}")
     return array
 
 

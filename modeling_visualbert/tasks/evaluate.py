@@ -89,8 +89,11 @@ def run_evaluation(args: EvaluateArgs) -> Metrics:
 
 
 def _default_split(opened: Opened, args: EvaluateArgs) -> str:
-    has_table = args.dataset_name is not None or args.test_file is not None
-    return "test" if has_table else _TEST_SPLITS[kind_of_files(opened, args)]
+    return "test" if _has_table(args) else _TEST_SPLITS[kind_of_files(opened, args)]
+
+
+def _has_table(args: EvaluateArgs) -> bool:
+    return args.dataset_name is not None or args.test_file is not None
 
 
 def _evaluate(task: Task, args: EvaluateArgs, accelerator: Accelerator) -> tuple[Metrics, Predictions]:
@@ -241,7 +244,7 @@ def _write(task: Task, record: Metrics, predictions: Predictions, output_dir: Pa
         print(f"split {split!r} has no labels, so nothing is scored: {metrics['num_examples']} examples are predicted")
         for path in results:
             print(f"file for the evaluation server: {path}")
-    if task.name.startswith("vcr_"):
+    if task.name.startswith("vcr_") and not _has_table(EvaluateArgs(**record["evaluation"]["args"])):
         print(
             "the leaderboard's file needs the models of both sub-tasks: --model ANSWER_MODEL --rationale_model RATIONALE_MODEL"
         )

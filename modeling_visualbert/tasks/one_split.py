@@ -63,6 +63,8 @@ class EvaluateArgs:
     text_column: str | None = None
     label_column: str | None = None
     caption_column: str | None = None
+    choices_column: str | None = None
+    objects_column: str | None = None
     sentence_column: str | None = None
     phrases_column: str | None = None
     boxes_column: str | None = None
@@ -260,12 +262,20 @@ def _vcr_task(opened: Opened, args: EvaluateArgs, accelerator: Accelerator) -> T
 
 def vcr_task_over(data: TaskData, opened: Opened, run: vcr.VcrArgs, subtask: str, accelerator: Accelerator) -> Task:
     """One sub-task of VCR over rows that are read already, for one or both models of an evaluation."""
+    if vcr.finds_regions(data) and run.objects != "found":
+        raise ValueError(
+            f"{opened.title} reads the regions of given boxes, and the table has none; expected a column of boxes, or --objects "
+            "found to give it all regions"
+        )
+    if vcr.finds_regions(data):
+        opened.processor.whole_image = False  # of which there is no region then
     with accelerator.main_process_first():
         # Boxes are read where regions are found in images; those of a store are described already.
         computed = run.features_dir is None and not run.text_only
         boxes = vcr.object_boxes(data) if computed else None
         images, data = _find_regions(opened, run, data, accelerator, boxes)
-    polygons_of = partial(vcr.object_polygons, data.images_dir) if vcr.reads_objects(images.encoder) else None
+    has_polygons = vcr.reads_objects(images.encoder) and not reads_table(run)
+    polygons_of = partial(vcr.object_polygons, data.images_dir) if has_polygons else None
     model = _load_model(opened, run, accelerator)
     task = vcr.make_task(model, opened.processor, data.splits, images.get, subtask, polygons_of)
     return replace(task, skipped=data.skipped)

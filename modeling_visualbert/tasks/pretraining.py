@@ -77,9 +77,13 @@ class PretrainingArgs(TaskArgs):
     answer_column: str | None = field(default=None, metadata={"help": "own data, vqa: see run_vqa.py"})
     text_column: str | None = field(default=None, metadata={"help": "own data, nlvr2: see run_nlvr2.py"})
     label_column: str | None = field(default=None, metadata={"help": "own data, nlvr2: see run_nlvr2.py"})
+    choices_column: str | None = field(default=None, metadata={"help": "own data, vcr: see run_vcr.py"})
+    objects_column: str | None = field(default=None, metadata={"help": "own data, vcr: see run_vcr.py"})
     sentence_column: str | None = field(default=None, metadata={"help": "own data, flickr30k: see run_flickr30k.py"})
     phrases_column: str | None = field(default=None, metadata={"help": "own data, flickr30k: see run_flickr30k.py"})
-    boxes_column: str | None = field(default=None, metadata={"help": "own data, flickr30k: see run_flickr30k.py"})
+    boxes_column: str | None = field(
+        default=None, metadata={"help": "own data, flickr30k and vcr: see run_flickr30k.py"}
+    )
     exclude_images: str | None = field(
         default=None, metadata={"help": "coco: file with image ids to leave out of training, such as VQA's minival"}
     )
@@ -385,14 +389,15 @@ def _vcr(args: PretrainingArgs, tokenizer: Any) -> Source:
     run = _task_args(VcrArgs, args)
     data = load_vcr_data(run)
     check_vcr_labels(data.splits, run, "both")
+    subtasks = ["answer"] if reads_table(run) else SUBTASKS
     for name, split in data.splits.items():
-        if None in split["answer_label"] or None in split["rationale_label"]:
+        if any(None in split[f"{subtask}_label"] for subtask in subtasks):
             raise ValueError(
                 f"split {name!r} has no answers; expected labels, since the right choice is part of the text"
             )
     # Both sub-tasks, shuffled together.
     splits = {
-        name: concatenate_datasets([split.add_column("subtask", [subtask] * len(split)) for subtask in SUBTASKS])
+        name: concatenate_datasets([split.add_column("subtask", [subtask] * len(split)) for subtask in subtasks])
         for name, split in data.splits.items()
     }
 

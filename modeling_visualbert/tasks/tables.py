@@ -23,7 +23,8 @@ ImageFile = Path | bytes
 COLUMN_FLAGS = (
     *("image_column", "question_column", "answer_column"),
     *("text_column", "label_column", "caption_column"),
-    *("sentence_column", "phrases_column", "boxes_column"),
+    *("choices_column", "objects_column", "boxes_column"),
+    *("sentence_column", "phrases_column"),
 )
 
 
@@ -93,6 +94,8 @@ class TaskData:
         find_paths: The folder of the images, and which keys each split needs (`wanted`, by its name) -> image files by key.
         images_dir: Folder of the images.
         skipped: Bad records that were left out.
+        boxes: Boxes to look at by image, in pixels, the whole image first; None where regions are found, or official files say
+            which.
     """
 
     splits: dict[str, Dataset]
@@ -101,6 +104,7 @@ class TaskData:
     find_paths: Callable[..., Mapping[Any, ImageFile]]
     images_dir: Path
     skipped: list[str]
+    boxes: Mapping[Any, Sequence[Sequence[float]]] | None = None
 
     def keys_of(self, row: Mapping[str, Any]) -> list[Any]:
         """Keys of the images of a row."""
@@ -166,6 +170,7 @@ def read_tables(args: Any, read: ReadTable, image_key: str, fewest_images: int =
             "dev": dev,
             **{role: data.splits[role] for role in data.splits if role == "test"},
         }
+    images.keep(data.all_keys())
     data.skipped = skipped or []
     return data
 

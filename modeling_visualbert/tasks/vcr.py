@@ -18,7 +18,8 @@ from datasets import Dataset
 from PIL import Image
 from transformers import PreTrainedModel
 
-from ..data.vcr import NUM_CHOICES, load_vcr, read_metadata
+from ..data.choice_table import read_choice_table
+from ..data.vcr import NUM_CHOICES, TAG, load_vcr, read_metadata
 from ..hub_code.image_processing_visualbert import load_image
 from ..hub_code.modeling_region_encoder import RegionEncoder
 from ..hub_code.modeling_visualbert import VisualBertForMultipleChoice
@@ -30,6 +31,7 @@ from ..training.loop import evaluate, read_predictions, write_predictions
 from ..training.task import Batch, Predictions, Rows, Task, count_examples
 from ..visualization import captioned, draw_regions
 from .common import (
+    Boxes,
     TaskArgs,
     check_labels,
     corpus_folder,
@@ -39,7 +41,7 @@ from .common import (
     reads_corpus,
     reads_objects,
 )
-from .tables import TaskData
+from .tables import TaskData, given_columns, read_tables, reads_table
 
 SUBTASKS = ("answer", "rationale")
 
@@ -64,9 +66,27 @@ class VcrArgs(TaskArgs):
     objects: str = field(
         default="mentioned",
         metadata={
-            "help": "objects the model sees: those that the texts mention, or all",
-            "choices": ["mentioned", "all"],
+            "help": "objects the model sees: those that the texts mention, or all (own data with boxes: all of a row), or the "
+            "regions that the region encoder finds (own data, in any case without boxes)",
+            "choices": ["mentioned", "all", "found"],
         },
+    )
+    question_column: str | None = field(
+        default=None, metadata={"help": "own data: column of questions (default: question)"}
+    )
+    choices_column: str | None = field(
+        default=None, metadata={"help": "own data: column of choices (default: choices)"}
+    )
+    label_column: str | None = field(
+        default=None,
+        metadata={"help": "own data: column of the right choice, as number, text or letter (default: label or answer)"},
+    )
+    objects_column: str | None = field(
+        default=None,
+        metadata={"help": "own data: column of the classes of the boxes (default: objects, if there is one)"},
+    )
+    boxes_column: str | None = field(
+        default=None, metadata={"help": "own data: column of boxes, in pixels (default: boxes, if there is one)"}
     )
     whole_image: bool = field(default=True, metadata={"help": "region 0 is the whole image, as the authors have it"})
     alignment: str = field(
@@ -93,8 +113,14 @@ class VcrArgs(TaskArgs):
             raise ValueError(
                 "--freeze_detector needs --train_region_encoder: without it all of the detector stays as it is"
             )
-        if self.num_regions is not None:
+        if self.num_regions is not None and not reads_table(self):
             raise ValueError("--num_regions: the regions of VCR are the objects of its metadata")
+        if reads_table(self):
+            if self.subtask == "rationale" or self.score_with is not None:
+                raise ValueError("own data has no rationales; expected --subtask answer, and no --score_with")
+            self.subtask = "answer"
+        elif self.objects == "found":
+            raise ValueError("--objects found: official files name objects; expected mentioned or all, or own data")
 
 
 def vcr_task(args: VcrArgs, accelerator: Accelerator, labels_of: str | None = None) -> Task:
@@ -111,6 +137,8 @@ def vcr_task(args: VcrArgs, accelerator: Accelerator, labels_of: str | None = No
     with accelerator.main_process_first():
         data = load_vcr_data(args)
         check_vcr_labels(data.splits, args, labels_of or args.subtask)
+        if finds_regions(data):
+            args = replace(args, objects="found")  # evaluation does the same
         tokenizer = load_tokenizer(args)
         boxes = {} if args.text_only else object_boxes(data)
         images, data = prepare_images(args, data, accelerator.device, boxes)
@@ -123,9 +151,10 @@ def vcr_task(args: VcrArgs, accelerator: Accelerator, labels_of: str | None = No
         max_length=args.max_length,
         region_dim=model.config.visual_embedding_dim,
         alignment=args.alignment,
-        whole_image=args.whole_image,
+        whole_image=args.whole_image and not finds_regions(data),
     )
-    polygons_of = partial(object_polygons, data.images_dir) if reads_objects(images.encoder) else None
+    has_polygons = reads_objects(images.encoder) and not reads_table(args)
+    polygons_of = partial(object_polygons, data.images_dir) if has_polygons else None
     task = make_task(model, processor, data.splits, images.get, args.subtask, polygons_of)
     task.images, task.skipped = images.paths, data.skipped
     if images.paths:
@@ -145,7 +174,9 @@ def _freeze_backbone(encoder: RegionEncoder | None, args: VcrArgs) -> None:
 
 
 def load_vcr_data(args: Any) -> TaskData:
-    """The splits and where their images are."""
+    """The splits and where their images are: of one's own table, of the official files, or of the embedded corpus."""
+    if reads_table(args):
+        return _load_table(args)
     folder = corpus_folder(args) / "vcr" if reads_corpus(args) else Path(args.data_dir or "")
     images_dir = Path(args.images_dir or folder / "vcr1images")
     skipped: list[str] | None = [] if args.skip_bad_records else None
@@ -162,19 +193,67 @@ def load_vcr_data(args: Any) -> TaskData:
     return TaskData(data, names, "image", image_paths, images_dir, skipped or [])
 
 
+def _load_table(args: Any) -> TaskData:
+    """One's own table. The regions are those of its boxes; or, if it has none or they are not wanted, those that are found."""
+    columns = given_columns(args, "image_column", "question_column", "choices_column", "label_column")
+    columns |= given_columns(args, "objects_column", "boxes_column")
+    boxes: dict[str, list[list[float]]] = {}
+    data = read_tables(args, partial(read_choice_table, image_boxes=boxes, **columns), "image")
+    has_boxes = [split[0]["boxes"] is not None for split in data.splits.values()]
+    if args.objects == "found" or not any(has_boxes):
+        splits = {role: _without_objects(split) for role, split in data.splits.items()}
+        return replace(data, splits=splits)
+    if not all(has_boxes):
+        raise ValueError(
+            f"no boxes in split {list(data.splits)[has_boxes.index(False)]}, but others have some; expected all or none, or "
+            "--objects found"
+        )
+    if args.features_dir is not None:
+        raise ValueError(
+            "--features_dir: stored regions are not those of the boxes; expected --objects found, or images"
+        )
+    if args.num_regions is not None:
+        raise ValueError("--num_regions: the regions are those of the boxes; expected --objects found")
+    return replace(data, boxes=boxes)
+
+
+def _without_objects(split: Dataset) -> Dataset:
+    """The same rows about all regions of their images.
+
+    Raises:
+        ValueError: A text names an object.
+    """
+    for row in split:
+        if any(TAG.fullmatch(word) for text in (row["question"], *row["answer_choices"]) for word in text):
+            raise ValueError(f"--objects found: {row['annot_id']!r} names objects; expected texts without tags")
+    nothing = {"objects": [[]] * len(split), "object_ids": [None] * len(split), "boxes": [None] * len(split)}
+    columns = {name: nothing.get(name, split[name][:]) for name in split.column_names}
+    return Dataset.from_dict(columns, features=split.features)
+
+
+def finds_regions(data: TaskData) -> bool:
+    """Whether the regions are those that the region encoder finds, as nothing says where objects are."""
+    return next(iter(data.splits.values()))[0]["object_ids"] is None
+
+
 def check_vcr_labels(data: dict[str, Dataset], args: VcrArgs, subtask: str) -> None:
     """
     Raises:
         ValueError: The train or dev split lacks labels of what is chosen; the message names its file.
     """
+    if reads_table(args):  # it was refused when it was read
+        return
     # The context of a rationale is the question with the right answer.
     columns = ["answer_label"] if subtask == "answer" else ["answer_label", "rationale_label"]
     folder = Path(args.data_dir or "")
     check_labels(data, args, columns, lambda split, column: f"no {column!r} in {folder / split}.jsonl")
 
 
-def object_boxes(data: TaskData) -> dict[str, list[list[float]]]:
-    """Boxes in pixels by image: the whole image, then every object of the metadata."""
+def object_boxes(data: TaskData) -> Mapping[str, Boxes] | None:
+    """Boxes in pixels by image: the whole image, then every object of the metadata, or of one's own table; None if regions are
+    found."""
+    if finds_regions(data) or data.boxes is not None:
+        return data.boxes
     files = {
         image: name
         for split in data.splits.values()
@@ -232,7 +311,8 @@ def make_task(
         if None in labels.values():
             return {"num_examples": len(labels)}
         scores, truth = zip(*((record["scores"], labels[record["id"]]) for record in predictions), strict=True)
-        return {"accuracy": 100.0 * choice_accuracy(scores, truth), "num_examples": len(truth)}
+        accuracy = choice_accuracy(scores, truth, num_choices=len(data[split][0][f"{subtask}_choices"]))
+        return {"accuracy": 100.0 * accuracy, "num_examples": len(truth)}
 
     return Task(
         *(f"vcr_{subtask}", model, processor, data, collate, predict, score, "accuracy"),
@@ -358,7 +438,9 @@ def encode_choices(
     images, boxes, polygons = None, None, None
     if image_of is not None:
         images = [image_of(row["image"]) for row in rows]
-        if isinstance(images[0], dict):
+        if rows[0]["object_ids"] is None:
+            boxes = None  # all regions that were found, or are found in the step
+        elif isinstance(images[0], dict):
             # What is stored is the whole image, then every object of the metadata.
             whole = [0] * processor.whole_image
             kept = [[*whole, *(i + 1 for i in row["object_ids"])] for row in rows]
@@ -378,7 +460,7 @@ def encode_choices(
         )
     )
     if images is None:
-        del batch["image_text_alignment"]
+        batch.pop("image_text_alignment", None)
     return batch
 
 
@@ -396,7 +478,7 @@ def _draw(task: Task, model: PreTrainedModel, row: dict[str, Any], prediction: d
     """The image with its tagged objects, the question, and the choices: model's choice and truth are marked."""
     subtask = task.name.removeprefix("vcr_")
     labels = [f"[{i}] {name}" for i, name in enumerate(row["objects"])]
-    drawn = draw_regions(load_image(task.images[row["image"]]), row["boxes"], None, labels)
+    drawn = draw_regions(load_image(task.images[row["image"]]), row["boxes"] or [], None, labels)
     lines = [" ".join(context_of(row, subtask))]
     for number, (choice, score) in enumerate(zip(row[f"{subtask}_choices"], prediction["scores"], strict=True)):
         marks = ["model"] * (number == prediction["choice"]) + ["truth"] * (number == row[f"{subtask}_label"])

@@ -1,0 +1,222 @@
+"""A table of images, questions and choices -> the rows that multiple choice (VCR) reads.
+
+The choices of a row are a list of texts, in every row as many. What is right is the number of a choice (from 0), its text, or its
+letter (A is the first); labels that are texts are all read in the same way.
+
+Objects are optional: boxes x1, y1, x2, y2 in pixels, and class names, for which "[0]" or "[0,2]" stands in the texts, as in VCR.
+Without boxes the model reads the regions that its region encoder finds. In CSV files lists are written as in JSON:
+`["red", "blue"]`. A row of the result::
+
+    {"annot_id": 17, "image": "photos/17.jpg", "question": ["What", "is", "[0]", "doing", "?"],
+     "answer_choices": [["[0]", "sleeps", "."], ...], "answer_label": 2, "objects": ["person"], "object_ids": [0],
+     "boxes": [[10.0, 20.0, 80.0, 200.0]]}
+
+`answer_label` is None where the table has no labels, `boxes` and `object_ids` where it has no boxes. `object_ids` are indices of
+the boxes among those of all rows about the image.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset, Features, List, Value
+
+from ..hub_code.text_visualbert import split_tags, tag_objects
+from .table_boxes import Box, box_lists, checked_boxes, image_size
+from .table_images import TableImages
+from .table_rows import Keys, as_list, as_text, column_of_labels, only_image, optional_column, read_rows
+from .tables import Table
+
+LABEL_COLUMNS = ("label", "answer")
+
+
+def read_choice_table(
+    table: Table,
+    images: TableImages,
+    image_boxes: dict[str, list[Box]],
+    image_column: str = "image",
+    question_column: str = "question",
+    choices_column: str = "choices",
+    label_column: str | None = None,
+    objects_column: str | None = None,
+    boxes_column: str | None = None,
+    needs_labels: bool = True,
+    skipped: list[str] | None = None,
+) -> Dataset:
+    """Read one split.
+
+    Args:
+        table: Its rows.
+        images: Where their images are entered.
+        image_boxes: Where the boxes of each image are entered, by its key: that of the whole image first.
+        image_column, question_column, choices_column, label_column: Names of the columns; that of the label is the first of
+            `LABEL_COLUMNS` that there is by default. `annot_id` or `id` is read too.
+        objects_column, boxes_column: Columns that may be missing, `objects` and `boxes` by default.
+        needs_labels: Whether a table without labels is refused.
+        skipped: If given, bad rows are left out and their errors are added to this list instead of being raised.
+
+    Raises:
+        FileNotFoundError: An image does not exist.
+        ValueError: A column is missing, a text is empty or names an object that does not exist, a row has another number of
+            choices than most, a label is none of them, a box is not in the image, or an id occurs twice; the message names the
+            row.
+    """
+    image_column = table.column("image_column", image_column)
+    label_column = column_of_labels(
+        table, needs_labels, "label_column", (label_column,) if label_column else LABEL_COLUMNS
+    )
+    columns = {
+        "question": table.column("question_column", question_column),
+        "choices": table.column("choices_column", choices_column),
+        "label": label_column,
+        "objects": optional_column(table, "objects_column", objects_column, "objects"),
+        "boxes": optional_column(table, "boxes_column", boxes_column, "boxes"),
+    }
+    if columns["objects"] and not columns["boxes"]:
+        raise ValueError(f"{table.name}: objects without boxes; expected a column of boxes, one for each object")
+    rows = _Rows(images, image_boxes, image_column, *_shape(table, columns))
+    found = read_rows(table, columns, images.add(table, image_column, skipped), rows.read, "annot_id", skipped)
+    return Dataset.from_dict({name: [row[name] for row in found] for name in found[0]}, features=_features(found[0]))
+
+
+def _shape(table: Table, columns: Mapping[str, str | None]) -> tuple[int, str]:
+    """How many choices most rows have, and how labels that are texts are to be read."""
+    choices: list[list[Any]] = []
+    for cell in table.rows[columns["choices"]][:]:
+        with suppress(ValueError):
+            choices.append(as_list(cell, ""))
+            continue
+        choices.append([])
+    count = Counter(map(len, choices)).most_common(1)[0][0]
+    if columns["label"] is None:
+        return count, "text"
+    return count, reading_of_labels(table.rows[columns["label"]][:], choices, table.name)
+
+
+def reading_of_labels(labels: Sequence[Any], choices: Sequence[Sequence[Any]], name: str) -> str:
+    """How the labels of a column that are texts are read: as the `text` of a choice, its `number` or its `letter`, whichever is
+    possible in most rows.
+
+    Raises:
+        ValueError: All could be read as text and as number, and would mean different choices.
+    """
+    pairs = [(label, given) for label, given in zip(labels, choices, strict=True) if isinstance(label, str)]
+    readings = ("text", "number", "letter")
+    indices = {how: [_index(label, given, how) for label, given in pairs] for how in readings}
+    if pairs and indices["text"] != indices["number"] and all(None not in indices[how] for how in ("text", "number")):
+        raise ValueError(
+            f"{name}: the label {pairs[0][0]!r} is the text of a choice and could be the number of another; expected numbers "
+            "that are no texts (json, parquet), or letters (A is the first)"
+        )
+    return max(readings, key=lambda how: len(pairs) - indices[how].count(None))
+
+
+def _index(label: str, choices: Sequence[Any], how: str) -> int | None:
+    """The choice that a label means; None if it means none."""
+    label = label.strip()
+    if how == "text":
+        places = [i for i, choice in enumerate(choices) if str(choice).strip() == label]
+        return places[0] if len(places) == 1 else None
+    if how == "number":
+        index = int(label) if label.isascii() and label.isdigit() and len(label) < 5 else -1
+    else:
+        index = ord(label.upper()) - ord("A") if len(label) == 1 else -1
+    return index if 0 <= index < len(choices) else None
+
+
+@dataclass
+class _Rows:
+    """Makes rows of the cells of a table."""
+
+    images: TableImages
+    image_boxes: dict[str, list[Box]]
+    image_column: str
+    num_choices: int
+    how: str
+
+    def read(self, values: Mapping[str, Any], keys: Keys, where: str) -> dict[str, Any]:
+        """A row."""
+        key = only_image(keys, f"{where}: {self.image_column!r}")
+        choices = as_list(values["choices"], f"{where}: the choices")
+        if len(choices) != self.num_choices or len(choices) < 2:
+            expected = f"{self.num_choices}, as most rows have" if self.num_choices > 1 else "at least 2"
+            raise ValueError(f"{where}: {len(choices)} choices; expected {expected}")
+        texts = [str(choice) if type(choice) in (int, float) else choice for choice in choices]
+        boxes = _listed_boxes(values.get("boxes"), f"{where}: the boxes")
+        objects = [] if values.get("objects") in (None, "", []) else as_list(values["objects"], f"{where}: the objects")
+        if objects and len(objects) != len(boxes):
+            raise ValueError(f"{where}: {len(objects)} objects with {len(boxes)} boxes; expected one for each")
+        row = {
+            "image": key,
+            "question": _words(values["question"], len(objects), f"{where}: the question"),
+            "answer_choices": [_words(text, len(objects), f"{where}: a choice") for text in texts],
+            "answer_label": self._label(values["label"], texts, where) if "label" in values else None,
+            "objects": [as_text(name, f"{where}: an object") for name in objects],
+        }
+        if "boxes" not in values:
+            return {**row, "object_ids": None, "boxes": None}
+        return {**row, "object_ids": self._enter(key, boxes, where), "boxes": boxes}
+
+    def _label(self, label: Any, choices: list[str], where: str) -> int:
+        is_number = type(label) is int or (type(label) is float and label.is_integer())
+        index = int(label) if is_number else _index(label, choices, self.how) if isinstance(label, str) else None
+        if index is None or not 0 <= index < len(choices):
+            raise ValueError(
+                f"{where}: the label is {label!r:.40}; expected 0 to {len(choices) - 1}, or the text of one choice"
+            )
+        return index
+
+    def _enter(self, key: str, boxes: list[Box], where: str) -> list[int]:
+        """Enter the boxes of a row, and find them among those of its image."""
+        height, width = image_size(self.images, key, f"{where}: {self.image_column!r}")
+        if boxes:
+            checked_boxes(boxes, (height, width), f"{where}: the boxes")
+        known = self.image_boxes.setdefault(key, [[0.0, 0.0, float(width), float(height)]])
+        known += [box for number, box in enumerate(boxes) if box not in known[1:] and box not in boxes[:number]]
+        return [known.index(box, 1) - 1 for box in boxes]
+
+
+def _listed_boxes(value: Any, what: str) -> list[Box]:
+    """The boxes of a row, which may have none."""
+    if value in (None, "", []):
+        return []
+    (boxes,) = box_lists([value], 1, what) if isinstance(value, list) else box_lists(value, 1, what)
+    return boxes
+
+
+def _words(text: Any, num_objects: int, what: str) -> list[str]:
+    """Words and tags of a text, which may be given as such.
+
+    Raises:
+        ValueError: It is empty, or a tag stands for no object; the message starts with `what`.
+    """
+    listed = isinstance(text, list) and all(isinstance(word, str) for word in text)
+    words = split_tags([*text] if listed else as_text(text, what))
+    if not any(word.strip() for word in words):
+        raise ValueError(f"{what} is {text!r:.40}; expected at least one word")
+    for word in words:
+        if any(number >= num_objects for number in tag_objects(word)):
+            raise ValueError(f"{what}: tag {word}, but the row has {num_objects} objects; expected numbers from 0")
+    return words
+
+
+def _features(row: Mapping[str, Any]) -> Features:
+    return Features(
+        {
+            "annot_id": Value("string" if isinstance(row["annot_id"], str) else "int64"),
+            "image": Value("string"),
+            "question": List(Value("string")),
+            "answer_choices": List(List(Value("string"))),
+            "answer_label": Value("int64"),
+            "objects": List(Value("string")),
+            "object_ids": List(Value("int32")),
+            "boxes": List(List(Value("float32"))),
+        }
+    )
+
+
+__all__ = ["LABEL_COLUMNS", "read_choice_table", "reading_of_labels"]
