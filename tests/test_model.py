@@ -23,7 +23,6 @@ from helpers import (
     tiny_config,
     tiny_model,
 )
-from huggingface_hub.errors import StrictDataclassError
 from tiny_detectors import images, tiny_detector
 from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments
@@ -544,8 +543,8 @@ def test_a_head_starts_from_another_heads_encoder(tmp_path):
 
 
 def test_configuration_is_checked():
-    with pytest.raises(StrictDataclassError, match="not a multiple"):
-        tiny_config(num_attention_heads=5)
+    with pytest.raises(ValueError, match="hidden_size 32 is not a multiple of num_attention_heads 5"):
+        VisualBertModel(tiny_config(num_attention_heads=5))
     with pytest.raises(ValueError, match="model_type 'detr'"):
         tiny_config(region_encoder_config={"model_type": "detr"})
 

@@ -138,8 +138,8 @@ class VisualBertConfig(PortableConfig):
         """Part of `validate()`, which runs when the configuration is made and when it is saved.
 
         Raises:
-            ValueError: A size is not positive, a probability or a scale cannot be one, or the attention heads do not divide
-                the hidden size.
+            ValueError: A size is not positive, or a probability or a scale cannot be one. (That the attention heads divide the
+                hidden size is checked where a model is made, as in BERT.)
         """
         for name in _SIZES:
             if getattr(self, name) < 1:
@@ -150,10 +150,6 @@ class VisualBertConfig(PortableConfig):
         for name in ("initializer_range", "layer_norm_eps"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} {getattr(self, name)}; expected a number of at least 0")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}"
-            )
 
 
 def split_attention_request(

@@ -153,7 +153,11 @@ class VisualBertSelfAttention(nn.Module):
     def __init__(self, config: VisualBertConfig):
         super().__init__()
         self.config = config
-        self.attention_head_size = config.hidden_size // config.num_attention_heads
+        self.attention_head_size, rest = divmod(config.hidden_size, config.num_attention_heads)
+        if rest:
+            raise ValueError(
+                f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {config.num_attention_heads}"
+            )
         self.scaling = self.attention_head_size**-0.5
         self.is_causal = False
         self.query = nn.Linear(config.hidden_size, config.hidden_size)

@@ -79,9 +79,8 @@ class ModelTest(ModelTesterMixin):
 
     def setUp(self):
         self.model_tester = self.tester_class()
-        self.config_tester = ConfigTester(
-            self, config_class=VisualBertConfig, hidden_size=36, common_properties=["hidden_size", "num_hidden_layers"]
-        )
+        # As the tests of VisualBERT in `transformers` have it: 37 numbers, in 12 attention heads.
+        self.config_tester = ConfigTester(self, config_class=VisualBertConfig, hidden_size=37)
 
     def test_config(self):
         self.config_tester.run_common_tests()
