@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 from modeling_visualbert.cli import build_parser
+from modeling_visualbert.tasks.classification import ClassificationArgs
 from modeling_visualbert.tasks.detection import DetectionArgs
 from modeling_visualbert.tasks.flickr30k import Flickr30kArgs
 from modeling_visualbert.tasks.nlvr2 import Nlvr2Args
@@ -18,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 ARGS = {
     "examples/run_vqa.py": VqaArgs,
     "examples/run_nlvr2.py": Nlvr2Args,
+    "examples/run_classification.py": ClassificationArgs,
     "examples/run_vcr.py": VcrArgs,
     "examples/run_flickr30k.py": Flickr30kArgs,
     "examples/run_pretraining.py": PretrainingArgs,

@@ -13,6 +13,7 @@ from ..training.recipes import examples_folder
 SCRIPTS = {
     "vqa": "run_vqa.py",
     "nlvr2": "run_nlvr2.py",
+    "classification": "run_classification.py",
     "vcr": "run_vcr.py",
     "flickr30k": "run_flickr30k.py",
     "pretraining": "run_pretraining.py",

@@ -15,7 +15,7 @@ share of sentences that are judged right for all their pairs of images.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -56,29 +56,38 @@ def read_reasoning_table(
         ValueError: A column is missing, a row has another number of images than two, no words or no truth, or an id occurs twice;
             the message names the row.
     """
-    sides = _image_columns(table, image_column)
+    sides = image_columns(table, image_column)
     text_column = table.column("text_column", *((text_column,) if text_column else TEXT_COLUMNS))
     names = (label_column,) if label_column else LABEL_COLUMNS
     label_column = column_of_labels(table, needs_labels, "label_column", names)
-    keys = _pairs([images.add(table, column, skipped) for column in sides])
-    make_row = partial(_row, ",".join(sides), _classes(table, label_column))
+    keys = join_keys([images.add(table, column, skipped) for column in sides])
+    make_row = partial(_row, ",".join(sides), class_names(table, label_column))
     columns = {"sentence": text_column, "label": label_column}
     rows = read_rows(table, columns, keys, make_row, "identifier", skipped)
     return Dataset.from_dict({name: [row[name] for row in rows] for name in rows[0]}, features=_features(rows[0]))
 
 
-def _image_columns(table: Table, given: str | None) -> list[str]:
-    """The column of pairs, or the columns of the first and the second image."""
+def image_columns(table: Table, given: str | None, names: Sequence[str] = ("images", "image")) -> list[str]:
+    """The column of images, or the columns of the first and the second image.
+
+    Args:
+        table: The table.
+        given: The columns that were named, with a comma between them.
+        names: What the column may be called where none was named.
+
+    Raises:
+        ValueError: There is no such column.
+    """
     if given is None and set(_SIDES) <= set(table.rows.column_names):
         return [*_SIDES]
     if given is None:
-        return [table.column("image_column", "images", "image")]
+        return [table.column("image_column", *names)]
     if given in table.rows.column_names:
         return [given]
     return [table.column("image_column", name.strip()) for name in given.split(",")]
 
 
-def _pairs(columns: list[list[Keys | None]]) -> list[Keys | None]:
+def join_keys(columns: list[list[Keys | None]]) -> list[Keys | None]:
     """The images of each row, of all columns; None for a row that one of them left out."""
     return [
         None if any(keys is None for keys in row) else [key for keys in row for key in keys or ()]
@@ -86,7 +95,7 @@ def _pairs(columns: list[list[Keys | None]]) -> list[Keys | None]:
     ]
 
 
-def _classes(table: Table, column: str | None) -> list[str] | None:
+def class_names(table: Table, column: str | None) -> list[str] | None:
     """Names of the classes that the numbers of a column stand for."""
     feature = None if column is None else table.rows.features[column]
     return feature.names if isinstance(feature, ClassLabel) else None
@@ -126,4 +135,4 @@ def _features(row: Mapping[str, Any]) -> Features:
     )
 
 
-__all__ = ["LABEL_COLUMNS", "TEXT_COLUMNS", "read_reasoning_table"]
+__all__ = ["LABEL_COLUMNS", "TEXT_COLUMNS", "class_names", "image_columns", "join_keys", "read_reasoning_table"]

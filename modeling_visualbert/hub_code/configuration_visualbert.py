@@ -72,6 +72,8 @@ class VisualBertConfig(PortableConfig):
         feature_detector (`dict`, *optional*):
             What found the regions that the model was trained on: `{"name": ..., "fingerprint": ...}`, as in the index of a
             feature store. Features of two detectors may have the same length; those of another than this one are refused.
+        class_weights (`list[float]`, *optional*):
+            [`VisualBertForVisualReasoning`]: what the loss of an example is multiplied with, by its label.
     """
 
     model_type = "visual_bert"
@@ -96,6 +98,7 @@ class VisualBertConfig(PortableConfig):
     freeze_region_encoder: bool = True
     task_options: dict[str, Any] | None = None
     feature_detector: dict[str, Any] | None = None
+    class_weights: list[float] | None = None
     pad_token_id: int | None = 0
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None

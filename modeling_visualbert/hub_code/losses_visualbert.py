@@ -22,11 +22,18 @@ def check_shape(labels: torch.Tensor, shape: Sequence[int], dimensions: str, nam
 
 
 def cross_entropy(
-    logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    class_weights: Sequence[float] | None = None,
 ) -> torch.Tensor:
-    """Sum over the labels other than -100, divided by their number (in the global batch, if given); 0 when there are none."""
+    """Sum over the labels other than -100, divided by their number (in the global batch, if given); 0 when there are none.
+
+    With `class_weights`, each label's part of the sum is multiplied with its weight.
+    """
     labels = labels.to(logits.device)
-    total = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), reduction="sum")
+    weights = None if class_weights is None else torch.tensor(class_weights, device=logits.device)
+    total = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), weight=weights, reduction="sum")
     count = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
     return total / (count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1))
 

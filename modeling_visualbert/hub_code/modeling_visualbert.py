@@ -781,7 +781,10 @@ class VisualBertForMultipleChoice(VisualBertPreTrainedModel):
 
 
 class VisualBertForVisualReasoning(VisualBertPreTrainedModel):
-    """NLVR2: is the sentence true of the two images? Two scores, read from the pooled [CLS] state; 1 is "True"."""
+    """NLVR2: is the sentence true of the two images? Two scores, read from the pooled [CLS] state; 1 is "True".
+
+    With another number of labels, or one image: any classification of a text with its image (entailment, hateful memes, ...).
+    """
 
     _auto_class = "AutoModelForSequenceClassification"
 
@@ -816,7 +819,8 @@ class VisualBertForVisualReasoning(VisualBertPreTrainedModel):
             visual_token_type_ids (`torch.LongTensor` of shape `(batch_size, regions)`):
                 0 for the regions of the first image, 1 for those of the second.
             labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-                1 when the sentence is true of the images, else 0; -100 is ignored.
+                1 when the sentence is true of the images, else 0, or the index of another label; -100 is ignored. In the loss,
+                labels have the weights `config.class_weights`, if there are any.
         """
         outputs = self.visual_bert(
             *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds),
@@ -829,7 +833,8 @@ class VisualBertForVisualReasoning(VisualBertPreTrainedModel):
         logits_BL = apply_linear(self.cls, self.dropout(outputs.pooler_output))
         if labels is not None:
             check_shape(labels, logits_BL.shape[:1], "(batch_size,)")
-        loss = None if labels is None else cross_entropy(logits_BL, labels, num_items_in_batch)
+        weights = self.config.class_weights
+        loss = None if labels is None else cross_entropy(logits_BL, labels, num_items_in_batch, weights)
         return SequenceClassifierOutput(
             loss=loss, logits=logits_BL, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

@@ -27,6 +27,7 @@ from .text_visualbert import (
 UNKNOWN_ANSWER = "<unk>"
 MAX_LENGTH = 128
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
+_TRUTH = ("False", "True")  # the labels of NLVR2
 _OF_TEXTS = ("choices", "phrases", "text_pair")  # the others describe images
 _CUTS_THE_FRONT = ("vcr", "pretraining")  # as the authors do
 
@@ -37,7 +38,8 @@ class VisualBertProcessor(ProcessorMixin):
 
     - `"vqa"`: the lower-cased question without commas and question marks, then `?`, then `[MASK]`, whose state is
       classified: `[CLS] where is the cat ? [MASK] [SEP]`, segment 0.
-    - `"nlvr2"`: a sentence about two images; their regions follow one another with segments 0 and 1.
+    - `"nlvr2"`: a sentence about two images, or about one if `num_images` says so; the regions of two follow one another with
+      segments 0 and 1. It is classified: true or false, or one of `labels`.
     - `"vcr"`: a question and its choices, each `[CLS] question [SEP] choice [SEP]`. Tags such as `[0]` or `[0,2]` name
       objects; the names they become are aligned with the objects' regions. Region 0 is the whole image.
     - `"flickr30k"`: a sentence and phrases of it; each phrase is read at its last word piece.
@@ -57,6 +59,11 @@ class VisualBertProcessor(ProcessorMixin):
         alignment (`str`): VCR: `"subword"`, or `"original"` for the authors' checkpoints; see [`encode_choice`].
         whole_image (`bool`): VCR: region 0 is the whole image, and the objects follow. Without it, the boxes of images may be
             left out where texts name no objects: the model reads the regions that its region encoder finds.
+        num_images (`int`, *optional*): Images that each text is about; only `"nlvr2"` has a choice, 1 or 2 (the default).
+        labels (`list[str]`, *optional*): `"nlvr2"`: the name of each logit, the same as `config.id2label`; `"False"` and
+            `"True"` when not given.
+        threshold (`float`, *optional*): `"nlvr2"` with two labels: the second one is the answer if its probability is at least
+            this; the more probable one when not given.
     """
 
     _auto_class = "AutoProcessor"  # its file goes into checkpoints, for `trust_remote_code`
@@ -73,10 +80,14 @@ class VisualBertProcessor(ProcessorMixin):
         region_dim=None,
         alignment="subword",
         whole_image=True,
+        num_images=None,
+        labels=None,
+        threshold=None,
         **kwargs,
     ):
         if task not in TASKS:
             raise ValueError(f"unknown task {task!r}; expected one of {', '.join(TASKS)}")
+        _check_classification(task, num_images, labels, threshold)
         if alignment not in ("subword", "original"):
             raise ValueError(f"alignment {alignment!r}; expected 'subword' or 'original'")
         if max_length is not None and (type(max_length) is not int or max_length < 1):
@@ -92,6 +103,9 @@ class VisualBertProcessor(ProcessorMixin):
         self.region_dim = region_dim
         self.alignment = alignment
         self.whole_image = whole_image
+        self.num_images = TASKS[task].num_images if num_images is None else num_images
+        self.labels = None if labels is None else list(labels)
+        self.threshold = threshold
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
@@ -232,7 +246,7 @@ class VisualBertProcessor(ProcessorMixin):
         return texts, dict(extra)
 
     def _encode_visual(self, images: Any, single: bool, settings: CallSettings) -> dict[str, torch.Tensor]:
-        if TASKS[self.task].num_images == 2:
+        if self.num_images == 2:
             return self._encode_pairs(images, single, settings.images)
         return self._encode_images(images, settings.images)
 
@@ -477,17 +491,45 @@ class VisualBertProcessor(ProcessorMixin):
             for row, row_scores in zip(indices.tolist(), scores.tolist(), strict=True)
         ]
 
-    def post_process_visual_reasoning(self, outputs: Any) -> list[dict[str, Any]]:
-        """NLVR2: `{"label": "True", "score": 0.97}` for each sentence, the score being that of the label.
+    def label_scores(self, outputs: Any) -> torch.Tensor:
+        """
+        NLVR2 and classification: the probability of each label, of shape `(batch_size, num_labels)`.
 
         Args:
-            outputs: Output of [`VisualBertForVisualReasoning`], or its logits of shape `(batch_size, 2)`.
+            outputs: Output of [`VisualBertForVisualReasoning`], or its logits of shape `(batch_size, num_labels)`.
+
+        Raises:
+            ValueError: The number of labels differs from that of the logits.
         """
-        scores, labels = _logits(outputs).float().softmax(dim=-1).max(dim=-1)
-        return [
-            {"label": str(bool(label)), "score": score}
-            for label, score in zip(labels.tolist(), scores.tolist(), strict=True)
-        ]
+        logits, count = _logits(outputs).float(), len(self.labels or _TRUTH)
+        if logits.shape[-1] != count:
+            raise ValueError(f"{logits.shape[-1]} logits for {count} labels; expected as many")
+        return logits.softmax(dim=-1)
+
+    def decide_labels(self, scores: torch.Tensor) -> torch.Tensor:
+        """The index of the label that is the answer, by `threshold`: probabilities `(..., num_labels)` -> `(...)`."""
+        if self.threshold is None:
+            return scores.argmax(dim=-1)
+        return (scores[..., 1].double() >= self.threshold).long()
+
+    def post_process_visual_reasoning(self, outputs: Any, top_k: int | None = None) -> list:
+        """NLVR2 and classification: `{"label": "True", "score": 0.97}` for each text, the score being the label's probability.
+
+        Args:
+            outputs: Output of [`VisualBertForVisualReasoning`], or its logits of shape `(batch_size, num_labels)`.
+            top_k: If given, a list of so many labels for each text, or of all when there are fewer: the answer first (with a
+                `threshold` it need not be the most probable), then by falling score.
+
+        Raises:
+            ValueError: The number of labels differs from that of the logits.
+        """
+        scores, names = self.label_scores(outputs), self.labels or _TRUTH
+        results: list = []
+        for best, row in zip(self.decide_labels(scores).tolist(), scores.tolist(), strict=True):
+            order = sorted(range(len(row)), key=lambda label: (label != best, -row[label]))
+            ranked = [{"label": names[label], "score": row[label]} for label in order[: top_k or 1]]
+            results.append(ranked[0] if top_k is None else ranked)
+        return results
 
     def post_process_multiple_choice(self, outputs: Any) -> list[dict[str, Any]]:
         """VCR: `{"choice": 2, "scores": [0.01, 0.02, 0.96, 0.01]}` for each question; of equal scores the first wins.
@@ -572,6 +614,25 @@ class VisualBertProcessor(ProcessorMixin):
     ) -> list[dict[str, torch.Tensor]]:
         """What `model.get_image_features` returned -> one mapping per image, boxes in pixels of the original image."""
         return split_regions(features, image_sizes)
+
+
+def _check_classification(task: str, num_images: Any, labels: Any, threshold: Any) -> None:
+    """
+    Raises:
+        ValueError: What only texts that are classified have is given for another task, or cannot be.
+    """
+    for name, value in (("labels", labels), ("threshold", threshold)):
+        if value is not None and task != "nlvr2":
+            raise ValueError(f"{name} for task {task!r}; expected it for 'nlvr2' only")
+    allowed = (1, 2) if task == "nlvr2" else (TASKS[task].num_images,)
+    if num_images is not None and num_images not in allowed:
+        raise ValueError(f"num_images {num_images!r} for task {task!r}; expected {' or '.join(map(str, allowed))}")
+    if labels is not None and (len(labels) < 2 or len(set(labels)) != len(labels)):
+        raise ValueError(f"labels {labels!r:.60}; expected at least two different names")
+    if threshold is not None and (len(labels or _TRUTH) != 2 or not 0 <= threshold <= 1):
+        raise ValueError(
+            f"threshold {threshold!r} for {len(labels or _TRUTH)} labels; expected a number in [0, 1], and two labels"
+        )
 
 
 def _refuse_settings(image_settings: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -189,8 +189,12 @@ def write_results(predictions: Predictions, path: Path) -> None:
 
 def _draw(task: Task, model: PreTrainedModel, row: dict[str, Any], prediction: dict[str, Any]) -> Image.Image:
     """The two images side by side with the sentence, the prediction and the label."""
-    pair = grid([load_image(task.images[name]).convert("RGB") for name in row["images"]], columns=2)
     lines = [row["sentence"], f"model: {prediction['label']} ({prediction['score']:.0%})"]
     if row["label"] is not None:
         lines[1] += f"   truth: {bool(row['label'])}"
-    return captioned(pair, lines)
+    return captioned(side_by_side(task, row["images"]), lines)
+
+
+def side_by_side(task: Task, keys: Sequence[str]) -> Image.Image:
+    """Images of a task by their keys, in a row."""
+    return grid([load_image(task.images[key]).convert("RGB") for key in keys], columns=len(keys))

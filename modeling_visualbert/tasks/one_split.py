@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 from ..checkpoints import check_name, load_model, read_task
 from ..convert.assemble import complete_checkpoint
 from ..data.files import find_one
+from ..data.label_table import find_label_file
 from ..data.nlvr2 import find_nlvr2_file
 from ..data.vqa2 import find_vqa_files
 from ..hub_code.processing_visualbert import VisualBertProcessor
@@ -27,7 +28,7 @@ from ..hub_code.text_visualbert import check_tokenizer
 from ..published import find_published_checkpoint
 from ..training.args import agreed_precision
 from ..training.task import Task
-from . import flickr30k, nlvr2, pretraining, vcr, vqa
+from . import classification, flickr30k, nlvr2, pretraining, vcr, vqa
 from .common import (
     TASK_OPTIONS,
     Boxes,
@@ -137,6 +138,11 @@ class Opened:
         """Which text and regions it was trained to read, as far as it says so."""
         return getattr(self.config, "task_options", None) or {}
 
+    @property
+    def classifies(self) -> bool:
+        """Whether it gives labels of its own to texts, where NLVR2 has true and false."""
+        return self.processor.labels is not None
+
     def load(self, device: torch.device) -> PreTrainedModel:
         """The model."""
         return load_model(self.name, self.task).to(device)
@@ -207,6 +213,8 @@ def _vqa_task(opened: Opened, args: EvaluateArgs, accelerator: Accelerator) -> T
 
 
 def _nlvr2_task(opened: Opened, args: EvaluateArgs, accelerator: Accelerator) -> Task:
+    if opened.classifies:
+        return _classification_task(opened, args, accelerator)
     run = task_args(nlvr2.Nlvr2Args, opened, args)
     with accelerator.main_process_first():
         data = load_rows(nlvr2.load_nlvr2_data, run, "nlvr2", args)
@@ -215,6 +223,18 @@ def _nlvr2_task(opened: Opened, args: EvaluateArgs, accelerator: Accelerator) ->
     task = nlvr2.make_task(model, opened.processor, data.splits, images.get)
     results = None if reads_table(run) else nlvr2.write_results  # the official script knows no other ids
     return replace(task, write_results=results, skipped=data.skipped)
+
+
+def _classification_task(opened: Opened, args: EvaluateArgs, accelerator: Accelerator) -> Task:
+    run = task_args(classification.ClassificationArgs, opened, args)
+    known = {"labels": opened.processor.labels, "num_images": opened.processor.num_images}
+    tables = classification.label_tables(run, **known)
+    with accelerator.main_process_first():
+        data = load_rows(partial(classification.load_label_data, tables=tables), run, "classification", args)
+        images, data = _find_regions(opened, run, data, accelerator)
+    model = _load_model(opened, run, accelerator)
+    task = classification.make_task(model, opened.processor, data.splits, images.get)
+    return replace(task, skipped=data.skipped)
 
 
 def _flickr30k_task(opened: Opened, args: EvaluateArgs, accelerator: Accelerator) -> Task:
@@ -301,6 +321,8 @@ def split_name(args: EvaluateArgs) -> str:
 
 def kind_of_files(opened: Opened, args: EvaluateArgs) -> str:
     """Which files are read: those of the task, or of the stage of pre-training."""
+    if opened.classifies:
+        return "classification"
     stage = args.stage or opened.options.get("stage") or "coco"
     return stage if opened.task == "pretraining" else opened.task
 
@@ -392,6 +414,7 @@ def check_split(run: TaskArgs, kind: str, args: EvaluateArgs) -> None:
     find, pattern = {
         "vqa": (lambda part: find_vqa_files(folder, part), "**/*questions.json"),
         "nlvr2": (lambda part: find_nlvr2_file(folder, part), "**/*.json*"),
+        "classification": (lambda part: find_label_file(folder, part), "**/*.jsonl"),
         "vcr": (lambda part: find_one(folder, (f"{part}.jsonl",), f"file of split {part!r}"), "*.jsonl"),
         "flickr30k": (
             lambda part: find_one(folder, (f"{prefix}{part}.txt",), f"image ids of split {part!r}"),

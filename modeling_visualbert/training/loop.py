@@ -280,6 +280,8 @@ def evaluate(
             predictions += task.predict(accelerator.unwrap_model(model)(**to_device(batch, accelerator.device)), rows)
             bar.update()
     predictions = sorted(gather_object(predictions), key=lambda record: record["id"])
+    if split == "dev" and task.fit_threshold is not None:
+        predictions = task.fit_threshold(predictions)  # the same in all processes
     scored = [task.score(predictions, split) if accelerator.is_main_process else None]
     return broadcast_object_list(scored)[0], predictions
 

@@ -32,6 +32,8 @@ class Task:
         best_metric: Name of the metric that decides which weights are kept.
         score_each: Predictions and the name of their split -> for each prediction its share of the metrics and the group that
             it belongs to, `{"metrics": {"accuracy": 60.0}, "group": 42}`; see `metrics/compare.py`. Empty without labels.
+        fit_threshold: Predictions for the dev split -> the same, decided by the threshold that is best for them, which the
+            processor keeps. None where nothing is chosen on the dev split but the weights.
         count_items: Batch -> the numbers that its loss is divided by, as arguments of the model's `forward`
             (`{"num_items_in_batch": 64}`). None uses the loss as the model returns it.
         augment: Changes a training row at random, with no other randomness than the given generator.
@@ -50,6 +52,7 @@ class Task:
     score: Callable[[Predictions, str], dict[str, Any]]
     best_metric: str
     score_each: Callable[[Predictions, str], Predictions] | None = None
+    fit_threshold: Callable[[Predictions], Predictions] | None = None
     count_items: Callable[[Batch], dict[str, int]] | None = None
     augment: Callable[[Any, torch.Generator], Any] | None = None
     draw: Callable[[PreTrainedModel, Any, dict[str, Any]], Image.Image] | None = None

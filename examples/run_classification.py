@@ -1,0 +1,25 @@
+"""Fine-tune VisualBERT to give an image (or two) with a text one of any number of labels.
+
+    accelerate launch examples/run_classification.py --output_dir runs/memes --data_dir data/hateful_memes \\
+        --dev_split dev_seen --test_split test_seen --best_metric auroc --class_weights balanced \\
+        --init_from google-bert/bert-base-uncased --grid_backbone microsoft/resnet-50
+    accelerate launch examples/run_classification.py --output_dir runs/own --train_file data/posts.csv --images_dir data \\
+        --init_from google-bert/bert-base-uncased --grid_backbone microsoft/resnet-50
+
+Reads one's own tables (columns image, text, label) and the files of Hateful Memes and SNLI-VE as they are published. Writes the
+trained model to <output_dir>/best and, beside it, metrics.json, predictions_<split>.jsonl, log.jsonl, curves.png, examples.png.
+"""
+
+from modeling_visualbert.tasks.classification import ClassificationArgs, classification_task, majority_baseline
+from modeling_visualbert.tasks.run import run_task
+from modeling_visualbert.training.args import parse_args
+
+
+def main() -> None:
+    args = parse_args(ClassificationArgs, __doc__.split("\n")[0])
+    *_, accelerator = run_task(classification_task, args, baselines=majority_baseline)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
