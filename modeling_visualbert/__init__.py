@@ -12,6 +12,7 @@ from .registration import register_auto_classes, register_when_imported
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .corpus.tables import load_corpus
     from .hub_code.configuration_grid_encoder import GridRegionEncoderConfig
     from .hub_code.configuration_region_detector import RegionDetectorConfig
     from .hub_code.configuration_region_encoder import QueryRegionEncoderConfig
@@ -72,13 +73,15 @@ _MODULE_OF = {
     "load_image": "image_processing_visualbert",
 }
 _OLD_NAMES = {"load_picture": "load_image"}
+_ELSEWHERE = {"load_corpus": ".corpus.tables"}
 
 
 def __getattr__(name: str) -> Any:
     current = _OLD_NAMES.get(name, name)
-    if current not in _MODULE_OF:
+    if current not in _MODULE_OF and current not in _ELSEWHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".hub_code.{_MODULE_OF[current]}", __name__), current)
+    module = _ELSEWHERE.get(current) or f".hub_code.{_MODULE_OF[current]}"
+    value = getattr(importlib.import_module(module, __name__), current)
     globals()[name] = value  # found without this function from now on
     return value
 
@@ -117,6 +120,7 @@ __all__ = [
     "VisualBertVQAPipeline",
     "__version__",
     "ask",
+    "load_corpus",
     "load_image",
     "load_picture",
     "register_auto_classes",

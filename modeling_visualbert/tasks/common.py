@@ -53,6 +53,7 @@ from ..training.towers import add_adapters, train_last_layers
 from .tables import ImageFile, TableArgs, TaskData, reads_table
 
 SMALL_BACKBONE = "small"
+CORPUS = "corpus"  # names its tokenizer and its region encoder
 DETECTOR = ASSETS / "shapes_detector"  # trained on the embedded corpus by examples/train_detector.py
 Boxes = Sequence[Sequence[float]]
 
@@ -67,7 +68,10 @@ class TaskArgs(TableArgs):
     images_dir: str | None = field(default=None, metadata={"help": "folder with the images (default: data_dir)"})
     features_dir: str | None = field(default=None, metadata={"help": "feature store with the regions of all images"})
     region_encoder: str | None = field(
-        default=None, metadata={"help": "region encoder to find regions with (default: the one of the embedded corpus)"}
+        default=None,
+        metadata={
+            "help": "region encoder to find regions with; `corpus` (default without own data): the one of the embedded corpus"
+        },
     )
     grid_backbone: str | None = field(
         default=None,
@@ -130,7 +134,8 @@ class TaskArgs(TableArgs):
         },
     )
     tokenizer: str | None = field(
-        default=None, metadata={"help": "BERT tokenizer (default: that of init_from or the corpus)"}
+        default=None,
+        metadata={"help": "BERT tokenizer (default: that of init_from, or `corpus`, that of the embedded corpus)"},
     )
     hidden_size: int = field(default=128, metadata={"help": "size of a model from scratch"})
     num_hidden_layers: int = field(default=3, metadata={"help": "layers of a model from scratch"})
@@ -240,7 +245,9 @@ def load_tokenizer(args: TaskArgs) -> Any:
             "own data without --init_from and --tokenizer; expected a VisualBERT or BERT to start from, such as "
             "google-bert/bert-base-uncased, or its tokenizer: that of the embedded corpus knows no other words"
         )
-    name = args.tokenizer or args.init_from or ASSETS / "corpus_tokenizer"
+    name = args.tokenizer or args.init_from or CORPUS
+    if name == CORPUS:
+        name = str(ASSETS / "corpus_tokenizer")
     return open_tokenizer(published_tokenizer() if find_published_checkpoint(name) is not None else name)
 
 
@@ -448,6 +455,8 @@ def _region_encoder(
     features of some other detector are given, the one of the embedded corpus."""
     if args.grid_backbone is not None:
         return _grid_encoder(args, data)
+    if args.region_encoder == CORPUS:
+        return load_region_encoder(DETECTOR)
     if args.region_encoder is not None:
         return open_region_encoder(args.region_encoder)
     if args.init_from is not None:
