@@ -203,6 +203,7 @@ def test_extract_and_regions_take_a_tower(tmp_path, capsys):
 def test_wrong_flags_end_in_one_line(flags, message, tmp_path, capsys):
     save_tower(tmp_path, fields={**NORMAL, **SHORT})
     images = photos(tmp_path / "photos")
+    capsys.readouterr()
     argv = ["extract", str(images), str(tmp_path / "store"), *(flag.format(folder=tmp_path) for flag in flags)]
     with pytest.raises(SystemExit) as end:
         raise SystemExit(main(argv))

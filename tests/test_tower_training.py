@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from test_towers import answering, load_as_tower, made, pixels
 from torch import nn
 
 from modeling_visualbert import GridRegionEncoder, QueryRegionEncoder
+from modeling_visualbert.cli import main
 from modeling_visualbert.tasks.common import DETECTOR
 from modeling_visualbert.tasks.vqa import VqaArgs, vqa_task
 from modeling_visualbert.training.args import TrainArgs
@@ -199,6 +201,37 @@ def test_a_run_trains_its_part_and_saves_plain_weights(part, data, tmp_path):
         assert all(key.startswith("encoder.layers.") and key.endswith("weight") for key in changed)
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert any(entry.get("backbone_learning_rate") == 1e-2 for entry in log)
+
+
+def test_small_images_stay_small_where_nothing_is_learned_for_a_size(data, tmp_path):
+    """The photos have 24 x 32 pixels; the tower of CLIP has positions for 64 x 64."""
+    fields = {**SIZES, **data, "grid_size": None, "cpu": True}
+    sizes = {}
+    for name in ("small", data["grid_backbone"]):
+        task = vqa_task(
+            VqaArgs(str(tmp_path), **{**fields, "grid_backbone": name, "from_pixels": True}), Accelerator(cpu=True)
+        )
+        config = task.model.config.region_encoder_config
+        pixels_of = task.collate([task.splits["train"][0]])["pixel_values"]
+        sizes[name] = (*pixels_of.shape[2:], config.grid_rows, config.grid_columns)
+    assert sizes == {"small": (24, 32, 2, 2), data["grid_backbone"]: (64, 64, 4, 4)}
+
+
+def test_features_of_images_that_were_prepared_otherwise_are_refused(data, tmp_path):
+    photos = str(Path(data["train_file"]).parent)
+    encoder = ["--grid_backbone", data["grid_backbone"], "--grid_size", "2"]
+    for name, flags in (("same", []), ("other", ["--image_size", "96"])):
+        assert main(["extract", photos, str(tmp_path / name), *encoder, *flags, "--cpu"]) == 0
+    fields = {**SIZES, **data, "cpu": True}
+    task = vqa_task(VqaArgs(str(tmp_path), **fields, features_dir=str(tmp_path / "same")), Accelerator(cpu=True))
+    assert isinstance(task.model.visual_bert.region_encoder, GridRegionEncoder)  # it answers from pixels too
+    assert task.collate([task.splits["train"][0]])["visual_embeds"].shape == (1, 4, 41)
+    with pytest.raises(
+        ValueError, match="were prepared in another way .*; expected the --image_size of `visualbert extract`"
+    ):
+        vqa_task(VqaArgs(str(tmp_path), **fields, features_dir=str(tmp_path / "other")), Accelerator(cpu=True))
+    args = VqaArgs(str(tmp_path), **fields, features_dir=str(tmp_path / "other"), image_size="96")
+    assert dict(vqa_task(args, Accelerator(cpu=True)).processor.image_processor.size) == {"height": 96, "width": 96}
 
 
 def test_a_run_with_adapters_is_resumed_to_the_bit(data, tmp_path):

@@ -73,7 +73,7 @@ def describe_detector(encoder: Any, image_processor: Any) -> dict[str, Any]:
     return {
         **encoder.identity(),
         "config_hash": _hash(config),
-        "image_processor_hash": _hash(image_processor_fields(image_processor)),
+        "image_processor_hash": image_processor_hash(image_processor),
         **spatial,
     }
 
@@ -81,6 +81,11 @@ def describe_detector(encoder: Any, image_processor: Any) -> dict[str, Any]:
 def image_processor_fields(image_processor: Any) -> dict[str, Any]:
     """The settings that say what it does to images, without the location of its code."""
     return {k: v for k, v in json.loads(image_processor.to_json_string()).items() if k != "auto_map"}
+
+
+def image_processor_hash(image_processor: Any) -> str:
+    """By which other preprocessing is noticed."""
+    return _hash(image_processor_fields(image_processor))
 
 
 def region_names(encoder: Any) -> dict[str, list[str] | None]:

@@ -32,6 +32,7 @@ from ..features.extract import (
     describe_detector,
     extract_regions,
     image_processor_fields,
+    image_processor_hash,
     load_region_encoder,
     sample_sizes,
     unreadable,
@@ -424,11 +425,12 @@ def make_model(
         model = _from_visualbert(head, args.init_from, fields)
     check_tokenizer(tokenizer, model.config.vocab_size, None, str(args.tokenizer or args.init_from or "tokenizer"))
     if images.encoder is not None:
-        model.visual_bert.region_encoder.load_state_dict(images.encoder.state_dict())
-    if args.train_backbone_layers is not None:
-        train_last_layers(images.encoder and model.visual_bert.region_encoder, args.train_backbone_layers)
-    if args.backbone_lora_rank is not None:
-        add_adapters(images.encoder and model.visual_bert.region_encoder, args.backbone_lora_rank)
+        encoder = model.visual_bert.region_encoder
+        encoder.load_state_dict(images.encoder.state_dict())
+        if args.train_backbone_layers is not None:
+            train_last_layers(encoder, args.train_backbone_layers)
+        if args.backbone_lora_rank is not None:
+            add_adapters(encoder, args.backbone_lora_rank)
     return model
 
 
@@ -470,9 +472,17 @@ def _region_encoder(
 
 
 def _grid_encoder(args: TaskArgs, data: TaskData) -> tuple[RegionEncoder, VisualBertImageProcessor]:
-    sizes = _some_sizes(args, data)
+    store = None if args.features_dir is None else FeatureStore(args.features_dir)
+    sizes = _some_sizes(data, store)
     if args.grid_backbone != SMALL_BACKBONE:
-        return open_tower(str(args.grid_backbone), args.grid_size, args.image_size, sizes)
+        encoder, image_processor = open_tower(str(args.grid_backbone), args.grid_size, args.image_size, sizes)
+        prepared = None if store is None else store.detector.get("image_processor_hash")
+        if prepared not in (None, image_processor_hash(image_processor)) and not args.any_detector:
+            raise ValueError(
+                f"{args.features_dir}: the images of these features were prepared in another way than here for "
+                f"{args.grid_backbone}; expected the --image_size of `visualbert extract`"
+            )
+        return encoder, image_processor
     torch.manual_seed(args.seed)  # the same new weights in every process
     config = ResNetConfig(
         embedding_size=16, hidden_sizes=[32, 64, 128], depths=[1, 1, 1], layer_type="basic", out_features=["stage3"]
@@ -483,14 +493,16 @@ def _grid_encoder(args: TaskArgs, data: TaskData) -> tuple[RegionEncoder, Visual
     return encoder, VisualBertImageProcessor(size=size)
 
 
-def _some_sizes(args: TaskArgs, data: TaskData) -> list[tuple[int, int]]:
+def _some_sizes(data: TaskData, store: FeatureStore | None) -> list[tuple[int, int]]:
     """Height and width of some images of the data, or of a store's, in the same order as `visualbert extract`."""
-    if args.features_dir is not None:
-        store = FeatureStore(args.features_dir)
+    if store is not None:
         found = (store[image_id].get("image_size") for image_id in sorted(store)[:SAMPLE])
         return [(int(size[0]), int(size[1])) for size in found if size is not None]
     keys = data.all_keys()[:SAMPLE]
-    paths = data.find_paths(data.images_dir, wanted={name: {*keys} & some for name, some in data.wanted().items()})
+    wanted = {name: {*keys} & some for name, some in data.wanted().items()}
+    paths: Mapping[Any, ImageFile] = {}
+    with suppress(FileNotFoundError, ValueError):  # refused where they are read; a run without images needs none
+        paths = data.find_paths(data.images_dir, wanted=wanted)
     return sample_sizes(partial(paths.__getitem__, key) for key in keys if key in paths)
 
 
