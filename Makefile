@@ -1,6 +1,7 @@
 # Two commands do everything on a fresh machine: `make vqa` and `make test`.
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 BIN := $(VENV)/bin
 # What `accelerate config` would ask; override for your machines: make vqa LAUNCH="--multi_gpu --num_processes 8"
 LAUNCH ?= --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
@@ -25,8 +26,8 @@ runs/vqa/metrics.json:
 runs/flickr30k/metrics.json:
 	$(MAKE) flickr30k
 
-test: $(VENV)/.dev ## the default test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+test: $(VENV)/.dev ## the default test suite, on two processes: make test WORKERS=8 on a larger machine
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 test-slow: $(VENV)/.dev ## longer tests: training processes, compilation
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow

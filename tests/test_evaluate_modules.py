@@ -275,7 +275,7 @@ def test_a_refused_row_leaves_the_others_alone(name):
     module = evaluate.load(str(FOLDERS[name]))
     predictions, references = ROWS[name]
     module.add(prediction=predictions[0], reference=references[0])
-    with pytest.raises(ValueError, match="2; expected a string|'identifier' is missing; expected a record"):
+    with pytest.raises(ValueError, match="2; expected a string|'identifier' is missing: found 2; expected a record"):
         module.add(prediction=2, reference=references[1])
     assert module.compute()["num_examples"] == 1
 

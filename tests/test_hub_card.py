@@ -196,10 +196,10 @@ def test_requirements_are_those_of_the_package():
 
 
 def test_everything_is_installed():
-    """The list of packages is written by hand, for the sake of `hub_cards`, which lies beside the package."""
+    """The list of packages is written by hand, for the sake of `hub_cards` and `examples`, which lie beside the package."""
     root = cards_folder().parent
     listed = set(
         re.findall(r'^    "(modeling_visualbert[\w.]*)",$', (root / "pyproject.toml").read_text(), flags=re.MULTILINE)
     )
     found = {".".join(path.parent.relative_to(root).parts) for path in root.glob("modeling_visualbert/**/__init__.py")}
-    assert listed == found | {"modeling_visualbert.hub_cards"}
+    assert listed == found | {"modeling_visualbert.hub_cards", "modeling_visualbert.examples"}

@@ -24,30 +24,22 @@ def attention_weights(model: PreTrainedModel, **inputs: torch.Tensor) -> tuple[t
     With late fusion the layers that read only text give [B, H, T, T]; the last one has the regions too.
 
     Args:
-        model: A VisualBERT with any head. Only "eager" attention returns weights, so the model is switched to it for the call.
+        model: A VisualBERT with any head.
         inputs: Model inputs.
 
     Raises:
-        ValueError: Even then the model returns no weights.
+        ValueError: The model returns no weights; it is of another package.
     """
     return tuple(outputs_with_attention(model, **inputs).attentions)
 
 
 def outputs_with_attention(model: PreTrainedModel, **inputs: torch.Tensor) -> Any:
-    """The model's outputs with `attentions`; see [`attention_weights`]. A model that runs with "eager" attention already is
-    only read, so that threads may share it."""
-    implementation = model.config._attn_implementation
-    if implementation != "eager":
-        model.set_attn_implementation("eager")
-    try:
-        outputs = model(**inputs, output_attentions=True)
-    finally:
-        if implementation != "eager":
-            model.set_attn_implementation(implementation)
+    """The model's outputs with `attentions`; see [`attention_weights`]. The model is only read, so that threads may share it."""
+    outputs = model(**inputs, output_attentions=True)
     if not outputs.attentions or any(weights is None for weights in outputs.attentions):
         raise ValueError(
-            f"{type(model).__name__} returns no attention weights (it was loaded with {implementation!r} attention); "
-            "expected a model that can run with attn_implementation='eager'"
+            f"{type(model).__name__} returns no attention weights; expected a VisualBERT of this package, or one that was "
+            "loaded with attn_implementation='eager'"
         )
     return outputs
 
