@@ -3,8 +3,9 @@
 {"inputs": {"image": "<base64>", "question": "What color is the star?"}, "parameters": {"top_k": 3}}
     -> [{"answer": "red", "score": 0.98}, ...]
 
-Other tasks take the keys of their pipeline in `inputs`: `images` (two images) and `statement`; `question`, `choices`, `objects`
-and `boxes`; `sentence` and `phrases`; `text`. Inputs that are too large are refused with a message before they take up memory.
+Other tasks take the keys of their pipeline in `inputs`: `images` (two images) and `statement`, or `image` and `statement` where
+texts are about one image; `question`, `choices`, `objects` and `boxes`; `sentence` and `phrases`; `text`. Inputs that are too
+large are refused with a message before they take up memory.
 """
 
 import base64

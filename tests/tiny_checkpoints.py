@@ -21,8 +21,8 @@ _FIELDS = {
 }
 
 
-def tiny_checkpoint(task, seed=0, std=0.2, num_hidden_layers=1):
-    """Model and processor of a task."""
+def tiny_checkpoint(task, seed=0, std=0.2, num_hidden_layers=1, labels=None, **of_processor):
+    """Model and processor of a task; with `labels`, of a classification."""
     encoder, tokenizer = QueryRegionEncoder.from_pretrained(DETECTOR), corpus_tokenizer()
     config = VisualBertConfig(
         vocab_size=len(tokenizer),
@@ -31,7 +31,7 @@ def tiny_checkpoint(task, seed=0, std=0.2, num_hidden_layers=1):
         num_attention_heads=4,
         intermediate_size=40,
         region_encoder_config=encoder.config.to_dict(),
-        **_FIELDS.get(task, {}),
+        **({"id2label": dict(enumerate(labels))} if labels else _FIELDS.get(task, {})),
     )
     model = randomise(MODELS[task](config), seed, std)
     model.visual_bert.region_encoder.load_state_dict(encoder.state_dict())
@@ -41,13 +41,15 @@ def tiny_checkpoint(task, seed=0, std=0.2, num_hidden_layers=1):
         task=task,
         answers=ANSWERS if task == "vqa" else None,
         region_dim=config.visual_embedding_dim,
+        labels=labels,
+        **of_processor,
     )
     return model, processor
 
 
-def save_tiny_checkpoint(task, folder):
+def save_tiny_checkpoint(task, folder, **options):
     """Model and processor of a task, saved to a folder."""
-    model, processor = tiny_checkpoint(task)
+    model, processor = tiny_checkpoint(task, **options)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return model, processor

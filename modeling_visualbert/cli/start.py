@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-QUESTION_COMMANDS = ("ask", "reason", "choose", "ground", "fill")
+QUESTION_COMMANDS = ("ask", "reason", "classify", "choose", "ground", "fill")
 # What `transformers` imports wherever it is installed, and no answer needs.
 NEVER_NEEDED = ("peft", "scipy", "sklearn")
 NEEDED_FOR_INTEGERS = ("accelerate", "torchao")

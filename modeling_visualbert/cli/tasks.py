@@ -1,8 +1,9 @@
-"""`visualbert ask`, `reason`, `choose`, `ground` and `fill`: one command for each task of the paper."""
+"""`visualbert ask`, `reason`, `classify`, `choose`, `ground` and `fill`: a command for each task."""
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,18 @@ def add_task_commands(commands: Any) -> None:
     command.add_argument("left", help="image file, or its http(s) address")
     command.add_argument("right", help="image file, or its http(s) address")
     command.add_argument("sentence", nargs="+", help="one or more sentences")
+
+    command = _model_command(
+        commands, "classify", _classify, "give an image, or two, with a text one of a model's labels"
+    )
+    command.usage = "%(prog)s --model MODEL [options] IMAGE [IMAGE2] TEXT [TEXT ...]"
+    command.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="IMAGE [IMAGE2] TEXT",
+        help="image file, or its http(s) address; a second one for a model that reads two; one or more texts",
+    )
+    command.add_argument("--top_k", type=int, default=3, help="labels for each text (default: %(default)s)")
 
     command = _model_command(commands, "choose", _choose, "choose an answer to a question about tagged objects (VCR)")
     command.add_argument("image", help="image file, or its http(s) address")
@@ -153,12 +166,38 @@ def _reason(args: argparse.Namespace) -> None:
     from ..visualization import captioned, grid
 
     pair = [load_image(args.left, download=True), load_image(args.right, download=True)]
-    found = _load_pipeline("nlvr2", args)(pair, args.sentence)
+    reason = _load_pipeline("nlvr2", args)
+    if reason.processor.num_images != 2:
+        raise ValueError(f"{args.model} reads one image; expected `visualbert classify`, or a model that reads two")
+    found = reason(pair, args.sentence)
     records = [{"sentence": sentence, **result} for sentence, result in zip(args.sentence, found, strict=True)]
     lines = [f"{record['score']:7.1%}  {record['label']:5}  {record['sentence']}" for record in records]
     print_records(args, records, lines)
     if args.picture_out:
         save_image(captioned(grid(pair, columns=2), lines), args)
+
+
+def _classify(args: argparse.Namespace) -> None:
+    from ..hub_code.image_processing_visualbert import load_image
+    from ..visualization import captioned, grid
+
+    classify = _load_pipeline("nlvr2", args)
+    count = classify.processor.num_images
+    texts = args.inputs[count:]
+    if not texts or os.path.isfile(texts[0]):  # an image too few, or too many
+        what = "one image" if count == 1 else "two images"
+        raise ValueError(f"{args.model} reads {what} with a text; expected {'IMAGE ' * count}TEXT")
+    images = [load_image(name, download=True) for name in args.inputs[:count]]
+    found = classify(images if count == 2 else images[0], texts, top_k=args.top_k)
+    records = [{"text": text, "labels": labels} for text, labels in zip(texts, found, strict=True)]
+    lines = []
+    for record in records:
+        lines += [record["text"]] if len(records) > 1 else []
+        lines += [f"{label['score']:7.1%}  {label['label']}" for label in record["labels"]]
+    print_records(args, records, lines)
+    if args.picture_out:
+        best = [f"{record['text']}: {record['labels'][0]['label']}" for record in records]
+        save_image(captioned(grid(images, columns=count), best), args)
 
 
 def _choose(args: argparse.Namespace) -> None:

@@ -68,6 +68,9 @@ class Checkpoint:
         pipeline_class = getattr(pipeline_visualbert, task.pipeline_class)
         self.pipeline = pipeline_class(model=self.model, processor=self.processor, device=self.model.device)
         self.task: str = self.processor.task
+        self.num_images: int = self.processor.num_images
+        # What the page calls it: a model with labels of its own classifies.
+        self.kind: str = "classification" if self.processor.labels is not None else self.task
         self.num_layers: int = config.num_hidden_layers + int(config.bypass_transformer)
         self.num_heads: int = config.num_attention_heads
         self.explanations = EXPLANATIONS if self.task == "vqa" else ()
@@ -81,8 +84,8 @@ class Checkpoint:
     ) -> Answer:
         """
         Args:
-            images: One image; for `"nlvr2"` two.
-            text: A question, a sentence about two images, a sentence with its phrases in brackets, or a text with
+            images: As many images as the checkpoint reads, see `num_images`.
+            text: A question, a sentence about one or two images, a sentence with its phrases in brackets, or a text with
                 `[MASK]`, as the task has it.
             choices: The choices of a `"vcr"` question.
             look: Whose attention to show; that of the last layer, averaged over heads, when not given.
@@ -157,11 +160,10 @@ class Checkpoint:
 
     def _judge_sentence(self, images: list, text: str, _: list, look: Look) -> Answer:
         found = [self.regions(image) for image in images]
-        judged, weights = self._ask(look, found, text)
-        other = "False" if judged["label"] == "True" else "True"
-        bars = Bars("", [(judged["label"], judged["score"]), (other, 1.0 - judged["score"])])
+        labels, weights = self._ask(look, found if self.num_images == 2 else found[0], text, top_k=_TOP_K)
+        bars = Bars("", [(label["label"], label["score"]) for label in labels])
         count = len(found[0]["boxes"])
-        parts = [None, None] if weights is None else [weights[:count], weights[count:]]
+        parts = [None] * len(found) if weights is None else [weights[:count], weights[count:]][: len(found)]
         views = [self.view(image, part) for image, part in zip(images, parts, strict=True)]
         return Answer([bars], views, _note("[CLS]", weights, look))
 

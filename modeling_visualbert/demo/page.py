@@ -24,7 +24,6 @@ from PIL import Image
 from starlette.middleware import Middleware
 
 from ..convert.assemble import complete_checkpoint
-from ..hub_code.tasks_visualbert import TASKS
 from ..visualization import grid
 from .checkpoint import Answer, Checkpoint, Look
 from .drawing import View, bars_html, views_html
@@ -57,6 +56,7 @@ class _Words:
 _WORDS = {
     "vqa": _Words("Ask", "Ask a question about the image.", "Question", "Ask"),
     "nlvr2": _Words("Compare", "Is a sentence true of these two images?", "Sentence", "Check"),
+    "classification": _Words("Classify", "Which label does a text get with its image?", "Text", "Classify"),
     "vcr": _Words(
         "Choose",
         "Which answer is right? [0], [1], ... stand for the things in the image, numbered from left to right.",
@@ -221,8 +221,12 @@ class _Tab:
         self.key = key
         self.checkpoint = checkpoint
         self.images = examples.images
-        self.examples = {example.name: example for example in examples.of_task.get(checkpoint.task, ())}
-        words = _WORDS[checkpoint.task]
+        self.examples = {
+            example.name: example
+            for example in examples.of_task.get(checkpoint.kind, ())
+            if len(example.images) == checkpoint.num_images
+        }
+        words = _WORDS[checkpoint.kind]
         first = next(iter(self.examples.values()), None)
         shown = self._shown(self._answer_example(first)) if first else ("", "")
         title = " ".join([words.tab, *self.key.split("_")[1:]])
@@ -240,7 +244,7 @@ class _Tab:
                 with gr.Column(scale=4, min_width=300):
                     self.example = gr.Textbox(first.name if first else "", visible=False)
                     with gr.Row(elem_classes="vb-inputs"):
-                        sides = range(TASKS[checkpoint.task].num_images)
+                        sides = range(checkpoint.num_images)
                         self.inputs = [self._image(first, side) for side in sides]
                     self.text = gr.Textbox(
                         first.text if first else "", label=words.label, max_length=MAX_CHARACTERS, lines=1, max_lines=3
@@ -285,9 +289,9 @@ class _Tab:
     def _image(self, example: Example | None, side: int) -> gr.Image:
         return gr.Image(
             str(self._file(example.images[side])) if example else None,
-            label=("Left image", "Right image")[side] if TASKS[self.checkpoint.task].num_images == 2 else "Image",
+            label=("Left image", "Right image")[side] if self.checkpoint.num_images == 2 else "Image",
             sources=["upload", "clipboard"],
-            height=190 if TASKS[self.checkpoint.task].num_images == 2 else 230,
+            height=190 if self.checkpoint.num_images == 2 else 230,
             min_width=140,
             buttons=[],
             show_label=False,
@@ -313,7 +317,7 @@ class _Tab:
         if layer >= num_layers:
             look = Look(num_layers - 1, explanation=explanations[layer - num_layers])
         try:
-            text = check_text(text, f"a {_WORDS[self.checkpoint.task].label.lower()}")
+            text = check_text(text, f"a {_WORDS[self.checkpoint.kind].label.lower()}")
             listed = split_choices(choices) if self.checkpoint.task == "vcr" else []
             return self.checkpoint.answer(images, text, listed, look)
         except (ValueError, TypeError) as error:  # written for readers, such as "question 0 is too long"
@@ -403,7 +407,7 @@ class _Tab:
 
 def _keys(checkpoints: Sequence[Checkpoint]) -> list[str]:
     """What tabs are called in links: by their task, and by a number from the second of a task on."""
-    tasks = [checkpoint.task for checkpoint in checkpoints]
+    tasks = [checkpoint.kind for checkpoint in checkpoints]
     numbers = [tasks[:i].count(task) + 1 for i, task in enumerate(tasks)]
     return [task if number == 1 else f"{task}_{number}" for task, number in zip(tasks, numbers, strict=True)]
 

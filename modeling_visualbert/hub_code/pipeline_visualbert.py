@@ -29,7 +29,7 @@ from .processing_visualbert import VisualBertProcessor
 from .regions_visualbert import check_regions, find_regions, join_regions, pad_regions
 from .rows_visualbert import holds_many, is_streamed, named_errors, prepared_batches
 from .sequence_visualbert import answer_positions
-from .tasks_visualbert import TASKS, VisualBertTask
+from .tasks_visualbert import TASKS, VisualBertTask, own_labels
 from .text_visualbert import check_tokenizer
 
 _HEADS = {
@@ -142,6 +142,8 @@ class VisualBertPipeline(Pipeline):
         given = _given(tokenizer=tokenizer, image_processor=image_processor)
         if self.about.name == "vqa" and processor.answers is None:
             given["answers"] = [name for _, name in sorted(model.config.id2label.items())]
+        if self.about.name == "nlvr2" and processor.labels is None:
+            given |= _given(labels=own_labels(model.config.id2label))
         if given:
             processor = copy.copy(processor)  # the caller's stays as it is
             for name, value in given.items():
@@ -572,59 +574,80 @@ class VisualBertMultipleChoicePipeline(VisualBertPipeline):
 
 class VisualBertReasoningPipeline(VisualBertPipeline):
     """
-    Is a statement true of two images (NLVR2)? Task "visual-reasoning".
+    Is a statement true of two images (NLVR2)? Or: which label does a text with its image, or its two images, get
+    (classification)? Task "visual-reasoning".
 
     ```python
     >>> reason = pipeline("visual-reasoning", model="runs/nlvr2/best")
     >>> reason(images=("left.png", "right.png"), statement="Both images show a star.")
     {'label': 'True', 'score': 0.98}
     ```
+
+    The processor says which labels there are and how many images to a text (`num_images`). Where it is one, items have the key
+    `image`: `classify(image="image.png", statement="Nobody is outside.", top_k=2)`.
     """
 
     about = TASKS["nlvr2"]
     image_key = "images"
     keys = ("images", "statement")
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.processor.num_images == 1:
+            self.image_key = "image"
+            self.keys = ("image", "statement")
+
     def __call__(
         self,
         images=None,
         statement: str | list[str] | None = None,
+        top_k: int | None = None,
         batch_size: int | None = None,
         attention: int | tuple[int, int] | None = None,
         num_workers: int | None = None,
+        image=None,
         **options,
     ) -> list | dict:
         """
         Args:
             images: The left and the right image: paths, PIL images, arrays or regions; or, without `statement`, a dict with
-                the keys `images` and `statement`, or an iterable of such dicts.
-            statement: One statement or a list of statements about the two images.
+                the keys `images` and `statement`, or an iterable of such dicts. The only image, if texts are about one.
+            statement: One text or a list of texts about the image or images.
+            top_k: Return a list of so many labels for each text: the answer first, then by falling score.
             batch_size: How many dicts of an iterable go through the model at once; 1 when not given.
             attention: A layer, or a layer and a head, whose attention is returned too, see [`VisualBertPipeline`]: that of
                 `[CLS]` to the regions of the left image, then of the right one.
+            image: The same as `images`.
 
         Returns:
-            For each statement `{"label": "True", "score": 0.98}`, the label "True" or "False", the score being its own.
+            For each statement `{"label": "True", "score": 0.98}`, the label "True" or "False" or one that the processor names,
+            the score being its probability; with `top_k` a list of these.
         """
-        return self._run(images, {"statement": statement}, batch_size, num_workers, attention=attention, **options)
+        if image is not None and images is not None:
+            raise TypeError("image and images; expected one of them")
+        given = images if image is None else image
+        options |= {"attention": attention, "top_k": top_k}
+        return self._run(given, {"statement": statement}, batch_size, num_workers, **options)
 
     def _holds_many_images(self, images: Any) -> bool:
-        """Whether these are many pairs."""
-        if isinstance(images, (list, tuple)):
+        """Whether these are many pairs, or many images where there is one to a text."""
+        if self.processor.num_images == 2 and isinstance(images, (list, tuple)):
             return any(isinstance(pair, (list, tuple)) for pair in images)
         return holds_many(images)
 
     def _images(self, item: Mapping[str, Any]) -> Sequence[Any]:
-        images = item["images"]
+        images = item[self.image_key]
+        if self.processor.num_images == 1:
+            return [images]
         if not isinstance(images, (list, tuple)) or len(images) != 2:
             raise ValueError(f"images: {type(images).__name__}; expected a pair of images")
         return images
 
     def _joined(self, regions: Sequence[Mapping[str, torch.Tensor]]) -> Mapping[str, torch.Tensor]:
-        return join_regions(regions)
+        return join_regions(regions) if self.processor.num_images == 2 else super()._joined(regions)
 
-    def _results(self, found: dict[str, Any]) -> list:
-        return self.processor.post_process_visual_reasoning(found["outputs"]["logits"])
+    def _results(self, found: dict[str, Any], top_k: int | None = None) -> list:
+        return self.processor.post_process_visual_reasoning(found["outputs"]["logits"], top_k)
 
 
 class VisualBertGroundingPipeline(VisualBertPipeline):

@@ -11,7 +11,7 @@ from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME
 from .arguments_visualbert import CallSettings, read_arguments
 from .image_processing_visualbert import VisualBertImageProcessor, as_tensors, is_undecoded, list_images
 from .regions_visualbert import check_regions, encode_boxes, join_regions, pad_regions, split_regions
-from .tasks_visualbert import TASKS
+from .tasks_visualbert import TASKS, TRUTH
 from .text_visualbert import (
     EncodedText,
     check_special_tokens,
@@ -27,7 +27,6 @@ from .text_visualbert import (
 UNKNOWN_ANSWER = "<unk>"
 MAX_LENGTH = 128
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
-_TRUTH = ("False", "True")  # the labels of NLVR2
 _OF_TEXTS = ("choices", "phrases", "text_pair")  # the others describe images
 _CUTS_THE_FRONT = ("vcr", "pretraining")  # as the authors do
 
@@ -501,7 +500,7 @@ class VisualBertProcessor(ProcessorMixin):
         Raises:
             ValueError: The number of labels differs from that of the logits.
         """
-        logits, count = _logits(outputs).float(), len(self.labels or _TRUTH)
+        logits, count = _logits(outputs).float(), len(self.labels or TRUTH)
         if logits.shape[-1] != count:
             raise ValueError(f"{logits.shape[-1]} logits for {count} labels; expected as many")
         return logits.softmax(dim=-1)
@@ -523,7 +522,7 @@ class VisualBertProcessor(ProcessorMixin):
         Raises:
             ValueError: The number of labels differs from that of the logits.
         """
-        scores, names = self.label_scores(outputs), self.labels or _TRUTH
+        scores, names = self.label_scores(outputs), self.labels or TRUTH
         results: list = []
         for best, row in zip(self.decide_labels(scores).tolist(), scores.tolist(), strict=True):
             order = sorted(range(len(row)), key=lambda label: (label != best, -row[label]))
@@ -629,9 +628,9 @@ def _check_classification(task: str, num_images: Any, labels: Any, threshold: An
         raise ValueError(f"num_images {num_images!r} for task {task!r}; expected {' or '.join(map(str, allowed))}")
     if labels is not None and (len(labels) < 2 or len(set(labels)) != len(labels)):
         raise ValueError(f"labels {labels!r:.60}; expected at least two different names")
-    if threshold is not None and (len(labels or _TRUTH) != 2 or not 0 <= threshold <= 1):
+    if threshold is not None and (len(labels or TRUTH) != 2 or not 0 <= threshold <= 1):
         raise ValueError(
-            f"threshold {threshold!r} for {len(labels or _TRUTH)} labels; expected a number in [0, 1], and two labels"
+            f"threshold {threshold!r} for {len(labels or TRUTH)} labels; expected a number in [0, 1], and two labels"
         )
 
 

@@ -21,7 +21,7 @@ class VisualBertTask:
         pipeline_class: Name of the pipeline class.
         text_key: What the pipeline calls the text.
         processor_arguments: Keyword arguments of the processor that only this task has.
-        num_images: Images that each text is about.
+        num_images: Images that each text is about, unless the processor says otherwise.
     """
 
     name: str
@@ -94,6 +94,16 @@ AUTO_MAP: dict[str, str] = {
 }
 
 
+TRUTH = ("False", "True")  # the labels of NLVR2
+
+
+def own_labels(id2label: dict[int, str]) -> list[str] | None:
+    """The names of labels in a configuration; None if they are those of NLVR2, or numbered ones that say nothing."""
+    names = [name for _, name in sorted(id2label.items())]
+    is_numbered = names == [f"LABEL_{index}" for index in range(len(names))]
+    return None if names == [*TRUTH] or (is_numbered and len(names) == 2) else names
+
+
 def custom_pipelines(head: str) -> dict[str, dict]:
     """What the configuration of a checkpoint says about its pipeline; nothing for a model without a head."""
     if head not in HEADS:
@@ -103,4 +113,4 @@ def custom_pipelines(head: str) -> dict[str, dict]:
     return {task.pipeline: {"impl": impl, "pt": [task.auto_class], "type": "multimodal"}}
 
 
-__all__ = ["AUTO_MAP", "HEADS", "TASKS", "VisualBertTask", "custom_pipelines"]
+__all__ = ["AUTO_MAP", "HEADS", "TASKS", "TRUTH", "VisualBertTask", "custom_pipelines", "own_labels"]

@@ -15,6 +15,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..data.files import read_text
+from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..hub_code.tasks_visualbert import HEADS, TASKS
 from ..published import published_checkpoints
 
@@ -85,7 +86,7 @@ def load_facts(name: str | Path) -> dict[str, Any]:
     return {
         **facts,
         "expects": _with_detector(facts["expects"], facts["source"], path),
-        "example": {**_image(facts["head"]), **facts["example"]},
+        "example": {**_image(HEADS[facts["head"]].num_images, facts["example"]), **facts["example"]},
         "folder": path.parent,
     }
 
@@ -127,8 +128,10 @@ def _read_facts(path: Path) -> dict[str, Any]:
     return {**shared, **content, "expects": {**shared.get("expects", {}), **content.get("expects", {})}}
 
 
-def default_facts(head: str, metrics: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Facts for a checkpoint without a facts file, from the `metrics.json` of its run."""
+def default_facts(
+    head: str, metrics: Mapping[str, Any] | None = None, processor: VisualBertProcessor | None = None
+) -> dict[str, Any]:
+    """Facts for a checkpoint without a facts file, from the `metrics.json` of its run and its processor."""
     examples: dict[str, dict[str, Any]] = {
         "visual-question-answering": {"question": "What color is the star?", "top_k": 2},
         "visual-multiple-choice": {"question": "What is this?", "choices": ["A star.", "A cat."]},
@@ -136,14 +139,32 @@ def default_facts(head: str, metrics: Mapping[str, Any] | None = None) -> dict[s
         "phrase-grounding": {"sentence": "a blue star", "phrases": ["a blue star"]},
         "visual-fill-mask": {"text": "a [MASK] star", "top_k": 2},
     }
+    num_images = HEADS[head].num_images if processor is None else processor.num_images
+    if num_images != HEADS[head].num_images:
+        examples["visual-reasoning"] = {"statement": "There is a star."}
     return {
         **_DEFAULTS,
         "title": f"VisualBERT, {HEADS[head].pipeline.replace('-', ' ')}",
         "head": head,
         "summary": f"A VisualBERT checkpoint, `{head}`.",
-        "example": {**_image(head), **examples[HEADS[head].pipeline]},
+        "example": {**_image(num_images), **examples[HEADS[head].pipeline]},
         "folder": cards_folder(),
         **_last_split(metrics or {}),
+        **({} if processor is None or processor.labels is None else _of_labels(processor)),
+    }
+
+
+def _of_labels(processor: VisualBertProcessor) -> dict[str, Any]:
+    """What a checkpoint with labels of its own is and answers."""
+    images = "an image" if processor.num_images == 1 else "two images"
+    answers = ", ".join(f"`{label}`" for label in processor.labels or ())
+    if processor.threshold is not None:
+        first, second = processor.labels or ("", "")
+        answers = f"`{second}` where its probability is at least {processor.threshold:.4g}, else `{first}`"
+    return {
+        "title": f"VisualBERT, classification of {images} with a text",
+        "summary": f"Gives {images} with a text one of {len(processor.labels or ())} labels.",
+        "expects": {"images": f"{images} with each text", "answers": answers},
     }
 
 
@@ -160,9 +181,11 @@ def _last_split(metrics: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _image(head: str) -> dict[str, Any]:
-    """The example images of a card that names none."""
-    if HEADS[head].num_images == 2:
+def _image(num_images: int, example: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The example images of a card whose example names none."""
+    if {"image", "images"} & (example or {}).keys():
+        return {}
+    if num_images == 2:
         return {"images": ["scene.png", "other_scene.png"]}
     return {"image": "scene.png"}
 
@@ -228,7 +251,7 @@ def build_card(
 def _call(facts: Mapping[str, Any], region_dim: int | None) -> tuple[dict[str, str], str | None]:
     """Arguments of the pipeline in the card's code, and placeholder regions for those of the user, both as Python source."""
     task, example = HEADS[facts["head"]].pipeline, dict(facts["example"])
-    is_pair, placeholder = HEADS[facts["head"]].num_images == 2, None
+    is_pair, placeholder = "images" in example, None
     names = example.pop("images") if is_pair else [example.pop("image")]
     if region_dim is None:
         images = [f'f"{{folder}}/examples/{name}"' for name in names]

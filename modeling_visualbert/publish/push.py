@@ -175,7 +175,7 @@ def build_repository(
         if region_encoder is not None:
             encoder, processor.image_processor = open_region_encoder(region_encoder)
             model.attach_region_encoder(encoder, any_detector)
-        card_facts = default_facts(type(model).__name__, measured) if facts is None else load_facts(facts)
+        card_facts = default_facts(type(model).__name__, measured, processor) if facts is None else load_facts(facts)
         if card_facts["head"] != type(model).__name__:
             raise ValueError(f"{source} is a {type(model).__name__} checkpoint; the facts are of {card_facts['head']}")
         if card_facts["region_encoder"] and model.config.region_encoder_config is not None:
