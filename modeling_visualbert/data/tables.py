@@ -20,6 +20,8 @@ from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_f
 from datasets import Image as ImageColumn
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
+from .layouts import recognise
+
 KINDS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 # What a split may be called where no name is given, the first one that there is.
 SPLIT_NAMES = {"train": ("train", "training"), "dev": ("validation", "val", "dev", "valid"), "test": ("test",)}
@@ -123,6 +125,8 @@ def _open_file(path: Path, images_dir: str | None) -> Table:
     if path.suffix.lower() not in KINDS:
         raise ValueError(f"{path}: a {path.suffix or 'nameless'} file; expected {', '.join(KINDS)}")
     kind = KINDS[path.suffix.lower()]
+    if (layout := recognise(path)) is not None:
+        raise ValueError(f"{path}: {layout.advice(path)}")
     options = _check_csv(path) if kind == "csv" else {}
     try:
         rows = load_dataset(kind, data_files=str(path), split="train", **options)

@@ -22,6 +22,7 @@ from typing import Any
 from datasets import Dataset, Features, List, Value
 
 from .files import check_count, check_new, find_one, optional, read_json, require, skipping
+from .layouts import recognise
 
 EXPECTED_QUESTIONS = {"train2014": 443_757, "val2014": 214_354, "test2015": 447_793, "test-dev2015": 107_394}
 
@@ -91,9 +92,12 @@ def load_vqa(
         ValueError: The JSON is malformed, a key is missing, a question is empty, a question id occurs twice, a question has no
             annotation or an annotation no question, or their image ids differ; the message names the file and the record.
     """
+    if (layout := recognise(questions_file)) is not None and layout.rows is not None:
+        raise ValueError(f"{questions_file}: {layout.advice(Path(questions_file))}")
     content = read_json(questions_file)
-    questions = require(content, "questions", str(questions_file), list)
-    check_count(questions_file, len(questions), "questions", str(content.get("data_subtype")), EXPECTED_QUESTIONS)
+    questions = _records(content, "questions", questions_file)
+    split = str(content.get("data_subtype")) if isinstance(content, dict) else ""
+    check_count(questions_file, len(questions), "questions", split, EXPECTED_QUESTIONS)
     annotations = None if annotations_file is None else _annotations_by_id(annotations_file, skipped)
     rows: list[dict[str, Any]] = []
     seen: set[int] = set()
@@ -110,6 +114,12 @@ def load_vqa(
     return Dataset.from_dict({name: [row[name] for row in rows] for name in FEATURES}, features=FEATURES)
 
 
+def _records(content: Any, key: str, path: str | Path) -> list[Any]:
+    """The records of a file; those of VQA-CP are nothing but the list."""
+    is_list = isinstance(content, list) and bool(content) and isinstance(content[0], dict)
+    return content if is_list and "question_id" in content[0] else require(content, key, str(path), list)
+
+
 @dataclass(frozen=True)
 class _Annotation:
     """The annotation of a question, and `where` it was found, for errors."""
@@ -122,7 +132,7 @@ class _Annotation:
 def _annotations_by_id(path: str | Path, skipped: list[str] | None) -> dict[int, _Annotation]:
     by_id: dict[int, _Annotation] = {}
     seen: set[int] = set()
-    for number, record in enumerate(require(read_json(path), "annotations", str(path), list)):
+    for number, record in enumerate(_records(read_json(path), "annotations", path)):
         where = f"{path}: annotation {number}"
         with skipping(skipped):
             question_id, annotation = require(record, "question_id", where, int), _annotation(record, where)

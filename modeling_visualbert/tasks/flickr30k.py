@@ -32,7 +32,7 @@ from .common import (
     prepare_images,
     reads_corpus,
 )
-from .tables import TaskData, given_columns, read_tables, reads_table
+from .tables import TaskData, given_columns, mentioning_own_data, read_tables, reads_table
 
 
 @dataclass
@@ -103,11 +103,11 @@ def load_flickr30k_data(args: Flickr30kArgs) -> TaskData:
     names = {role: split for role, split in splits.items() if split}
     prefix = "shapes_" if corpus is not None else ""
     grounded = bool(args.train_split or args.dev_split) or (folder / "Annotations").is_dir()
+    with mentioning_own_data(folder, "image, sentence, phrases and boxes"):
+        image_ids = {role: read_split(folder / f"{prefix}{split}.txt") for role, split in names.items()}
     data = {
-        name: load_flickr30k(
-            folder, read_split(folder / f"{prefix}{split}.txt"), args.positions, skipped=skipped, grounded=grounded
-        )
-        for name, split in names.items()
+        role: load_flickr30k(folder, ids, args.positions, skipped=skipped, grounded=grounded)
+        for role, ids in image_ids.items()
     }
     return TaskData(data, names, "image_id", index_images, images_dir, skipped or [])
 

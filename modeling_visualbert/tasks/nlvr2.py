@@ -33,7 +33,7 @@ from .common import (
     prepare_images,
     reads_corpus,
 )
-from .tables import TaskData, given_columns, read_tables, reads_table
+from .tables import TaskData, given_columns, mentioning_own_data, read_tables, reads_table
 
 
 @dataclass
@@ -104,7 +104,9 @@ def load_nlvr2_data(args: Nlvr2Args) -> TaskData:
     skipped: list[str] | None = [] if args.skip_bad_records else None
     splits = {"train": args.train_split, "dev": args.dev_split, "test": args.test_split}
     names = {role: split for role, split in splits.items() if split}
-    data = {role: load_nlvr2(find_nlvr2_file(folder, split), skipped=skipped) for role, split in names.items()}
+    with mentioning_own_data(folder, "images (two), text and label"):
+        files = {role: find_nlvr2_file(folder, split) for role, split in names.items()}
+    data = {role: load_nlvr2(file, skipped=skipped) for role, file in files.items()}
     return TaskData(data, names, "images", index_images_by_name, Path(args.images_dir or folder), skipped or [])
 
 

@@ -21,6 +21,7 @@ from ..checkpoints import check_name, load_model, read_task
 from ..convert.assemble import complete_checkpoint
 from ..data.files import find_one
 from ..data.label_table import find_label_file
+from ..data.layouts import advice_about
 from ..data.nlvr2 import find_nlvr2_file
 from ..data.vqa2 import find_vqa_files
 from ..hub_code.processing_visualbert import VisualBertProcessor
@@ -431,7 +432,8 @@ def check_split(run: TaskArgs, kind: str, args: EvaluateArgs) -> None:
     except FileNotFoundError as error:
         names = sorted({path.name for path in folder.glob(pattern)})
         there = f"{', '.join(names[:12])}{', ...' if len(names) > 12 else ''}" or "nothing of that kind"
-        raise FileNotFoundError(f"{error}; there is {there}") from None
+        own = advice_about(folder, "the columns of the task").replace("--train_file", "--test_file")
+        raise FileNotFoundError(f"{error}; there is {there}; {own}") from None
 
 
 def _find_regions(

@@ -48,7 +48,7 @@ from .common import (
 )
 from .flickr30k import Flickr30kArgs, load_flickr30k_data
 from .nlvr2 import Nlvr2Args, check_nlvr2_labels, load_nlvr2_data
-from .tables import COLUMN_FLAGS, TableArgs, TaskData, given_columns, read_tables, reads_table
+from .tables import COLUMN_FLAGS, TableArgs, TaskData, given_columns, mentioning_own_data, read_tables, reads_table
 from .vcr import SUBTASKS, VcrArgs, check_vcr_labels, context_of, load_vcr_data, object_boxes
 from .vqa import VqaArgs, check_vqa_labels, load_vqa_data
 
@@ -322,7 +322,10 @@ def _load_captions(args: PretrainingArgs) -> TaskData:
     names, splits = {role: name for role, name in named.items() if name}, {}
     for role, name in names.items():
         left_out = excluded if role == "train" else ()
-        files = [find_one(folder, (f"**/captions_{part}.json",), f"captions of {part!r}") for part in name.split("+")]
+        with mentioning_own_data(folder, "image and captions"):
+            files = [
+                find_one(folder, (f"**/captions_{part}.json",), f"captions of {part!r}") for part in name.split("+")
+            ]
         splits[role] = concatenate_datasets([load_coco_captions(file, left_out, skipped=skipped) for file in files])
     return TaskData(splits, names, "image_id", index_images, images_dir, skipped or [])
 

@@ -7,13 +7,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
 
 from datasets import Dataset
 
+from ..data.layouts import advice_about
 from ..data.table_images import TableImages
 from ..data.tables import FILE_FLAGS, Table, open_dataset, open_files
 from ..training.args import TrainArgs
@@ -76,6 +78,20 @@ class TableArgs(TrainArgs):
 def given_columns(args: TableArgs, *names: str) -> dict[str, Any]:
     """Those of the columns that were named, by the names of their arguments."""
     return {name: value for name in names if (value := getattr(args, name, None)) is not None}
+
+
+@contextmanager
+def mentioning_own_data(folder: str | Path, columns: str) -> Iterator[None]:
+    """Looks for official files inside the block; if there are none, the error says how to bring one's own data.
+
+    Args:
+        folder: Where they are looked for.
+        columns: What a table needs.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; {advice_about(folder, columns)}") from error
 
 
 def reads_table(args: TableArgs) -> bool:
@@ -255,6 +271,7 @@ __all__ = [
     "TaskData",
     "cut_split",
     "given_columns",
+    "mentioning_own_data",
     "open_tables",
     "read_tables",
     "reads_table",

@@ -41,7 +41,7 @@ from .common import (
     reads_corpus,
     reads_objects,
 )
-from .tables import TaskData, given_columns, read_tables, reads_table
+from .tables import TaskData, given_columns, mentioning_own_data, read_tables, reads_table
 
 SUBTASKS = ("answer", "rationale")
 
@@ -186,11 +186,17 @@ def load_vcr_data(args: Any) -> TaskData:
         "test": args.test_split or ("test" if reads_corpus(args) else None),
     }
     names = {role: split for role, split in splits.items() if split}
-    data = {
-        name: load_vcr(folder / f"{split}.jsonl", images_dir, args.objects, skipped=skipped)
-        for name, split in names.items()
-    }
+    with mentioning_own_data(folder, "image, question, choices and label"):
+        files = {role: _annotations_file(folder, split) for role, split in names.items()}
+    data = {role: load_vcr(file, images_dir, args.objects, skipped=skipped) for role, file in files.items()}
     return TaskData(data, names, "image", image_paths, images_dir, skipped or [])
+
+
+def _annotations_file(folder: Path, split: str) -> Path:
+    path = folder / f"{split}.jsonl"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    return path
 
 
 def _load_table(args: Any) -> TaskData:

@@ -39,7 +39,7 @@ from .common import (
     prepare_images,
     reads_corpus,
 )
-from .tables import TaskData, given_columns, read_tables, reads_table
+from .tables import TaskData, given_columns, mentioning_own_data, read_tables, reads_table
 
 logger = logging.getLogger(__name__)
 
@@ -277,7 +277,8 @@ def _draw(
 
 def _load_split(data_dir: Path, split: str, skipped: list[str] | None) -> Dataset:
     names = split.split("+")
-    found = [find_vqa_files(data_dir, name) for name in names]
+    with mentioning_own_data(data_dir, "image, question and answer"):
+        found = [find_vqa_files(data_dir, name) for name in names]
     without = [name for name, files in zip(names, found, strict=True) if files.annotations is None]
     if 0 < len(without) < len(found):
         raise ValueError(
