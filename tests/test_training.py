@@ -6,7 +6,7 @@ The scripts themselves are run in `test_training_runs.py`.
 import json
 import math
 import re
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -173,7 +173,7 @@ def test_shipped_recipes_parse(recipe):
     for name, value in values.items():
         assert getattr(args, name) == value
     for item in fields(args_class):
-        if item.default is not None and item.name != "output_dir":
+        if item.default not in (None, MISSING) and item.name != "output_dir":
             assert type(getattr(args, item.name)) is type(item.default), item.name
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 from argparse import ArgumentParser
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
@@ -16,6 +16,7 @@ from ..data.files import described, read_text
 from .recipes import recipe_path
 
 PRECISIONS = ("no", "bf16", "fp16")
+TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab")
 
 DATA_FLAGS = (
     "data_dir",
@@ -35,7 +36,7 @@ INTERVALS = {
     **dict.fromkeys(("adam_beta2", "dropout"), "[0, 1)"),
     **dict.fromkeys(("warmup_ratio", "score_threshold", "nms_threshold"), "[0, 1]"),
     "mlm_probability": "(0, 1]",
-    "train_val_split": "(0, 1)",
+    **dict.fromkeys(("train_val_split", "ema_decay"), "(0, 1)"),
 }
 
 
@@ -72,6 +73,13 @@ class TrainArgs:
     )
     adam_beta2: float = field(default=0.999, metadata={"help": "beta 2 of AdamW"})
     max_grad_norm: float = field(default=1.0, metadata={"help": "clip gradients to this norm"})
+    ema_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "evaluate and keep an exponential moving average of the weights with this decay, such as 0.999 (default: the "
+            "weights themselves)"
+        },
+    )
     mixed_precision: str | None = field(
         default=None,
         metadata={
@@ -98,7 +106,11 @@ class TrainArgs:
         default=1.0, metadata={"help": "evaluations on the dev split per epoch; 0.25 evaluates every fourth epoch"}
     )
     patience: int | None = field(
-        default=None, metadata={"help": "stop after this many evaluations without improvement"}
+        default=None,
+        metadata={
+            "help": "stop after this many evaluations without improvement",
+            "aliases": ["--early_stopping_patience"],  # its name in transformers
+        },
     )
     save_steps: int = field(default=500, metadata={"help": "steps between two checkpoints to resume from"})
     keep_checkpoints: int = field(default=2, metadata={"help": "number of checkpoints to keep; older ones are removed"})
@@ -108,7 +120,15 @@ class TrainArgs:
             "help": "continue from the newest checkpoint in output_dir, if there is one; length, intervals and folders may change"
         },
     )
-    log_steps: int = field(default=20, metadata={"help": "steps between two entries of log.jsonl and TensorBoard"})
+    log_steps: int = field(default=20, metadata={"help": "steps between two entries of log.jsonl and the trackers"})
+    report_to: list[str] = field(
+        default_factory=lambda: ["tensorboard"],
+        metadata={
+            "help": "experiment trackers that get the numbers of log.jsonl and the arguments; several are possible, `all` are "
+            "those that are installed",
+            "choices": [*TRACKERS, "all", "none"],
+        },
+    )
     cpu: bool = field(default=False, metadata={"help": "use the CPU even if there is a GPU"})
 
     def __post_init__(self) -> None:
@@ -121,7 +141,23 @@ class TrainArgs:
         for name in ("save_steps", "keep_checkpoints", "log_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)}; expected at least 1")
+        self.report_to = _checked_trackers(self.report_to)
         self.mixed_precision = agreed_precision(self.mixed_precision)
+
+
+def recorded_args(args: TrainArgs) -> dict[str, Any]:
+    """The arguments as checkpoints, `metrics.json` and trackers keep them."""
+    return asdict(args)
+
+
+def _checked_trackers(names: str | list[str]) -> list[str]:
+    names = [names] if isinstance(names, str) else list(names)
+    for name in names:
+        if name not in (*TRACKERS, "all", "none"):
+            raise ValueError(f"--report_to {name}; expected one of {', '.join(TRACKERS)}, all or none")
+    if "none" in names and len(names) > 1:
+        raise ValueError(f"--report_to {' '.join(names)}; expected none alone, or trackers")
+    return names
 
 
 def check_interval(name: str, value: float | None, what: str) -> None:
@@ -218,11 +254,15 @@ def read_recipe(path: str | Path, args_class: type[TrainArgs]) -> dict:
     for name, value in values.items():
         if name not in known:
             raise ValueError(f"{path}: unknown argument {name!r}; expected one of {', '.join(sorted(known))}")
-        values[name] = _checked(value, get_args(hints[name]) or (hints[name],), f"{path}: {name!r}")
+        if get_origin(hints[name]) is list:
+            items = value if isinstance(value, list) else [value]
+            values[name] = [_checked(item, get_args(hints[name]), f"{path}: {name!r}") for item in items]
+        else:
+            values[name] = _checked(value, get_args(hints[name]) or (hints[name],), f"{path}: {name!r}")
         if name in INTERVALS:
             check_interval(name, values[name], f"{path}: {name!r} is {value!r}")
         choices = known[name].metadata.get("choices")
-        if choices and value not in choices:
+        if choices and any(one not in choices for one in (value if isinstance(value, list) else [value])):
             raise ValueError(f"{path}: {name!r} is {value!r}; expected one of {', '.join(choices)}")
     return values
 

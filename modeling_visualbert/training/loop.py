@@ -23,16 +23,19 @@ from typing import Any
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import broadcast_object_list, gather_object
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..data.files import read_json_lines
 from ..hub_code.compile_visualbert import compile_model
-from .args import TrainArgs
+from .args import TrainArgs, recorded_args
+from .average import average_of, update_average
 from .batches import AugmentedRows, MicroBatches, StepPlan
 from .checkpoint import list_checkpoints, load_checkpoint, read_state, save_checkpoint
 from .resume import changed_args, check_steps, describe_changes, saved_args
+from .run_log import RunLog, make_trackers
 from .task import LABELS, Batch, Predictions, Rows, Task, to_device
 from .towers import merged_weights
 
@@ -56,11 +59,12 @@ def make_accelerator(args: TrainArgs) -> Accelerator:
 
     Raises:
         ValueError: Accelerate is set up in a way that the loop does not follow.
+        ImportError: A tracker is not installed.
     """
     accelerator = Accelerator(
         cpu=args.cpu,
         mixed_precision=args.mixed_precision,
-        log_with="tensorboard",
+        log_with=make_trackers(args) or None,
         project_dir=args.output_dir,
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
@@ -115,14 +119,15 @@ def train(task: Task, args: TrainArgs, accelerator: Accelerator | None = None) -
         getattr(task.model, name, task.model.gradient_checkpointing_enable)()
     if args.attn_implementation is not None:
         task.model.set_attn_implementation(args.attn_implementation)
+    average = None if args.ema_decay is None else average_of(task.model, accelerator)
     model, optimizer = accelerator.prepare(task.model, make_optimizer(task.model, args))
     if args.compile:
         compile_model(task.model, training=True)
     progress = _resume(accelerator, output_dir, args, plan) if args.resume else Progress()
     if accelerator.is_main_process:
         list_skipped(task.skipped, output_dir)
-    log = RunLog(output_dir, accelerator, progress.step)
-    _run_steps(task, model, optimizer, plan, progress, log, args, accelerator)
+    log = RunLog(task.name, args, accelerator, progress.step)
+    _run_steps(task, model, average, optimizer, plan, progress, log, args, accelerator)
     log.close()
     record = _final_evaluation(task, args, progress, accelerator)
     record["run"] |= {
@@ -161,6 +166,7 @@ def run_facts(task: Task, started: float, accelerator: Accelerator) -> dict[str,
 def _run_steps(
     task: Task,
     model: torch.nn.Module,
+    average: AveragedModel | None,
     optimizer: torch.optim.Optimizer,
     plan: StepPlan,
     progress: Progress,
@@ -170,6 +176,7 @@ def _run_steps(
 ) -> None:
     """Take all remaining steps, log, evaluate and save checkpoints; updates `progress`."""
     output_dir = Path(args.output_dir)
+    kept = model if average is None else average.module  # what is evaluated, and saved if it is the best
     last_step = plan.num_steps(args.epochs, args.max_steps)
     eval_steps = max(1, round(plan.num_steps(1.0) / args.evals_per_epoch))
     batches = _batches(task, plan, args, accelerator, progress.step, last_step)
@@ -184,6 +191,8 @@ def _run_steps(
         loss, grad_norm = train_step(task, model, optimizer, micro_batches, args, accelerator)
         losses.append(loss)
         progress.step += 1
+        if average is not None:
+            update_average(average, task.model, args, progress.step)
         bar.update()
         is_last = progress.step == last_step
         logs, evaluates, saves = (
@@ -197,8 +206,8 @@ def _run_steps(
             bar.set_postfix(loss=f"{mean:.4f}")
             progress.window_loss, progress.window_steps = 0.0, 0
         if evaluates:
-            metrics, _ = evaluate(task, model, "dev", args, accelerator)
-            _note_evaluation(task, model, metrics, progress, output_dir, accelerator)
+            metrics, _ = evaluate(task, kept, "dev", args, accelerator)
+            _note_evaluation(task, kept, metrics, progress, output_dir, accelerator)
             log.write(progress.step, {f"dev_{k}": v for k, v in metrics.items() if isinstance(v, float)})
         if saves and not is_last:
             state = _run_state(progress, args, plan)
@@ -383,31 +392,6 @@ def read_predictions(path: Path) -> Predictions:
     return [record for _, record in read_json_lines(path)]
 
 
-class RunLog:
-    """`log.jsonl` and TensorBoard. Lines after the step that a run is resumed from are removed first."""
-
-    def __init__(self, output_dir: Path, accelerator: Accelerator, step: int):
-        self.accelerator, self.path = accelerator, output_dir / "log.jsonl"
-        accelerator.init_trackers("tensorboard")
-        if accelerator.is_main_process:
-            self.path.touch()
-            # A killed run may leave half a line, which belongs to a later step in any case.
-            whole = [line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            self.path.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """Log the values of a step."""
-        self.accelerator.log(values, step=step)
-        if self.accelerator.is_main_process:
-            with self.path.open("a") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
-
-    def close(self) -> None:
-        """Flush the trackers. (`Accelerator.end_training` would also end the process group, which is still needed.)"""
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
-
-
 def _batches(
     task: Task, plan: StepPlan, args: TrainArgs, accelerator: Accelerator, first_step: int, last_step: int
 ) -> Iterator[Batch]:
@@ -509,7 +493,7 @@ def _final_evaluation(task: Task, args: TrainArgs, progress: Progress, accelerat
         "task": task.name,
         "best_metric": task.best_metric,
         "splits": {},
-        "run": {"steps": progress.step, "best_step": progress.best_step, "args": asdict(args)},
+        "run": {"steps": progress.step, "best_step": progress.best_step, "args": recorded_args(args)},
     }
     for split in task.splits:
         if split == "train":

@@ -6,18 +6,18 @@ Every flag of every script is in one of the three sets below; `tests/test_traini
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from .args import TrainArgs
+from .args import TrainArgs, recorded_args
 from .batches import StepPlan
 
 # These decide how long, how fast and where a run computes, when it is evaluated, and what is written: never what a step computes,
 # except for rounding.
 MAY_CHANGE = frozenset(
     [
-        *("output_dir", "resume", "save_steps", "keep_checkpoints", "log_steps"),
+        *("output_dir", "resume", "save_steps", "keep_checkpoints", "log_steps", "report_to"),
         # The learning rate follows the schedule of the new length from the first resumed step on.
         *("epochs", "max_steps", "patience"),
         *("evals_per_epoch", "eval_batch_size", "test_split", "score_with", "probe_words"),
@@ -55,6 +55,7 @@ MUST_STAY = frozenset(
             "weight_decay",
             "adam_beta2",
             "max_grad_norm",
+            "ema_decay",
             "mixed_precision",
         ),
         *("init_from", "tokenizer", "region_encoder", "grid_backbone", "grid_size", "image_size", "detector"),
@@ -96,7 +97,7 @@ MUST_STAY = frozenset(
 
 def saved_args(args: TrainArgs) -> dict[str, Any]:
     """What a checkpoint keeps of the arguments: the values, and which of them may change (for versions that do not know them)."""
-    values = asdict(args)
+    values = recorded_args(args)
     return {"args": values, "may_change": sorted(MAY_CHANGE & values.keys())}
 
 
@@ -117,7 +118,7 @@ def changed_args(checkpoint: Path, saved: Mapping[str, Any], args: TrainArgs) ->
     Raises:
         ValueError: A flag changed, or is unknown, that decides what a training step computes.
     """
-    new = asdict(args)
+    new = recorded_args(args)
     defaults = {item.name: item.default for item in fields(args) if item.default is not MISSING}
     defaults["mixed_precision"] = "no"  # as long as that of the launcher was not taken
     old = {**defaults, **saved["args"]}
