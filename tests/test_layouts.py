@@ -88,15 +88,6 @@ KARPATHY = {
     ],
     "dataset": "coco",
 }
-SNLI_VE = {
-    "Flickr30K_ID": "0",
-    "annotator_labels": ["contradiction", "contradiction"],
-    "captionID": "0.jpg#0",
-    "gold_label": "contradiction",
-    "pairID": "0.jpg#0r1c",
-    "sentence1": "Two women are embracing while holding to go packages.",
-    "sentence2": "The men are fighting outside a deli.",
-}
 VIZWIZ = [
     {
         "image": "0.png",
@@ -170,12 +161,11 @@ def test_files_that_are_no_tables_are_converted_by_the_line_in_the_error(folder,
     assert {key: row[key] for key in expected} == expected
 
 
-def test_lines_are_converted_to_another_file_and_names_are_quoted(folder):
-    path = folder / "snli ve's train.jsonl"
-    path.write_text(json.dumps(SNLI_VE) + "\n")
-    (row,) = read_vqa_table(table(converted(path)), TableImages())
-    assert (row["question"], row["answers"]) == (SNLI_VE["sentence2"], ["contradiction"])
-    assert json.loads(path.read_text()) == SNLI_VE
+def test_names_of_files_are_quoted_in_the_line(folder):
+    path = folder / "clevr's questions; x.json"
+    path.write_text(json.dumps(CLEVR))
+    assert len(read_vqa_table(table(converted(path)), TableImages())) == 1
+    assert json.loads(path.read_text()) == CLEVR
 
 
 def test_tables_are_read_as_they_are(folder):

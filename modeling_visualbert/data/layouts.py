@@ -1,6 +1,6 @@
 """Files of well-known data sets that are no tables of our columns: what tells them, and the line that makes a table of each.
 
-VizWiz (a list of records), Hateful Memes (JSON lines with `img`, `text` and `label`) and the like are tables, which are read as
+VizWiz (a list of records), Hateful Memes, SNLI-VE (JSON lines, see `label_table.py`) and the like are tables, which are read as
 they are. VQA-CP and OK-VQA come in the files of VQA v2.
 """
 
@@ -73,13 +73,6 @@ LAYOUTS = (
         "image and captions",
         '({"image": os.path.join(i.get("filepath", ""), i["filename"]), "captions": [s["raw"] for s in i["sentences"]]} '
         'for i in json.load(file)["images"] if i["split"] == "train")',
-    ),
-    Layout(
-        "SNLI-VE",
-        ("Flickr30K_ID", "gold_label", "sentence2"),
-        "image, question and answer",
-        '({"id": r["pairID"], "image": r["Flickr30K_ID"] + ".jpg", "question": r["sentence2"], "answer": r["gold_label"]} '
-        "for r in map(json.loads, file))",
     ),
     Layout("VQA v2", ("task_type", "questions", "question_id"), "image, question and answer"),
     Layout("VQA v2", ("annotations", "data_subtype", "question_id"), "image, question and answer"),
