@@ -34,6 +34,8 @@ def main() -> None:
         folders = {subtask: output_dir / subtask for subtask in SUBTASKS}
     for subtask, folder in folders.items():
         part = replace(args, subtask=subtask, output_dir=str(folder))
+        if part.hub_model_id is not None and args.subtask == "both":
+            part.hub_model_id += f"-{subtask}"  # two models, two repositories
         baseline = reads_corpus(args) and not args.text_only
         task, _, accelerator = run_task(partial(vcr_task, labels_of=args.subtask), part, text_baseline=baseline)
         if subtask == "rationale":

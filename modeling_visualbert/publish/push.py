@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 from transformers import AutoProcessor, PreTrainedModel
 
@@ -100,6 +100,31 @@ def check_repo_id(repo_id: str) -> None:
         raise ValueError(f"{repo_id!r} is not a repository name; expected user/name ({error})") from error
     if "/" not in repo_id:
         raise ValueError(f"{repo_id!r} is not a repository name; expected user/name")
+
+
+def check_push(repo_id: str, *, private: bool = False, token: str | None = None) -> None:
+    """
+    Find out whether a push may succeed, before the work whose result is to be pushed. Nothing is sent.
+
+    What a fine-grained token may write is known to the Hub only, when something is written.
+
+    Raises:
+        ValueError: `repo_id` is not "user/name", or is to be private and is public already.
+        PermissionError: There is no token, it is wrong, or it may not write there.
+        ConnectionError: The Hub cannot be reached.
+    """
+    check_repo_id(repo_id)
+    api = HfApi(token=token)
+    try:
+        account = api.whoami()
+        _exists(api, repo_id, private)
+    except Exception as error:
+        raise _explained(error, api, repo_id, {}) from error
+    names = [account["name"], *(group["name"] for group in account.get("orgs", ()))]
+    if repo_id.split("/")[0] not in names:
+        raise PermissionError(f"{repo_id}: the token is that of {account['name']}; expected {' or '.join(names)}/NAME")
+    if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise PermissionError(f"{repo_id}: this token may only read; expected one that may write")
 
 
 def folder_sizes(folder: str | Path) -> dict[str, int]:
@@ -294,20 +319,28 @@ def _files(folder: Path) -> dict[str, Path]:
 
 def _create(api: HfApi, repo_id: str, private: bool) -> bool:
     """Make the repository; False if it is there already."""
-    if api.repo_exists(repo_id):
-        if private and not api.repo_info(repo_id).private:
-            raise ValueError(f"{repo_id} exists and is public; expected a private one, or a new name")
+    if _exists(api, repo_id, private):
         return False
     api.create_repo(repo_id, private=private)
     return True
 
 
+def _exists(api: HfApi, repo_id: str, private: bool) -> bool:
+    """Whether the repository is there, which must be private then if it is to be."""
+    exists = api.repo_exists(repo_id)
+    if exists and private and not api.repo_info(repo_id).private:
+        raise ValueError(f"{repo_id} exists and is public; expected a private one, or a new name")
+    return exists
+
+
 def _explained(error: Exception, api: HfApi, repo_id: str, sizes: Mapping[str, int]) -> Exception:
     """What went wrong with the Hub, in one line."""
+    if isinstance(error, LocalTokenNotFoundError):
+        return PermissionError(f"{repo_id}: no token; log in with `hf auth login` or set HF_TOKEN")
     if isinstance(error, (ValueError, OfflineModeIsEnabled)) and not isinstance(error, HfHubHTTPError):
-        largest = max(sizes, key=lambda name: sizes[name])
         text = " ".join(str(error).split())
         if "too large" in text.lower() or "LFS" in text:
+            largest = max(sizes, key=lambda name: sizes[name])
             return ValueError(
                 f"{repo_id}: the Hub refused a file; the largest is {largest}, {sizes[largest]:,} bytes ({text})"
             )
@@ -336,6 +369,7 @@ def _explained(error: Exception, api: HfApi, repo_id: str, sizes: Mapping[str, i
 __all__ = [
     "Pushed",
     "build_repository",
+    "check_push",
     "check_repo_id",
     "folder_sizes",
     "push_checkpoint",

@@ -138,6 +138,19 @@ class TaskArgs(TableArgs):
         default=None,
         metadata={"help": "BERT tokenizer (default: that of init_from, or `corpus`, that of the embedded corpus)"},
     )
+    push_to_hub: bool = field(
+        default=False, metadata={"help": "publish the trained model with its card on the Hub at the end"}
+    )
+    hub_model_id: str | None = field(
+        default=None,
+        metadata={"help": "with --push_to_hub: name of the repository, user/name; created if there is none"},
+    )
+    hub_private_repo: bool = field(default=False, metadata={"help": "with --push_to_hub: create a private repository"})
+    hub_token: str | None = field(
+        default=None,
+        repr=False,
+        metadata={"help": "with --push_to_hub: token (default: that of `hf auth login`, or of the variable HF_TOKEN)"},
+    )
     hidden_size: int = field(default=128, metadata={"help": "size of a model from scratch"})
     num_hidden_layers: int = field(default=3, metadata={"help": "layers of a model from scratch"})
     num_attention_heads: int = field(default=4, metadata={"help": "attention heads of a model from scratch"})
@@ -163,6 +176,7 @@ class TaskArgs(TableArgs):
             self._check_small_backbone()
             self.from_pixels = self.train_region_encoder = True  # its weights are random
         self._check_trained_parts()
+        self._check_hub()
         if self.num_regions is not None and self.num_regions < 1:
             raise ValueError(f"--num_regions {self.num_regions}; expected at least 1")
         if self.init_from == "scratch":
@@ -174,6 +188,13 @@ class TaskArgs(TableArgs):
                 raise ValueError(
                     f"--grid_backbone {SMALL_BACKBONE} with --{name}; expected none: all of it is trained with the model"
                 )
+
+    def _check_hub(self) -> None:
+        if self.push_to_hub and self.hub_model_id is None:
+            raise ValueError("--push_to_hub without --hub_model_id; expected the name of the repository, user/name")
+        for name in ("hub_model_id", "hub_private_repo", "hub_token"):
+            if getattr(self, name) and not self.push_to_hub:
+                raise ValueError(f"--{name} without --push_to_hub; expected both")
 
     def _check_trained_parts(self) -> None:
         """A part of the region encoder is trained: that sets `train_region_encoder`, as the whole does."""

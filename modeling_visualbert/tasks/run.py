@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 
+from ..publish.push import check_push, push_checkpoint
 from ..training.args import TrainArgs
 from ..training.loop import make_accelerator, read_predictions, train, write_json
 from ..training.report import plot_curves, table
@@ -27,7 +28,7 @@ def run_task(
     text_baseline: bool = False,
     baselines: Callable[[Task, str], Mapping[str, Metrics]] | None = None,
 ) -> tuple[Task, Metrics, Accelerator]:
-    """Train a task, train or compute its baselines, and report.
+    """Train a task, train or compute its baselines, report, and publish the model if `args.push_to_hub`.
 
     Args:
         build: Arguments and accelerator -> the task.
@@ -37,8 +38,13 @@ def run_task(
 
     Returns:
         The task, the contents of `metrics.json`, and the accelerator; the caller calls its `end_training`.
+
+    Raises:
+        PermissionError, ConnectionError: The model cannot be published; as far as possible, this is known before training.
     """
     accelerator = make_accelerator(args)
+    if args.hub_model_id is not None and accelerator.is_main_process:
+        check_push(args.hub_model_id, private=args.hub_private_repo, token=args.hub_token)
     task = build(args, accelerator)
     metrics = train(task, args, accelerator)
     last = list(task.splits)[-1]
@@ -52,6 +58,8 @@ def run_task(
         metrics["baselines"]["text only"] = train(build(text_args, other), text_args, other)["splits"][last]
     if accelerator.is_main_process:
         report(task, args, metrics, accelerator.device)
+        if args.hub_model_id is not None:
+            _publish(args, args.hub_model_id)
     accelerator.wait_for_everyone()
     return task, metrics, accelerator
 
@@ -72,6 +80,16 @@ def report(task: Task, args: TrainArgs, metrics: Metrics, device: torch.device) 
     run = metrics["run"]
     print(f"{run['steps']} steps, {run['seconds']:.0f} s, peak memory {run['peak_memory_mib']} MiB")
     print(f"model in {output_dir / 'best'}")
+
+
+def _publish(args: TaskArgs, repo_id: str) -> None:
+    try:
+        pushed = push_checkpoint(args.output_dir, repo_id, private=args.hub_private_repo, token=args.hub_token)
+    except (OSError, ValueError) as error:
+        raise ConnectionError(
+            f"{error}; the trained model is in {args.output_dir}/best, and `visualbert push {args.output_dir} {repo_id}` sends it"
+        ) from error
+    print(f"published: {pushed.url}")
 
 
 @torch.inference_mode()

@@ -18,6 +18,8 @@ from .recipes import recipe_path
 PRECISIONS = ("no", "bf16", "fp16")
 TRACKERS = ("tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab")
 
+SECRETS = ("hub_token",)  # never written anywhere
+
 DATA_FLAGS = (
     "data_dir",
     "dataset_name",
@@ -146,8 +148,8 @@ class TrainArgs:
 
 
 def recorded_args(args: TrainArgs) -> dict[str, Any]:
-    """The arguments as checkpoints, `metrics.json` and trackers keep them."""
-    return asdict(args)
+    """The arguments as checkpoints, `metrics.json` and trackers keep them: all but secrets."""
+    return {name: value for name, value in asdict(args).items() if name not in SECRETS}
 
 
 def _checked_trackers(names: str | list[str]) -> list[str]:

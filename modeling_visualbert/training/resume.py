@@ -18,6 +18,7 @@ from .batches import StepPlan
 MAY_CHANGE = frozenset(
     [
         *("output_dir", "resume", "save_steps", "keep_checkpoints", "log_steps", "report_to"),
+        *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_token"),
         # The learning rate follows the schedule of the new length from the first resumed step on.
         *("epochs", "max_steps", "patience"),
         *("evals_per_epoch", "eval_batch_size", "test_split", "score_with", "probe_words"),
