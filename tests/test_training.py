@@ -200,6 +200,12 @@ def test_a_wrong_value_in_a_recipe_is_refused(tmp_path, line):
         parse_args(VqaArgs, "", ["--output_dir", "x", "--recipe", str(tmp_path / "recipe.yaml")])
 
 
+def test_a_size_in_a_recipe_may_be_a_number(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("grid_backbone: small\ngrid_size: 4\nimage_size: 64x96\n")
+    args = parse_args(VqaArgs, "", ["--output_dir", "x", "--recipe", str(tmp_path / "recipe.yaml")])
+    assert (args.grid_size, args.image_size) == ("4", "64x96")
+
+
 def test_a_missing_recipe_is_named():
     with pytest.raises(FileNotFoundError, match="nowhere.yaml: no such recipe"):
         parse_args(VqaArgs, "", ["--output_dir", "x", "--recipe", "nowhere.yaml"])

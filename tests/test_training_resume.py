@@ -212,3 +212,22 @@ def test_flags_of_a_later_version_are_refused_unless_they_were_off_or_may_change
     )
     with pytest.raises(ValueError, match=message):
         changed_args(CHECKPOINT, newer, args)
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ({"grid_size": 6}, {}),
+        ({"grid_size": 4, "grid_backbone": "small"}, {"grid_size": "4", "grid_backbone": "small"}),
+    ],
+)
+def test_grid_sizes_of_earlier_versions_were_numbers(before, now):
+    """And every run had one, with a grid or without."""
+    new = VqaArgs("run", **now)
+    assert changed_args(CHECKPOINT, {"args": {**asdict(new), **before}}, new) == {}
+
+
+def test_another_grid_size_is_another_model():
+    new = VqaArgs("run", grid_backbone="small", grid_size="6x8")
+    with pytest.raises(ValueError, match=r"was trained with grid_size='6', not '6x8'; expected the same"):
+        changed_args(CHECKPOINT, {"args": {**asdict(new), "grid_size": 6}}, new)

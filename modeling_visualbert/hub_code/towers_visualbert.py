@@ -46,6 +46,8 @@ def tower_class(config: PretrainedConfig) -> type[PreTrainedModel]:
         )
     mapping = MODEL_FOR_BACKBONE_MAPPING if type(config) in MODEL_FOR_BACKBONE_MAPPING else MODEL_MAPPING
     found = mapping.get(type(config), None)
+    if found is None:
+        raise ValueError(f"{kind} has no model of its own in transformers; expected {SUPPORTED_BACKBONES}")
     if not isinstance(found, type) or getattr(found, "main_input_name", None) != "pixel_values":
         raise ValueError(f"{kind} does not read images; expected {SUPPORTED_BACKBONES}")
     return found
