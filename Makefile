@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # What `accelerate config` would ask; override for your machines: make vqa LAUNCH="--multi_gpu --num_processes 8"
 LAUNCH ?= --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: vqa nlvr2 vcr flickr30k pretraining test test-slow test-browser test-suites check format detector golden bench clean
+.PHONY: vqa nlvr2 vcr classification flickr30k pretraining test test-slow test-browser test-suites check format detector golden bench clean
 
 vqa: $(VENV)/.train ## train on the embedded corpus and score it
 	$(BIN)/accelerate launch $(LAUNCH) examples/run_vqa.py --output_dir runs/vqa --resume
@@ -14,7 +14,7 @@ vqa: $(VENV)/.train ## train on the embedded corpus and score it
 flickr30k: $(VENV)/.train ## the same for phrase grounding
 	$(BIN)/accelerate launch $(LAUNCH) examples/run_$@.py --output_dir runs/$@ --resume
 
-nlvr2 vcr: $(VENV)/.train runs/vqa/metrics.json ## the same for these, which start from the VQA model
+nlvr2 vcr classification: $(VENV)/.train runs/vqa/metrics.json ## the same for these, which start from the VQA model
 	$(BIN)/accelerate launch $(LAUNCH) examples/run_$@.py --output_dir runs/$@ --resume
 
 pretraining: $(VENV)/.train runs/flickr30k/metrics.json ## the same for pre-training, which starts from the Flickr30k model

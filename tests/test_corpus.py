@@ -36,6 +36,7 @@ DIGESTS = {  # by format version; of scenes and questions, since version 2 of al
     1: "2956d0caa64b40e4",
     2: "d21b6de0e5354c32",
     3: "16c1c58db127b8fc",
+    4: "3e3098755aaa4154",
 }
 # A second description of the questions, written from their texts alone.
 PHRASE = re.compile(r"(?:(small|big) )?(?:(red|orange|yellow|green|cyan|blue|purple|black) )?(\w+)")
@@ -222,8 +223,8 @@ def test_building_again_writes_the_same_bytes(corpus, tmp_path):
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "again")], check=True, env=environment)
     files = sorted(path.relative_to(corpus) for path in corpus.rglob("*") if path.is_file())
     assert files == sorted(p.relative_to(tmp_path / "again") for p in tmp_path.rglob("*") if p.is_file())
-    # Images, nine files a split, VCR (image and metadata), NLVR2 (sets of eight), Flickr30k (sentences, boxes, trees), two.
-    assert len(files) == 100 + 3 * 9 + 2 * 100 + 8 * (7 + 2 + 2) + 3 * 100 + 2
+    # Images, ten files a split, VCR (image, metadata), NLVR2 (sets of eight), Flickr30k (sentences, boxes, trees), SNLI-VE, two.
+    assert len(files) == 100 + 3 * 10 + 2 * 100 + 8 * (7 + 2 + 2) + 3 * 100 + 100 + 2
     for file in files:
         assert (corpus / file).read_bytes() == (tmp_path / "again" / file).read_bytes(), file
 
@@ -330,16 +331,19 @@ def test_guessing_without_the_image_does_not_pay():
     assert max(by_kind["count"].values()) / by_kind["count"].total() < 0.3
 
 
-def digest_of(corpus, left_out=()):
-    """Names and contents of all files."""
+ADDED = {3: lambda path: path.suffix == ".conllu", 4: lambda path: path.parts[0] == "snli_ve"}  # by a format version
+
+
+def digest_of(corpus, version=FORMAT_VERSION):
+    """Names and contents of all files that there were in a version."""
     digest = hashlib.sha256()
     for path in sorted(path for path in corpus.rglob("*") if path.is_file()):
-        if path.suffix in left_out:
+        if any(added(path.relative_to(corpus)) for number, added in ADDED.items() if number > version):
             continue
         digest.update(f"{path.relative_to(corpus).as_posix()}\n".encode())
         if path.suffix not in (".jpg", ".png"):  # how these are compressed is the imaging library's business
-            content = path.read_bytes()
-            digest.update(content.replace(b'"format_version": 3', b'"format_version": 2') if left_out else content)
+            now, then = (f'"format_version": {number}'.encode() for number in (FORMAT_VERSION, version))
+            digest.update(path.read_bytes().replace(now, then))
     return digest.hexdigest()[:16]
 
 
@@ -347,8 +351,9 @@ def test_caches_are_told_apart_when_the_corpus_changes(corpus):
     assert digest_of(corpus) == DIGESTS.get(FORMAT_VERSION), "raise FORMAT_VERSION, then note the new digest here"
 
 
-def test_version_3_only_adds_dependency_trees(corpus):
-    assert digest_of(corpus, left_out=(".conllu",)) == DIGESTS[2]
+@pytest.mark.parametrize("version", [2, 3])
+def test_later_versions_only_add_dependency_trees_and_entailment(corpus, version):
+    assert digest_of(corpus, version) == DIGESTS[version]
 
 
 def test_the_shipped_detector_names_what_is_drawn():

@@ -17,7 +17,8 @@ from modeling_visualbert.corpus.build import CorpusConfig, image_file_name, samp
 from modeling_visualbert.corpus.captions import captions_record
 from modeling_visualbert.corpus.flickr30k import flickr30k_files
 from modeling_visualbert.corpus.nlvr2 import make_pairs, nlvr2_records
-from modeling_visualbert.corpus.scenes import COLORS, SHAPES, Scene
+from modeling_visualbert.corpus.scenes import COLORS, SHAPES, SIZES, Scene
+from modeling_visualbert.corpus.snli_ve import snli_ve_records
 from modeling_visualbert.corpus.vcr import vcr_records
 from modeling_visualbert.corpus.vocabulary import corpus_tokenizer
 from modeling_visualbert.data.coco import load_coco_captions
@@ -737,6 +738,74 @@ def test_captions_load(corpus, split):
             check_caption(scenes[row["image_id"]], caption)
 
 
+# ------------------------------------------------------------------------------------------------------------ SNLI-VE
+
+THING = rf"The (?:({'|'.join(COLORS)}) )?({'|'.join(SHAPES)}|thing)"
+ATTRIBUTE = re.compile(rf"{THING} is (?:a )?(\w+)\.")
+PLACES = re.compile(rf"{THING} is (?:to the )?(left|right|above|below)(?: of)? {THING.lower()}\.")
+
+
+def judged(scene, sentence):
+    """What an image with these objects says about a sentence, judged by its words alone."""
+
+    def named(color, shape):
+        of_color = [item for item in scene["objects"] if color in (None, item["color"])]
+        return [item for item in of_color if shape in ("thing", item["shape"])]
+
+    if found := PLACES.fullmatch(sentence):
+        first, second = named(found[1], found[2]), named(found[4], found[5])
+        if not first or not second:
+            return "neutral"
+        (first,), (second,) = first, second  # never one of several
+        side = side_of(first, second, AXES[found[3]], OFFSET)
+        assert side, sentence  # nothing is said of things that are about level
+        return "entailment" if side == (-1 if found[3] in LOW else 1) else "contradiction"
+    color, shape, said = ATTRIBUTE.fullmatch(sentence).groups()
+    about = named(color, shape)
+    if not about:
+        return "neutral"
+    (item,) = about
+    return "entailment" if said in (item["color"], item["shape"], item["size"]) else "contradiction"
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_gold_labels_are_what_the_image_tells(corpus, split):
+    scenes = {str(image_id): scene for image_id, scene in scenes_of(corpus, split).items()}
+    records = lines_of(corpus / "snli_ve" / f"snli_ve_{NLVR2_SPLITS[split].removesuffix('1')}.jsonl")
+    for record in records:
+        assert judged(scenes[record["Flickr30K_ID"]], record["sentence2"]) == record["gold_label"], record
+        assert record["pairID"].startswith(record["captionID"]) and record["sentence1"][0].isupper()
+    assert len({record["pairID"] for record in records}) == len(records) > 8 * len(scenes)
+    number = records[0]["Flickr30K_ID"]
+    image = corpus / "snli_ve" / "images" / f"{number}.jpg"
+    assert image.read_bytes() == image_of(corpus, split, int(number))
+
+
+def form_of(words):
+    """Which of the four forms a sentence has."""
+    if "thing" in words:
+        return "shape"
+    return "size" if words[-1] in SIZES else "relation" if len(words) > 5 else "colour"
+
+
+def test_a_sentence_alone_does_not_tell_its_label():
+    """As many sentences of each label, in every form; and who knows how often each sentence had which label gains nothing."""
+    records = list(snli_ve_records(sampled()[0], seed=0))
+    forms = defaultdict(Counter)
+    for record in records:
+        forms[form_of(record["sentence2"].rstrip(".").split())][record["gold_label"]] += 1
+    assert len(forms) == 4 and all(len(counts) == 3 and len(set(counts.values())) == 1 for counts in forms.values())
+    half, known = len(records) // 2, defaultdict(Counter)
+    for record in records[:half]:
+        known[record["sentence2"]][record["gold_label"]] += 1
+    guesses = [
+        known[record["sentence2"]].most_common(1)[0][0] == record["gold_label"]
+        for record in records[half:]
+        if record["sentence2"] in known
+    ]
+    assert len(guesses) > 10_000 and 0.31 < np.mean(guesses) < 0.36
+
+
 # ----------------------------------------------------------------------------------------------------------- words
 
 
@@ -747,6 +816,7 @@ def texts_of(scenes):
         for tokens in (record["question"], *record["answer_choices"], *record["rationale_choices"]):
             yield " ".join(word for word in tokens if isinstance(word, str))
         yield " ".join(record["objects"])
+    yield from (record["sentence2"] for record in snli_ve_records(scenes, seed=0))
     for _, sentences, *_ in flickr30k_files(scenes, seed=0):
         yield from MARKED.sub(r"\3", sentences).splitlines()
     yield from (caption for _, caption in captions_of(scenes))
@@ -768,6 +838,7 @@ def test_scenes_are_told_apart_by_their_seed_in_every_format():
             [*nlvr2_records(make_pairs(scenes, "train"), seed)],
             [*vcr_records(scenes, "train", lambda scene: "x.jpg", seed)],
             [*flickr30k_files(scenes, seed)],
+            [*snli_ve_records(scenes, seed)],
             captions_record(scenes, lambda scene: "x.jpg", seed)["annotations"],
         ]
         for seed in (0, 1)

@@ -5,6 +5,7 @@ from accelerate import Accelerator
 
 import modeling_visualbert
 from modeling_visualbert import load_corpus
+from modeling_visualbert.tasks.classification import ClassificationArgs, label_tables, load_label_data
 from modeling_visualbert.tasks.flickr30k import Flickr30kArgs, load_flickr30k_data
 from modeling_visualbert.tasks.nlvr2 import Nlvr2Args, load_nlvr2_data
 from modeling_visualbert.tasks.pretraining import PretrainingArgs, load_source
@@ -19,9 +20,14 @@ def load_captions(args):
     return load_source(args, None).data
 
 
+def load_labels(args):
+    return load_label_data(args, label_tables(args))
+
+
 TASKS = {  # task -> arguments, loader, folder of the official files, columns that are the same in both
     "vqa": (VqaArgs, load_vqa_data, "vqa", ["question_id", "question", "answers", "question_type", "answer_type"]),
     "nlvr2": (Nlvr2Args, load_nlvr2_data, "nlvr2", ["identifier", "sentence", "label"]),
+    "classification": (ClassificationArgs, load_labels, "snli_ve", ["identifier", "text", "label"]),
     "vcr": (
         VcrArgs,
         load_vcr_data,
@@ -76,7 +82,9 @@ def test_a_model_is_trained_on_a_saved_corpus(corpus, tmp_path, monkeypatch):
 
 
 def test_what_is_no_corpus_is_refused(tmp_path, corpus):
-    with pytest.raises(ValueError, match="task 'gqa'; expected one of vqa, vcr, nlvr2, flickr30k, pretraining"):
+    with pytest.raises(
+        ValueError, match="task 'gqa'; expected one of vqa, vcr, nlvr2, classification, flickr30k, pretraining"
+    ):
         load_corpus("gqa", corpus)
     with pytest.raises(FileNotFoundError, match=r"no corpus\.json; expected a corpus that `visualbert corpus` wrote"):
         load_corpus("vqa", tmp_path)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from modeling_visualbert.tasks.classification import ClassificationArgs
 from modeling_visualbert.tasks.flickr30k import Flickr30kArgs
 from modeling_visualbert.tasks.nlvr2 import Nlvr2Args
 from modeling_visualbert.tasks.pretraining import PretrainingArgs
@@ -34,11 +35,12 @@ PAPER = {
     "flickr30k_finetune": ({"positions": "original"}, 32, 2e-5, 5, 1.0),
 }
 SHARED = {"warmup_ratio": 0.1, "weight_decay": 0.01, "schedule": "linear", "dropout": 0.1, "patience": 3}
-CORPUS = ["flickr30k_corpus", "nlvr2_corpus", "pretraining_corpus", "vcr_corpus", "vqa_corpus"]
+CORPUS = ["classification_corpus", "flickr30k_corpus", "nlvr2_corpus", "pretraining_corpus", "vcr_corpus", "vqa_corpus"]
 ON_REQUEST = ["vqa_grid_corpus", "vqa_clip_vil"]  # no script's default, and not of the paper
 SCRIPTS = {
     "vqa": VqaArgs,
     "nlvr2": Nlvr2Args,
+    "classification": ClassificationArgs,
     "vcr": VcrArgs,
     "flickr30k": Flickr30kArgs,
     "pretrain": PretrainingArgs,
@@ -101,7 +103,13 @@ def test_a_script_without_data_uses_the_recipe_of_the_corpus(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "start"), [("nlvr2_corpus", "vqa"), ("vcr_corpus", "vqa"), ("pretraining_corpus", "flickr30k")]
+    ("name", "start"),
+    [
+        ("classification_corpus", "vqa"),
+        ("nlvr2_corpus", "vqa"),
+        ("vcr_corpus", "vqa"),
+        ("pretraining_corpus", "flickr30k"),
+    ],
 )
 def test_corpus_runs_that_need_it_start_from_the_model_that_make_has_made(name, start):
     makefile = (EXAMPLES.parent / "Makefile").read_text()

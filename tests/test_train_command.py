@@ -27,7 +27,10 @@ def test_help_is_that_of_the_script(task, capsys):
     "options, message",
     [
         (["--train_file", "none.csv"], "none.csv: no such file"),
-        (["--recipe", "vqa_finetun"], "vqa_finetun: no such recipe; expected a file, or one of flickr30k_corpus, "),
+        (
+            ["--recipe", "vqa_finetun"],
+            "vqa_finetun: no such recipe; expected a file, or one of classification_corpus, ",
+        ),
         (["--recipe", "none/vqa_finetune"], "none/vqa_finetune: no such recipe; expected a file, or one of "),
         (["--batch_size", "0"], "--batch_size 0; expected more than 0"),
     ],

@@ -12,6 +12,7 @@
       vqa/v2_shapes_<split>_annotations.json          VQA v2 annotations
       vcr/{train,val,test}.jsonl, vcr/vcr1images/     VCR; metadata beside the images
       nlvr2/data/{train,dev,test1}.json, nlvr2/images NLVR2; two images per sentence
+      snli_ve/snli_ve_{train,dev,test}.jsonl, images/ SNLI-VE; images named by their number
       flickr30k/shapes_<split>.txt, Sentences/, ...    Flickr30k Entities, with dependency trees in Trees/
       coco/captions_<split>.{json,conllu}             COCO captions and their dependency trees
 
@@ -38,11 +39,13 @@ from .captions import caption_trees, captions_record
 from .flickr30k import flickr30k_files
 from .nlvr2 import SPLIT_NAMES, make_pairs, nlvr2_records
 from .scenes import CLASSES, HEIGHT, WIDTH, Scene, render, sample_scene
+from .snli_ve import file_name as snli_ve_file
+from .snli_ve import image_name, snli_ve_records
 from .vcr import metadata_record, vcr_records
 from .vqa import vqa_records
 
 SPLITS = ("train", "val", "test")
-FORMAT_VERSION = 3  # increment it when any file of the corpus changes, so that cached corpora are rebuilt
+FORMAT_VERSION = 4  # increment it when any file of the corpus changes, so that cached corpora are rebuilt
 
 
 @dataclass(frozen=True)
@@ -196,6 +199,7 @@ def _write_vqa(corpus: Path, scenes: list[Scene], split: str, config: CorpusConf
 def _write_other_tasks(folder: Path, scenes: list[Scene], split: str, seed: int) -> None:
     _write_vcr(folder, scenes, split, seed)
     _write_nlvr2(folder, scenes, split, seed)
+    _write_snli_ve(folder / "snli_ve", scenes, split, seed)
     _write_flickr30k(folder / "flickr30k", scenes, split, seed)
     captions = captions_record(scenes, partial(_file_name_of, split), seed)
     _write_json(folder / "coco" / f"captions_{split}.json", captions)
@@ -223,6 +227,14 @@ def _write_nlvr2(corpus: Path, scenes: list[Scene], split: str, seed: int) -> No
             # A JPEG file with the suffix of a PNG, as in the release.
             _link(corpus / "images" / split / _file_name_of(split, scene), folder / f"{pair.name}-img{side}.png")
     _write_lines(corpus / "nlvr2" / "data" / f"{SPLIT_NAMES[split]}.json", nlvr2_records(sets, seed))
+
+
+def _write_snli_ve(folder: Path, scenes: list[Scene], split: str, seed: int) -> None:
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for scene in scenes:
+        source = folder.parent / "images" / split / _file_name_of(split, scene)
+        _link(source, folder / "images" / image_name(scene))
+    _write_lines(folder / snli_ve_file(split), snli_ve_records(scenes, seed))
 
 
 def _write_flickr30k(folder: Path, scenes: list[Scene], split: str, seed: int) -> None:

@@ -12,16 +12,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, Features, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from datasets import Image as ImageColumn
 
 from ..data.coco import load_coco_captions
 from ..data.files import index_images, index_images_by_name
 from ..data.flickr30k import load_flickr30k, read_split
+from ..data.label_table import LabelTables
 from ..data.nlvr2 import find_nlvr2_file, load_nlvr2
+from ..data.table_images import TableImages
+from ..data.tables import open_files
 from ..data.vcr import load_vcr
 from ..data.vqa2 import find_vqa_files, load_vqa
 from .build import ensure_corpus
+from .snli_ve import LABELS
+from .snli_ve import file_name as snli_ve_file
 
 _TEXTS = List(Value("string"))
 _BOXES = List(List(Value("float32")))
@@ -35,6 +40,7 @@ def load_corpus(task: str = "vqa", folder: str | Path | None = None) -> DatasetD
             `"vqa"`: image, question_id, question, answers, question_type, answer_type;
             `"vcr"`: image, annot_id, question, choices, label, objects, boxes (answers to choose from; no rationales);
             `"nlvr2"`: images (two), identifier, text, label;
+            `"classification"`: image, identifier, text, label (entailment, neutral or contradiction);
             `"flickr30k"`: image, sentence_id, sentence, phrases, boxes;
             `"pretraining"`: image, captions.
         folder: A corpus that `visualbert corpus` wrote; by default that of the scripts, which is drawn on first use (a minute)
@@ -92,6 +98,20 @@ def _nlvr2(root: Path, split: str) -> Dataset:
     return _table(columns, {**features, "label": Value("bool")})
 
 
+def _classification(root: Path, split: str) -> Dataset:
+    (table,) = open_files({split: str(root / "snli_ve" / snli_ve_file(split))}).values()
+    tables, images = LabelTables(labels=sorted(LABELS)), TableImages()
+    rows = tables(table, images)
+    columns = {
+        "image": [str(images[key]) for (key,) in rows["images"]],
+        "identifier": rows["identifier"][:],
+        "text": rows["text"][:],
+        "label": rows["label"][:],
+    }
+    features = {"image": ImageColumn(), "identifier": Value("string"), "text": Value("string")}
+    return _table(columns, {**features, "label": ClassLabel(names=sorted(LABELS))})
+
+
 def _flickr30k(root: Path, split: str) -> Dataset:
     folder = root / "flickr30k"
     rows = load_flickr30k(folder, read_split(folder / f"shapes_{split}.txt"))
@@ -120,6 +140,7 @@ _READERS: dict[str, Callable[[Path, str], Dataset]] = {
     "vqa": _vqa,
     "vcr": _vcr,
     "nlvr2": _nlvr2,
+    "classification": _classification,
     "flickr30k": _flickr30k,
     "pretraining": _pretraining,
 }

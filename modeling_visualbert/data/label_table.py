@@ -28,7 +28,7 @@ from typing import Any
 
 from datasets import Dataset, Features, List, Value
 
-from .files import find_one
+from .files import find_one, index_images_by_name
 from .reasoning_table import LABEL_COLUMNS, TEXT_COLUMNS, class_names, image_columns, join_keys
 from .table_images import TableImages
 from .table_rows import Keys, as_text, column_of_labels, read_rows
@@ -175,7 +175,10 @@ def _with_image_names(table: Table) -> Table:
     """A table of SNLI-VE with the names of its image files and with ids; any other as it is."""
     if not {_SNLI_VE_IMAGE, _SNLI_VE_TEXT} <= set(table.rows.column_names):
         return table
-    names = [None if value is None else f"{value}.jpg" for value in table.rows[_SNLI_VE_IMAGE][:]]
+    numbers = table.rows[_SNLI_VE_IMAGE][:]
+    files = index_images_by_name(table.folder, {"": {str(number) for number in numbers}})  # in it, or in a folder below
+    paths = {name: str(path.absolute()) for name, path in files.items()}
+    names = [None if number is None else paths.get(str(number), f"{number}.jpg") for number in numbers]
     rows = table.rows.remove_columns(_SNLI_VE_IMAGE).add_column(_SNLI_VE_IMAGE, names)
     if "pairID" in rows.column_names and not {"id", "identifier"} & set(rows.column_names):
         rows = rows.rename_column("pairID", "identifier")

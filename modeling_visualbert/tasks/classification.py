@@ -1,6 +1,6 @@
 """Classification as a task of the training loop: an image or two with a text -> one of any number of labels.
 
-own tables, Hateful Memes, SNLI-VE ──► rows ──► label ──► accuracy, macro F1, AUROC, calibration
+own tables, Hateful Memes, SNLI-VE, embedded corpus ──► rows ──► label ──► accuracy, macro F1, AUROC, calibration
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..metrics.classification import best_threshold, classification_scores
 from ..training.task import Batch, Predictions, Rows, Task, count_examples
 from ..visualization import captioned
-from .common import TaskArgs, load_tokenizer, make_model, prepare_images
+from .common import TaskArgs, corpus_folder, load_tokenizer, make_model, prepare_images, reads_corpus
 from .nlvr2 import side_by_side
 from .tables import TaskData, given_columns, read_tables, reads_table
 
@@ -95,13 +95,13 @@ def classification_task(args: ClassificationArgs, accelerator: Accelerator) -> T
     Raises:
         ValueError, FileNotFoundError: Arguments or files do not fit together.
     """
-    trained = trained_labels(args.init_from)
     with accelerator.main_process_first():
+        tokenizer = load_tokenizer(args)
+        trained = trained_labels(args.init_from)
         tables = label_tables(args, order=trained or ())
         data = load_label_data(args, tables)
         labels = tables.labels or []
         check_two_labels(args, labels, data.splits["dev"])
-        tokenizer = load_tokenizer(args)
         images, data = prepare_images(args, data, accelerator.device)
         weights = balanced_weights(data.splits["train"], len(labels)) if args.class_weights else None
         model = make_model(
@@ -142,20 +142,24 @@ def label_tables(args: ClassificationArgs, **known: Any) -> LabelTables:
 
 
 def load_label_data(args: ClassificationArgs, tables: LabelTables) -> TaskData:
-    """The splits and where their images are: of one's own table, or of the files of a folder.
+    """The splits and where their images are: of one's own table, of the files of a folder, or of the embedded corpus.
 
     Raises:
-        FileNotFoundError, ValueError, ConnectionError: A file is missing or bad, or no data is named.
+        FileNotFoundError, ValueError, ConnectionError: A file is missing or bad.
     """
     if not reads_table(args):
-        if args.data_dir is None:
-            raise ValueError("no data; expected --train_file, --dataset_name or --data_dir")
-        splits = {"train": args.train_split, "dev": args.dev_split, "test": args.test_split}
+        corpus = reads_corpus(args)
+        folder = corpus_folder(args) / "snli_ve" if corpus else Path(args.data_dir or "")
+        splits = {
+            "train": args.train_split,
+            "dev": args.dev_split,
+            "test": args.test_split or ("test" if corpus else None),
+        }
         files: dict[str, Any] = {
-            FILE_FLAGS[role]: str(find_label_file(args.data_dir, name)) for role, name in splits.items() if name
+            FILE_FLAGS[role]: str(find_label_file(folder, name)) for role, name in splits.items() if name
         }
         data = read_tables(replace(args, data_dir=None, **files), tables, "images")
-        data.images_dir = Path(args.images_dir or args.data_dir)
+        data.images_dir = Path(args.images_dir or folder)
     else:
         data = read_tables(args, tables, "images")
     if tables.undecided:

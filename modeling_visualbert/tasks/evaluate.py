@@ -41,7 +41,7 @@ from .run import summary
 Metrics = dict[str, Any]
 
 # Of the embedded corpus, where no split is named.
-_TEST_SPLITS = {"vqa": "test", "nlvr2": "test1", "vcr": "test", "flickr30k": "test", "coco": "test"}
+_TEST_SPLITS = {"vqa": "test", "nlvr2": "test1", "snli_ve": "test", "vcr": "test", "flickr30k": "test", "coco": "test"}
 
 
 def run_evaluation(args: EvaluateArgs) -> Metrics:

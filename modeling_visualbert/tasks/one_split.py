@@ -231,7 +231,7 @@ def _classification_task(opened: Opened, args: EvaluateArgs, accelerator: Accele
     known = {"labels": opened.processor.labels, "num_images": opened.processor.num_images}
     tables = classification.label_tables(run, **known)
     with accelerator.main_process_first():
-        data = load_rows(partial(classification.load_label_data, tables=tables), run, "classification", args)
+        data = load_rows(partial(classification.load_label_data, tables=tables), run, "snli_ve", args)
         images, data = _find_regions(opened, run, data, accelerator)
     model = _load_model(opened, run, accelerator)
     task = classification.make_task(model, opened.processor, data.splits, images.get)
@@ -323,7 +323,7 @@ def split_name(args: EvaluateArgs) -> str:
 def kind_of_files(opened: Opened, args: EvaluateArgs) -> str:
     """Which files are read: those of the task, or of the stage of pre-training."""
     if opened.classifies:
-        return "classification"
+        return "snli_ve"
     stage = args.stage or opened.options.get("stage") or "coco"
     return stage if opened.task == "pretraining" else opened.task
 
@@ -415,7 +415,7 @@ def check_split(run: TaskArgs, kind: str, args: EvaluateArgs) -> None:
     find, pattern = {
         "vqa": (lambda part: find_vqa_files(folder, part), "**/*questions.json"),
         "nlvr2": (lambda part: find_nlvr2_file(folder, part), "**/*.json*"),
-        "classification": (lambda part: find_label_file(folder, part), "**/*.jsonl"),
+        "snli_ve": (lambda part: find_label_file(folder, part), "**/*.jsonl"),
         "vcr": (lambda part: find_one(folder, (f"{part}.jsonl",), f"file of split {part!r}"), "*.jsonl"),
         "flickr30k": (
             lambda part: find_one(folder, (f"{prefix}{part}.txt",), f"image ids of split {part!r}"),
