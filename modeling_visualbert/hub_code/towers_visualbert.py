@@ -4,6 +4,7 @@ Letters: B batch, C channels of the map, H and W its rows and columns, P patches
 """
 
 import copy
+import importlib
 import inspect
 import json
 import logging
@@ -45,12 +46,23 @@ def tower_class(config: PretrainedConfig) -> type[PreTrainedModel]:
             f"expected {SUPPORTED_BACKBONES}"
         )
     mapping = MODEL_FOR_BACKBONE_MAPPING if type(config) in MODEL_FOR_BACKBONE_MAPPING else MODEL_MAPPING
-    found = mapping.get(type(config), None)
+    found = mapping.get(type(config), None) or _class_of_family(config)
     if found is None:
         raise ValueError(f"{kind} has no model of its own in transformers; expected {SUPPORTED_BACKBONES}")
     if not isinstance(found, type) or getattr(found, "main_input_name", None) != "pixel_values":
         raise ValueError(f"{kind} does not read images; expected {SUPPORTED_BACKBONES}")
     return found
+
+
+def _class_of_family(config: PretrainedConfig) -> type[PreTrainedModel] | None:
+    """The vision model of a family that has no Auto class for it, such as BLIP: `transformers` keeps it beside the family's other
+    models."""
+    where = type(config).__module__
+    if not where.startswith("transformers.models."):
+        return None
+    module = importlib.import_module(where.replace(".configuration_", ".modeling_"))
+    name = type(config).__name__.removesuffix("Config") + "Model"  # BlipVisionConfig: BlipVisionModel
+    return getattr(module, name, None) if name.endswith("VisionModel") else None
 
 
 def build_tower(config: PretrainedConfig) -> PreTrainedModel:
@@ -82,7 +94,8 @@ def load_tower(name: Any) -> PreTrainedModel:
     Raises:
         ValueError: It is no vision model; or its weights are damaged, or some are missing.
     """
-    config = tower_config(AutoConfig.from_pretrained(name))
+    whole = AutoConfig.from_pretrained(name)
+    config = tower_config(whole)
     if hasattr(type(config), "region_dim"):
         raise ValueError(f"{name}: a region encoder already ({config.model_type}); expected a vision model")
     try:
@@ -90,6 +103,8 @@ def load_tower(name: Any) -> PreTrainedModel:
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     kwargs = {"config": config, **_without_pooler(model_class)}
+    if config is not whole and model_class.base_model_prefix != "vision_model":  # which the others take off themselves
+        kwargs["key_mapping"] = {r"^vision_model\.": ""}
     with _without_report():
         return load_checked(model_class.from_pretrained, name, (), kwargs, _NEW_PARTS).eval()
 

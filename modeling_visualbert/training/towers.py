@@ -77,7 +77,7 @@ def merged_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> dic
         return dict(weights)
     from peft.tuners.lora import LoraLayer
 
-    adapted = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    adapted: dict[str, Any] = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
     merged = dict(weights)
     for name, module in adapted.items():
         own = [key for key in weights if key.startswith(f"{name}.")]
