@@ -18,6 +18,7 @@ from toy_training import interrupted_run, log_of, questions, toy_args, toy_task
 
 from modeling_visualbert import VisualBertForQuestionAnswering
 from modeling_visualbert.metrics.submissions import write_vqa_results
+from modeling_visualbert.tasks.classification import ClassificationArgs
 from modeling_visualbert.tasks.detection import DetectionArgs
 from modeling_visualbert.tasks.flickr30k import Flickr30kArgs
 from modeling_visualbert.tasks.nlvr2 import Nlvr2Args
@@ -43,6 +44,7 @@ RECIPES = Path(__file__).parents[1] / "examples" / "recipes"
 ARGS = {  # by the first word of a recipe's name
     "vqa": VqaArgs,
     "nlvr2": Nlvr2Args,
+    "classification": ClassificationArgs,
     "vcr": VcrArgs,
     "flickr30k": Flickr30kArgs,
     "pretrain": PretrainingArgs,
