@@ -2,6 +2,7 @@
 
 import json
 import logging
+from uuid import uuid4
 
 import pytest
 import torch
@@ -216,14 +217,15 @@ def test_wrong_flags_end_in_one_line(flags, message, tmp_path, capsys):
 def test_a_hub_name_is_opened_online_and_then_offline(family, tmp_path, monkeypatch):
     folder = save_tower(tmp_path / "tower", family, {**NORMAL, **SHORT})
     expected, _ = open_tower(folder)
+    name = f"tester/{family}-{uuid4().hex}"  # not in the cache
     with serve() as hub:
-        hub.add(f"tester/{family}-tower", {path.name: path.read_bytes() for path in folder.iterdir()})
+        hub.add(name, {path.name: path.read_bytes() for path in folder.iterdir()})
         talk_to(hub, monkeypatch)
-        online, _ = open_tower(f"tester/{family}-tower")
+        online, _ = open_tower(name)
         assert any("model.safetensors" in request for request in hub.requests)
         hub.requests.clear()
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-        offline, image_processor = open_tower(f"tester/{family}-tower")
+        offline, image_processor = open_tower(name)
         assert not hub.requests
     assert online.fingerprint() == offline.fingerprint() == expected.fingerprint()
     assert [*image_processor.image_mean] == NORMAL["image_mean"]
