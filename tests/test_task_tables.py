@@ -117,7 +117,7 @@ def test_classes_and_image_columns_of_data_sets(folder):
     [
         (
             judged(pairs=[["photos/0.png"], *PAIRS[1:]]),
-            "row 0: 'images' holds 1 image; expected two, which the text is about",
+            "row 0: 'images' holds 1 image; expected two (one: run_classification.py)",
         ),
         (judged(pairs=[*PAIRS[:2], PAIRS[0] * 2]), "row 2: 'images' holds 4 images; expected two"),
         (judged(("True", "maybe", "False")), "row 1: the label is 'maybe'; expected true or false"),

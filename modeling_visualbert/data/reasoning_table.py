@@ -106,7 +106,7 @@ def _row(
 ) -> dict[str, Any]:
     if len(keys) != 2:
         count = "1 image" if len(keys) == 1 else f"{len(keys)} images"
-        raise ValueError(f"{where}: {image_column!r} holds {count}; expected two, which the text is about")
+        raise ValueError(f"{where}: {image_column!r} holds {count}; expected two (one: run_classification.py)")
     sentence = as_text(values["sentence"], f"{where}: the text")
     label = _truth(values["label"], classes, where) if "label" in values else None
     return {"images": keys, "sentence": sentence, "label": label, "group": sentence}

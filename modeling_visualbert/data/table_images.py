@@ -20,9 +20,10 @@ _BATCH = 256  # rows whose bytes are in memory at a time
 
 
 class TableImages(Mapping[str, "Path | bytes"]):
-    """Image files by key: their path, or their bytes."""
+    """Image files by key: their path, or their bytes. `sizes` has height and width of those that were looked at."""
 
     def __init__(self) -> None:
+        self.sizes: dict[str, tuple[int, int]] = {}
         self._paths: dict[str, Path] = {}
         self._cells: dict[str, tuple[Table, str, int, int | None]] = {}  # table, column, row, and place in a list
 
