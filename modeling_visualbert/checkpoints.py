@@ -8,6 +8,7 @@ from typing import Any
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from .hub_code import modeling_visualbert
+from .hub_code.configuration_visualbert import VisualBertConfig
 from .hub_code.modeling_region_encoder import RegionEncoder
 from .hub_code.pixels_visualbert import REGION_ENCODERS
 from .hub_code.tasks_visualbert import HEADS, VisualBertTask
@@ -62,6 +63,8 @@ def check_task(name: str | Path, expected: str | None = None) -> VisualBertTask:
         raise OSError(f"{name}: {what}{' '.join(str(error).split())}") from error
     if not isinstance(fields, dict):
         raise ValueError(f"{name}: config.json holds a {type(fields).__name__}; expected an object")
+    if (kind := fields.get("model_type")) != VisualBertConfig.model_type:
+        raise ValueError(f"{name}: config.json has model_type {kind!r}; expected {VisualBertConfig.model_type!r}")
     found = (fields.get("architectures") or ["unknown"])[0]
     wanted = list(HEADS) if expected is None else [task.head for task in HEADS.values() if task.name == expected]
     if found not in wanted:

@@ -14,6 +14,7 @@ from functools import partial
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from pickle import UnpicklingError
 from types import ModuleType
 from typing import Any
 
@@ -172,6 +173,8 @@ def _completing(auto_class: Any, task: str) -> type:
     class Completing(auto_class):
         @classmethod
         def from_pretrained(cls, pretrained_model_name_or_path: str, *args: Any, **kwargs: Any) -> Any:
+            from safetensors import SafetensorError
+
             from .convert.assemble import complete_checkpoint
             from .published import find_published_checkpoint
 
@@ -185,7 +188,14 @@ def _completing(auto_class: Any, task: str) -> type:
                     ValueError,
                 ) as error:  # for these, `pipeline` would go on to the class of `transformers`
                     raise LookupError(str(error)) from error
-            return auto_class.from_pretrained(name, *args, **kwargs)
+            try:
+                return auto_class.from_pretrained(name, *args, **kwargs)
+            except ValueError as error:
+                # What the class of `transformers`, which is tried next, fails on too, but without the name of the file.
+                unreadable = (SafetensorError, UnpicklingError, EOFError)
+                if isinstance(error.__cause__, unreadable):
+                    raise type(error.__cause__)(str(error)) from error
+                raise
 
     return Completing
 

@@ -382,7 +382,17 @@ def test_a_flag_that_contradicts_the_other_arrays_is_refused(tmp_path, capsys):
         ({"objects_id": np.ones(35, int)}, "'objects_id' has shape (35,) beside 'x' of 36 regions"),
         ({"objects_conf": np.float32(1)}, "'objects_conf' has shape () beside 'x' of 36 regions"),
         ({"attrs_id": np.ones(1, int)}, "'attrs_id' has shape (1,) beside 'x' of 36 regions"),
-        ({"image_h": 0}, "'image_h' is 0; expected a whole number from 1 on"),
+        (
+            {"features": np.ones((36, 5)) * 2},
+            "'x' is of shape (36, 5) beside 'features' of 36 regions; expected the same",
+        ),
+        (
+            {"boxes": np.ones((36, 4)), "bbox": np.ones((35, 4))},
+            "'bbox' is of shape (35, 4) beside 'boxes' of 36 regions",
+        ),
+        ({"num_boxes": 36, "num_bbox": 35}, "'num_bbox' is 35 beside 'num_boxes' of 36 regions; expected the same"),
+        ({"image_w": 40}, "'image_w' is the only side of the image; expected height and width, or neither"),
+        ({"image_h": 0, "image_w": 40}, "'image_h' is 0; expected a whole number from 1 on"),
         ({"x": np.ones((40, 36)), "bbox": np.ones((38, 4))}, "'bbox' has shape (38, 4) beside 'x' of 36 regions"),
         ({"x": np.ones((36, 5), complex)}, "features are complex128 (36, 5); expected numbers"),
     ],
@@ -829,6 +839,29 @@ def test_hdf5_of_ban_has_regions_of_all_images_in_a_row(tmp_path, h5py):
         convert_features(tmp_path / "a.hdf5", tmp_path / "other", progress=False)
 
 
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        ([[0, 3], [2, 5]], "'pos_boxes' gives regions 2 to 3 to two images"),
+        ([[0, 2], [3, 5]], "'pos_boxes' gives no image to 2 to 3"),
+        ([[2, 4], [0, 2]], "'pos_boxes' gives no image to 4 to 5"),
+        ([[0, 2.5], [2.5, 5]], "'pos_boxes' holds float64; expected whole numbers"),
+    ],
+)
+def test_hdf5_regions_have_one_image_each(tmp_path, h5py, places, message):
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file["image_features"], file["pos_boxes"], file["image_ids"] = np.ones((5, DIM)), np.array(places), [7, 8]
+    with pytest.raises(ValueError, match=f"a.hdf5: {message}"):
+        convert_features(tmp_path / "a.hdf5", tmp_path / "store")
+
+
+def test_hdf5_ids_are_no_real_numbers(tmp_path, h5py):
+    with h5py.File(tmp_path / "a.hdf5", "w") as file:
+        file["features"], file["image_ids"] = np.ones((1, 5, DIM)), np.float32([123456789])
+    with pytest.raises(ValueError, match="a.hdf5: 'image_ids' holds float32; expected whole numbers or texts"):
+        convert_features(tmp_path / "a.hdf5", tmp_path / "store")
+
+
 def test_hdf5_with_a_group_for_each_image(tmp_path, h5py):
     with h5py.File(tmp_path / "a.h5", "w") as file:
         for number in range(3):
@@ -1101,6 +1134,9 @@ def test_a_bad_value_of_an_lmdb_is_named(tmp_path, lmdb, value, message, capsys)
 def test_an_lmdb_that_lacks_something_is_named(tmp_path, lmdb, monkeypatch):
     source = write_lmdb(lmdb, tmp_path / "a", {"p": item_of(0)}, keys=[b"p", b"q"])
     with pytest.raises(ValueError, match=r"data.mdb: key 'q': listed in 'keys', but not there"):
+        convert_features(source, tmp_path / "store", progress=False)
+    source = write_lmdb(lmdb, tmp_path / "c", {"p": item_of(0), "q": item_of(1)}, keys=[b"p"])
+    with pytest.raises(ValueError, match=r"data.mdb: key 'q' is not listed in 'keys'; expected all keys"):
         convert_features(source, tmp_path / "store", progress=False)
     source = write_lmdb(lmdb, tmp_path / "b", {"p": item_of(0)}, keys={"p": 1})
     with pytest.raises(ValueError, match=r"data.mdb: 'keys' holds dict; expected a list of keys"):

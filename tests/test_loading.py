@@ -233,6 +233,102 @@ def test_fewer_layers_are_refused_unless_they_are_asked_for(tmp_path):
         VisualBertForPreTraining.from_pretrained(tmp_path)
 
 
+# Tensors that no part of the model has, whose names another part's files may leave to others.
+LEFT_OVER = (
+    "visual_bert.encoder.layer.1.output.dense.weight",
+    "visual_bert.encoder.layer.0.adapter.weight",
+    "visual_bert.embeddings.task_embeddings.weight",
+    "cls.2.weight",
+    "more.weight",
+)
+
+
+@pytest.mark.parametrize("key", LEFT_OVER)
+def test_left_over_tensors_are_refused_beside_a_region_encoder(key, damaged):
+    def add(weights, key):
+        weights[key] = torch.ones(2)
+        return f"no place for the weights {key}; expected the configuration"
+
+    folder, said = damaged(add, key)
+    with pytest.raises(ValueError, match=said):
+        VisualBertForQuestionAnswering.from_pretrained(folder)
+    if key.startswith("visual_bert."):
+        with pytest.raises(ValueError, match=said):
+            VisualBertModel.from_pretrained(folder)
+    assert load_inner_region_encoder(folder) is not None  # the rest is none of its business
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.bool])
+def test_integers_are_no_weights(dtype, damaged):
+    def round_off(weights, key):
+        weights[key] = weights[key].to(dtype)
+        return f"model.safetensors: '{key}' holds .* numbers; expected floating point"
+
+    folder, said = damaged(round_off, TEXT)
+    with pytest.raises(ValueError, match=said):
+        VisualBertForQuestionAnswering.from_pretrained(folder)
+
+
+INDEX = "model.safetensors.index.json"
+BROKEN_INDEXES = {
+    "{": "damaged JSON",
+    "[]": "no index of weights files; expected `metadata`",
+    "{}": "no index of weights files; expected `metadata`",
+    '{"metadata": {}, "weight_map": {"a": 3}}': "no index of weights files; expected `metadata`",
+    '{"metadata": {}, "weight_map": {"a": "b.safetensors"}}': "b.safetensors: no such file; expected it because",
+}
+
+
+@pytest.mark.parametrize("content", BROKEN_INDEXES)
+def test_broken_indexes_are_named(content, world, tmp_path):
+    folder = changed_config(world, tmp_path / "parts")
+    (folder / "model.safetensors").unlink()
+    (folder / INDEX).write_text(content)
+    with pytest.raises((ValueError, FileNotFoundError), match=rf"parts/.*{BROKEN_INDEXES[content]}"):
+        VisualBertForQuestionAnswering.from_pretrained(folder)
+
+
+BROKEN_PICKLES = {
+    "a list": ([1.0], "holds a list; expected tensors by name"),
+    "a number": ({TEXT: 3.0}, f"'{TEXT}' is a float; expected a tensor"),
+    "a model": (torch.nn.Linear(2, 2), "it holds Python objects; expected tensors by name"),
+    "nothing": (None, "it is damaged; expected tensors by name"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_PICKLES)
+def test_pickles_of_something_else_are_named(case, world, tmp_path, capsys):
+    content, said = BROKEN_PICKLES[case]
+    folder = changed_config(world, tmp_path / "pickled")
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").touch()
+    if content is not None:
+        torch.save(content, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=rf"pytorch_model.bin: {said}"):
+        VisualBertForQuestionAnswering.from_pretrained(folder)
+    if case in ("a model", "nothing"):  # the class of `transformers`, which a pipeline tries next, fails without a name
+        with pytest.raises(Exception, match=rf"pytorch_model.bin: {said}"):
+            pipeline("visual-question-answering", model=str(folder))
+    assert main(["ask", "--model", str(folder), str(world / "image.png"), QUESTION]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"num_hidden_layers": 0}, "num_hidden_layers 0; expected at least 1"),
+        ({"hidden_size": "32"}, "'hidden_size' expected int, got str"),
+        ({"hidden_act": "gelo"}, "hidden_act 'gelo'; expected one of"),
+        ({"model_type": "bert"}, "model_type 'bert'; expected 'visual_bert'"),
+    ],
+)
+def test_configurations_that_cannot_be_end_a_command_in_one_line(fields, said, world, tmp_path, capsys):
+    folder = changed_config(world, tmp_path / "changed", **fields)
+    assert main(["ask", "--model", str(folder), str(world / "image.png"), QUESTION]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
 SMALL = {
     "vocab_size": 30,
     "hidden_size": 16,

@@ -634,3 +634,59 @@ def test_exported_vqa_model_takes_other_shapes():
         logits = exported(**other).logits
         assert logits.shape == (shape[0], NUM_LABELS["vqa"])
         torch.testing.assert_close(logits, model(**other).logits, **close)
+
+
+OTHER_INPUTS = {  # a change of the inputs, and what is said about it
+    "attention_mask": (
+        lambda x: x[:, :-1],
+        r"`attention_mask` of shape \(3, 8\); expected \(batch_size, text_length\)",
+    ),
+    "visual_attention_mask": (
+        lambda x: x[:, :-1],
+        r"`visual_attention_mask` of shape \(3, 5\); expected \(batch_size, re",
+    ),
+    "visual_embeds": (
+        lambda x: x[..., :-1],
+        r"`visual_embeds` of shape \(3, 6, \d+\); expected \(batch_size, regions, ",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_INPUTS)
+def test_inputs_of_another_shape_are_named(name):
+    model, inputs = tiny_model("vqa"), inputs_for("vqa")
+    change, said = OTHER_INPUTS[name]
+    with pytest.raises(ValueError, match=said):
+        model(**{**inputs, name: change(inputs[name])})
+
+
+@pytest.mark.parametrize("name", ["attention_mask", "visual_attention_mask"])
+def test_masks_to_add_are_refused(name):
+    inputs = inputs_for("vqa")
+    with pytest.raises(ValueError, match=f"`{name}` holds -10000.0; expected 1 for what is there, 0 for padding"):
+        tiny_model("vqa")(**{**inputs, name: (1.0 - inputs[name]) * -10000.0})
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("name", ["visual_feats", "image_features", "visual_embed"])
+def test_images_under_other_names_are_not_ignored(head, name):
+    inputs = inputs_for(head)
+    with pytest.raises(TypeError, match=f"unknown argument `{name}`; expected regions as `visual_embeds`"):
+        tiny_model(head)(**inputs, **{name: inputs["visual_embeds"]})
+
+
+def test_phrases_are_in_the_text():
+    model, inputs = tiny_model("flickr30k"), inputs_for("flickr30k")
+    places = inputs.pop("region_to_phrase_position")
+    for other, said in (
+        (places[:2], r"is torch.int64 \(2, 4\); expected whole numbers \(3, phrases\)"),
+        (places.float(), r"is torch.float32 \(3, 4\); expected whole numbers"),
+        (torch.full_like(places, 9), r"holds 9; expected positions in the text, 0 to 8, or -1 for padding"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            model(**inputs, region_to_phrase_position=other)
+
+
+def test_an_unknown_activation_is_named():
+    with pytest.raises(ValueError, match="hidden_act 'gelo'; expected one of gelu"):
+        tiny_model("vqa", hidden_act="gelo")

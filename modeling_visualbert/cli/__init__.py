@@ -29,13 +29,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if argv is None:
         prepare_process(args)
+    from huggingface_hub.errors import StrictDataclassError
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         args.run(args)
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, StrictDataclassError) as error:
         print(
             f"visualbert {args.command}: {' '.join(str(error).split())}", file=sys.stderr
         )  # the Hub's have many lines

@@ -123,7 +123,8 @@ class Hdf5Arrays:
     def check_lengths(self, images: int, where: str) -> None:
         """
         Raises:
-            ValueError: A dataset has not a row for each image (or with `pos_boxes`, for each region).
+            ValueError: A dataset has not a row for each image (or with `pos_boxes`, for each region); or regions are those of two
+                images, or of none.
         """
         features = name_of_features(self.datasets, where)
         for name, dataset in self.datasets.items():
@@ -131,6 +132,29 @@ class Hdf5Arrays:
             rows, of = (images, "images") if by_image else (len(self.datasets[features]), f"rows of '{features}'")
             if dataset.shape[:1] != (rows,):
                 raise ValueError(f"{where}: '{name}' has shape {dataset.shape} beside {rows} {of}; expected as many")
+        if _PLACES in self.datasets:
+            self._check_places(len(self.datasets[features]), where)
+
+    def _check_places(self, total: int, where: str) -> None:
+        places = self._read(_PLACES, [])
+        if places.dtype.kind not in "iu":
+            raise ValueError(f"{where}: '{_PLACES}' holds {places.dtype}; expected whole numbers")
+        if places.min(initial=0) < 0 or places.max(initial=0) > total or (places[:, 0] > places[:, 1]).any():
+            return  # told with its row
+        reached = 0
+        for start, end in sorted(places.tolist()):
+            if start != reached:
+                said = (
+                    f"regions {start} to {reached} to two images"
+                    if start < reached
+                    else f"no image to {reached} to {start}"
+                )
+                raise ValueError(f"{where}: '{_PLACES}' gives {said}; expected one for each region")
+            reached = end
+        if reached != total:
+            raise ValueError(
+                f"{where}: '{_PLACES}' gives no image to {reached} to {total}; expected one for each region"
+            )
 
     def whole(self) -> dict[str, Any]:
         """All of each dataset."""

@@ -69,8 +69,13 @@ def to_regions(found: Mapping[str, Any], where: str, options: ArrayOptions) -> R
     names |= {key: name for key, known in SYNONYMS.items() if (name := _first_of(known, found))}
     values = {key: _array(found[name], key, name, where) for key, name in names.items()}
     numbers = {key: _whole_number(values.pop(key), names[key], where) for key in NUMBERS if key in values}
+    if len(lone := numbers.keys() & {"height", "width"}) == 1:
+        raise ValueError(
+            f"{where}: '{names[lone.pop()]}' is the only side of the image; expected height and width, or neither"
+        )
     count = numbers.get("count")
     values["visual_embeds"] = _regions_first(values, count, names["visual_embeds"], options.layout, where)
+    _check_twice(found, names, numbers, len(values["visual_embeds"]), where)
     regions = _cut(values, count, names, where)
     if "height" in numbers and "width" in numbers:
         regions["image_size"] = (numbers["height"], numbers["width"])
@@ -141,6 +146,27 @@ def _regions_first(
         f"{where}: '{name}' has shape {sides}, and nothing beside it tells which side the regions are; say "
         "--regions_first or --features_first (in Python: layout)"
     )
+
+
+def _check_twice(
+    found: Mapping[str, Any], names: Mapping[str, str], numbers: Mapping[str, int], num_regions: int, where: str
+) -> None:
+    """What is there under a second name too must not contradict what is read."""
+    for name in (name for name in found if name in KNOWN and name not in names.values()):
+        key = KNOWN[name]
+        array = _array(found[name], key, name, where)
+        if key in NUMBERS:
+            contradicts = _whole_number(array, name, where) != numbers[key]
+        elif key == "visual_embeds":
+            chosen = np.asarray(found[names[key]])
+            contradicts = not any(np.array_equal(array, side) for side in (chosen, chosen.T))
+        else:
+            contradicts = num_regions not in array.shape and numbers.get("count") not in array.shape
+        if contradicts:
+            value = array.item() if key in NUMBERS else f"of shape {array.shape}"
+            raise ValueError(
+                f"{where}: '{name}' is {value} beside '{names[key]}' of {num_regions} regions; expected the same"
+            )
 
 
 def _cut(values: Mapping[str, np.ndarray], count: int | None, names: Mapping[str, str], where: str) -> dict[str, Any]:

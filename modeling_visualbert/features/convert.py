@@ -353,6 +353,8 @@ def read_lmdb(path: Path) -> Records:
         with environment, environment.begin() as transaction:
             listed = transaction.get(b"keys")
             names = None if listed is None else parse_arrays(bytes(listed), f"{file}: 'keys'")
+            if names is not None:
+                _check_all_listed(transaction, set(_keys(names, file)), file)
             for key in transaction.cursor().iternext(keys=True, values=False) if names is None else _keys(names, file):
                 name = key.decode("utf-8", "replace")
                 where = f"{file}: key {name!r}"
@@ -363,6 +365,14 @@ def _keys(names: Any, file: Path) -> list[bytes]:
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, (bytes, str)) for name in names):
         raise ValueError(f"{file}: 'keys' holds {type(names).__name__}; expected a list of keys")
     return [name.encode() if isinstance(name, str) else name for name in names]
+
+
+def _check_all_listed(transaction: Any, listed: set[bytes], file: Path) -> None:
+    for key in transaction.cursor().iternext(keys=True, values=False):
+        if key != b"keys" and key not in listed:
+            raise ValueError(
+                f"{file}: key {key.decode('utf-8', 'replace')!r} is not listed in 'keys'; expected all keys"
+            )
 
 
 def _lmdb_arrays(transaction: Any, key: bytes, where: str) -> Arrays:
@@ -438,6 +448,8 @@ def _hdf5_names(path: Path, arrays: Mapping[str, Any], count: int) -> tuple[list
     sizes: dict[int, dict[str, Any]] = {}
     ids = arrays.get("image_ids", arrays.get("image_id"))
     if ids is not None:
+        if ids.dtype.kind == "f":
+            raise ValueError(f"{path}: '{ids.name[1:]}' holds {ids.dtype}; expected whole numbers or texts")
         names = [value.decode() if isinstance(value, bytes) else str(value) for value in ids[:].tolist()]
     elif path.with_suffix(".json").is_file():
         records = read_json(path.with_suffix(".json"))

@@ -73,6 +73,12 @@ class VisualBertCheckpointModel(PreTrainedModel):
             pretrained_model_name_or_path, config=config, key_mapping=_BERT_KEYS, new_parts=_NOT_IN_BERT
         )
 
+    def post_init(self):
+        super().post_init()
+        # `transformers` adds the names that the parts of a model may ignore in their own files, such as a region encoder the
+        # whole rest of a VisualBERT. Here nothing is ignored.
+        self._keys_to_ignore_on_load_unexpected = set()
+
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         # For code from outside, `transformers` skips modules that have no parameters of their own, and with them the copying
         # of the text tables. `_init_weights` checks each tensor itself, so nothing has to be skipped.

@@ -3,21 +3,25 @@
 `transformers` warns and goes on with random weights, and a model with random weights answers as readily as a trained one.
 """
 
+import json
+import pickle
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 
 # Beginnings of the names of a head's tensors; one of its parts may be new without the others.
 _HEAD_PARTS = ("cls.", "cls.predictions.", "cls.seq_relationship.", "attention.")
 # They start as copies of the text's (`special_visual_initialize`).
 _REGION_TABLES = ("embeddings.visual_token_type_embeddings.", "embeddings.visual_position_embeddings.")
-_LAYERS = ("encoder.layer.", "additional_layer.", "region_encoder.")  # as many as the configuration says
+_INNER_PARTS = ("embeddings.", "encoder.", "additional_layer.", "region_encoder.")
+_HARMLESS = ("pooler.", "embeddings.position_ids")  # a pooler may be left out; 0, 1, 2, ... is in older checkpoints
+_INTEGERS = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")  # as safetensors has them
 _CHECKED_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _SHOWN = 5
 Part = str | tuple[str, ...]
@@ -40,8 +44,7 @@ def load_checked(
     Raises:
         ValueError: The weights file is damaged; or tensors are missing, left over, of another shape or not finite.
     """
-    for path in sorted(Path(str(name)).glob("pytorch_model*.bin")):
-        check_archive(path)
+    check_files(Path(str(name)))
     wants_info = kwargs.pop("output_loading_info", False)
     may_mismatch = kwargs.pop("ignore_mismatched_sizes", False)
     try:
@@ -63,9 +66,53 @@ def load_checked(
     if not is_same_class or model.base_model is model:  # no trained head
         new_parts = (*new_parts, _REGION_TABLES)
     check_missing(model, info["missing_keys"], info["unexpected_keys"], new_parts, name)
-    _check_left_over(model, info["unexpected_keys"], name)
+    _check_left_over(model, info["unexpected_keys"], is_same_class, name)
+    if getattr(model.config, "quantization_config", None) is None:
+        _check_kinds(model, Path(str(name)))
     check_finite(model, name)
     return (model, info) if wants_info else model
+
+
+def check_files(folder: Path) -> None:
+    """Look at the weights files of a local folder before `transformers` reads them; it fails on some without their names.
+
+    Raises:
+        FileNotFoundError: A file that an index lists is missing.
+        ValueError: An index or a file of `torch.save` is damaged, or holds something else than tensors by name.
+    """
+    if (folder / "model.safetensors").is_file():  # which is read first
+        return
+    for index in sorted(folder.glob("*.index.json")):
+        _check_index(index)
+    for path in sorted(folder.glob("pytorch_model*.bin")):
+        is_archive = check_archive(path)
+        try:
+            found = torch.load(path, map_location="meta", weights_only=True, mmap=is_archive)
+        except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, AttributeError) as error:
+            said = "it holds Python objects" if "WeightsUnpickler" in str(error) else "it is damaged"
+            raise ValueError(f"{path}: {said}; expected tensors by name, as torch.save wrote them") from error
+        if not isinstance(found, dict):
+            raise ValueError(f"{path}: holds a {type(found).__name__}; expected tensors by name")
+        for key, value in found.items():
+            # Others are told as left over: they may be what surrounds the weights in the file of a training run.
+            if not isinstance(value, (torch.Tensor, dict, list)):
+                raise ValueError(f"{path}: {key!r} is a {type(value).__name__}; expected a tensor")
+
+
+def _check_index(index: Path) -> None:
+    try:
+        found = json.loads(index.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{index}: damaged JSON ({error})") from error
+    files = found.get("weight_map") if isinstance(found, dict) else None
+    is_map = isinstance(files, dict) and all(isinstance(file, str) for file in files.values())
+    if not files or not is_map or not isinstance(found.get("metadata"), dict):
+        raise ValueError(
+            f"{index}: no index of weights files; expected `metadata` and a `weight_map` of names and files"
+        )
+    for file in sorted(set(files.values())):
+        if not (index.parent / file).is_file():
+            raise FileNotFoundError(f"{index.parent / file}: no such file; expected it because {index.name} lists it")
 
 
 def check_archive(path: Path) -> bool:
@@ -143,9 +190,13 @@ def check_missing(
         raise ValueError(f"{name}: the weights lack {_listed(wrong)}; expected every tensor of {type(model).__name__}")
 
 
-def _check_left_over(model: PreTrainedModel, unexpected: Iterable[str], name: Any) -> None:
-    """Refuse layers that the checkpoint's own configuration does not have: it is that of another model."""
-    extra = sorted(key for key in unexpected if _in_base(model, key).startswith(_LAYERS))
+def _check_left_over(model: PreTrainedModel, unexpected: Iterable[str], is_same_class: bool, name: Any) -> None:
+    """Refuse tensors that the checkpoint's own configuration has no place for: it is that of another model, which computes
+    something else. Another class than the one that was saved may leave a head."""
+    is_ours = model.base_model_prefix == "visual_bert"  # towers are read out of larger models
+    parts = ("",) if is_ours and is_same_class else _INNER_PARTS if is_ours else ("encoder.layer.", "region_encoder.")
+    names = {key: _in_base(model, key) for key in unexpected}
+    extra = sorted(key for key, name in names.items() if name.startswith(parts) and not name.startswith(_HARMLESS))
     if not extra:
         return
     saved, _ = type(model.config).get_config_dict(name)
@@ -156,6 +207,27 @@ def _check_left_over(model: PreTrainedModel, unexpected: Iterable[str], name: An
             f"{name}: its configuration has no place for the weights {_listed(extra)}; expected the configuration that they "
             "were saved with"
         )
+
+
+def _check_kinds(model: PreTrainedModel, folder: Path) -> None:
+    """Refuse integers in the place of real numbers, which would be taken as they are: quantised weights without their scales.
+
+    Raises:
+        ValueError: A tensor holds integers or truth values.
+    """
+    real = {_in_base(model, key) for key, value in model.state_dict().items() if value.is_floating_point()}
+    for path, key, dtype in _stored(folder):
+        if dtype in _INTEGERS and _in_base(model, key) in real:
+            raise ValueError(f"{path}: {key!r} holds {dtype} numbers; expected floating point")
+
+
+def _stored(folder: Path) -> Iterator[tuple[Path, str, str]]:
+    """File, name and type of the tensors in the safetensors files of a local folder that are read."""
+    whole = folder / "model.safetensors"
+    for path in [whole] if whole.is_file() else sorted(folder.glob("model-*-of-*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for key in file.keys():  # noqa: SIM118 (it is no mapping)
+                yield path, key, file.get_slice(key).get_dtype()
 
 
 def check_finite(model: PreTrainedModel, name: Any) -> None:
@@ -179,4 +251,4 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-__all__ = ["check_archive", "check_finite", "check_missing", "load_checked"]
+__all__ = ["check_archive", "check_files", "check_finite", "check_missing", "load_checked"]

@@ -3,7 +3,7 @@
 Both are sums, divided by the number of labels. Where a training step accumulates several batches, `num_items_in_batch` is the
 number of labels in all of them, so that it does not matter how the examples were divided.
 
-Labels of another shape than the scores would be broadcast without a word, so heads check it (`check_shape`).
+Labels of another shape than the scores would be broadcast without a word, so heads check them (`check_classes`, `check_scores`).
 """
 
 from collections.abc import Sequence
@@ -11,12 +11,51 @@ from collections.abc import Sequence
 import torch
 from torch.nn import functional as F
 
+from .sequence_visualbert import has_values
 
-def check_shape(labels: torch.Tensor, shape: Sequence[int], dimensions: str, name: str = "labels") -> None:
-    """
+_ROUNDING = 1e-2  # scores may be stored in half precision
+
+
+def check_classes(
+    labels: torch.Tensor, shape: Sequence[int], dimensions: str, num_classes: int, name: str = "labels"
+) -> None:
+    """Labels that are numbers of classes; -100 is none.
+
     Raises:
-        ValueError: The labels have another shape; the message says what its dimensions are.
+        ValueError: They are of another shape, no whole numbers, or (on a CPU) no numbers of classes. The message says what the
+            dimensions are.
     """
+    _check_shape(labels, shape, dimensions, name)
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(
+            f"`{name}` of {labels.dtype}; expected whole numbers: 0 to {num_classes - 1}, or -100 for none"
+        )
+    if has_values(labels):
+        wrong = labels[(labels != -100) & ((labels < 0) | (labels >= num_classes))]
+        if len(wrong):
+            raise ValueError(f"`{name}` holds {wrong[0].item()}; expected 0 to {num_classes - 1}, or -100 for none")
+
+
+def check_scores(labels: torch.Tensor, shape: Sequence[int], dimensions: str) -> None:
+    """Labels that are scores of all classes in 0..1.
+
+    Raises:
+        ValueError: They are of another shape or (on a CPU) no such scores.
+    """
+    _check_shape(labels, shape, dimensions, "labels")
+    if labels.is_complex():
+        raise ValueError(f"`labels` of {labels.dtype}; expected scores in 0..1")
+    if not has_values(labels):
+        return
+    scores = labels.float()
+    if not ((scores >= 0) & (scores <= 1 + _ROUNDING)).all():
+        wrong = labels[~((scores >= 0) & (scores <= 1 + _ROUNDING))][0].item()
+        raise ValueError(f"a label is {wrong}; expected scores in 0..1")
+
+
+def _check_shape(labels: torch.Tensor, shape: Sequence[int], dimensions: str, name: str) -> None:
+    if not isinstance(labels, torch.Tensor):
+        raise ValueError(f"`{name}` is a {type(labels).__name__}; expected a tensor, {dimensions}")
     if tuple(labels.shape) != tuple(shape):
         raise ValueError(f"`{name}` of shape {tuple(labels.shape)}; expected {dimensions}, here {tuple(shape)}")
 
@@ -33,7 +72,7 @@ def cross_entropy(
     """
     labels = labels.to(logits.device)
     weights = None if class_weights is None else torch.tensor(class_weights, device=logits.device)
-    total = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), weight=weights, reduction="sum")
+    total = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten().long(), weight=weights, reduction="sum")
     count = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
     return total / (count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1))
 
@@ -41,17 +80,9 @@ def cross_entropy(
 def kl_divergence(
     logits: torch.Tensor, scores: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
 ) -> torch.Tensor:
-    """Sum over the batch, divided by its size (or that of the global batch, if given).
-
-    Raises:
-        ValueError: A score is negative or NaN (on a CPU; elsewhere the loss is NaN).
-    """
-    # Looking at values would wait for another device, and break a graph.
-    in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if scores.device.type == "cpu" and not in_graph and not (scores >= 0).all():
-        raise ValueError(f"a label is {scores[~(scores >= 0)][0].item()}; expected scores of at least 0")
+    """Sum over the batch, divided by its size (or that of the global batch, if given)."""
     count = scores.shape[0] if num_items_in_batch is None else num_items_in_batch
     return F.kl_div(logits.float().log_softmax(dim=-1), scores.float(), reduction="sum") / count
 
 
-__all__ = ["check_shape", "cross_entropy", "kl_divergence"]
+__all__ = ["check_classes", "check_scores", "cross_entropy", "kl_divergence"]

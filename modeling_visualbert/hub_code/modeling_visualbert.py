@@ -33,11 +33,13 @@ from transformers.utils.output_capturing import capture_outputs
 from .checkpoint_visualbert import VisualBertCheckpointModel
 from .configuration_visualbert import VisualBertConfig, split_attention_request
 from .linear_visualbert import apply_linear
-from .losses_visualbert import check_shape, cross_entropy, kl_divergence
+from .losses_visualbert import check_classes, check_scores, cross_entropy, kl_divergence
 from .packing_visualbert import Packing, choose_kernel, encode, wants_attentions
 from .pixels_visualbert import PixelReader, pop_region_inputs
 from .sequence_visualbert import (
     answer_positions,
+    check_no_other_images,
+    check_phrases,
     cls_positions,
     flatten_choices,
     for_each_text,
@@ -116,6 +118,11 @@ class VisualBertEmbeddings(nn.Module):
 
     def project_regions(self, visual_embeds: torch.Tensor) -> torch.Tensor:
         """[B, R, D] of region features [B, R, V], which may be stored in another precision."""
+        expected = self.visual_projection.in_features
+        if visual_embeds.dim() != 3 or visual_embeds.shape[-1] != expected:
+            raise ValueError(
+                f"`visual_embeds` of shape {tuple(visual_embeds.shape)}; expected (batch_size, regions, {expected})"
+            )
         dtype = self.visual_position_embeddings.weight.dtype  # that of the projection, unless it is quantised
         return apply_linear(self.visual_projection, visual_embeds.to(dtype))
 
@@ -223,13 +230,23 @@ class VisualBertAttention(nn.Module):
         return self.output(context, queries)
 
 
+def activation_of(config: VisualBertConfig) -> nn.Module:
+    """
+    Raises:
+        ValueError: `transformers` has no activation of this name.
+    """
+    if config.hidden_act not in ACT2FN:
+        raise ValueError(f"hidden_act {config.hidden_act!r}; expected one of {', '.join(ACT2FN)}")
+    return ACT2FN[config.hidden_act]
+
+
 class VisualBertDense(nn.Module):
     """Linear layer and activation."""
 
     def __init__(self, out_features: int, config: VisualBertConfig):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, out_features)
-        self.activation = ACT2FN[config.hidden_act]
+        self.activation = activation_of(config)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return self.activation(apply_linear(self.dense, hidden_states))
@@ -286,7 +303,7 @@ class VisualBertPredictionHeadTransform(nn.Module):
     def __init__(self, config: VisualBertConfig):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.activation = ACT2FN[config.hidden_act]
+        self.activation = activation_of(config)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -470,8 +487,11 @@ class VisualBertModel(PixelReader, VisualBertPreTrainedModel):
             additional layer over text and regions.
 
         Raises:
-            ValueError: Both or none of `input_ids` and `inputs_embeds`, or both `pixel_values` and `visual_embeds`.
+            ValueError: Both or none of `input_ids` and `inputs_embeds`, or both `pixel_values` and `visual_embeds`; or a
+                tensor of another shape.
+            TypeError: An image under a name that is not known here.
         """
+        check_no_other_images(kwargs)
         text_length = text_of(input_ids, inputs_embeds).shape[1]
         visual_embeds, visual_attention_mask, visual_token_type_ids, _ = self.regions_given_or_found(
             *(visual_embeds, visual_attention_mask, visual_token_type_ids),
@@ -608,13 +628,13 @@ class VisualBertForPreTraining(VisualBertWithPreTrainingHeads):
         """
         batch_size, text_length = text_of(input_ids, inputs_embeds).shape[:2]
         if labels is not None:
-            more = sum(labels.shape[1:2]) - text_length
+            more = sum(getattr(labels, "shape", ())[1:2]) - text_length
             over_regions = more > 0 if visual_embeds is None else more == visual_embeds.shape[1]
             has_regions = visual_embeds is not None or pixel_values is not None
             length = text_length + (more if has_regions and over_regions else 0)
-            check_shape(labels, (batch_size, length), "(batch_size, text_length)")
+            check_classes(labels, (batch_size, length), "(batch_size, text_length)", self.config.vocab_size)
         if sentence_image_labels is not None:
-            check_shape(sentence_image_labels, (batch_size,), "(batch_size,)", "sentence_image_labels")
+            check_classes(sentence_image_labels, (batch_size,), "(batch_size,)", 2, "sentence_image_labels")
         # [CLS], for the sentence-image score, and the masked positions; everything when those are not given.
         read = None if masked_positions is None else F.pad(masked_positions.clamp(min=0), (1, 0))
         outputs = self.visual_bert(
@@ -697,7 +717,7 @@ class VisualBertForQuestionAnswering(VisualBertPreTrainedModel):
         )
         logits_BL = apply_linear(self.cls, self.dropout(outputs.last_hidden_state[:, 0]))
         if labels is not None:
-            check_shape(labels, logits_BL.shape, "(batch_size, num_labels)")
+            check_scores(labels, logits_BL.shape, "(batch_size, num_labels)")
         loss = None if labels is None else kl_divergence(logits_BL, labels, num_items_in_batch)
         return SequenceClassifierOutput(
             loss=loss, logits=logits_BL, hidden_states=outputs.hidden_states, attentions=outputs.attentions
@@ -769,7 +789,7 @@ class VisualBertForMultipleChoice(VisualBertPreTrainedModel):
         )
         logits_BC = apply_linear(self.cls, self.dropout(outputs.pooler_output)).view(-1, text.shape[1])
         if labels is not None:
-            check_shape(labels, logits_BC.shape[:1], "(batch_size,)")
+            check_classes(labels, logits_BC.shape[:1], "(batch_size,)", logits_BC.shape[1])
         loss = None if labels is None else cross_entropy(logits_BC, labels, num_items_in_batch)
         if labels is not None and class_loss is not None and not self.config.freeze_region_encoder:
             # When this batch is part of a larger one, it counts by its share of the examples.
@@ -832,7 +852,7 @@ class VisualBertForVisualReasoning(VisualBertPreTrainedModel):
         )
         logits_BL = apply_linear(self.cls, self.dropout(outputs.pooler_output))
         if labels is not None:
-            check_shape(labels, logits_BL.shape[:1], "(batch_size,)")
+            check_classes(labels, logits_BL.shape[:1], "(batch_size,)", logits_BL.shape[1])
         weights = self.config.class_weights
         loss = None if labels is None else cross_entropy(logits_BL, labels, num_items_in_batch, weights)
         return SequenceClassifierOutput(
@@ -911,7 +931,8 @@ class VisualBertForRegionToPhraseAlignment(VisualBertWithPreTrainingHeads):
             *(pixel_values, pixel_mask, boxes_unit, kwargs.pop("boxes_mask", None)),
             **pop_region_inputs(kwargs),
         )
-        text_length = text_of(input_ids, inputs_embeds).shape[1]
+        batch_size, text_length = text_of(input_ids, inputs_embeds).shape[:2]
+        check_phrases(region_to_phrase_position, batch_size, text_length)
         num_regions = 0 if visual_embeds is None else visual_embeds.shape[1]
         phrases_BE = region_to_phrase_position.clamp(min=0)
         outputs = self.visual_bert(
@@ -924,7 +945,7 @@ class VisualBertForRegionToPhraseAlignment(VisualBertWithPreTrainingHeads):
         phrases_BED, regions_BRD = outputs.last_hidden_state.split((phrases_BE.shape[1], num_regions), dim=1)
         logits_BER = self.attention(phrases_BED, regions_BRD, visual_attention_mask)
         if labels is not None:
-            check_shape(labels, logits_BER.shape, "(batch_size, phrases, regions)")
+            check_scores(labels, logits_BER.shape, "(batch_size, phrases, regions)")
         loss = None if labels is None else kl_divergence(logits_BER, labels, num_items_in_batch)
         return SequenceClassifierOutput(
             loss=loss, logits=logits_BER, hidden_states=outputs.hidden_states, attentions=outputs.attentions

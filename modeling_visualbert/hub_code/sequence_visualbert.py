@@ -4,7 +4,11 @@ Letters: B batch, T text tokens, R regions, S = T + R, D hidden size, P position
 E phrases.
 """
 
+from collections.abc import Iterable
+
 import torch
+
+_OF_IMAGES = ("visual", "pixel", "image", "region", "box", "bbox")  # beginnings of the names that are in use
 
 
 def text_of(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
@@ -37,15 +41,70 @@ def flatten_choices(tensor: torch.Tensor | None, ndim: int | None = None) -> tor
 def joint_mask(
     text_mask: torch.Tensor | None, visual_mask: torch.Tensor | None, states_BSD: torch.Tensor, text_length: int
 ) -> torch.Tensor | None:
-    """Bool [B, S], True where visible. A missing mask counts as all ones; None when both are missing."""
+    """Bool [B, S], True where visible. A missing mask counts as all ones; None when both are missing.
+
+    Raises:
+        ValueError: A mask has another length than what it masks or (on a CPU) negative values.
+    """
     if text_mask is None and visual_mask is None:
         return None
     batch_size, total_length = states_BSD.shape[:2]
+    _check_mask(text_mask, "attention_mask", "text_length", text_length)
+    _check_mask(visual_mask, "visual_attention_mask", "regions", total_length - text_length)
     if text_mask is None:
         text_mask = torch.ones(batch_size, text_length, dtype=torch.bool, device=states_BSD.device)
     if visual_mask is None:
         visual_mask = torch.ones(batch_size, total_length - text_length, dtype=torch.bool, device=states_BSD.device)
     return torch.cat((text_mask.to(torch.bool), for_each_text(visual_mask.to(torch.bool), batch_size)), dim=1)
+
+
+def _check_mask(mask: torch.Tensor | None, name: str, dimension: str, length: int) -> None:
+    """A mask of another length would hide other positions than were meant; one that is added to scores would hide none."""
+    if mask is None:
+        return
+    if mask.dim() != 2 or mask.shape[1] != length:
+        raise ValueError(
+            f"`{name}` of shape {tuple(mask.shape)}; expected (batch_size, {dimension}), here (_, {length})"
+        )
+    if has_values(mask) and mask.numel() and mask.min() < 0:
+        raise ValueError(f"`{name}` holds {mask.min().item()}; expected 1 for what is there, 0 for padding")
+
+
+def has_values(tensor: torch.Tensor) -> bool:
+    """Whether they can be looked at: that would wait for another device, and break a graph."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+
+
+def check_phrases(positions_BE: torch.Tensor, batch_size: int, text_length: int) -> None:
+    """Refuse positions of phrases that are none of the text: behind it, regions would be read.
+
+    Raises:
+        ValueError: The shape is not `(batch_size, phrases)`, they are no whole numbers, or (on a CPU) they are beyond the text.
+    """
+    if positions_BE.dim() != 2 or positions_BE.shape[0] != batch_size or positions_BE.is_floating_point():
+        found = f"{positions_BE.dtype} {tuple(positions_BE.shape)}"
+        raise ValueError(f"`region_to_phrase_position` is {found}; expected whole numbers ({batch_size}, phrases)")
+    if has_values(positions_BE) and positions_BE.numel() and positions_BE.max() >= text_length:
+        raise ValueError(
+            f"`region_to_phrase_position` holds {positions_BE.max().item()}; expected positions in the text, 0 to "
+            f"{text_length - 1}, or -1 for padding"
+        )
+
+
+def check_no_other_images(arguments: Iterable[str]) -> None:
+    """Refuse images under the names of other models, without which the text alone would be read.
+
+    Args:
+        arguments: Names of arguments that the model does not know.
+
+    Raises:
+        TypeError: One is the name of an image or its regions.
+    """
+    for name in arguments:
+        if name.startswith(_OF_IMAGES):
+            raise TypeError(
+                f"unknown argument `{name}`; expected regions as `visual_embeds`, or images as `pixel_values`"
+            )
 
 
 def cls_positions(text: torch.Tensor) -> torch.Tensor:
@@ -79,10 +138,13 @@ def gather_states(states_BSD: torch.Tensor, positions_BP: torch.Tensor) -> torch
 
 __all__ = [
     "answer_positions",
+    "check_no_other_images",
+    "check_phrases",
     "cls_positions",
     "flatten_choices",
     "for_each_text",
     "gather_states",
+    "has_values",
     "joint_mask",
     "phrase_and_region_positions",
     "text_of",
