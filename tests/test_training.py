@@ -13,6 +13,7 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from datasets import Dataset
 from toy_training import interrupted_run, log_of, questions, toy_args, toy_task
 
@@ -299,6 +300,19 @@ def test_accumulation_of_the_launcher_is_refused_with_our_flag(tmp_path, monkeyp
     for start in (lambda: make_accelerator(args), lambda: train(toy_task(), args, Accelerator(cpu=True))):
         with pytest.raises(ValueError, match="4 gradient accumulation steps .*; expected 1 and --micro_batch_size"):
             start()
+    assert not list(tmp_path.iterdir())
+
+
+def test_compilation_by_the_launcher_is_refused_with_our_flag(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "AOT_EAGER")
+    AcceleratorState._reset_state()  # of this process, which is read once
+    args = toy_args(tmp_path)
+    try:
+        for start in (lambda: make_accelerator(args), lambda: train(toy_task(), args, Accelerator(cpu=True))):
+            with pytest.raises(ValueError, match="to compile with aot_eager .*; expected no backend and --compile"):
+                start()
+    finally:
+        AcceleratorState._reset_state()
     assert not list(tmp_path.iterdir())
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import DynamoBackend, broadcast_object_list, gather_object
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -75,14 +75,19 @@ def make_accelerator(args: TrainArgs) -> Accelerator:
 def check_accelerator(accelerator: Accelerator, args: TrainArgs) -> None:
     """
     Raises:
-        ValueError: The accelerator would divide the gradients for an accumulation of its own, or has another precision than the
-            arguments.
+        ValueError: The accelerator would divide the gradients for an accumulation of its own, compile the model, or has another
+            precision than the arguments.
     """
     if accelerator.gradient_accumulation_steps != 1:
         raise ValueError(
             f"Accelerate is set up for {accelerator.gradient_accumulation_steps} gradient accumulation steps "
             "(ACCELERATE_GRADIENT_ACCUMULATION_STEPS, or its configuration); expected 1 and --micro_batch_size, which "
             "accumulates gradients up to --batch_size"
+        )
+    if (backend := accelerator.state.dynamo_plugin.backend) != DynamoBackend.NO:
+        raise ValueError(  # it would wrap the model, whose weights could not be read again
+            f"Accelerate is set up to compile with {backend.value.lower()} (ACCELERATE_DYNAMO_BACKEND, or its configuration); "
+            "expected no backend and --compile"
         )
     if accelerator.mixed_precision != args.mixed_precision:
         raise ValueError(
