@@ -38,6 +38,10 @@ PHOTOS, SMALL, MIXED = [(480, 640)] * 3, [(64, 64)] * 3, [(40, 60), (60, 40), (5
         (RESNET, {"size": 224, "crop_size": 224, "do_center_crop": True}, [], keeping),  # older files
         (RESNET, WIDE, PHOTOS, {"height": 384, "width": 512}),
         (RESNET, WIDE, [(315, 420)], {"height": 384, "width": 512}),  # 1.5 times the area
+        (RESNET, {**CROPPED, "do_center_crop": False}, PHOTOS, {"shortest_edge": 256, "longest_edge": 512}),
+        (RESNET, {**CROPPED, "crop_size": {"height": 200, "width": 300}}, PHOTOS, {"height": 200, "width": 300}),
+        (RESNET, {"size": {"longest_edge": 224}}, PHOTOS, keeping),
+        (RESNET, {"size": {"height": 100, "width": 400}}, [(200, 210)], {"height": 100, "width": 400}),
         # Small images are not blown up.
         (RESNET, SHORT, SMALL, {"height": 64, "width": 64}),
         (RESNET, WIDE, [(128, 160)] * 2, {"height": 128, "width": 160}),
@@ -112,22 +116,28 @@ NORMAL = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "rescale_
 
 
 @pytest.mark.parametrize(
-    ("fields", "mean", "std"),
+    ("fields", "expected"),
     [
-        ({}, 0.2, 0.5),
-        ({"include_top": True}, 0.2, 0.25),  # divided twice
-        ({"rescale_offset": True, "rescale_factor": 1 / 127.5}, None, 0.5),
-        ({"do_normalize": None}, 0.0, 1.0),
+        ({}, (0.2 - 0.1) / 0.4),
+        ({"include_top": True}, (0.2 - 0.1) / 0.4 / 0.4),  # divided twice
+        ({"rescale_offset": True, "rescale_factor": 1 / 127.5}, (0.4 - 1.0 - 0.1) / 0.4),
+        ({"do_normalize": None}, 0.2),
+        ({"do_normalize": True, "image_mean": None}, 0.2),
+        ({"rescale_factor": 1 / 51}, (1.0 - 0.1) / 0.4),
     ],
 )
-def test_pixels_are_scaled_as_the_tower_was_trained(fields, mean, std, tmp_path):
-    """A grey image in the second channel, against the numbers worked out by hand."""
+def test_pixels_are_scaled_as_the_tower_was_trained(fields, expected, tmp_path):
+    """The first channel of a grey image, against the numbers worked out by hand."""
     save_tower(tmp_path, fields={"size": {"height": 64, "width": 64}, **NORMAL, **fields})
     _, image_processor = open_tower(tmp_path)
-    value = 51 / 127.5 - 1.0 if mean is None else 51 / 255
-    expected = (value - (0.2 if mean is None else mean)) / std
     found = image_processor(Image.new("RGB", (32, 32), (51, 51, 51)))["pixel_values"]
-    torch.testing.assert_close(found[0, 1], torch.full((64, 64), expected), atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[0, 0], torch.full((64, 64), expected), atol=1e-5, rtol=0)
+
+
+def test_only_towers_that_say_so_read_blue_green_and_red(tmp_path):
+    for flips in (True, False, None):
+        encoder, _ = open_tower(save_tower(tmp_path, fields={**SHORT, **NORMAL, "do_flip_channel_order": flips}))
+        assert encoder.config.bgr == bool(flips)
 
 
 def test_a_folder_without_preprocessing_is_read_as_its_family_is_with_a_warning(tmp_path, caplog):
