@@ -291,8 +291,11 @@ def test_broken_indexes_are_named(content, world, tmp_path):
 BROKEN_PICKLES = {
     "a list": ([1.0], "holds a list; expected tensors by name"),
     "a number": ({TEXT: 3.0}, f"'{TEXT}' is a float; expected a tensor"),
-    "a model": (torch.nn.Linear(2, 2), "it holds Python objects; expected tensors by name"),
-    "nothing": (None, "it is damaged; expected tensors by name"),
+    "a model": (
+        torch.nn.Linear(2, 2),
+        "cannot be used: it holds Python objects, but weights only are read; expected tensors by name",
+    ),
+    "nothing": (None, "cannot be used: it is damaged; expected tensors by name"),
 }
 
 

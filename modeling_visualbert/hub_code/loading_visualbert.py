@@ -89,8 +89,10 @@ def check_files(folder: Path) -> None:
         try:
             found = torch.load(path, map_location="meta", weights_only=True, mmap=is_archive)
         except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, AttributeError) as error:
-            said = "it holds Python objects" if "WeightsUnpickler" in str(error) else "it is damaged"
-            raise ValueError(f"{path}: {said}; expected tensors by name, as torch.save wrote them") from error
+            said = "it holds Python objects, but weights only are read" if "GLOBAL" in str(error) else "it is damaged"
+            raise ValueError(
+                f"{path}: cannot be used: {said}; expected tensors by name, as torch.save wrote them"
+            ) from error
         if not isinstance(found, dict):
             raise ValueError(f"{path}: holds a {type(found).__name__}; expected tensors by name")
         for key, value in found.items():
