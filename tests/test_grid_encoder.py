@@ -157,6 +157,17 @@ def test_given_boxes_are_described():
     torch.testing.assert_close(found.visual_embeds[0, :, -9:], own, **close)
 
 
+def test_a_field_of_a_later_version_leaves_stores_as_they_are(monkeypatch):
+    encoder, to_dict = grid_encoder(), GridRegionEncoderConfig.to_dict
+    before = encoder.fingerprint()
+    encoder.config.bgr = True
+    assert encoder.fingerprint() != before
+    monkeypatch.setattr(
+        GridRegionEncoderConfig, "to_dict", lambda self: {k: v for k, v in to_dict(self).items() if k != "bgr"}
+    )
+    assert encoder.fingerprint() == before  # as of a version without it
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 def test_it_is_trained_with_the_text_model_or_frozen(frozen, tmp_path):
     config = VisualBertConfig(

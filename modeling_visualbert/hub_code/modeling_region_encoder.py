@@ -77,6 +77,10 @@ class ImageFeaturesOutput(RegionEncoderOutput, BaseModelOutputWithPooling):
     """
 
 
+# Fields that earlier versions did not have. With these values they do not count, so that the stores of those versions stay valid.
+_NEW_FIELDS = {"bgr": False}
+
+
 class RegionEncoder(PreTrainedModel):
     """What all region encoders share. `region_inputs` names the inputs that one reads beside `pixel_values`, `pixel_mask`,
     `boxes_unit` and `boxes_mask`."""
@@ -133,6 +137,7 @@ class RegionEncoder(PreTrainedModel):
             "transformers_version",
         }  # where it came from, not what it does
         config = {key: value for key, value in self.config.to_dict().items() if key not in origin}
+        config = {key: value for key, value in config.items() if _NEW_FIELDS.get(key, ...) != value}
         digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode())
