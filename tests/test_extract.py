@@ -56,7 +56,8 @@ from modeling_visualbert.features.extract import (
 from modeling_visualbert.features.images import IMAGE_IDS, list_dataset_images, list_images
 from modeling_visualbert.features.store import FeatureStore, partial_folder
 from modeling_visualbert.hub_code.modeling_region_encoder import RegionEncoder, RegionEncoderOutput
-from modeling_visualbert.tasks.common import DETECTOR, TaskArgs, prepare_images
+from modeling_visualbert.tasks.common import DETECTOR, TaskArgs
+from modeling_visualbert.tasks.regions import prepare_images
 from modeling_visualbert.tasks.tables import TaskData
 
 ROOT = Path(__file__).parents[1]

@@ -27,8 +27,9 @@ from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..metrics.classification import best_threshold, classification_scores
 from ..training.task import Batch, Predictions, Rows, Task, count_examples
 from ..visualization import captioned
-from .common import TaskArgs, corpus_folder, load_tokenizer, make_model, prepare_images, reads_corpus
+from .common import TaskArgs, corpus_folder, load_tokenizer, make_model, reads_corpus
 from .nlvr2 import side_by_side
+from .regions import prepare_images
 from .tables import TaskData, given_columns, read_tables, reads_table
 
 logger = logging.getLogger(__name__)

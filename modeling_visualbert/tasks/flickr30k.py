@@ -23,15 +23,8 @@ from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..metrics.grounding import grounding_recall, matching_proposals
 from ..training.task import Batch, Predictions, Rows, Task, count_examples
 from ..visualization import captioned, draw_regions
-from .common import (
-    TaskArgs,
-    check_labels,
-    corpus_folder,
-    load_tokenizer,
-    make_model,
-    prepare_images,
-    reads_corpus,
-)
+from .common import TaskArgs, check_labels, corpus_folder, load_tokenizer, make_model, reads_corpus
+from .regions import prepare_images
 from .tables import TaskData, given_columns, mentioning_own_data, read_tables, reads_table
 
 

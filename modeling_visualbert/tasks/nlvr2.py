@@ -24,15 +24,8 @@ from ..metrics.nlvr2 import nlvr2_accuracy, sentence_of
 from ..metrics.submissions import write_nlvr2_predictions
 from ..training.task import Batch, Predictions, Rows, Task, count_examples
 from ..visualization import captioned, grid
-from .common import (
-    TaskArgs,
-    check_labels,
-    corpus_folder,
-    load_tokenizer,
-    make_model,
-    prepare_images,
-    reads_corpus,
-)
+from .common import TaskArgs, check_labels, corpus_folder, load_tokenizer, make_model, reads_corpus
+from .regions import prepare_images
 from .tables import TaskData, given_columns, mentioning_own_data, read_tables, reads_table
 
 

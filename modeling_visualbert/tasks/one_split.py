@@ -30,16 +30,8 @@ from ..published import find_published_checkpoint
 from ..training.args import agreed_precision
 from ..training.task import Task
 from . import classification, flickr30k, nlvr2, pretraining, vcr, vqa
-from .common import (
-    TASK_OPTIONS,
-    Boxes,
-    Images,
-    TaskArgs,
-    corpus_folder,
-    limit_regions,
-    prepare_images,
-    reads_corpus,
-)
+from .common import TASK_OPTIONS, TaskArgs, corpus_folder, reads_corpus
+from .regions import Boxes, Images, limit_regions, prepare_images
 from .tables import COLUMN_FLAGS, TaskData, reads_table
 
 Args = TypeVar("Args", bound=TaskArgs)

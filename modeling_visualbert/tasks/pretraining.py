@@ -36,18 +36,10 @@ from ..hub_code.regions_visualbert import join_regions, pad_regions
 from ..hub_code.text_visualbert import EncodedText, encode_choice, encode_pair, mask_pieces, pad_alignment, pad_texts
 from ..training.task import Batch, Predictions, Rows, Task
 from ..visualization import captioned, grid
-from .common import (
-    Boxes,
-    Images,
-    TaskArgs,
-    corpus_folder,
-    load_tokenizer,
-    make_model,
-    prepare_images,
-    reads_corpus,
-)
+from .common import TaskArgs, corpus_folder, load_tokenizer, make_model, reads_corpus
 from .flickr30k import Flickr30kArgs, load_flickr30k_data
 from .nlvr2 import Nlvr2Args, check_nlvr2_labels, load_nlvr2_data
+from .regions import Boxes, Images, prepare_images
 from .tables import COLUMN_FLAGS, TableArgs, TaskData, given_columns, mentioning_own_data, read_tables, reads_table
 from .vcr import SUBTASKS, VcrArgs, check_vcr_labels, context_of, load_vcr_data, object_boxes
 from .vqa import VqaArgs, check_vqa_labels, load_vqa_data

@@ -30,17 +30,8 @@ from ..training.args import TrainArgs
 from ..training.loop import evaluate, read_predictions, write_predictions
 from ..training.task import Batch, Predictions, Rows, Task, count_examples
 from ..visualization import captioned, draw_regions
-from .common import (
-    Boxes,
-    TaskArgs,
-    check_labels,
-    corpus_folder,
-    load_tokenizer,
-    make_model,
-    prepare_images,
-    reads_corpus,
-    reads_objects,
-)
+from .common import TaskArgs, check_labels, corpus_folder, load_tokenizer, make_model, reads_corpus
+from .regions import Boxes, prepare_images, reads_objects
 from .tables import TaskData, given_columns, mentioning_own_data, read_tables, reads_table
 
 SUBTASKS = ("answer", "rationale")

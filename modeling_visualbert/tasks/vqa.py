@@ -30,15 +30,8 @@ from ..metrics.vqa import answer_accuracy, answer_targets, normalise_answer
 from ..published import find_published_checkpoint
 from ..training.task import Batch, Predictions, Rows, Task, count_examples, to_device
 from ..visualization import answer_attention, captioned, draw_regions
-from .common import (
-    TaskArgs,
-    check_labels,
-    corpus_folder,
-    load_tokenizer,
-    make_model,
-    prepare_images,
-    reads_corpus,
-)
+from .common import TaskArgs, check_labels, corpus_folder, load_tokenizer, make_model, reads_corpus
+from .regions import prepare_images
 from .tables import TaskData, given_columns, mentioning_own_data, read_tables, reads_table
 
 logger = logging.getLogger(__name__)
