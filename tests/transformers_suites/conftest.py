@@ -36,6 +36,12 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.xfail(reason=expected[item.name], strict=True))
 
 
+def pytest_sessionfinish(session, exitstatus):
+    """Without the distribution there is nothing to run, which the summary says; that is no failure."""
+    if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and session.config.option.markexpr == "suites":
+        session.exitstatus = pytest.ExitCode.OK
+
+
 def pytest_terminal_summary(terminalreporter):
     """The table of `docs/transformers_suites.md`, or why there is none."""
     outcomes = ("passed", "failed", "xfailed", "skipped")
