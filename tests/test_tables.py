@@ -121,6 +121,32 @@ def test_separators_and_byte_order_marks_of_spreadsheets(folder, separator):
     assert read(path)["question"][:] == QUESTIONS
 
 
+def test_commas_in_the_first_line_of_a_tsv_separate_nothing(folder):
+    path = folder / "a.tsv"
+    path.write_text("image\tquestion\tanswer\tcaption, text\nphotos/0.png\twhat, and who?\tstar\tx\n")
+    found = read(path)
+    assert (found[0]["question"], found[0]["answers"]) == ("what, and who?", ["star"])
+
+
+@pytest.mark.parametrize(
+    "error, kind",
+    [
+        (UnicodeDecodeError("utf-8", b"wh\xe9t", 2, 3, "invalid continuation byte"), ValueError),
+        (NotADirectoryError(20, "Not a directory"), OSError),
+        (ConnectionResetError(104, "Connection reset by peer"), ConnectionError),
+        (RuntimeError("Dataset scripts are no longer supported,\nbut found x.py"), ValueError),
+    ],
+)
+def test_errors_of_datasets_are_one_line_whatever_their_class(folder, monkeypatch, error, kind):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("modeling_visualbert.data.tables.load_dataset", fail)
+    with pytest.raises(kind, match="^--dataset_name me/photos: ") as caught:
+        load(folder, dataset_name="me/photos")
+    assert "\n" not in str(caught.value)
+
+
 def test_bytes_and_image_columns(folder, photos):
     content = [(photos / f"{number}.png").read_bytes() for number in (0, 1, 0, 3)]
     plain = Dataset.from_list(rows(image=content))

@@ -148,7 +148,8 @@ def _check_csv(path: Path) -> dict[str, Any]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             first = file.readline()
-            separator = next((mark for mark in _SEPARATORS if mark in first), ",")
+            marks = ("\t",) if path.suffix.lower() == ".tsv" else _SEPARATORS
+            separator = next((mark for mark in marks if mark in first), marks[0])
             file.seek(0)
             reader = csv.reader(file, delimiter=separator)
             header = next(reader, [])
@@ -186,8 +187,12 @@ def _load_dataset(name: str, config: str | None) -> Mapping[str, Dataset]:
         raise ValueError(f"--dataset_name {name}: cannot be read ({_cause(error)})") from error
     except DatasetNotFoundError as error:
         raise FileNotFoundError(f"--dataset_name {name}: no such data set, neither a folder nor on the Hub") from error
-    except (ValueError, FileNotFoundError, ConnectionError, RuntimeError) as error:
-        raise type(error)(f"--dataset_name {name}: {' '.join(str(error).split())}") from error
+    except (ValueError, OSError, RuntimeError) as error:
+        # Some of their classes cannot be made from a message.
+        kind = next(
+            (kind for kind in (FileNotFoundError, ConnectionError, OSError) if isinstance(error, kind)), ValueError
+        )
+        raise kind(f"--dataset_name {name}: {' '.join(str(error).split())}") from error
 
 
 def _cause(error: BaseException) -> str:
