@@ -41,6 +41,16 @@ def architecture(config: PretrainedConfig, default: str = "unknown") -> str:
     return (config.architectures or [default])[0]
 
 
+def trained_labels(name: str | None, head: type[PreTrainedModel]) -> list[str] | None:
+    """The answers or labels of a checkpoint, in the order of its logits; None without a checkpoint, or if it has another head."""
+    if name is None:
+        return None
+    config = AutoConfig.from_pretrained(name)
+    if architecture(config) != head.__name__:
+        return None
+    return [config.id2label[index] for index in sorted(config.id2label)]
+
+
 def check_task(name: str | Path, expected: str | None = None) -> VisualBertTask:
     """
     The task of a checkpoint.

@@ -11,6 +11,7 @@ import torch
 from clean_process import hub_environment, run_clean
 from datasets import Dataset, Image
 from hub_server import serve, talk_to
+from pipeline_results import close, looks
 from processes import environment
 from tiny_checkpoints import PIPELINE_TASKS, save_tiny_checkpoint, tiny_checkpoint
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, pipeline
@@ -70,25 +71,6 @@ def expected(ask, images):
     """Of each row of the data set."""
     pairs = zip(images, [QUESTION, OTHER, QUESTION], strict=True)
     return [ask(image=image, question=question) for image, question in pairs]
-
-
-def close(value):
-    """Nested results, floats with a tolerance."""
-    if isinstance(value, dict):
-        return {key: close(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [close(item) for item in value]
-    return pytest.approx(value, abs=2e-4) if isinstance(value, float) else value
-
-
-def looks(pipe):
-    """Numbers of images that the detector is given."""
-    calls = []
-    detector = pipe.model.visual_bert.region_encoder.detector
-    handle = detector.register_forward_hook(
-        lambda module, args, kwargs, output: calls.append(len(kwargs["pixel_values"])), with_kwargs=True
-    )
-    return calls, handle
 
 
 def image_of(task, images, number=0):

@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from pipeline_results import close, looks
 from test_region_detector import processor_for as detector_processor
 from test_region_detector import tiny_model as tiny_vcr
 from tiny_checkpoints import PIPELINE_TASKS, tiny_checkpoint
@@ -72,25 +73,6 @@ def item_of(task, scenes, number=0, many=False):
         "objects": metadata["names"],
         "boxes": [box[:4] for box in metadata["boxes"]],
     }
-
-
-def close(value):
-    """Nested results, floats with a tolerance."""
-    if isinstance(value, dict):
-        return {key: close(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [close(item) for item in value]
-    return pytest.approx(value, abs=2e-4) if isinstance(value, float) else value
-
-
-def looks(pipe):
-    """Batch sizes of the detector's calls."""
-    calls = []
-    detector = pipe.model.visual_bert.region_encoder.detector
-    handle = detector.register_forward_hook(
-        lambda module, args, kwargs, output: calls.append(len(kwargs["pixel_values"])), with_kwargs=True
-    )
-    return calls, handle
 
 
 @pytest.mark.parametrize("task", TASKS)

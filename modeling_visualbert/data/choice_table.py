@@ -28,7 +28,7 @@ from datasets import Dataset, Features, List, Value
 from ..hub_code.text_visualbert import split_tags, tag_objects
 from .table_boxes import Box, box_lists, checked_boxes, image_size
 from .table_images import TableImages
-from .table_rows import Keys, as_list, as_text, column_of_labels, only_image, optional_column, read_rows
+from .table_rows import Keys, as_list, as_text, column_of_labels, only_image, optional_column, read_rows, value_of_id
 from .tables import Table
 
 LABEL_COLUMNS = ("label", "answer")
@@ -207,7 +207,7 @@ def _words(text: Any, num_objects: int, what: str) -> list[str]:
 def _features(row: Mapping[str, Any]) -> Features:
     return Features(
         {
-            "annot_id": Value("string" if isinstance(row["annot_id"], str) else "int64"),
+            "annot_id": value_of_id(row["annot_id"]),
             "image": Value("string"),
             "question": List(Value("string")),
             "answer_choices": List(List(Value("string"))),

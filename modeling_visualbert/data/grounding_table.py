@@ -22,7 +22,7 @@ from datasets import Dataset, Features, List, Value
 
 from .table_boxes import box_lists, checked_boxes, image_size
 from .table_images import TableImages
-from .table_rows import Keys, as_list, as_text, column_of_labels, only_image, read_rows
+from .table_rows import Keys, as_list, as_text, column_of_labels, only_image, read_rows, value_of_id
 from .tables import Table
 
 SENTENCE_COLUMNS = ("sentence", "caption", "text")
@@ -130,7 +130,7 @@ def _span(span: list[Any], sentence: str, what: str) -> tuple[str, int]:
 def _features(row: Mapping[str, Any]) -> Features:
     return Features(
         {
-            "sentence_id": Value("string" if isinstance(row["sentence_id"], str) else "int64"),
+            "sentence_id": value_of_id(row["sentence_id"]),
             "image_id": Value("string"),
             "sentence": Value("string"),
             "phrases": List(Value("string")),

@@ -31,7 +31,7 @@ from datasets import Dataset, Features, List, Value
 from .files import find_one, index_images_by_name
 from .reasoning_table import LABEL_COLUMNS, TEXT_COLUMNS, class_names, image_columns, join_keys
 from .table_images import TableImages
-from .table_rows import Keys, as_text, column_of_labels, read_rows
+from .table_rows import Keys, as_text, column_of_labels, read_rows, value_of_id
 from .tables import Table
 
 _SNLI_VE_IMAGE, _SNLI_VE_TEXT, _SNLI_VE_LABEL = "Flickr30K_ID", "sentence2", "gold_label"
@@ -188,7 +188,7 @@ def _with_image_names(table: Table) -> Table:
 def _features(row: Mapping[str, Any]) -> Features:
     return Features(
         {
-            "identifier": Value("string" if isinstance(row["identifier"], str) else "int64"),
+            "identifier": value_of_id(row["identifier"]),
             "images": List(Value("string")),
             "text": Value("string"),
             "label": Value("int64"),

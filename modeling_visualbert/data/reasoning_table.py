@@ -22,7 +22,7 @@ from typing import Any
 from datasets import ClassLabel, Dataset, Features, List, Value
 
 from .table_images import TableImages
-from .table_rows import Keys, as_text, column_of_labels, read_rows
+from .table_rows import Keys, as_text, column_of_labels, read_rows, value_of_id
 from .tables import Table
 
 TEXT_COLUMNS = ("text", "sentence", "statement")
@@ -126,7 +126,7 @@ def _truth(value: Any, classes: list[str] | None, where: str) -> int:
 def _features(row: Mapping[str, Any]) -> Features:
     return Features(
         {
-            "identifier": Value("string" if isinstance(row["identifier"], str) else "int64"),
+            "identifier": value_of_id(row["identifier"]),
             "images": List(Value("string")),
             "sentence": Value("string"),
             "label": Value("int64"),

@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
+from datasets import Value
+
 from .files import check_new, skipping
 from .tables import Table
 
@@ -43,6 +45,11 @@ def optional_column(table: Table, flag: str, given: str | None, default: str) ->
     if given is not None:
         return table.column(flag, given)
     return default if default in table.rows.column_names else None
+
+
+def value_of_id(identifier: int | str) -> Value:
+    """The column of the ids: of one kind in a table, numbers or texts."""
+    return Value("string" if isinstance(identifier, str) else "int64")
 
 
 def read_rows(

@@ -23,7 +23,7 @@ from typing import Any
 from datasets import Dataset, Features, List, Value
 
 from .table_images import TableImages
-from .table_rows import Keys, column_of_labels, only_image, read_rows
+from .table_rows import Keys, column_of_labels, only_image, read_rows, value_of_id
 from .tables import Table
 
 ANSWER_COLUMNS = ("answers", "answer", "label")
@@ -68,7 +68,7 @@ def _features(row: Mapping[str, Any]) -> Features:
     texts = ("image_id", "question", "question_type", "answer_type")
     return Features(
         {
-            "question_id": Value("string" if isinstance(row["question_id"], str) else "int64"),
+            "question_id": value_of_id(row["question_id"]),
             **{name: Value("string") for name in texts},
             "answers": List(Value("string")),
             "answer_scores": List(Value("float32")),

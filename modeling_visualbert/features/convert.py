@@ -110,9 +110,7 @@ def convert_features(
         raise FileExistsError(f"{target} exists; remove it or choose another folder")
     options = _array_options(kind, layout, normalised_boxes)
     names = {"classes": _names(classes), "attributes": _names(attributes)}
-    size = source.stat().st_size if source.is_file() else None
-    about = {"file": source.name, "bytes": size, "kind": kind, "ids": ids}
-    about |= {k: v for k, v in (("layout", layout), ("normalised_boxes", normalised_boxes)) if v}
+    about = _about(source, kind, ids, layout, normalised_boxes)
     made_by = {"name": published_detector_name(detector), **({"spatial_features": True} if spatial else {})}
     records = _checked(READERS[kind](source), source, options)
     if spatial:
@@ -138,6 +136,14 @@ def convert_features(
                 raise
             raise ValueError(f"{where}: {error}") from error  # about the regions that were read last
     return FeatureStore(target, expect_dim=dim)
+
+
+def _about(source: Path, kind: str, ids: str, layout: str | None, normalised_boxes: bool) -> dict[str, Any]:
+    """What the index tells of the source, by which a conversion that goes on notices another one."""
+    size = source.stat().st_size if source.is_file() else None
+    given = {"layout": layout, "normalised_boxes": normalised_boxes}
+    about = {"file": source.name, "bytes": size, "kind": kind, "ids": ids}
+    return about | {name: value for name, value in given.items() if value}
 
 
 def _kind(source: Path, kind: str | None) -> str:

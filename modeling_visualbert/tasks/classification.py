@@ -17,9 +17,9 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from PIL import Image
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from ..checkpoints import architecture
+from ..checkpoints import trained_labels
 from ..data.label_table import LabelTables, find_label_file
 from ..data.tables import FILE_FLAGS
 from ..hub_code.modeling_visualbert import VisualBertForVisualReasoning
@@ -98,7 +98,7 @@ def classification_task(args: ClassificationArgs, accelerator: Accelerator) -> T
     """
     with accelerator.main_process_first():
         tokenizer = load_tokenizer(args)
-        trained = trained_labels(args.init_from)
+        trained = trained_labels(args.init_from, VisualBertForVisualReasoning)
         tables = label_tables(args, order=trained or ())
         data = load_label_data(args, tables)
         labels = tables.labels or []
@@ -184,16 +184,6 @@ def check_two_labels(args: ClassificationArgs, labels: Sequence[str], dev: Datas
             f"--best_metric auroc, but all {len(dev)} examples of the dev split have the label {labels[found.pop()]!r}; "
             "expected both, or accuracy or macro_f1"
         )
-
-
-def trained_labels(name: str | None) -> list[str] | None:
-    """The labels of a checkpoint that classifies, in the order of its logits; None if it does something else."""
-    if name is None:
-        return None
-    config = AutoConfig.from_pretrained(name)
-    if architecture(config) != VisualBertForVisualReasoning.__name__:
-        return None
-    return [config.id2label[index] for index in sorted(config.id2label)]
 
 
 def balanced_weights(train: Dataset, num_labels: int) -> list[float]:

@@ -14,10 +14,9 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset, concatenate_datasets
 from PIL import Image
-from transformers import AutoConfig
 
 from ..answers import build_answer_vocabulary, pythia_answers
-from ..checkpoints import architecture
+from ..checkpoints import trained_labels
 from ..data.files import check_new, index_images, read_text
 from ..data.vqa2 import find_vqa_files, load_vqa
 from ..data.vqa_table import read_vqa_table
@@ -342,11 +341,6 @@ def _best_first(train: Dataset) -> list[list[str]]:
 
 def _trained_answers(name: str | None) -> list[str] | None:
     """The answers of a checkpoint, in the order of its logits; None if it answers no questions."""
-    if name is None:
-        return None
-    config = AutoConfig.from_pretrained(name)
-    if architecture(config) != VisualBertForQuestionAnswering.__name__:
-        return None
-    if find_published_checkpoint(name) is not None:  # its configuration has no names
-        return list(pythia_answers())
-    return [config.id2label[index] for index in sorted(config.id2label)]
+    answers = trained_labels(name, VisualBertForQuestionAnswering)
+    is_published = name is not None and find_published_checkpoint(name) is not None  # its configuration has no names
+    return list(pythia_answers()) if answers is not None and is_published else answers
