@@ -20,7 +20,8 @@ _HEAD_PARTS = ("cls.", "cls.predictions.", "cls.seq_relationship.", "attention."
 # They start as copies of the text's (`special_visual_initialize`).
 _REGION_TABLES = ("embeddings.visual_token_type_embeddings.", "embeddings.visual_position_embeddings.")
 _INNER_PARTS = ("embeddings.", "encoder.", "additional_layer.", "region_encoder.")
-_HARMLESS = ("pooler.", "embeddings.position_ids")  # a pooler may be left out; 0, 1, 2, ... is in older checkpoints
+# A pooler may be left out; the others are buffers of older checkpoints, 0, 1, 2, ... and zeros.
+_HARMLESS = ("pooler.", "embeddings.position_ids", "embeddings.token_type_ids")
 _INTEGERS = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")  # as safetensors has them
 _CHECKED_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _SHOWN = 5
