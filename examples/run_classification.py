@@ -14,6 +14,7 @@ model to <output_dir>/best and, beside it, metrics.json, predictions_<split>.jso
 
 from pathlib import Path
 
+from modeling_visualbert.cli.errors import run_script
 from modeling_visualbert.tasks.classification import ClassificationArgs, classification_task, majority_baseline
 from modeling_visualbert.tasks.common import reads_corpus
 from modeling_visualbert.tasks.run import run_task
@@ -30,4 +31,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

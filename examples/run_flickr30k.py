@@ -11,6 +11,7 @@ predictions_<split>.jsonl, log.jsonl, curves.png and examples.png.
 
 from pathlib import Path
 
+from modeling_visualbert.cli.errors import run_script
 from modeling_visualbert.tasks.flickr30k import Flickr30kArgs, confidence_baseline, flickr30k_task
 from modeling_visualbert.tasks.run import run_task
 from modeling_visualbert.training.args import parse_args
@@ -33,4 +34,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -10,6 +10,7 @@ metrics.json, predictions_<split>.jsonl, results_<split>.csv for the official sc
 
 from pathlib import Path
 
+from modeling_visualbert.cli.errors import run_script
 from modeling_visualbert.tasks.common import reads_corpus
 from modeling_visualbert.tasks.nlvr2 import Nlvr2Args, nlvr2_task
 from modeling_visualbert.tasks.run import run_task
@@ -25,4 +26,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -13,6 +13,7 @@ beside it, metrics.json, predictions_<split>.jsonl, log.jsonl, curves.png and ex
 
 from pathlib import Path
 
+from modeling_visualbert.cli.errors import run_script
 from modeling_visualbert.tasks.common import reads_corpus
 from modeling_visualbert.tasks.pretraining import PretrainingArgs, pretraining_task
 from modeling_visualbert.tasks.run import run_task
@@ -28,4 +29,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

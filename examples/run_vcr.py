@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from modeling_visualbert.cli.errors import run_script
 from modeling_visualbert.tasks.common import reads_corpus
 from modeling_visualbert.tasks.run import run_task
 from modeling_visualbert.tasks.vcr import SUBTASKS, VcrArgs, joint_scores, rationales_of_every_answer, vcr_task
@@ -60,4 +61,4 @@ def score_both(folders: dict[str, Path], task, output_dir: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -11,6 +11,7 @@ the VQA evaluation server, log.jsonl, TensorBoard logs, curves.png and examples.
 
 from pathlib import Path
 
+from modeling_visualbert.cli.errors import run_script
 from modeling_visualbert.tasks.common import reads_corpus
 from modeling_visualbert.tasks.run import run_task
 from modeling_visualbert.tasks.vqa import VqaArgs, majority_baselines, vqa_task
@@ -36,4 +37,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

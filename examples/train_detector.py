@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForObjectDetection
 
 from modeling_visualbert import QueryRegionEncoder
+from modeling_visualbert.cli.errors import run_script
 from modeling_visualbert.tasks.detection import DetectionArgs, detection_task, region_scores
 from modeling_visualbert.training.args import parse_args
 from modeling_visualbert.training.loop import make_accelerator, train, write_json
@@ -73,4 +74,4 @@ def make_region_encoder(task: Task, args: DetectionArgs, metrics: dict, device: 
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

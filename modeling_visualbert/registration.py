@@ -163,8 +163,26 @@ def _register_pipelines() -> None:
                 task.pipeline,
                 pipeline_class=getattr(pipelines, task.pipeline_class),
                 pt_model=_completing(getattr(transformers, task.auto_class), task.name),
+                default={"model": _NoDefault(task.name, task.pipeline)},
                 type="multimodal",
             )
+
+
+class _NoDefault:
+    """Stands for the name and the revision of the model that `pipeline(task)` would open; taking them apart says that a model has
+    to be named. (What could be opened is downloaded with its detector, 2 GB for VQA.)"""
+
+    def __init__(self, task: str, pipeline: str):
+        self.task, self.pipeline = task, pipeline
+
+    def __iter__(self) -> Any:
+        from .published import published_checkpoints
+
+        published = [name for name, one in published_checkpoints().items() if one.task == self.task]
+        raise ValueError(
+            f"pipeline({self.pipeline!r}) without a model; expected model=..., a folder such as runs/{self.task}/best"
+            + (f" or the Hub name of a checkpoint, such as {published[0]}" if published else "")
+        )
 
 
 def _completing(auto_class: Any, task: str) -> type:

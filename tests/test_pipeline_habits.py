@@ -21,6 +21,7 @@ from modeling_visualbert import VisualBertProcessor
 from modeling_visualbert.checkpoints import load_model
 from modeling_visualbert.corpus.scenes import render, sample_scene
 from modeling_visualbert.corpus.vocabulary import corpus_tokenizer
+from modeling_visualbert.hub_code.tasks_visualbert import TASKS
 
 QUESTION, OTHER = "Is it red?", "How many stars are there?"
 TEXTS = {
@@ -406,3 +407,15 @@ def test_pushed_pipelines_answer_with_and_without_the_package(folders, pipes, im
         talk_to(hub, monkeypatch)
         again = pipeline("visual-question-answering", model="tester/vqa")
         assert again(images[0], QUESTION) == close(expected["vqa"])
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_a_pipeline_without_a_model_says_which_could_be_meant(task):
+    published = {"vqa": "uclanlp/visualbert-vqa", "nlvr2": "uclanlp/visualbert-nlvr2", "vcr": "uclanlp/visualbert-vcr"}
+    with pytest.raises(ValueError) as refused:
+        pipeline(task.pipeline)
+    message = str(refused.value)
+    assert message.startswith(
+        f"pipeline('{task.pipeline}') without a model; expected model=..., a folder such as runs/"
+    )
+    assert published.get(task.name, "") in message

@@ -6,13 +6,14 @@ A command imports what it needs when it runs: PyTorch alone takes longer to impo
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
+from functools import partial
 
 from ..version import __version__
 from .analysis import add_analysis_commands
 from .checkpoints import add_checkpoint_commands
 from .demo import add_demo_command
+from .errors import exit_status
 from .evaluation import add_evaluation_commands
 from .regions import add_region_commands
 from .start import prepare_process
@@ -29,21 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     if argv is None:
         prepare_process(args)
-    from huggingface_hub.errors import StrictDataclassError
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    try:
-        args.run(args)
-    except (ValueError, TypeError, OSError, ImportError, StrictDataclassError) as error:
-        print(
-            f"visualbert {args.command}: {' '.join(str(error).split())}", file=sys.stderr
-        )  # the Hub's have many lines
-        return 2
-    except KeyboardInterrupt:
-        return 130  # as shells have it
-    return 0
+    return exit_status(f"visualbert {args.command}", partial(args.run, args))
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import timedelta
 from functools import cache
@@ -20,8 +18,9 @@ from accelerate import Accelerator, InitProcessGroupKwargs
 
 from ..features.store import FeatureStore
 from ..training.loop import evaluate, list_skipped, run_facts, with_own_scores, write_json, write_predictions
-from ..training.task import Batch, Predictions, Rows, Task
-from . import flickr30k, vcr
+from ..training.task import Predictions, Task
+from . import vcr
+from .batch_errors import naming_examples, one_line_errors
 from .common import TaskArgs
 from .one_split import (
     BUILDERS,
@@ -66,7 +65,7 @@ def run_evaluation(args: EvaluateArgs) -> Metrics:
         opened = open_checkpoint(args.model, args)
         other = None if args.rationale_model is None else open_checkpoint(args.rationale_model, args)
     args = replace(args, split=args.split or _default_split(opened, args))
-    with _one_line_errors():
+    with one_line_errors():
         if other is not None:
             task, metrics, predictions = _evaluate_both(opened, other, args, accelerator)
         else:
@@ -98,52 +97,8 @@ def _has_table(args: EvaluateArgs) -> bool:
 
 def _evaluate(task: Task, args: EvaluateArgs, accelerator: Accelerator) -> tuple[Metrics, Predictions]:
     run = TaskArgs(args.output_dir, eval_batch_size=args.batch_size, num_workers=_num_workers(args, accelerator))
-    task = replace(task, collate=_naming_examples(task.collate))
+    task = replace(task, collate=naming_examples(task.collate))
     return evaluate(task, task.model, split_name(args), run, accelerator)
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Of an error in a process that prepares batches, only what it says; and what to do when such a process is killed."""
-    try:
-        yield
-    except (ValueError, TypeError, OSError) as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise type(error)(str(error).strip().splitlines()[-1].partition(": ")[2]) from error
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise OSError(
-            f"a process that prepares batches died ({str(error).splitlines()[0]}); expected enough memory and shared memory "
-            "for --num_workers and --batch_size: pass --num_workers 0, or smaller ones"
-        ) from error
-
-
-def _naming_examples(collate: Callable[[Rows], Batch]) -> Callable[[Rows], Batch]:
-    """The same, but an error about a batch names the example that is to blame."""
-
-    def run(rows: Rows) -> Batch:
-        try:
-            return collate(rows)
-        except (ValueError, TypeError):
-            for row in rows:
-                try:
-                    collate([row])
-                except (ValueError, TypeError) as error:
-                    raise type(error)(f"example {_id_of(row)}: {error}") from error
-            raise
-
-    return run
-
-
-def _id_of(row: Any) -> Any:
-    if not isinstance(row, dict):
-        return row.id  # pre-training
-    for key in ("question_id", "annot_id", "identifier"):
-        if key in row:
-            return row[key]
-    return flickr30k.sentence_id(row)
 
 
 def _evaluate_both(
@@ -168,7 +123,7 @@ def _evaluate_both(
     del first
     task = vcr_task_over(other, rationales, runs[1], "rationale", accelerator)
     run = replace(runs[1], eval_batch_size=args.batch_size, num_workers=_num_workers(args, accelerator))
-    task = replace(task, collate=_naming_examples(task.collate))
+    task = replace(task, collate=naming_examples(task.collate))
     given = vcr.rationale_scores(task, task.model, split_name(args), run, accelerator)
     scores = {record["id"]: record["scores"] for record in predictions}
     metrics = {**vcr.score_both(scores, given, rows), "num_examples": len(rows)}

@@ -16,6 +16,7 @@ from ..training.loop import make_accelerator, read_predictions, train, write_jso
 from ..training.report import plot_curves, table
 from ..training.task import LABELS, Task, to_device
 from ..visualization import grid
+from .batch_errors import naming_examples, one_line_errors
 from .common import TaskArgs
 
 Args = TypeVar("Args", bound=TaskArgs)
@@ -46,7 +47,7 @@ def run_task(
     if args.hub_model_id is not None and accelerator.is_main_process:
         check_push(args.hub_model_id, private=args.hub_private_repo, token=args.hub_token)
     task = build(args, accelerator)
-    metrics = train(task, args, accelerator)
+    metrics = _train(task, args, accelerator)
     last = list(task.splits)[-1]
     metrics["baselines"] = dict(baselines(task, last)) if baselines is not None else {}
     if text_baseline:
@@ -55,13 +56,18 @@ def run_task(
         )
         # An accelerator of its own: checkpoints and TensorBoard of the two runs stay apart.
         other = make_accelerator(text_args)
-        metrics["baselines"]["text only"] = train(build(text_args, other), text_args, other)["splits"][last]
+        metrics["baselines"]["text only"] = _train(build(text_args, other), text_args, other)["splits"][last]
     if accelerator.is_main_process:
         report(task, args, metrics, accelerator.device)
         if args.hub_model_id is not None:
             _publish(args, args.hub_model_id)
     accelerator.wait_for_everyone()
     return task, metrics, accelerator
+
+
+def _train(task: Task, args: TaskArgs, accelerator: Accelerator) -> Metrics:
+    with one_line_errors():
+        return train(replace(task, collate=naming_examples(task.collate)), args, accelerator)
 
 
 def report(task: Task, args: TrainArgs, metrics: Metrics, device: torch.device) -> None:

@@ -189,35 +189,35 @@ def _run_steps(
         total=last_step, initial=progress.step, desc=f"training {task.name}", disable=not accelerator.is_main_process
     )
     losses: list[torch.Tensor] = []  # not yet read, because reading one waits for the device
-    while progress.step < last_step and not _out_of_patience(progress, args):
-        micro_batches = [next(batches) for _ in range(plan.accumulation)]
-        set_rates(optimizer, args, rate_factor(progress.step, last_step, args.warmup_ratio, args.schedule))
-        torch.manual_seed(_step_seed(args.seed, progress.step, accelerator.process_index))
-        loss, grad_norm = train_step(task, model, optimizer, micro_batches, args, accelerator)
-        losses.append(loss)
-        progress.step += 1
-        if average is not None:
-            update_average(average, task.model, args, progress.step)
-        bar.update()
-        is_last = progress.step == last_step
-        logs, evaluates, saves = (
-            progress.step % every == 0 or is_last for every in (args.log_steps, eval_steps, args.save_steps)
-        )
-        if logs or evaluates or saves:
-            _read_losses(losses, progress, accelerator)
-        if logs:
-            mean = progress.window_loss / progress.window_steps
-            log.write(progress.step, {"loss": mean, **rates_of(optimizer), "grad_norm": float(grad_norm)})
-            bar.set_postfix(loss=f"{mean:.4f}")
-            progress.window_loss, progress.window_steps = 0.0, 0
-        if evaluates:
-            metrics, _ = evaluate(task, kept, "dev", args, accelerator)
-            _note_evaluation(task, kept, metrics, progress, output_dir, accelerator)
-            log.write(progress.step, {f"dev_{k}": v for k, v in metrics.items() if isinstance(v, float)})
-        if saves and not is_last:
-            state = _run_state(progress, args, plan)
-            save_checkpoint(accelerator, output_dir / "checkpoints", progress.step, state, args.keep_checkpoints)
-    bar.close()
+    with bar:  # an error is printed below it
+        while progress.step < last_step and not _out_of_patience(progress, args):
+            micro_batches = [next(batches) for _ in range(plan.accumulation)]
+            set_rates(optimizer, args, rate_factor(progress.step, last_step, args.warmup_ratio, args.schedule))
+            torch.manual_seed(_step_seed(args.seed, progress.step, accelerator.process_index))
+            loss, grad_norm = train_step(task, model, optimizer, micro_batches, args, accelerator)
+            losses.append(loss)
+            progress.step += 1
+            if average is not None:
+                update_average(average, task.model, args, progress.step)
+            bar.update()
+            is_last = progress.step == last_step
+            logs, evaluates, saves = (
+                progress.step % every == 0 or is_last for every in (args.log_steps, eval_steps, args.save_steps)
+            )
+            if logs or evaluates or saves:
+                _read_losses(losses, progress, accelerator)
+            if logs:
+                mean = progress.window_loss / progress.window_steps
+                log.write(progress.step, {"loss": mean, **rates_of(optimizer), "grad_norm": float(grad_norm)})
+                bar.set_postfix(loss=f"{mean:.4f}")
+                progress.window_loss, progress.window_steps = 0.0, 0
+            if evaluates:
+                metrics, _ = evaluate(task, kept, "dev", args, accelerator)
+                _note_evaluation(task, kept, metrics, progress, output_dir, accelerator)
+                log.write(progress.step, {f"dev_{k}": v for k, v in metrics.items() if isinstance(v, float)})
+            if saves and not is_last:
+                state = _run_state(progress, args, plan)
+                save_checkpoint(accelerator, output_dir / "checkpoints", progress.step, state, args.keep_checkpoints)
 
 
 def _read_losses(losses: list[torch.Tensor], progress: Progress, accelerator: Accelerator) -> None:

@@ -1,0 +1,49 @@
+"""How commands and scripts end: a mistake of the user is one line on stderr and exit status 2, not a traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+DEBUG = "MODELING_VISUALBERT_DEBUG"  # if this variable is set, the traceback is shown as well
+
+
+def exit_status(name: str, run: Callable[[], object]) -> int:
+    """Run a command or a script and return its exit status.
+
+    Args:
+        name: What it is called in front of the message.
+        run: Does the work.
+    """
+    try:
+        run()
+    except KeyboardInterrupt:
+        return 130  # as shells have it
+    except Exception as error:
+        if not _is_mistake(error):
+            raise
+        if os.environ.get(DEBUG):
+            traceback.print_exc()
+        print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)  # the Hub's have many lines
+        return 2
+    return 0
+
+
+def _is_mistake(error: Exception) -> bool:
+    """Whether the message says what is wrong with files, arguments or numbers."""
+    if isinstance(error, (ValueError, TypeError, OSError, ImportError, FloatingPointError)):
+        return True
+    from huggingface_hub.errors import StrictDataclassError
+
+    return isinstance(error, StrictDataclassError)
+
+
+def run_script(main: Callable[[], object]) -> None:
+    """Run the `main` of a script and end its process."""
+    sys.exit(exit_status(Path(sys.argv[0]).name, main))
+
+
+__all__ = ["DEBUG", "exit_status", "run_script"]
