@@ -95,7 +95,7 @@ def forward_alone(folder: Path, args: argparse.Namespace) -> Callable[[], None]:
     rows = load_vqa(files.questions, files.annotations).select(range(args.questions))
     store, model = FeatureStore(folder / "features"), load_model(folder / "model", "vqa").to(args.device)
     processor = VisualBertProcessor.from_pretrained(folder / "model")
-    task = make_task(model, processor, {"val2014": rows}, store.__getitem__)
+    task = make_task(model, processor, {"val2014": rows}, store.arrays)
     batches = []
     for start in range(0, args.questions, args.batch_size):
         batch = task.collate([rows[i] for i in range(start, min(start + args.batch_size, args.questions))])

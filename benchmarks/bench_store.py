@@ -1,6 +1,7 @@
-"""The feature store compared with common file formats: random reads, opening, and training steps.
+"""The feature store compared with common file formats: random reads, opening, batches and training steps.
 
 python benchmarks/bench_store.py [--device cuda --num_workers 4 --batch_size 64]
+python benchmarks/bench_store.py --batches      # only the batches, on one thread; written to benchmarks/results/batches.json
 
 All files are read once before they are timed, so reads come from the page cache. Images are read in random order; the best of
 five rounds counts. The TSV gets an index of its lines, which it lacks by itself.
@@ -8,6 +9,7 @@ five rounds counts. The TSV gets an index of its lines, which it lacks by itself
 
 import argparse
 import base64
+import datetime
 import json
 import os
 import resource
@@ -20,11 +22,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from bench_stock import hardware
 from torch.utils.data import DataLoader
 
-from modeling_visualbert import VisualBertConfig, VisualBertForQuestionAnswering
+from modeling_visualbert import VisualBertConfig, VisualBertForQuestionAnswering, VisualBertProcessor
+from modeling_visualbert.corpus.vocabulary import corpus_tokenizer
+from modeling_visualbert.features.batches import pad_stored, processor_arguments
 from modeling_visualbert.features.store import FeatureStore, write_store
-from modeling_visualbert.hub_code.regions_visualbert import pad_regions
 
 REGIONS, DIM, WORDS, ANSWERS = 100, 2048, 14, 3129
 
@@ -122,6 +126,66 @@ def open_large_store(folder: Path, count: int = 120_000) -> None:
     )
 
 
+def batch_ways(folder: Path, regions: int, size: int = 64) -> dict[str, Callable[[int], object]]:
+    """Ways to make a training batch of questions and regions; the store's is what training scripts do."""
+    generator, tokenizer = np.random.default_rng(0), corpus_tokenizer()
+    count = 4 * size
+    found = {n: generator.random((regions, DIM), dtype=np.float32).astype(np.float16) for n in range(count)}
+    write_store(folder / "store", ((n, {"visual_embeds": found[n]}) for n in found), DIM, "benchmark", "float16")
+    for number, array in found.items():
+        np.save(folder / f"{number}.npy", array)
+    words = [word for word in tokenizer.get_vocab() if word.isalpha()]
+    questions = [" ".join(generator.choice(words, generator.integers(6, 14))) + "?" for _ in range(count)]
+    processor = VisualBertProcessor(tokenizer=tokenizer, region_dim=DIM)
+    store = FeatureStore(folder / "store")
+
+    def numbers(batch: int) -> range:
+        return range(size * (batch % 4), size * (batch % 4) + size)
+
+    def texts(batch: int) -> list[str]:
+        return [questions[n] for n in numbers(batch)]
+
+    def from_files(batch: int) -> list[torch.Tensor]:
+        return [torch.from_numpy(np.load(folder / f"{n}.npy")) for n in numbers(batch)]
+
+    return {
+        "store": lambda b: processor(text=texts(b), **processor_arguments([store.arrays(n) for n in numbers(b)])),
+        "store, each picture through the processor": lambda b: processor(
+            images=[{"visual_embeds": store[n]["visual_embeds"]} for n in numbers(b)], text=texts(b)
+        ),
+        ".npy files, each picture through the processor": lambda b: processor(
+            images=[{"visual_embeds": array} for array in from_files(b)], text=texts(b)
+        ),
+        "store, regions alone": lambda b: pad_stored([[store.arrays(n)] for n in numbers(b)]),
+        ".npy files, float32, regions alone": lambda b: torch.stack([array.float() for array in from_files(b)]),
+        ".npy files, float16, regions alone": lambda b: torch.stack(from_files(b)),
+    }
+
+
+def compare_batches(folder: Path) -> list[dict[str, object]]:
+    """Processor time of batches of 64 questions with regions, in milliseconds: the least and the median of 40."""
+    records = []
+    print("\n| batch | way | least ms | median ms | times the store's |\n|---|---|---|---|---|")
+    for regions in (36, REGIONS):
+        (folder / str(regions)).mkdir()
+        ways = batch_ways(folder / str(regions), regions)
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for number in range(41):
+            for name, make in ways.items():
+                start = time.process_time()
+                make(number)
+                times[name].append(1e3 * (time.process_time() - start))
+        for name, taken in times.items():
+            taken = sorted(taken[1:])  # the first one maps the files
+            first = "store, regions alone" if name.endswith("alone") else "store"
+            ratio = taken[len(taken) // 2] / sorted(times[first][1:])[len(taken) // 2]
+            batch = f"64 x ({regions} x {DIM})"
+            record = {"batch": batch, "way": name, "least_ms": taken[0], "median_ms": taken[len(taken) // 2]}
+            records.append({**record, "times_the_store": ratio})
+            print(f"| {batch} | {name} | {taken[0]:.1f} | {taken[len(taken) // 2]:.1f} | {ratio:.1f} |")
+    return records
+
+
 def compare_steps(store: FeatureStore, args: argparse.Namespace) -> None:
     """Training steps with regions from the store and with random tensors, in turns in one process."""
     torch.manual_seed(0)
@@ -137,7 +201,7 @@ def compare_steps(store: FeatureStore, args: argparse.Namespace) -> None:
         drop_last=True,
         num_workers=args.num_workers,
         pin_memory=device.type == "cuda",
-        collate_fn=lambda batch: pad_regions([store[image_id] for image_id in batch]),
+        collate_fn=lambda batch: pad_stored([[store.arrays(image_id)] for image_id in batch]),
     )
     text = {
         "input_ids": torch.randint(1000, 30000, (args.batch_size, WORDS), device=device),
@@ -189,10 +253,18 @@ def main() -> None:
     parser.add_argument("--num_workers", type=int, default=0)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--batches", action="store_true", help="measure batches only")
     args = parser.parse_args()
     print(
         f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, NumPy {np.__version__}"
     )
+    if args.batches:
+        torch.set_num_threads(1)
+        with tempfile.TemporaryDirectory() as name:
+            batches = compare_batches(Path(name))
+        record = {"date": datetime.date.today().isoformat(), **hardware(), "clock": "processor", "batches": batches}
+        (Path(__file__).parent / "results" / "batches.json").write_text(json.dumps(record, indent=1) + "\n")
+        return
     with tempfile.TemporaryDirectory() as name:
         compare_reads(Path(name), args.pictures)
         open_large_store(Path(name))

@@ -113,7 +113,9 @@ def _add_running_options(command: argparse.ArgumentParser) -> None:
         "--batch_size", type=int, default=128, help="examples in one forward pass of a process (default: %(default)s)"
     )
     group.add_argument(
-        "--num_workers", type=int, help="processes that prepare batches (default: half of the cores, at most 8)"
+        "--num_workers",
+        type=int,
+        help="processes that prepare batches (default: with a GPU half of the cores, at most 8; without one 0)",
     )
     group.add_argument("--cpu", action="store_true", help="use the CPU even if there is a GPU")
     group.add_argument(

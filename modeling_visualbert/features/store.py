@@ -20,6 +20,7 @@ from datasets import Dataset, concatenate_datasets
 from ..data.files import check_new, read_json, require, require_path
 from ..hub_code.regions_visualbert import UNKNOWN_DETECTOR, spatial_hint
 from ..published import published_detector_name
+from .batches import StoredRegions
 from .draft import Failure, StoreDraft, check_plan, make_plan
 from .format import (
     ARRAYS,
@@ -117,9 +118,9 @@ class FeatureStore:
         shard, row = self._place(image_id)
         return to_tensors(self._arrays(shard, row, image_id), shard.image_size(row))
 
-    def arrays(self, image_id: object) -> dict[str, np.ndarray]:
+    def arrays(self, image_id: object) -> StoredRegions:
         """Regions as read-only views of the file, features in the store's dtype; nothing is copied."""
-        arrays = self._arrays(*self._place(image_id), image_id)
+        arrays = StoredRegions(self._arrays(*self._place(image_id), image_id))
         for array in arrays.values():
             array.flags.writeable = False
         return arrays

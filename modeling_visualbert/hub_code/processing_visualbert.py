@@ -22,6 +22,10 @@ from .text_visualbert import (
     find_phrase,
     pad_alignment,
     pad_texts,
+    read_choices,
+    read_masked_texts,
+    read_questions,
+    read_texts,
 )
 
 UNKNOWN_ANSWER = "<unk>"
@@ -169,6 +173,7 @@ class VisualBertProcessor(ProcessorMixin):
         boxes=None,
         polygons=None,
         phrases=None,
+        regions=None,
         **kwargs,
     ) -> BatchFeature:
         """
@@ -187,6 +192,9 @@ class VisualBertProcessor(ProcessorMixin):
                 outline it, lists of (x, y) in pixels; a list for a list of questions. Without them it fills its box.
             phrases: Flickr30k Entities: the phrases of the sentence, as strings (their first occurrence is meant) or as
                 indices of their last words in the sentence split at blanks; a list of such lists for a list of sentences.
+            regions: Instead of images, padded regions whose numbers are known to be good (a feature store checks them when it is
+                written): `visual_embeds` `(batch_size, regions, dim)` in any precision, `visual_attention_mask` and, for pairs,
+                `visual_token_type_ids`. They become part of the result as they are.
             kwargs: As in `transformers`, alone or in the groups `text_kwargs`, `images_kwargs` and `common_kwargs`:
                 `text_pair` (pre-training: a second text for each text), `padding`, `max_length`, `truncation`,
                 `pad_to_multiple_of`, `return_tensors` (`"pt"`, `"np"` or None), `return_attention_mask`,
@@ -202,14 +210,17 @@ class VisualBertProcessor(ProcessorMixin):
         settings = read_arguments(self, kwargs)
         extra["text_pair"] = settings.text_pair
         extra = {name: value for name, value in extra.items() if value is not None}
-        if images is None and text is None:
+        if images is None and text is None and regions is None:
             raise ValueError("nothing to process; expected `images`, `text` or both")
         texts, extra = self._listed_texts(text, extra)
-        visual = {} if images is None else self._encode_visual(images, isinstance(text, str), settings)
+        if regions is not None:
+            visual = self._check_padded(regions, images)
+        else:
+            visual = {} if images is None else self._encode_visual(images, isinstance(text, str), settings)
         if "boxes" in extra:
             visual |= self._encode_boxes(extra.pop("boxes"), visual, extra.get("objects"), extra.pop("polygons", None))
         written = {} if texts is None else self._encode_texts(texts, extra, visual, settings)
-        if texts is not None and images is not None:
+        if texts is not None and visual:
             num_images = len(visual["visual_embeds"] if "visual_embeds" in visual else visual["pixel_values"])
             if num_images not in (1, len(texts)):
                 raise ValueError(
@@ -259,13 +270,18 @@ class VisualBertProcessor(ProcessorMixin):
         encoded = []
         side = "left" if self.task in _CUTS_THE_FRONT else self.tokenizer.truncation_side
         pairs = extra.get("text_pair") or [None] * len(texts)
+        known = (
+            read_questions(self.tokenizer, texts)
+            if self.task == "vqa"
+            else read_masked_texts(self.tokenizer, [*texts, *pairs])
+        )
         for i, (first, second) in enumerate(zip(texts, pairs, strict=True)):
             name = f"{'question' if self.task == 'vqa' else 'text'} {i}"
             cut = settings.cut(1 if second is None else 2, name)
             if self.task == "vqa":
-                encoded.append(encode_question(self.tokenizer, first, settings.max_length, name, cut))
+                encoded.append(encode_question(self.tokenizer, first, settings.max_length, name, cut, known))
             else:
-                encoded.append(encode_pair(self.tokenizer, first, second, settings.max_length, cut, name, side))
+                encoded.append(encode_pair(self.tokenizer, first, second, settings.max_length, cut, name, side, known))
         return self._pad(encoded, settings)
 
     def _encode_choices(
@@ -280,6 +296,8 @@ class VisualBertProcessor(ProcessorMixin):
         first = extra["choices"][0]
         num_choices = len(first) if isinstance(first, (list, tuple)) else 0
         encoded: list[EncodedText] = []
+        listed = [text for choices in extra["choices"] if isinstance(choices, (list, tuple)) for text in choices]
+        known = read_choices(self.tokenizer, [*texts, *listed], [name for names in objects for name in names])
         for i, (question, choices, names) in enumerate(zip(texts, extra["choices"], objects, strict=True)):
             if not isinstance(choices, (list, tuple)) or len(choices) != num_choices or not num_choices:
                 raise ValueError(f"question {i}: choices {choices!r:.60}; expected a list of {num_choices or 'some'}")
@@ -290,6 +308,7 @@ class VisualBertProcessor(ProcessorMixin):
                 encode_choice(
                     *(self.tokenizer, question, choice, names, settings.max_length, self.alignment, cut),
                     name=f"question {i}, choice {j}",
+                    known=known,
                 )
                 for j, choice in enumerate(choices)
             ]
@@ -312,13 +331,16 @@ class VisualBertProcessor(ProcessorMixin):
         self, texts: list[str], phrases: list | None, settings: CallSettings
     ) -> dict[str, torch.Tensor]:
         encoded, positions = [], []
+        sentences = (sentence.split() for sentence in texts if isinstance(sentence, str))
+        known = read_texts(self.tokenizer, (word for words in sentences for word in words))
         for i, sentence in enumerate(texts):
             if not isinstance(sentence, str):
                 raise TypeError(f"sentence {i} is {type(sentence).__name__}; expected a string")
             words, name = sentence.split(), f"sentence {i}"
             if phrases is not None and (isinstance(phrases[i], str) or not hasattr(phrases[i], "__iter__")):
                 raise TypeError(f"{name}: phrases {phrases[i]!r:.60}; expected a list of phrases")
-            text, last_pieces = encode_words(self.tokenizer, words, settings.max_length, name, settings.cut(1, name))
+            cut = settings.cut(1, name)
+            text, last_pieces = encode_words(self.tokenizer, words, settings.max_length, name, cut, known)
             encoded.append(text)
             places = []
             for phrase in phrases[i] if phrases is not None else ():
@@ -422,6 +444,27 @@ class VisualBertProcessor(ProcessorMixin):
             of_objects = self.image_processor.encode_objects(sizes, boxes, objects, polygons)
             encoded |= {name: of_objects[name] for name in ("object_classes", "object_masks")}
         return encoded
+
+    def _check_padded(self, regions: Mapping[str, torch.Tensor], images: Any) -> dict[str, torch.Tensor]:
+        """Padded regions as they are: only their keys and sizes are looked at."""
+        if images is not None:
+            raise ValueError("`regions` with `images`; expected one of them")
+        names = ("visual_embeds", "visual_attention_mask", *(["visual_token_type_ids"] if self.num_images == 2 else []))
+        if not isinstance(regions, Mapping) or {*regions} != {*names}:
+            found = f"keys {', '.join(regions)}" if isinstance(regions, Mapping) else type(regions).__name__
+            raise ValueError(f"regions: {found}; expected a mapping with {', '.join(names)}")
+        features = regions["visual_embeds"]
+        if features.dim() != 3 or self.region_dim not in (None, features.shape[-1]):
+            raise ValueError(
+                f"regions: 'visual_embeds' has shape {tuple(features.shape)}; expected (batch_size, regions, "
+                f"{self.region_dim or 'dim'})"
+            )
+        for name in names[1:]:
+            if regions[name].shape != features.shape[:2]:
+                raise ValueError(
+                    f"regions: {name!r} has shape {tuple(regions[name].shape)}; expected {tuple(features.shape[:2])}"
+                )
+        return {name: regions[name] for name in names}
 
     def _check_region_batch(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         features = batch["visual_embeds"]

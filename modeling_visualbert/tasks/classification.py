@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from ..checkpoints import trained_labels
 from ..data.label_table import LabelTables, find_label_file
 from ..data.tables import FILE_FLAGS
+from ..features.batches import processor_arguments
 from ..hub_code.modeling_visualbert import VisualBertForVisualReasoning
 from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..metrics.classification import best_threshold, classification_scores
@@ -206,7 +207,7 @@ def make_task(
         images = None if image_of is None else [[image_of(key) for key in row["images"]] for row in rows]
         if images is not None and processor.num_images == 1:
             images = [only for (only,) in images]
-        batch = dict(processor(images=images, text=[row["text"] for row in rows]))
+        batch = dict(processor(text=[row["text"] for row in rows], **processor_arguments(images)))
         if all(row["label"] is not None for row in rows):
             batch["labels"] = torch.tensor([row["label"] for row in rows])
         return batch

@@ -5,8 +5,6 @@ The files are those that a training script writes for its dev and test splits, w
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from dataclasses import asdict, replace
 from datetime import timedelta
@@ -96,7 +94,7 @@ def _has_table(args: EvaluateArgs) -> bool:
 
 
 def _evaluate(task: Task, args: EvaluateArgs, accelerator: Accelerator) -> tuple[Metrics, Predictions]:
-    run = TaskArgs(args.output_dir, eval_batch_size=args.batch_size, num_workers=_num_workers(args, accelerator))
+    run = TaskArgs(args.output_dir, eval_batch_size=args.batch_size, num_workers=args.num_workers)
     task = replace(task, collate=naming_examples(task.collate))
     return evaluate(task, task.model, split_name(args), run, accelerator)
 
@@ -122,7 +120,7 @@ def _evaluate_both(
     _, predictions = _evaluate(first, args, accelerator)
     del first
     task = vcr_task_over(other, rationales, runs[1], "rationale", accelerator)
-    run = replace(runs[1], eval_batch_size=args.batch_size, num_workers=_num_workers(args, accelerator))
+    run = replace(runs[1], eval_batch_size=args.batch_size, num_workers=args.num_workers)
     task = replace(task, collate=naming_examples(task.collate))
     given = vcr.rationale_scores(task, task.model, split_name(args), run, accelerator)
     scores = {record["id"]: record["scores"] for record in predictions}
@@ -140,16 +138,6 @@ def _evaluate_both(
         write_results=write_results,
     )
     return task, metrics, predictions
-
-
-def _num_workers(args: EvaluateArgs, accelerator: Accelerator) -> int:
-    """Processes that prepare batches: on Linux half of the cores, at most eight, unless there is little shared memory."""
-    if args.num_workers is not None:
-        return args.num_workers
-    shared = Path("/dev/shm")  # batches pass through it; in containers it often has 64 MB
-    if not shared.is_dir() or shutil.disk_usage(shared).free < 1 << 30:
-        return 0
-    return min(8, len(os.sched_getaffinity(0)) // (2 * accelerator.num_processes))
 
 
 # -------------------------------------------------------------------------------------------------------------- output

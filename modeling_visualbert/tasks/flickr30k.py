@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from ..data.files import index_images
 from ..data.flickr30k import load_flickr30k, read_split
 from ..data.grounding_table import read_grounding_table
+from ..features.batches import processor_arguments
 from ..hub_code.image_processing_visualbert import load_image
 from ..hub_code.modeling_visualbert import VisualBertForRegionToPhraseAlignment
 from ..hub_code.processing_visualbert import VisualBertProcessor
@@ -117,9 +118,9 @@ def make_task(
         regions = [regions_of(row["image_id"]) for row in rows]
         batch = dict(
             processor(
-                images=[{"visual_embeds": found["visual_embeds"]} for found in regions],
                 text=[row["sentence"] for row in rows],
                 phrases=[row["last_words"] for row in rows],
+                **processor_arguments([type(found)(visual_embeds=found["visual_embeds"]) for found in regions]),
             )
         )
         shape = (*batch["region_to_phrase_position"].shape, batch["visual_embeds"].shape[1])

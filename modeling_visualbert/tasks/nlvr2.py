@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from ..data.files import index_images_by_name
 from ..data.nlvr2 import find_nlvr2_file, load_nlvr2
 from ..data.reasoning_table import read_reasoning_table
+from ..features.batches import processor_arguments
 from ..hub_code.image_processing_visualbert import load_image
 from ..hub_code.modeling_visualbert import VisualBertForVisualReasoning
 from ..hub_code.processing_visualbert import VisualBertProcessor
@@ -124,7 +125,7 @@ def make_task(
 
     def collate(rows: Rows) -> Batch:
         images = None if image_of is None else [[image_of(name) for name in row["images"]] for row in rows]
-        batch = dict(processor(images=images, text=[row["sentence"] for row in rows]))
+        batch = dict(processor(text=[row["sentence"] for row in rows], **processor_arguments(images)))
         if all(row["label"] is not None for row in rows):
             batch["labels"] = torch.tensor([row["label"] for row in rows])
         return batch

@@ -29,10 +29,10 @@ from ..corpus.scenes import COLORS, SHAPES
 from ..data.caption_table import read_caption_table
 from ..data.coco import load_coco_captions
 from ..data.files import find_one, index_images, read_lines
+from ..features.batches import pad_stored
 from ..hub_code.image_processing_visualbert import load_image
 from ..hub_code.modeling_visualbert import VisualBertForPreTraining
 from ..hub_code.processing_visualbert import VisualBertProcessor
-from ..hub_code.regions_visualbert import join_regions, pad_regions
 from ..hub_code.text_visualbert import EncodedText, encode_choice, encode_pair, mask_pieces, pad_alignment, pad_texts
 from ..training.task import Batch, Predictions, Rows, Task
 from ..visualization import captioned, grid
@@ -244,20 +244,19 @@ def _collate(tokenizer: Any, images: Images, rows: Rows) -> Batch:
     batch["sentence_image_labels"] = torch.tensor([-100 if row.match is None else row.match for row in rows])
     if images.get is None:
         return batch
-    regions = pad_regions([_regions(images.get, row) for row in rows])
+    regions = pad_stored([_regions(images.get, row) for row in rows])
     if any(row.text.alignment for row in rows):
         num_regions = regions["visual_embeds"].shape[1]
         batch["image_text_alignment"] = pad_alignment([row.text for row in rows], num_regions, offset=1)
     return {**batch, **regions}
 
 
-def _regions(get: Callable[[Any], dict[str, torch.Tensor]], row: MaskedRow) -> dict[str, torch.Tensor]:
+def _regions(get: Callable[[Any], Any], row: MaskedRow) -> list[dict[str, Any]]:
+    """The regions of each image; in VCR the whole image and the objects that the texts mention."""
     found = [get(key) for key in row.images]
-    if len(found) > 1:
-        return join_regions(found)
-    features = found[0]["visual_embeds"]
-    # VCR: the whole image, then the objects that the texts mention.
-    return {"visual_embeds": features if row.object_ids is None else features[[0, *(i + 1 for i in row.object_ids)]]}
+    if row.object_ids is None:
+        return found
+    return [{"visual_embeds": one["visual_embeds"][[0, *(i + 1 for i in row.object_ids)]]} for one in found]
 
 
 def _count_items(batch: Batch) -> dict[str, int]:

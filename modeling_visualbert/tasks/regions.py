@@ -25,6 +25,7 @@ from ..convert.checkpoint_files import naming
 from ..convert.published_detectors import open_region_encoder
 from ..corpus.build import default_cache_dir, in_corpus
 from ..data.table_images import TableImages
+from ..features.batches import StoredRegions
 from ..features.extract import (
     describe_detector,
     extract_regions,
@@ -126,10 +127,11 @@ def prepare_images(
         raise ValueError(f"{store.folder}: no regions of image {missing[0]} ({len(missing)} are missing)")
     left_out |= {key: f"{store.folder}: no regions of image {key}" for key in missing}
 
-    def regions(key: Hashable) -> dict[str, torch.Tensor]:
-        found = store[id_of(key)]
+    def regions(key: Hashable) -> StoredRegions:
+        found = store.arrays(id_of(key))
         # They are stored by falling confidence.
-        return {name: found[name][: args.num_regions] for name in ("visual_embeds", "boxes") if name in found}
+        kept = {name: found[name][: args.num_regions] for name in ("visual_embeds", "boxes") if name in found}
+        return StoredRegions(kept)
 
     limit_regions(encoder, args.num_regions)  # the trained model, reading pixels, finds as many as were stored
     images = Images(regions, encoder, image_processor, dim, paths, detector)

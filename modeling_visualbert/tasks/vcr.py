@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from ..data.choice_table import read_choice_table
 from ..data.vcr import NUM_CHOICES, TAG, load_vcr, read_metadata
+from ..features.batches import processor_arguments
 from ..hub_code.image_processing_visualbert import load_image
 from ..hub_code.modeling_region_encoder import RegionEncoder
 from ..hub_code.modeling_visualbert import VisualBertForMultipleChoice
@@ -441,19 +442,21 @@ def encode_choices(
             # What is stored is the whole image, then every object of the metadata.
             whole = [0] * processor.whole_image
             kept = [[*whole, *(i + 1 for i in row["object_ids"])] for row in rows]
-            images = [{"visual_embeds": found["visual_embeds"][ids]} for found, ids in zip(images, kept, strict=True)]
+            images = [
+                type(found)(visual_embeds=found["visual_embeds"][ids]) for found, ids in zip(images, kept, strict=True)
+            ]
         else:
             boxes = [row["boxes"] for row in rows]
             polygons = None if polygons_of is None else [polygons_of(row) for row in rows]
     batch = dict(
         processor(
-            images=images,
             text=contexts,
             choices=choices,
             objects=[row["objects"] for row in rows],
             boxes=boxes,
             polygons=polygons,
             truncation=True,
+            **processor_arguments(images),
         )
     )
     if images is None:

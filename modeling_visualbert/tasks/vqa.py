@@ -20,6 +20,7 @@ from ..checkpoints import trained_labels
 from ..data.files import check_new, index_images, read_text
 from ..data.vqa2 import find_vqa_files, load_vqa
 from ..data.vqa_table import read_vqa_table
+from ..features.batches import processor_arguments
 from ..hub_code.image_processing_visualbert import load_image
 from ..hub_code.modeling_visualbert import VisualBertForQuestionAnswering
 from ..hub_code.processing_visualbert import VisualBertProcessor
@@ -153,7 +154,7 @@ def make_task(
 
     def collate(rows: Rows) -> Batch:
         images = None if image_of is None else [image_of(row["image_id"]) for row in rows]
-        batch = dict(processor(images=images, text=[row["question"] for row in rows]))
+        batch = dict(processor(text=[row["question"] for row in rows], **processor_arguments(images)))
         if all(row["answers"] is not None for row in rows):
             labels = torch.zeros(len(rows), len(answer_to_index))
             for label, row in zip(labels, rows, strict=True):

@@ -103,7 +103,13 @@ class TrainArgs:
         default=False, metadata={"help": "recompute activations in the backward pass: slower, with less memory"}
     )
     seed: int = field(default=0, metadata={"help": "seed of initialisation, order of the data and dropout"})
-    num_workers: int = field(default=0, metadata={"help": "worker processes that prepare batches"})
+    num_workers: int | None = field(
+        default=None,
+        metadata={
+            "help": "processes that prepare batches, for each process that trains (default: with a GPU half of its share of the "
+            "cores, at most 8; without one 0)"
+        },
+    )
     evals_per_epoch: float = field(
         default=1.0, metadata={"help": "evaluations on the dev split per epoch; 0.25 evaluates every fourth epoch"}
     )
@@ -143,6 +149,8 @@ class TrainArgs:
         for name in ("save_steps", "keep_checkpoints", "log_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)}; expected at least 1")
+        if self.num_workers is not None and self.num_workers < 0:
+            raise ValueError(f"--num_workers {self.num_workers}; expected at least 0")
         self.report_to = _checked_trackers(self.report_to)
         self.mixed_precision = agreed_precision(self.mixed_precision)
 

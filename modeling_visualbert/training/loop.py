@@ -14,7 +14,7 @@ import resource
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +24,6 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import DynamoBackend, broadcast_object_list, gather_object
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
@@ -32,11 +31,12 @@ from ..data.files import read_json_lines
 from ..hub_code.compile_visualbert import compile_model
 from .args import TrainArgs, recorded_args
 from .average import average_of, update_average
-from .batches import AugmentedRows, MicroBatches, StepPlan
+from .batches import StepPlan
 from .checkpoint import list_checkpoints, load_checkpoint, read_state, save_checkpoint
+from .loaders import evaluation_batches, training_batches
 from .resume import changed_args, check_steps, describe_changes, saved_args
 from .run_log import RunLog, make_trackers
-from .task import LABELS, Batch, Predictions, Rows, Task, to_device
+from .task import Batch, Predictions, Task, to_device
 from .towers import merged_weights
 
 logger = logging.getLogger(__name__)
@@ -184,7 +184,7 @@ def _run_steps(
     kept = model if average is None else average.module  # what is evaluated, and saved if it is the best
     last_step = plan.num_steps(args.epochs, args.max_steps)
     eval_steps = max(1, round(plan.num_steps(1.0) / args.evals_per_epoch))
-    batches = _batches(task, plan, args, accelerator, progress.step, last_step)
+    batches = training_batches(task, plan, args, accelerator, progress.step, last_step)
     bar = tqdm(
         total=last_step, initial=progress.step, desc=f"training {task.name}", disable=not accelerator.is_main_process
     )
@@ -286,7 +286,7 @@ def evaluate(
     """
     model.eval()
     predictions: Predictions = []
-    batches, is_main = _evaluation_batches(task, split, args, accelerator), accelerator.is_main_process
+    batches, is_main = evaluation_batches(task, split, args, accelerator), accelerator.is_main_process
     # The bar does not iterate itself: tqdm would start the processes that prepare batches twice.
     bar = tqdm(total=len(batches), desc=f"evaluating {split}", leave=False, disable=not is_main)
     with bar, torch.inference_mode(), accelerator.autocast():
@@ -298,26 +298,6 @@ def evaluate(
         predictions = task.fit_threshold(predictions)  # the same in all processes
     scored = [task.score(predictions, split) if accelerator.is_main_process else None]
     return broadcast_object_list(scored)[0], predictions
-
-
-def _evaluation_batches(task: Task, split: str, args: TrainArgs, accelerator: Accelerator) -> DataLoader:
-    """Rows and model inputs without labels, of this process' batches of a split."""
-    examples, size = task.splits[split], args.eval_batch_size
-    batches = [range(start, min(start + size, len(examples))) for start in range(0, len(examples), size)]
-    mine = batches[accelerator.process_index :: accelerator.num_processes]
-    workers = min(args.num_workers, max(0, len(mine) - 1))  # the first batch is waited for in any case
-
-    def collate(rows: Rows) -> tuple[Rows, Batch]:
-        return rows, {name: value for name, value in task.collate(rows).items() if name not in LABELS}
-
-    return DataLoader(
-        examples,
-        batch_sampler=[list(batch) for batch in mine],
-        collate_fn=collate,
-        num_workers=workers,
-        multiprocessing_context="fork" if workers else None,  # what tasks are made of cannot be sent to a process
-        pin_memory=accelerator.device.type == "cuda",  # copied while the device computes
-    )
 
 
 def with_own_scores(task: Task, predictions: Predictions, split: str) -> Predictions:
@@ -395,20 +375,6 @@ def read_predictions(path: Path) -> Predictions:
         FileNotFoundError: There is no such file.
     """
     return [record for _, record in read_json_lines(path)]
-
-
-def _batches(
-    task: Task, plan: StepPlan, args: TrainArgs, accelerator: Accelerator, first_step: int, last_step: int
-) -> Iterator[Batch]:
-    loader = DataLoader(
-        AugmentedRows(task.splits["train"], task.augment, args.seed),
-        batch_sampler=MicroBatches(plan, accelerator.process_index, first_step, last_step),
-        collate_fn=task.collate,
-        num_workers=args.num_workers,
-        pin_memory=accelerator.device.type == "cuda",  # copied while the device computes
-        generator=torch.Generator().manual_seed(args.seed),
-    )
-    return iter(loader)
 
 
 def _claim_output_dir(output_dir: Path, resume: bool, accelerator: Accelerator) -> None:

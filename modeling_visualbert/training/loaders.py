@@ -1,0 +1,79 @@
+"""Batches of a task for a process: which rows and prepared by how many processes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from .args import TrainArgs
+from .batches import AugmentedRows, MicroBatches, StepPlan
+from .task import LABELS, Batch, Rows, Task
+
+MOST_WORKERS = 8
+_WORKER_BYTES = 128 << 20  # of shared memory: two batches of 64 x (100 x 2048) in half precision, twice
+
+
+def training_batches(
+    task: Task, plan: StepPlan, args: TrainArgs, accelerator: Accelerator, first_step: int, last_step: int
+) -> Iterator[Batch]:
+    """The batches of this process in these steps. One iterator for all epochs: its processes live as long as the run."""
+    loader = DataLoader(
+        AugmentedRows(task.splits["train"], task.augment, args.seed),
+        batch_sampler=MicroBatches(plan, accelerator.process_index, first_step, last_step),
+        collate_fn=task.collate,
+        generator=torch.Generator().manual_seed(args.seed),
+        **_processes(num_workers(args, accelerator), accelerator),
+    )
+    return iter(loader)
+
+
+def evaluation_batches(task: Task, split: str, args: TrainArgs, accelerator: Accelerator) -> DataLoader:
+    """Rows and model inputs without labels, of this process' batches of a split."""
+    examples, size = task.splits[split], args.eval_batch_size
+    batches = [range(start, min(start + size, len(examples))) for start in range(0, len(examples), size)]
+    mine = batches[accelerator.process_index :: accelerator.num_processes]
+    workers = min(num_workers(args, accelerator), max(0, len(mine) - 1))  # the first batch is waited for in any case
+
+    def collate(rows: Rows) -> tuple[Rows, Batch]:
+        return rows, {name: value for name, value in task.collate(rows).items() if name not in LABELS}
+
+    return DataLoader(
+        examples,
+        batch_sampler=[list(batch) for batch in mine],
+        collate_fn=collate,
+        **_processes(workers, accelerator),
+    )
+
+
+def num_workers(args: TrainArgs, accelerator: Accelerator) -> int:
+    """Processes that prepare batches for this one: with a GPU half of its share of the machine's cores, at most eight, as far as
+    shared memory allows. Without one none: the cores compute, and a batch takes a hundredth of a step."""
+    if args.num_workers is not None:
+        return args.num_workers
+    shared = Path("/dev/shm")  # batches pass through it; in containers it often has 64 MB
+    if accelerator.device.type == "cpu" or not shared.is_dir():
+        return 0
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+    room = shutil.disk_usage(shared).free // (here * _WORKER_BYTES)
+    return min(MOST_WORKERS, len(os.sched_getaffinity(0)) // (2 * here), room)
+
+
+def _processes(workers: int, accelerator: Accelerator) -> dict[str, Any]:
+    """The part of a `DataLoader`'s arguments that is the same for all."""
+    if workers:  # a tokenizer that used threads of its own says so at every fork, and must not do it in the new process
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return {
+        "num_workers": workers,
+        "multiprocessing_context": "fork" if workers else None,  # what tasks are made of cannot be sent to a process
+        "pin_memory": accelerator.device.type == "cuda",  # copied while the device computes
+    }
+
+
+__all__ = ["evaluation_batches", "num_workers", "training_batches"]
