@@ -47,6 +47,7 @@ from modeling_visualbert.data.files import index_images_by_name
 from modeling_visualbert.features.draft import StoreDraft
 from modeling_visualbert.features.extract import (
     ExtractionOptions,
+    Processes,
     describe_detector,
     extract_regions,
     extract_store,
@@ -683,7 +684,7 @@ def test_a_task_takes_the_store_of_its_detector_and_no_other(folder, finder, enc
 
     def images(**more):
         args = TaskArgs(str(tmp_path / "run"), **fields, **more)
-        return prepare_images(args, data, torch.device("cpu"))[0]
+        return prepare_images(args, data, Processes())[0]
 
     assert images(region_encoder=str(encoder_folder)).region_dim == finder[0].config.region_dim
     found = images(num_regions=2).get("p-0")
@@ -761,7 +762,7 @@ def test_stored_regions_of_changed_images_are_refused_or_told(folder, finder, en
     )
 
     def prepare(images_dir=folder):
-        return prepare_images(args, ten_images(images_dir), torch.device("cpu"))[0]
+        return prepare_images(args, ten_images(images_dir), Processes())[0]
 
     if outcome == "refused":
         with pytest.raises(

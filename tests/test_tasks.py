@@ -21,9 +21,9 @@ from modeling_visualbert import QueryRegionEncoder, VisualBertImageProcessor, Vi
 from modeling_visualbert.answers import pythia_answers
 from modeling_visualbert.checkpoints import load_inner_region_encoder
 from modeling_visualbert.corpus.vocabulary import corpus_tokenizer
+from modeling_visualbert.features import extract
 from modeling_visualbert.features.store import write_store
 from modeling_visualbert.metrics.vqa import soft_targets
-from modeling_visualbert.tasks import regions
 from modeling_visualbert.tasks.common import DETECTOR
 from modeling_visualbert.tasks.detection import (
     CocoDetection,
@@ -64,7 +64,7 @@ def first_batch(task, count=3):
 
 def test_regions_are_found_once_and_kept(args, monkeypatch):
     first = first_batch(vqa_task(args(), Accelerator(cpu=True)))
-    monkeypatch.setattr(regions, "extract_regions", lambda *args, **kwargs: pytest.fail("found again"))
+    monkeypatch.setattr(extract, "extract_regions", lambda *args, **kwargs: pytest.fail("found again"))
     again = first_batch(vqa_task(args(), Accelerator(cpu=True)))
     assert first["visual_attention_mask"].sum() >= 3
     assert torch.equal(first["visual_embeds"], again["visual_embeds"])

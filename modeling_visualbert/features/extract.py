@@ -42,6 +42,7 @@ ImageOrFile = (
     Path | str | Image.Image | Callable[[], Path | bytes | Image.Image]
 )  # a callable need not decode the image
 OnError = Callable[[Any, Exception], None]
+Boxes = Sequence[Sequence[float]]
 
 
 def load_region_encoder(name: str | Path) -> tuple[RegionEncoder, Any]:
@@ -229,6 +230,15 @@ class Processes:
         """Whether this process prepares and finishes the store."""
         return self.rank == 0
 
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
+        """The main process runs the block before the others do."""
+        if not self.is_main:
+            self.wait()
+        yield
+        if self.is_main:
+            self.wait()
+
 
 def launched_processes(cpu: bool = False) -> Processes:
     """The processes started by `accelerate launch` or `torchrun`, on one machine or many; otherwise just this one."""
@@ -264,6 +274,8 @@ def extract_store(
     options: ExtractionOptions = ExtractionOptions(),
     processes: Processes = Processes(),
     progress: bool = True,
+    boxes: Sequence[Boxes] | None = None,
+    skip_unreadable: bool = True,
 ) -> dict[str, Any]:
     """Find the regions of many images and store them. A run that was interrupted, at any point, resumes when called again.
 
@@ -283,6 +295,8 @@ def extract_store(
         options: How the regions are found and stored.
         processes: The processes that work together.
         progress: Whether the main process shows a progress bar.
+        boxes: For each image, given boxes x1, y1, x2, y2 in pixels, to be described instead of detected ones.
+        skip_unreadable: Whether images that cannot be read are listed; otherwise the first one stops the run.
 
     Returns:
         `num_images` in the store, how many `failed`, how many `images` this run processed and how many of them had `changed`,
@@ -294,7 +308,7 @@ def extract_store(
         OSError: The disk is full.
     """
     folder, started = Path(folder), time.time()
-    plan = _extraction_plan(images, encoder, image_processor, options)
+    plan = _extraction_plan(images, encoder, image_processor, options, boxes)
     left, changed = _prepare(folder, plan, images) if processes.is_main else (0, 0)
     processes.wait()
     if not (folder / "index.json").is_file():
@@ -309,7 +323,10 @@ def extract_store(
         with tqdm(total=total, desc="finding regions", unit="image", disable=hidden) as bar:
             for number, positions in shards.items():
                 files = _image_files(positions, images, options.hash_images)
-                rows, failed = _extract_shard(positions, images, encoder, image_processor, options, bar)
+                given = None if boxes is None else {position: boxes[position] for position in positions}
+                rows, failed = _extract_shard(
+                    positions, images, encoder, image_processor, options, bar, given, skip_unreadable
+                )
                 files = {row["image_id"]: files[row["image_id"]] for row in rows if row["image_id"] in files}
                 draft.write_shard(number, rows, failed, files)
         processes.wait()
@@ -323,7 +340,11 @@ def extract_store(
 
 
 def _extraction_plan(
-    images: Sequence[tuple[str, Any]], encoder: Any, image_processor: Any, options: ExtractionOptions
+    images: Sequence[tuple[str, Any]],
+    encoder: Any,
+    image_processor: Any,
+    options: ExtractionOptions,
+    boxes: Sequence[Boxes] | None,
 ) -> dict[str, Any]:
     if options.max_regions is not None and options.max_regions < 1:
         raise ValueError(f"{options.max_regions} regions of an image; expected at least 1")
@@ -337,7 +358,10 @@ def _extraction_plan(
         describe_detector(encoder, image_processor),
         options.images_per_shard,
         region_names(encoder),
-        {"images": len(ids), "images_sha256": _hash(ids), "max_regions": options.max_regions},
+        {
+            **{"images": len(ids), "images_sha256": _hash(ids), "max_regions": options.max_regions},
+            **({} if boxes is None else {"boxes_sha256": _hash([[list(box) for box in rows] for rows in boxes])}),
+        },
     )
 
 
@@ -413,6 +437,8 @@ def _extract_shard(
     image_processor: Any,
     options: ExtractionOptions,
     bar: Any,
+    boxes: Mapping[int, Boxes] | None,
+    skip_unreadable: bool,
 ) -> tuple[list[Row], list[Failure]]:
     """The rows of a shard and the images of it that could not be read, both in order."""
     rows: dict[int, Row] = {}
@@ -434,7 +460,8 @@ def _extract_shard(
         [(position, images[position][1]) for position in sorted(positions, key=lambda p: (size_of.get(p, (0, 0)), p))],
         options.batch_size,
         progress=False,
-        on_error=note,
+        boxes=boxes,
+        on_error=note if skip_unreadable else None,
         num_workers=options.num_workers,
         group=size_of.get,
         name_of=lambda position: images[position][0],

@@ -26,6 +26,7 @@ from ..features.batches import processor_arguments
 from ..hub_code.modeling_visualbert import VisualBertForVisualReasoning
 from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..metrics.classification import best_threshold, classification_scores
+from ..training.preparing import preparing_processes
 from ..training.task import Batch, Predictions, Rows, Task, count_examples
 from ..visualization import captioned
 from .common import TaskArgs, corpus_folder, load_tokenizer, make_model, reads_corpus
@@ -104,7 +105,9 @@ def classification_task(args: ClassificationArgs, accelerator: Accelerator) -> T
         data = load_label_data(args, tables)
         labels = tables.labels or []
         check_two_labels(args, labels, data.splits["dev"])
-        images, data = prepare_images(args, data, accelerator.device)
+    processes = preparing_processes(accelerator)
+    images, data = prepare_images(args, data, processes)
+    with processes.main_first():
         weights = balanced_weights(data.splits["train"], len(labels)) if args.class_weights else None
         model = make_model(
             VisualBertForVisualReasoning,

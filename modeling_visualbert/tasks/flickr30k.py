@@ -22,6 +22,7 @@ from ..hub_code.image_processing_visualbert import load_image
 from ..hub_code.modeling_visualbert import VisualBertForRegionToPhraseAlignment
 from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..metrics.grounding import grounding_recall, matching_proposals
+from ..training.preparing import preparing_processes
 from ..training.task import Batch, Predictions, Rows, Task, count_examples
 from ..visualization import captioned, draw_regions
 from .common import TaskArgs, check_labels, corpus_folder, load_tokenizer, make_model, reads_corpus
@@ -71,7 +72,9 @@ def flickr30k_task(args: Flickr30kArgs, accelerator: Accelerator) -> Task:
             there = f"in {args.data_dir}/Annotations"
             check_labels(data.splits, args, ["boxes"], lambda split, column: f"no {column} {there}")
         tokenizer = load_tokenizer(args)
-        images, data = prepare_images(args, data, accelerator.device)
+    processes = preparing_processes(accelerator)
+    images, data = prepare_images(args, data, processes)
+    with processes.main_first():
         model = make_model(VisualBertForRegionToPhraseAlignment, args, tokenizer, images)
     processor = VisualBertProcessor(
         images.image_processor, tokenizer, task="flickr30k", region_dim=model.config.visual_embedding_dim

@@ -23,6 +23,7 @@ from ..hub_code.modeling_visualbert import VisualBertForVisualReasoning
 from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..metrics.nlvr2 import nlvr2_accuracy, sentence_of
 from ..metrics.submissions import write_nlvr2_predictions
+from ..training.preparing import preparing_processes
 from ..training.task import Batch, Predictions, Rows, Task, count_examples
 from ..visualization import captioned, grid
 from .common import TaskArgs, check_labels, corpus_folder, load_tokenizer, make_model, reads_corpus
@@ -63,7 +64,9 @@ def nlvr2_task(args: Nlvr2Args, accelerator: Accelerator) -> Task:
         data = load_nlvr2_data(args)
         check_nlvr2_labels(data.splits, args)
         tokenizer = load_tokenizer(args)
-        images, data = prepare_images(args, data, accelerator.device)
+    processes = preparing_processes(accelerator)
+    images, data = prepare_images(args, data, processes)
+    with processes.main_first():
         labels = {0: "False", 1: "True"}
         model = make_model(
             VisualBertForVisualReasoning,

@@ -28,6 +28,7 @@ from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..hub_code.text_visualbert import check_tokenizer
 from ..published import find_published_checkpoint
 from ..training.args import agreed_precision
+from ..training.preparing import preparing_processes
 from ..training.task import Task
 from . import classification, flickr30k, nlvr2, pretraining, vcr, vqa
 from .common import TASK_OPTIONS, TaskArgs, corpus_folder, reads_corpus
@@ -198,7 +199,7 @@ def _vqa_task(opened: Opened, args: EvaluateArgs, accelerator: Accelerator) -> T
     run = task_args(vqa.VqaArgs, opened, args)
     with accelerator.main_process_first():
         data = load_rows(vqa.load_vqa_data, run, "vqa", args)
-        images, data = _find_regions(opened, run, data, accelerator)
+    images, data = _find_regions(opened, run, data, accelerator)
     model = _load_model(opened, run, accelerator)
     task = vqa.make_task(model, opened.processor, data.splits, images.get)
     results = None if reads_table(run) else vqa.write_results  # there is no server for one's own data
@@ -211,7 +212,7 @@ def _nlvr2_task(opened: Opened, args: EvaluateArgs, accelerator: Accelerator) ->
     run = task_args(nlvr2.Nlvr2Args, opened, args)
     with accelerator.main_process_first():
         data = load_rows(nlvr2.load_nlvr2_data, run, "nlvr2", args)
-        images, data = _find_regions(opened, run, data, accelerator)
+    images, data = _find_regions(opened, run, data, accelerator)
     model = _load_model(opened, run, accelerator)
     task = nlvr2.make_task(model, opened.processor, data.splits, images.get)
     results = None if reads_table(run) else nlvr2.write_results  # the official script knows no other ids
@@ -224,7 +225,7 @@ def _classification_task(opened: Opened, args: EvaluateArgs, accelerator: Accele
     tables = classification.label_tables(run, **known)
     with accelerator.main_process_first():
         data = load_rows(partial(classification.load_label_data, tables=tables), run, "snli_ve", args)
-        images, data = _find_regions(opened, run, data, accelerator)
+    images, data = _find_regions(opened, run, data, accelerator)
     model = _load_model(opened, run, accelerator)
     task = classification.make_task(model, opened.processor, data.splits, images.get)
     return replace(task, skipped=data.skipped)
@@ -238,7 +239,7 @@ def _flickr30k_task(opened: Opened, args: EvaluateArgs, accelerator: Accelerator
         )
     with accelerator.main_process_first():
         data = load_rows(flickr30k.load_flickr30k_data, run, "flickr30k", args)
-        images, data = _find_regions(opened, run, data, accelerator)
+    images, data = _find_regions(opened, run, data, accelerator)
     assert images.get is not None
     model = _load_model(opened, run, accelerator)
     task = flickr30k.make_task(model, opened.processor, data.splits, images.get)
@@ -253,7 +254,7 @@ def _pretraining_task(opened: Opened, args: EvaluateArgs, accelerator: Accelerat
         check_split(run, kind_of_files(opened, args), args)
         source = pretraining.load_source(run, opened.processor.tokenizer)
         source.data = only_split(source.data, run, args)
-        images, source.data = _find_regions(opened, run, source.data, accelerator, source.boxes)
+    images, source.data = _find_regions(opened, run, source.data, accelerator, source.boxes)
     source.data.splits = {"dev": rows_of(source.data)}  # whose rows are masked once, with fixed seeds
     task = pretraining.make_task(_load_model(opened, run, accelerator), opened.processor, source, images, run)
     return replace(task, splits={split_name(args): task.splits["dev"]}, skipped=source.data.skipped)
@@ -286,7 +287,7 @@ def vcr_task_over(data: TaskData, opened: Opened, run: vcr.VcrArgs, subtask: str
         # Boxes are read where regions are found in images; those of a store are described already.
         computed = run.features_dir is None and not run.text_only
         boxes = vcr.object_boxes(data) if computed else None
-        images, data = _find_regions(opened, run, data, accelerator, boxes)
+    images, data = _find_regions(opened, run, data, accelerator, boxes)
     has_polygons = vcr.reads_objects(images.encoder) and not reads_table(run)
     polygons_of = partial(vcr.object_polygons, data.images_dir) if has_polygons else None
     model = _load_model(opened, run, accelerator)
@@ -447,7 +448,7 @@ def _find_regions(
             f"{opened.title} has no region encoder inside; expected --features_dir with the regions of the images, or "
             "--region_encoder to find them with"
         )
-    return prepare_images(run, data, accelerator.device, boxes)
+    return prepare_images(run, data, preparing_processes(accelerator), boxes)
 
 
 def _load_model(opened: Opened, run: TaskArgs, accelerator: Accelerator) -> PreTrainedModel:

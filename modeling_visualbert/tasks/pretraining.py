@@ -34,6 +34,7 @@ from ..hub_code.image_processing_visualbert import load_image
 from ..hub_code.modeling_visualbert import VisualBertForPreTraining
 from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..hub_code.text_visualbert import EncodedText, encode_choice, encode_pair, mask_pieces, pad_alignment, pad_texts
+from ..training.preparing import preparing_processes
 from ..training.task import Batch, Predictions, Rows, Task
 from ..visualization import captioned, grid
 from .common import TaskArgs, corpus_folder, load_tokenizer, make_model, reads_corpus
@@ -127,7 +128,9 @@ def pretraining_task(args: PretrainingArgs, accelerator: Accelerator) -> Task:
     with accelerator.main_process_first():
         tokenizer = load_tokenizer(args)
         source = load_source(args, tokenizer)
-        images, source.data = prepare_images(args, source.data, accelerator.device, source.boxes)
+    processes = preparing_processes(accelerator)
+    images, source.data = prepare_images(args, source.data, processes, source.boxes)
+    with processes.main_first():
         model = make_model(VisualBertForPreTraining, args, tokenizer, images)
     processor = VisualBertProcessor(
         images.image_processor,

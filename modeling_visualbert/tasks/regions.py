@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -27,8 +29,10 @@ from ..corpus.build import default_cache_dir, in_corpus
 from ..data.table_images import TableImages
 from ..features.batches import StoredRegions
 from ..features.extract import (
-    describe_detector,
-    extract_regions,
+    Boxes,
+    ExtractionOptions,
+    Processes,
+    extract_store,
     image_processor_fields,
     image_processor_hash,
     load_region_encoder,
@@ -37,7 +41,7 @@ from ..features.extract import (
 )
 from ..features.format import FORMAT
 from ..features.images import image_id_from_number, image_id_from_stem
-from ..features.store import FeatureStore, write_store
+from ..features.store import FeatureStore, partial_folder
 from ..hub_code.configuration_grid_encoder import GridRegionEncoderConfig
 from ..hub_code.configuration_visualbert import VisualBertConfig
 from ..hub_code.image_processing_visualbert import VisualBertImageProcessor
@@ -49,7 +53,7 @@ from ..towers import SAMPLE, grid_of, image_size_of, open_tower
 from .common import CORPUS, DETECTOR, SMALL_BACKBONE, TaskArgs
 from .tables import ImageFile, TaskData
 
-Boxes = Sequence[Sequence[float]]
+_REGION_BYTES = 16 + 4 * 4  # of the box, and of scores, classes and attributes
 
 
 @dataclass
@@ -73,14 +77,14 @@ class Images:
 
 
 def prepare_images(
-    args: TaskArgs, data: TaskData, device: torch.device, boxes: Mapping[Any, Boxes] | None = None
+    args: TaskArgs, data: TaskData, processes: Processes, boxes: Mapping[Any, Boxes] | None = None
 ) -> tuple[Images, TaskData]:
-    """Find the regions of all images of the data, or where they are stored.
+    """Find the regions of all images of the data, or where they are stored. All processes call this at the same time.
 
     Args:
         args: The run's arguments.
         data: What the task reads.
-        device: Where to run the region encoder.
+        processes: Those that find regions together.
         boxes: Given boxes of each image in pixels, the whole image first, to describe instead of finding some.
 
     Returns:
@@ -89,7 +93,8 @@ def prepare_images(
     Raises:
         FileNotFoundError, ValueError: Images or regions are missing.
     """
-    encoder, image_processor = _region_encoder(args, data)
+    with processes.main_first():  # which downloads and converts it, if it has to be
+        encoder, image_processor = _region_encoder(args, data)
     made_by = None if encoder is None else encoder.identity()  # computed once: it reads all weights
     store = None if args.features_dir is None else _given_store(args, encoder, made_by)
     dim, detector = _check_features(args, encoder, made_by, store)
@@ -116,7 +121,7 @@ def prepare_images(
         paths, left_out = _existing(data, args.skip_bad_records)
         _check_images(args, encoder, data.images_dir)
         fingerprint = made_by["fingerprint"]
-        store = _stored_regions(paths, boxes, encoder, fingerprint, image_processor, device, args.skip_bad_records)
+        store = _stored_regions(paths, boxes, encoder, fingerprint, image_processor, processes, args.skip_bad_records)
         left_out |= unreadable({key: partial(paths.__getitem__, key) for key in paths if key not in store})
     keys = [key for key in data.all_keys() if key not in left_out]
     id_of = ids_in_store(store, keys)
@@ -340,23 +345,46 @@ def _stored_regions(
     encoder: RegionEncoder,
     fingerprint: str,
     image_processor: VisualBertImageProcessor,
-    device: torch.device,
+    processes: Processes,
     skip: bool,
 ) -> FeatureStore:
-    """The regions of all images of the data: found on first use, kept in the cache as long as no image changes.
+    """The regions of all images of the data: found by all processes together on first use, and kept in the cache as long as no
+    image changes. What is interrupted goes on with the next run.
 
     With `skip`, images that cannot be read are not in it.
     """
     files = [_identity(paths, key) for key in paths]
     given = None if boxes is None else [boxes[key] for key in paths]
+    options = ExtractionOptions(images_per_shard=_shard_size(len(paths)), num_workers=2)
     treatment = json.dumps(image_processor_fields(image_processor), indent=2, sort_keys=True) + "\n"
-    identity = [FORMAT, list(paths), files, given, fingerprint, treatment, *(["skip"] if skip else [])]
+    identity = [FORMAT, options.dtype, list(paths), files, given, fingerprint, treatment, *(["skip"] if skip else [])]
     folder = default_cache_dir() / "regions" / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
-    if not (folder / "index.json").is_file():
-        encoder.to(device)
-        on_error = (lambda key, error: None) if skip else None  # read again by the caller, who says why
-        images = ((key, partial(paths.__getitem__, key)) for key in paths)
-        regions = extract_regions(encoder, image_processor, images, boxes=boxes, total=len(paths), on_error=on_error)
-        write_store(folder, regions, encoder.config.region_dim, describe_detector(encoder, image_processor))
-        encoder.cpu()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Another run may be about to find the same regions; the other processes of this one wait inside.
+    with FileLock(f"{folder}.lock") if processes.is_main else nullcontext():
+        if processes.is_main and not (folder / "index.json").is_file():
+            _announce(folder, encoder, given, len(paths), processes)
+        images = [(str(key), partial(paths.__getitem__, key)) for key in paths]
+        extract_store(folder, images, encoder, image_processor, options, processes, True, given, skip)
+    encoder.cpu()
     return FeatureStore(folder)
+
+
+def _shard_size(num_images: int) -> int:
+    """Images per shard, which is what a kill loses. It depends on nothing else, so that another number of processes can go on."""
+    return min(256, max(16, num_images // 64))
+
+
+def _announce(
+    folder: Path, encoder: RegionEncoder, boxes: Sequence[Boxes] | None, num_images: int, processes: Processes
+) -> None:
+    count = encoder.config.max_regions * num_images if boxes is None else sum(map(len, boxes))
+    size = count * (2 * encoder.config.region_dim + _REGION_BYTES)
+    found = len(list(partial_folder(folder).glob("parts/*.json"))) * _shard_size(num_images)
+    done = f" (of about {min(found, num_images):,} they are there already)" if found else ""
+    who = f" with {processes.count} processes" if processes.count > 1 else ""
+    print(
+        f"finding the regions of {num_images:,} images{who}{done}; they are kept in {folder}, which will have "
+        f"{'up to ' if boxes is None else ''}{size / 1e6:,.1f} MB",
+        file=sys.stderr,
+    )

@@ -29,6 +29,7 @@ from ..metrics.submissions import write_vcr_leaderboard
 from ..metrics.vcr import choice_accuracy, leaderboard_accuracy
 from ..training.args import TrainArgs
 from ..training.loop import evaluate, read_predictions, write_predictions
+from ..training.preparing import preparing_processes
 from ..training.task import Batch, Predictions, Rows, Task, count_examples
 from ..visualization import captioned, draw_regions
 from .common import TaskArgs, check_labels, corpus_folder, load_tokenizer, make_model, reads_corpus
@@ -133,7 +134,9 @@ def vcr_task(args: VcrArgs, accelerator: Accelerator, labels_of: str | None = No
             args = replace(args, objects="found")  # evaluation does the same
         tokenizer = load_tokenizer(args)
         boxes = {} if args.text_only else object_boxes(data)
-        images, data = prepare_images(args, data, accelerator.device, boxes)
+    processes = preparing_processes(accelerator)
+    images, data = prepare_images(args, data, processes, boxes)
+    with processes.main_first():
         _freeze_backbone(images.encoder, args)
         model = make_model(VisualBertForMultipleChoice, args, tokenizer, images, num_labels=1)
     processor = VisualBertProcessor(

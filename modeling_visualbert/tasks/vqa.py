@@ -28,6 +28,7 @@ from ..hub_code.regions_visualbert import find_regions, pad_regions
 from ..metrics.submissions import write_vqa_results
 from ..metrics.vqa import answer_accuracy, answer_targets, normalise_answer
 from ..published import find_published_checkpoint
+from ..training.preparing import preparing_processes
 from ..training.task import Batch, Predictions, Rows, Task, count_examples, to_device
 from ..visualization import answer_attention, captioned, draw_regions
 from .common import TaskArgs, check_labels, corpus_folder, load_tokenizer, make_model, reads_corpus
@@ -89,7 +90,9 @@ def vqa_task(args: VqaArgs, accelerator: Accelerator) -> Task:
         answers, given_up = _choose_answers(args, data.splits["train"])
         if accelerator.is_main_process:
             _say_what_is_covered(answers, data.splits["train"])
-        images, data = prepare_images(args, data, accelerator.device)
+    processes = preparing_processes(accelerator)
+    images, data = prepare_images(args, data, processes)
+    with processes.main_first():
         model = make_model(
             VisualBertForQuestionAnswering,
             args,
