@@ -20,7 +20,7 @@ There the text is the hypothesis, `sentence2`; the premise, `sentence1`, is what
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -91,7 +91,10 @@ class LabelTables:
             self.num_images = next((len(found) for found in keys if found and len(found) <= 2), 1)
         classes = class_names(table, label_column)
         if self.labels is None and label_column is not None:
-            self.labels = self._names_of(table, label_column, classes, keys)
+            values = [
+                value for value, found in zip(table.rows[label_column][:], keys, strict=True) if found is not None
+            ]
+            self.labels = self._in_order(_names(values, classes), classes, table.name, label_column)
         columns = {"text": text_column, "label": label_column}
 
         def make_row(values: Mapping[str, Any], found: Keys, where: str) -> dict[str, Any]:
@@ -122,18 +125,41 @@ class LabelTables:
         self.undecided += [f"{table.place(row)}: the gold label is '-': its annotators disagreed" for row in rows]
         return [None if label == _UNDECIDED else found for label, found in zip(gold, keys, strict=True)]
 
-    def _names_of(self, table: Table, column: str, classes: list[str] | None, keys: list[Keys | None]) -> list[str]:
-        """The names of the labels, in the order of their numbers."""
+    def find_labels(self, tables: Iterable[Table]) -> None:
+        """Find out what the labels of a table are that is read in parts, unless that is known.
+
+        Raises:
+            ValueError: There is no column of labels, or all of them are the same.
+        """
+        if self.labels is not None:
+            return
         found: set[str] = set()
-        for value, images in zip(table.rows[column][:], keys, strict=True):
-            with suppress(ValueError):  # raised, with its row, when the row is read
-                found |= {label_name(value, classes, "")} if images is not None else set()
+        for table in tables:
+            column = table.column("label_column", *((self.label_column,) if self.label_column else _LABEL_COLUMNS))
+            classes = class_names(table, column)
+            values = table.rows[column][:]
+            found |= _names(
+                values if column != _SNLI_VE_LABEL else [one for one in values if one != _UNDECIDED], classes
+            )
+        self.labels = self._in_order(found, classes, table.name, column)
+
+    def _in_order(self, found: set[str], classes: list[str] | None, name: str, column: str) -> list[str]:
+        """The names of the labels, in the order of their numbers."""
         if len(found) < 2:
             only = f"every label is {next(iter(found))!r:.40}" if found else "there is no label"
-            raise ValueError(f"{table.name}: {only}; expected at least two different ones in {column!r}")
+            raise ValueError(f"{name}: {only}; expected at least two different ones in {column!r}")
         if found == set(self.order):
             return list(self.order)
         return classes if classes is not None else sorted(found, key=_by_number)
+
+
+def _names(values: Iterable[Any], classes: list[str] | None) -> set[str]:
+    """The different labels of rows; what is none is refused, with its row, when the row is read."""
+    found: set[str] = set()
+    for value in values:
+        with suppress(ValueError):
+            found.add(label_name(value, classes, ""))
+    return found
 
 
 def label_name(value: Any, classes: Sequence[str] | None, where: str) -> str:

@@ -25,6 +25,7 @@ class TableImages(Mapping[str, "Path | bytes"]):
     def __init__(self) -> None:
         self.sizes: dict[str, tuple[int, int]] = {}
         self._paths: dict[str, Path] = {}
+        self._rows: dict[str, tuple[Table, int]] = {}  # the first row about each image
         self._cells: dict[str, tuple[Table, str, int, int | None]] = {}  # table, column, row, and place in a list
 
     def __getitem__(self, key: str) -> Path | bytes:
@@ -38,6 +39,11 @@ class TableImages(Mapping[str, "Path | bytes"]):
     def path(self, key: str) -> Path | None:
         """The file of an image; None where the table holds its bytes."""
         return self._paths.get(key)
+
+    def place(self, key: str) -> str:
+        """The first row that is about an image, for messages."""
+        table, row = self._rows[key]
+        return table.place(row)
 
     def __iter__(self) -> Iterator[str]:
         yield from (*self._paths, *self._cells)
@@ -88,6 +94,7 @@ class TableImages(Mapping[str, "Path | bytes"]):
         if content is not None:
             key = hashlib.sha256(content).hexdigest()[:32]
             self._cells.setdefault(key, (table, column, row, place))
+            self._rows.setdefault(key, (table, row))
             return key
         if not path:
             raise ValueError(f"{where} is empty; expected an image")
@@ -101,6 +108,7 @@ class TableImages(Mapping[str, "Path | bytes"]):
             if not file.is_file():
                 raise FileNotFoundError(f"{where}: no such image file {file}; --images_dir says where paths start")
             self._paths[key] = file
+            self._rows[key] = table, row
         return key
 
 

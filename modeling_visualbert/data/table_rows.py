@@ -17,6 +17,10 @@ Keys = list[str]  # of the images of a row
 _NO_LABEL = (None, "", -1)  # -1 is that of the classes of `datasets`
 
 
+class NoRowsLeftError(ValueError):
+    """All rows of a table are bad."""
+
+
 def column_of_labels(table: Table, needs_labels: bool, flag: str, names: Sequence[str]) -> str | None:
     """The column of the labels; None if a table that can do without has none, or an empty one.
 
@@ -84,14 +88,14 @@ def read_rows(
         with skipping(skipped):
             where = table.place(number)
             cells = {name: column[number] for name, column in values.items()}
-            identifier = _identifier(cells.pop("id", number), where)
+            identifier = _identifier(cells.pop("id", table.first_row + number), where)
             row = make_row(cells, images, where)
             if id_name is not None:
                 check_new(identifier, seen, id_name.replace("_", " "), where)
                 row = {id_name: identifier, **row}
             rows.append(row)
     if not rows:
-        raise ValueError(
+        raise NoRowsLeftError(
             f"{table.name}: no row is left of {len(keys)}; the first was left out because of: {(skipped or [''])[0]}"
         )
     return rows
@@ -148,4 +152,13 @@ def _written_list(text: str) -> Any:
     return text
 
 
-__all__ = ["Keys", "as_list", "as_text", "column_of_labels", "only_image", "optional_column", "read_rows"]
+__all__ = [
+    "Keys",
+    "NoRowsLeftError",
+    "as_list",
+    "as_text",
+    "column_of_labels",
+    "only_image",
+    "optional_column",
+    "read_rows",
+]

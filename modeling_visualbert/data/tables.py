@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import csv
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,16 @@ class Table:
         rows: The rows; images are not decoded.
         folder: Where relative paths of images start.
         hint: What may be wrong if a column is missing.
+        first_row: Number of the first row, if this is a part of a table.
+        unread: Columns that are there, but were not read.
     """
 
     name: str
     rows: Dataset
     folder: Path
     hint: str = ""
+    first_row: int = 0
+    unread: frozenset[str] = frozenset()
 
     def column(self, flag: str, *names: str) -> str:
         """The first of these names that is a column.
@@ -55,10 +60,10 @@ class Table:
         Raises:
             ValueError: There is none; the message lists the columns that there are.
         """
+        there = [*self.rows.column_names, *self.unread]
         for name in names:
-            if name in self.rows.column_names:
+            if name in there:
                 return name
-        there = self.rows.column_names
         near = difflib.get_close_matches(names[0], there, n=1, cutoff=0.5)
         raise ValueError(
             f"{self.name}: no column {' or '.join(map(repr, names))}; there are {', '.join(map(repr, there))}{self.hint}: "
@@ -71,7 +76,7 @@ class Table:
 
     def place(self, row: int) -> str:
         """What a row is called in messages; rows are counted from 0, as `datasets` does."""
-        return f"{self.name}: row {row}"
+        return f"{self.name}: row {self.first_row + row}"
 
 
 # --------------------------------------------------------------------------------------------------------------- reading
@@ -110,16 +115,40 @@ def open_dataset(
     folder = Path(images_dir or (name if Path(name).is_dir() else "."))
     tables: dict[str, Table] = {}
     for role, split in splits.items():
-        split = split or next((known for known in SPLIT_NAMES[role] if known in data), None)
-        if split is None:
-            continue
-        if split not in data:
-            raise ValueError(f"{name}: no split {split!r}; there are {', '.join(map(repr, data))}")
-        tables[role] = _with_rows(Table(f"{name}: {split}", _undecoded(data[split]), folder))
+        if (split := choose_split(name, data, role, split)) is not None:
+            tables[role] = _with_rows(Table(f"{name}: {split}", undecoded(data[split]), folder))
     return tables
 
 
+def choose_split(name: str, data: Iterable[str], role: str, split: str | None) -> str | None:
+    """The split of a data set for a role: the one that is named, or the first of `SPLIT_NAMES`; None if there is none of these.
+
+    Raises:
+        ValueError: The one that is named is not there; the message lists those that are.
+    """
+    there = list(data)
+    if split is not None and split not in there:
+        raise ValueError(f"{name}: no split {split!r}; there are {', '.join(map(repr, there))}")
+    return split or next((known for known in SPLIT_NAMES[role] if known in there), None)
+
+
 def _open_file(path: Path, images_dir: str | None) -> Table:
+    kind, options = check_file(path)
+    with naming_file(path, kind):
+        rows = load_dataset(kind, data_files=str(path), split="train", **options)
+    hint = ""
+    if len(rows.column_names) == 1 and kind == "json":
+        hint = " (expected a list of records, or a record on each line)"
+    return _with_rows(Table(str(path), undecoded(rows), Path(images_dir or path.parent), hint))
+
+
+def check_file(path: Path) -> tuple[str, dict[str, Any]]:
+    """The builder of `datasets` that reads a file, and its options.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is of another kind, of a data set that is no table, or a damaged CSV file.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     if path.suffix.lower() not in KINDS:
@@ -127,17 +156,18 @@ def _open_file(path: Path, images_dir: str | None) -> Table:
     kind = KINDS[path.suffix.lower()]
     if (layout := recognise(path)) is not None:
         raise ValueError(f"{path}: {layout.advice(path)}")
-    options = _check_csv(path) if kind == "csv" else {}
+    return kind, _check_csv(path) if kind == "csv" else {}
+
+
+@contextmanager
+def naming_file(path: Path, kind: str) -> Iterator[None]:
+    """A file is read inside the block: what is wrong with it is one line that names it."""
     try:
-        rows = load_dataset(kind, data_files=str(path), split="train", **options)
+        yield
     except (DatasetGenerationError, pa.ArrowInvalid) as error:
         raise ValueError(f"{path}: cannot be read as {kind} ({_cause(error)})") from error
     except ValueError as error:
         raise ValueError(f"{path}: no rows in it; expected at least one ({error})") from error
-    hint = ""
-    if len(rows.column_names) == 1 and kind == "json":
-        hint = " (expected a list of records, or a record on each line)"
-    return _with_rows(Table(str(path), _undecoded(rows), Path(images_dir or path.parent), hint))
 
 
 def _check_csv(path: Path) -> dict[str, Any]:
@@ -174,15 +204,26 @@ def _check_csv(path: Path) -> dict[str, Any]:
     return {"sep": separator, "features": features, "keep_default_na": False, "encoding": "utf-8-sig"}
 
 
+def is_saved(name: str) -> bool:
+    """Whether it is a folder that `save_to_disk` wrote."""
+    return any((Path(name) / file).is_file() for file in ("state.json", "dataset_dict.json"))
+
+
 def _load_dataset(name: str, config: str | None) -> Mapping[str, Dataset]:
-    folder = Path(name)
-    if any((folder / file).is_file() for file in ("state.json", "dataset_dict.json")):
+    if is_saved(name):
         saved = load_from_disk(name)
         return saved if isinstance(saved, DatasetDict) else {"train": saved}
-    if not folder.exists() and name.startswith((".", "/", "~")):
+    with naming_dataset(name):
+        return load_dataset(name, config)
+
+
+@contextmanager
+def naming_dataset(name: str) -> Iterator[None]:
+    """A data set is read inside the block: what is wrong with it is one line that names it."""
+    if not Path(name).exists() and name.startswith((".", "/", "~")):
         raise FileNotFoundError(f"--dataset_name {name}: no such folder")
     try:
-        return load_dataset(name, config)
+        yield
     except DatasetGenerationError as error:
         raise ValueError(f"--dataset_name {name}: cannot be read ({_cause(error)})") from error
     except DatasetNotFoundError as error:
@@ -201,7 +242,7 @@ def _cause(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]
 
 
-def _undecoded(rows: Dataset) -> Dataset:
+def undecoded(rows: Dataset) -> Dataset:
     """Images stay files: a bad one stops only itself."""
     for name, feature in rows.features.items():
         if isinstance(feature, ImageColumn):

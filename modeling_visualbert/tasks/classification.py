@@ -166,7 +166,7 @@ def load_label_data(args: ClassificationArgs, tables: LabelTables) -> TaskData:
         data = read_tables(replace(args, data_dir=None, **files), tables, "images")
         data.images_dir = Path(args.images_dir or folder)
     else:
-        data = read_tables(args, tables, "images")
+        data = read_tables(args, tables, "images", known_columns=("label",), look_through=tables.find_labels)
     if tables.undecided:
         logger.warning("left out %d rows without a gold label, as their annotators disagreed", len(tables.undecided))
     return replace(data, skipped=[*data.skipped, *tables.undecided])

@@ -149,6 +149,10 @@ class TaskArgs(TableArgs):
         if self.grid_backbone == SMALL_BACKBONE:
             self._check_small_backbone()
             self.from_pixels = self.train_region_encoder = True  # its weights are random
+        if self.streaming:
+            if self.features_dir is not None:
+                raise ValueError("--streaming with --features_dir; expected none: images are looked at as they come")
+            self.from_pixels = True
         self._check_trained_parts()
         self._check_hub()
         if self.num_regions is not None and self.num_regions < 1:

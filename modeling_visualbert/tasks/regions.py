@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
+from PIL import Image
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -27,6 +28,7 @@ from ..convert.checkpoint_files import naming
 from ..convert.published_detectors import open_region_encoder
 from ..corpus.build import default_cache_dir, in_corpus
 from ..data.table_images import TableImages
+from ..data.table_stream import StreamedRows
 from ..features.batches import StoredRegions
 from ..features.extract import (
     Boxes,
@@ -44,7 +46,7 @@ from ..features.images import image_id_from_number, image_id_from_stem
 from ..features.store import FeatureStore, partial_folder
 from ..hub_code.configuration_grid_encoder import GridRegionEncoderConfig
 from ..hub_code.configuration_visualbert import VisualBertConfig
-from ..hub_code.image_processing_visualbert import VisualBertImageProcessor
+from ..hub_code.image_processing_visualbert import VisualBertImageProcessor, load_image
 from ..hub_code.modeling_grid_encoder import GridRegionEncoder
 from ..hub_code.modeling_region_encoder import RegionEncoder
 from ..hub_code.regions_visualbert import check_detector, spatial_hint
@@ -107,8 +109,8 @@ def prepare_images(
         _check_images(args, encoder, data.images_dir)
         limit_regions(encoder, args.num_regions)
         if args.skip_bad_records:
-            left_out |= unreadable({key: partial(paths.__getitem__, key) for key in paths})
-        images = Images(paths.__getitem__, encoder, image_processor, dim, paths, detector)
+            left_out |= _unreadable(paths, paths)
+        images = Images(partial(_image_of, paths), encoder, image_processor, dim, paths, detector)
         return images, _rows_with_images(data, left_out)
     if reads_objects(encoder):
         raise ValueError(
@@ -122,7 +124,7 @@ def prepare_images(
         _check_images(args, encoder, data.images_dir)
         fingerprint = made_by["fingerprint"]
         store = _stored_regions(paths, boxes, encoder, fingerprint, image_processor, processes, args.skip_bad_records)
-        left_out |= unreadable({key: partial(paths.__getitem__, key) for key in paths if key not in store})
+        left_out |= _unreadable(paths, [key for key in paths if key not in store])
     keys = [key for key in data.all_keys() if key not in left_out]
     id_of = ids_in_store(store, keys)
     if args.features_dir is not None and store.image_files:
@@ -143,6 +145,11 @@ def prepare_images(
     return images, _rows_with_images(data, left_out)
 
 
+def _image_of(paths: Mapping[Any, ImageFile], key: Any) -> ImageFile:
+    """The image of a row, which has its key, or if it was streamed the image itself."""
+    return key if isinstance(key, (Path, bytes)) else paths[key]
+
+
 def _rows_with_images(data: TaskData, left_out: Mapping[Hashable, str]) -> TaskData:
     """The data without the rows whose images are left out; each adds an error to `skipped`.
 
@@ -151,12 +158,18 @@ def _rows_with_images(data: TaskData, left_out: Mapping[Hashable, str]) -> TaskD
     """
     if not left_out:
         return data
-    splits, skipped = {}, [*data.skipped]
+    splits: dict[str, Any] = {}
+    skipped = [*data.skipped]
     for role, split in data.splits.items():
+        if isinstance(split, StreamedRows):  # left out when they are read
+            splits[role] = split
+            continue
         kept = []
         for number, keys in enumerate(data.keys(split)):
             reasons = [left_out[key] for key in keys if key in left_out]
-            skipped += [f"{role}: row {number}: {reason}" for reason in reasons[:1]]
+            # Rows of a table, which may have been cut into splits, are named in the reasons.
+            where = role if data.is_table else f"{role}: row {number}"
+            skipped += [f"{where}: {reason}" for reason in reasons[:1]]
             kept += [] if reasons else [number]
         if len(split) and not kept:
             raise ValueError(f"{role}: all {len(split)} rows are left out, the last because of {skipped[-1]}")
@@ -315,6 +328,23 @@ def _existing(data: TaskData, skip: bool) -> tuple[Mapping[Any, ImageFile], dict
     return {key: paths[key] for key in keys if key in paths}, left_out
 
 
+def _unreadable(paths: Mapping[Any, ImageFile], keys: Iterable[Any]) -> dict[Hashable, str]:
+    """Why some of these images cannot be read, by key."""
+    return unreadable({key: partial(_load_named, paths, key) for key in keys})
+
+
+def _load_named(paths: Mapping[Any, ImageFile], key: Any) -> Image.Image:
+    """An image. What is wrong with it names, in a table, the first row about it: where its bytes are there, it has no other
+    name."""
+    try:
+        return load_image(paths[key])
+    except (ValueError, OSError) as error:
+        if not isinstance(paths, TableImages):
+            raise
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f"{paths.place(key)}: {error}") from error
+
+
 def _check_unchanged(store: FeatureStore, data: TaskData, keys: Sequence[Any], id_of: Callable[[Any], Any]) -> None:
     """Refuse stored regions of images that have changed. They need no images, but those that are there are compared."""
     paths: Mapping[Any, ImageFile] = {}
@@ -364,7 +394,7 @@ def _stored_regions(
     with FileLock(f"{folder}.lock") if processes.is_main else nullcontext():
         if processes.is_main and not (folder / "index.json").is_file():
             _announce(folder, encoder, given, len(paths), processes)
-        images = [(str(key), partial(paths.__getitem__, key)) for key in paths]
+        images = [(str(key), partial(_load_named, paths, key)) for key in paths]
         extract_store(folder, images, encoder, image_processor, options, processes, True, given, skip)
     encoder.cpu()
     return FeatureStore(folder)

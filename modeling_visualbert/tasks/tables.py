@@ -7,9 +7,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from datasets import Dataset
 
 from ..data.layouts import advice_about
 from ..data.table_images import TableImages
+from ..data.table_stream import StreamedRows, TableStream, stream_dataset, stream_file
 from ..data.tables import FILE_FLAGS, Table, open_dataset, open_files
 from ..training.args import TrainArgs
 
@@ -57,10 +58,20 @@ class TableArgs(TrainArgs):
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "train on the first rows only"})
     max_eval_samples: int | None = field(default=None, metadata={"help": "evaluate the first rows of each split only"})
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "own data larger than the disk (VQA, classification): read the rows while training on them, mixed only "
+            "with those that come soon after them; implies --from_pixels"
+        },
+    )
+    shuffle_buffer: int = field(
+        default=1000, metadata={"help": "with --streaming: rows, with their images, that are in memory to be shuffled"}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("max_train_samples", "max_eval_samples"):
+        for name in ("max_train_samples", "max_eval_samples", "shuffle_buffer"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} {value}; expected at least 1")
@@ -71,6 +82,8 @@ class TableArgs(TrainArgs):
             raise ValueError(f"{' with '.join(given)}; expected one of them")
         if not reads_table(self) and (columns := given_columns(self, *COLUMN_FLAGS)):
             raise ValueError(f"--{next(iter(columns))} without a table; expected --train_file or --dataset_name")
+        if self.streaming and not reads_table(self):
+            raise ValueError("--streaming without a table; expected --train_file or --dataset_name")
         if self.dataset_config_name is not None and self.dataset_name is None:
             raise ValueError("--dataset_config_name without --dataset_name; expected both")
 
@@ -104,7 +117,7 @@ class TaskData:
     """What a task reads.
 
     Args:
-        splits: Rows by role (train, dev, test).
+        splits: Rows by role (train, dev, test); those of a stream are read while they are trained on.
         names: Names of the splits by role, as in the names of files and folders.
         image_key: Column with the key of a row's image, or with the keys of its images.
         find_paths: The folder of the images, and which keys each split needs (`wanted`, by its name) -> image files by key.
@@ -112,23 +125,27 @@ class TaskData:
         skipped: Bad records that were left out.
         boxes: Boxes to look at by image, in pixels, the whole image first; None where regions are found, or official files say
             which.
+        is_table: Whether it is one's own table, and not official files.
     """
 
-    splits: dict[str, Dataset]
+    splits: dict[str, Any]
     names: Mapping[str, str]
     image_key: str
     find_paths: Callable[..., Mapping[Any, ImageFile]]
     images_dir: Path
     skipped: list[str]
     boxes: Mapping[Any, Sequence[Sequence[float]]] | None = None
+    is_table: bool = False
 
     def keys_of(self, row: Mapping[str, Any]) -> list[Any]:
         """Keys of the images of a row."""
         value = row[self.image_key]
         return value if isinstance(value, list) else [value]
 
-    def keys(self, split: Dataset) -> list[list[Any]]:
-        """Keys of the images of each row."""
+    def keys(self, split: Dataset | StreamedRows) -> list[list[Any]]:
+        """Keys of the images of each row; none for streamed rows, which hold their images."""
+        if isinstance(split, StreamedRows):
+            return []
         values = split[self.image_key][:]
         return values if values and isinstance(values[0], list) else [[value] for value in values]
 
@@ -152,7 +169,14 @@ class ReadTable(Protocol):
     ) -> Dataset: ...
 
 
-def read_tables(args: Any, read: ReadTable, image_key: str, fewest_images: int = 1) -> TaskData:
+def read_tables(
+    args: Any,
+    read: ReadTable,
+    image_key: str,
+    fewest_images: int = 1,
+    known_columns: Sequence[str] = (),
+    look_through: Callable[[Iterable[Table]], None] | None = None,
+) -> TaskData:
     """Read the tables that the arguments name.
 
     Args:
@@ -161,6 +185,8 @@ def read_tables(args: Any, read: ReadTable, image_key: str, fewest_images: int =
         image_key: Column of its rows with the key of an image, or with keys of several. Rows about the same image stay together
             when a dev split is cut.
         fewest_images: How many images a dev split that is cut has at least.
+        known_columns: What has to be known of all training rows, for tasks that can stream them.
+        look_through: Sees all parts of a stream before their rows are read.
 
     Raises:
         FileNotFoundError, ValueError, ConnectionError: A table is missing or bad, or there is no train split.
@@ -168,16 +194,33 @@ def read_tables(args: Any, read: ReadTable, image_key: str, fewest_images: int =
     images, folder = TableImages(), Path(args.images_dir or ".")
     skipped: list[str] | None = [] if args.skip_bad_records else None
     trains = args.train_split != ""
+    if args.streaming and not known_columns:
+        raise ValueError("--streaming: expected VQA or classification; the tables of other tasks are read whole")
     tables = open_tables(args)
     if trains and "train" not in tables:
         raise ValueError(f"{_described(args)}: no split to train on; expected --train_file, or --train_split NAME")
-    data = TaskData({}, {role: role for role in FILE_FLAGS}, image_key, lambda _, wanted: images, folder, [])
+    cuts_dev = trains and args.dev_split != "" and "dev" not in tables
+    if cuts_dev and args.streaming:
+        raise ValueError(
+            f"{_described(args)}: --streaming without a validation split, and none is cut from rows that are not all there; "
+            "expected --validation_file, or --dev_split NAME"
+        )
+    data = TaskData(
+        {}, {role: role for role in FILE_FLAGS}, image_key, lambda _, wanted: images, folder, [], is_table=True
+    )
     for role, table in tables.items():
         limit = args.max_train_samples if role == "train" else args.max_eval_samples
+        if isinstance(table, TableStream):
+            stream = replace(table, limit=limit)
+            if look_through is not None:
+                look_through(stream.tables(with_images=False))
+            how = (image_key, known_columns, args.shuffle_buffer, args.seed)
+            data.splits[role] = StreamedRows(stream, read, *how, skipped=skipped)
+            continue
         if limit is not None and limit < len(table.rows):
             table = table.first(limit)
         data.splits[role] = read(table, images, needs_labels=role != "test", skipped=skipped)
-    if trains and args.dev_split != "" and "dev" not in data.splits:
+    if cuts_dev:
         train = data.splits["train"]
         cut = (args.train_val_split, args.seed, _described(args), fewest_images)
         train, dev = cut_split(train, data.keys(train), *cut)
@@ -191,17 +234,28 @@ def read_tables(args: Any, read: ReadTable, image_key: str, fewest_images: int =
     return data
 
 
-def open_tables(args: Any) -> dict[str, Table]:
-    """The tables of the splits that the arguments name, by role."""
+def open_tables(args: Any) -> Mapping[str, Table | TableStream]:
+    """The tables of the splits that the arguments name, by role; with `streaming`, that to train on is a stream."""
     named = {role: getattr(args, f"{role}_split") for role in FILE_FLAGS}
     wanted = [role for role, name in named.items() if name != ""]
     if args.dataset_name is None:
-        files = {role: getattr(args, FILE_FLAGS[role]) for role in wanted}
-        return open_files({role: path for role, path in files.items() if path is not None}, args.images_dir)
+        files = {role: path for role in wanted if (path := getattr(args, FILE_FLAGS[role])) is not None}
+        if not args.streaming:
+            return open_files(files, args.images_dir)
+        streamed = {role: stream_file(path, args.images_dir) for role, path in files.items() if role == "train"}
+        others = {role: path for role, path in files.items() if role != "train"}
+        return {**streamed, **open_files(others, args.images_dir)}
     # The defaults are names of official files.
     defaults = {item.name: item.default for item in fields(args)}
     splits = {role: None if named[role] == defaults[f"{role}_split"] else named[role] for role in wanted}
-    return open_dataset(args.dataset_name, args.dataset_config_name, splits, args.images_dir)
+    if not args.streaming:
+        return open_dataset(args.dataset_name, args.dataset_config_name, splits, args.images_dir)
+    tables: dict[str, Table | TableStream] = {}
+    for role, split in splits.items():
+        stream = stream_dataset(args.dataset_name, args.dataset_config_name, role, split, args.images_dir)
+        if stream is not None:
+            tables[role] = stream if role == "train" else replace(stream, limit=args.max_eval_samples).whole()
+    return tables
 
 
 def cut_split(

@@ -119,7 +119,8 @@ def load_vqa_data(args: VqaArgs) -> TaskData:
     """The splits and where their images are: of one's own table, of the official files, or of the embedded corpus."""
     if reads_table(args):
         columns = given_columns(args, "image_column", "question_column", "answer_column")
-        return read_tables(args, partial(read_vqa_table, **columns), "image_id")
+        known = ("answers", "answer_scores", "question_type")
+        return read_tables(args, partial(read_vqa_table, **columns), "image_id", known_columns=known)
     corpus = reads_corpus(args)
     folder = corpus_folder(args) if corpus else Path(args.data_dir or "")
     data_dir = folder / "vqa" if corpus else folder

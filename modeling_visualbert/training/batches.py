@@ -6,10 +6,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count, islice
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
+
+from ..data.table_stream import StreamedRows
 
 
 @dataclass(frozen=True)
@@ -108,3 +111,62 @@ class AugmentedRows(Dataset):
 
     def _generator(self, step: int, example: int) -> torch.Generator:
         return torch.Generator().manual_seed(((self.seed * 1_000_003 + step) * 1_000_003 + example) % 2**63)
+
+
+class StreamedBatches(IterableDataset):
+    """Micro-batches of one process of the steps `first_step` to `last_step - 1`, each with the errors of rows that were left out.
+
+    Every process, and every worker of a process, reads all rows and makes its own batches of them, so that a step is the same on
+    any number of processes.
+
+    Args:
+        rows: What is streamed.
+        plan: Sizes of the batches.
+        process: Which process this is.
+        first_step, last_step: Which steps.
+        collate: Rows -> batch.
+    """
+
+    def __init__(
+        self,
+        rows: StreamedRows,
+        plan: StepPlan,
+        process: int,
+        first_step: int,
+        last_step: int,
+        collate: Callable[[list[Any]], Any],
+    ):
+        self.rows, self.plan, self.process = rows, plan, process
+        self.steps, self.collate = range(first_step, last_step), collate
+
+    def __iter__(self) -> Iterator[tuple[Any, list[str]]]:
+        worker = get_worker_info()
+        own, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        stream = self.rows.read_from(self.steps.start * self.plan.batch_size)
+        share, micro = self.plan.batch_size // self.plan.num_processes, self.plan.micro_size
+        numbers = count()
+        for _ in self.steps:
+            step = list(islice(stream, self.plan.batch_size))
+            mine = step[self.process * share : (self.process + 1) * share]
+            for start in range(0, share, micro):
+                if next(numbers) % workers == own:  # the loader takes one of each worker in turn
+                    yield self._batch(mine[start : start + micro])
+
+    def _batch(self, rows: list[Any]) -> tuple[Any, list[str]]:
+        errors, self.rows.errors = self.rows.errors, []
+        if self.rows.skipped is None:
+            return self.collate(rows), errors
+        try:
+            return self.collate(rows), errors
+        except (ValueError, OSError) as error:
+            last = error
+        kept = []
+        for row in rows:
+            try:
+                self.collate([row])
+                kept.append(row)
+            except (ValueError, OSError) as error:
+                errors.append(str(error))
+        if not kept:
+            raise last
+        return self.collate(kept), errors

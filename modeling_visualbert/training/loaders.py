@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
+from ..data.table_stream import StreamedRows
 from .args import TrainArgs
-from .batches import AugmentedRows, MicroBatches, StepPlan
+from .batches import AugmentedRows, MicroBatches, StepPlan, StreamedBatches
 from .task import LABELS, Batch, Rows, Task
+
+logger = logging.getLogger(__name__)
 
 MOST_WORKERS = 8
 _WORKER_BYTES = 128 << 20  # of shared memory: two batches of 64 x (100 x 2048) in half precision, twice
@@ -24,14 +28,25 @@ def training_batches(
     task: Task, plan: StepPlan, args: TrainArgs, accelerator: Accelerator, first_step: int, last_step: int
 ) -> Iterator[Batch]:
     """The batches of this process in these steps. One iterator for all epochs: its processes live as long as the run."""
-    loader = DataLoader(
-        AugmentedRows(task.splits["train"], task.augment, args.seed),
-        batch_sampler=MicroBatches(plan, accelerator.process_index, first_step, last_step),
-        collate_fn=task.collate,
-        generator=torch.Generator().manual_seed(args.seed),
-        **_processes(num_workers(args, accelerator), accelerator),
-    )
-    return iter(loader)
+    rows, part = task.splits["train"], (plan, accelerator.process_index, first_step, last_step)
+    options = _processes(num_workers(args, accelerator), accelerator)
+    options["generator"] = torch.Generator().manual_seed(args.seed)
+    if isinstance(rows, StreamedRows):
+        batches = DataLoader(StreamedBatches(rows, *part, task.collate), batch_size=None, **options)
+        return _noting_errors(batches, task, Path(args.output_dir))
+    augmented = AugmentedRows(rows, task.augment, args.seed)
+    return iter(DataLoader(augmented, batch_sampler=MicroBatches(*part), collate_fn=task.collate, **options))
+
+
+def _noting_errors(batches: Iterable[tuple[Batch, list[str]]], task: Task, output_dir: Path) -> Iterator[Batch]:
+    """The batches of a stream; rows that are left out on the way are counted and listed."""
+    for batch, errors in batches:
+        if new := [error for error in errors if error not in task.skipped]:
+            task.skipped = [*task.skipped, *new]
+            with (output_dir / "skipped.txt").open("a", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in new)
+            logger.warning("left out %d bad records while streaming, such as %s", len(new), new[0])
+        yield batch
 
 
 def evaluation_batches(task: Task, split: str, args: TrainArgs, accelerator: Accelerator) -> DataLoader:

@@ -45,6 +45,7 @@ MUST_STAY = frozenset(
     [
         *("batch_size", "micro_batch_size", "seed", "train_split", "dev_split", "skip_bad_records", "flip"),
         *("dataset_name", "dataset_config_name", "image_column", "train_val_split", "max_train_samples"),
+        *("streaming", "shuffle_buffer"),
         *("question_column", "answer_column", "text_column", "label_column", "caption_column"),
         *("sentence_column", "phrases_column", "boxes_column", "choices_column", "objects_column"),
         *("train_scenes", "val_scenes", "test_scenes", "one_object"),
