@@ -83,7 +83,9 @@ def test_a_batch_holds_the_regions_and_where_phrases_end(task, regions):
     tokenizer = corpus_tokenizer()
     for number, row in enumerate(rows):
         found = regions[row["image_id"]]["visual_embeds"]
-        torch.testing.assert_close(batch["visual_embeds"][number][: len(found)], found, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            batch["visual_embeds"][number][: len(found)], found, atol=1e-3, rtol=1e-3, check_dtype=False
+        )
         assert batch["visual_attention_mask"][number].sum() == len(found)
         words = row["sentence"].lower().split()
         ids = batch["input_ids"][number][batch["attention_mask"][number].bool()].tolist()
@@ -252,7 +254,9 @@ def test_the_most_confident_regions_are_kept(make, regions):
         found = regions[row["image_id"]]
         best = found["scores"].topk(min(2, len(found["scores"]))).indices
         expected = found["visual_embeds"][best]
-        torch.testing.assert_close(batch["visual_embeds"][number][: len(best)], expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            batch["visual_embeds"][number][: len(best)], expected, atol=1e-3, rtol=1e-3, check_dtype=False
+        )
         targets = torch.stack([region_targets(gold, found["boxes"][best].tolist(), 2) for gold in row["boxes"]])
         torch.testing.assert_close(batch["labels"][number][: len(targets)], targets)
     metrics, predictions = evaluate(task, task.model, "dev", args, CPU)

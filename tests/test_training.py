@@ -27,6 +27,7 @@ from modeling_visualbert.tasks.one_split import EvaluateArgs
 from modeling_visualbert.tasks.pretraining import PretrainingArgs
 from modeling_visualbert.tasks.vcr import VcrArgs
 from modeling_visualbert.tasks.vqa import VqaArgs, majority_baselines, score_answers
+from modeling_visualbert.training import loop
 from modeling_visualbert.training.args import INTERVALS, TrainArgs, parse_args, read_recipe
 from modeling_visualbert.training.batches import AugmentedRows, MicroBatches, StepPlan
 from modeling_visualbert.training.checkpoint import list_checkpoints, load_checkpoint
@@ -589,3 +590,34 @@ def test_skipped_records_are_counted_and_listed(tmp_path):
     assert (tmp_path / "some" / "skipped.txt").read_text() == "a.json: question 3: bad\na.json: question 9: worse\n"
     assert train(toy_task(), toy_args(tmp_path / "none", max_steps=1))["run"]["skipped_records"] == 0
     assert not (tmp_path / "none" / "skipped.txt").exists()
+
+
+def count_evaluations(monkeypatch):
+    """The names of the splits that are evaluated from now on."""
+    seen, run = [], loop.evaluate
+    monkeypatch.setattr(
+        loop, "evaluate", lambda task, model, split, *args: seen.append(split) or run(task, model, split, *args)
+    )
+    return seen
+
+
+def test_the_same_weights_are_not_evaluated_twice(tmp_path, monkeypatch):
+    seen = count_evaluations(monkeypatch)
+    train(toy_task(), toy_args(tmp_path / "run", eval_steps=2, max_steps=4))
+    assert seen == ["dev", "dev"]
+    task = toy_task()
+    task.model = type(task.model).from_pretrained(tmp_path / "run" / "best")
+    metrics, again = evaluate(task, task.model, "dev", toy_args("unused"), Accelerator(cpu=True))
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["splits"]["dev"] == metrics
+    written = loop.read_predictions(tmp_path / "run" / "predictions_dev.jsonl")
+    assert [record["answer"] for record in written] == [record["answer"] for record in again]
+
+
+def test_evaluations_during_training_can_look_at_a_sample(tmp_path, monkeypatch):
+    seen, task = count_evaluations(monkeypatch), toy_task()
+    train(task, toy_args(tmp_path / "run", eval_steps=2, eval_samples=4, max_steps=4))
+    assert seen == ["dev_sample", "dev_sample", "dev"]
+    assert list(task.splits) == list(toy_task().splits)
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["splits"]["dev"]["num_examples"] == 9
+    with pytest.raises(ValueError, match="--eval_samples 0; expected more than 0"):
+        toy_args(tmp_path, eval_samples=0)

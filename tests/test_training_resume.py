@@ -204,7 +204,7 @@ def test_flags_of_a_later_version_are_refused_unless_they_were_off_or_may_change
     args = TrainArgs("run")
     saved = saved_args(args)
     off = {"label_smoothing": 0.0, "ema": False, "teacher": None}
-    newer = {"args": {**saved["args"], **off, "eval_steps": 7}, "may_change": [*saved["may_change"], "eval_steps"]}
+    newer = {"args": {**saved["args"], **off, "eval_hours": 7}, "may_change": [*saved["may_change"], "eval_hours"]}
     assert changed_args(CHECKPOINT, newer, args) == {}
     newer["args"]["label_smoothing"] = 0.1
     message = (

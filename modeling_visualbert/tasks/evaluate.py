@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import broadcast_object_list
 
 from ..features.store import FeatureStore
 from ..training.loop import evaluate, list_skipped, run_facts, with_own_scores, write_json, write_predictions
@@ -124,7 +125,8 @@ def _evaluate_both(
     task = replace(task, collate=naming_examples(task.collate))
     given = vcr.rationale_scores(task, task.model, split_name(args), run, accelerator)
     scores = {record["id"]: record["scores"] for record in predictions}
-    metrics = {**vcr.score_both(scores, given, rows), "num_examples": len(rows)}
+    scored = [vcr.score_both(scores, given, rows) if accelerator.is_main_process else None]
+    metrics = {**broadcast_object_list(scored)[0], "num_examples": len(rows)}
     predictions = [{**record, "rationales": given[record["id"]]} for record in predictions]
 
     def write_results(predictions: Predictions, path: Path) -> None:

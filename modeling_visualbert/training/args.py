@@ -113,6 +113,15 @@ class TrainArgs:
     evals_per_epoch: float = field(
         default=1.0, metadata={"help": "evaluations on the dev split per epoch; 0.25 evaluates every fourth epoch"}
     )
+    eval_steps: int | None = field(
+        default=None, metadata={"help": "steps between two evaluations, instead of evals_per_epoch"}
+    )
+    eval_samples: int | None = field(
+        default=None,
+        metadata={
+            "help": "evaluate only so many examples of the dev split during training, spread evenly; at the end all are evaluated"
+        },
+    )
     patience: int | None = field(
         default=None,
         metadata={
@@ -142,7 +151,7 @@ class TrainArgs:
     def __post_init__(self) -> None:
         for name in INTERVALS.keys() & vars(self).keys():
             check_interval(name, getattr(self, name), f"--{name} {getattr(self, name)}")
-        for name in ("max_steps", "batch_size", "micro_batch_size", "eval_batch_size"):
+        for name in ("max_steps", "batch_size", "micro_batch_size", "eval_batch_size", "eval_steps", "eval_samples"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"--{name} {value}; expected more than 0")

@@ -14,15 +14,15 @@ import resource
 import shutil
 import time
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import DynamoBackend, broadcast_object_list, gather_object
+from accelerate.utils import DynamoBackend, broadcast_object_list
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -52,6 +52,18 @@ class Progress:
     evals_without_gain: int = 0
     window_loss: float = 0.0  # sum of the losses since the last entry of the log
     window_steps: int = 0
+
+
+@dataclass
+class DevResult:
+    """Metrics, predictions (on the main process) and the threshold of decisions that some weights have on the dev split."""
+
+    metrics: dict[str, Any]
+    predictions: Predictions
+    threshold: float | None
+
+
+_SAMPLE = "dev_sample"
 
 
 def make_accelerator(args: TrainArgs) -> Accelerator:
@@ -132,9 +144,10 @@ def train(task: Task, args: TrainArgs, accelerator: Accelerator | None = None) -
     if accelerator.is_main_process:
         list_skipped(task.skipped, output_dir)
     log = RunLog(task.name, args, accelerator, progress.step)
-    _run_steps(task, model, average, optimizer, plan, progress, log, args, accelerator)
+    with _dev_sample(task, args) as dev:
+        best_dev = _run_steps(task, model, average, optimizer, plan, progress, log, args, accelerator, dev)
     log.close()
-    record = _final_evaluation(task, args, progress, accelerator)
+    record = _final_evaluation(task, args, progress, accelerator, best_dev)
     record["run"] |= {
         "train_examples": len(task.splits["train"]),
         **run_facts(task, started, accelerator),
@@ -178,12 +191,18 @@ def _run_steps(
     log: RunLog,
     args: TrainArgs,
     accelerator: Accelerator,
-) -> None:
-    """Take all remaining steps, log, evaluate and save checkpoints; updates `progress`."""
+    dev: str,
+) -> DevResult | None:
+    """Take all remaining steps, log, evaluate and save checkpoints; updates `progress`.
+
+    Returns:
+        What the best weights reached on the whole dev split, if that is known.
+    """
+    best_dev: DevResult | None = None
     output_dir = Path(args.output_dir)
     kept = model if average is None else average.module  # what is evaluated, and saved if it is the best
     last_step = plan.num_steps(args.epochs, args.max_steps)
-    eval_steps = max(1, round(plan.num_steps(1.0) / args.evals_per_epoch))
+    eval_steps = args.eval_steps or max(1, round(plan.num_steps(1.0) / args.evals_per_epoch))
     batches = training_batches(task, plan, args, accelerator, progress.step, last_step)
     bar = tqdm(
         total=last_step, initial=progress.step, desc=f"training {task.name}", disable=not accelerator.is_main_process
@@ -212,12 +231,17 @@ def _run_steps(
                 bar.set_postfix(loss=f"{mean:.4f}")
                 progress.window_loss, progress.window_steps = 0.0, 0
             if evaluates:
-                metrics, _ = evaluate(task, kept, "dev", args, accelerator)
+                metrics, predictions = evaluate(task, kept, dev, args, accelerator)
                 _note_evaluation(task, kept, metrics, progress, output_dir, accelerator)
+                if progress.best_step == progress.step:
+                    best_dev = DevResult(metrics, predictions, getattr(task.processor, "threshold", None))
                 log.write(progress.step, {f"dev_{k}": v for k, v in metrics.items() if isinstance(v, float)})
             if saves and not is_last:
                 state = _run_state(progress, args, plan)
                 save_checkpoint(accelerator, output_dir / "checkpoints", progress.step, state, args.keep_checkpoints)
+    # What is saved of compiled models and of adapters computes the same with other roundings.
+    is_other = args.compile or getattr(args, "backbone_lora_rank", None) is not None
+    return None if is_other or dev != "dev" else best_dev
 
 
 def _read_losses(losses: list[torch.Tensor], progress: Progress, accelerator: Accelerator) -> None:
@@ -279,7 +303,7 @@ def train_step(
 def evaluate(
     task: Task, model: torch.nn.Module, split: str, args: TrainArgs, accelerator: Accelerator
 ) -> tuple[dict, Predictions]:
-    """Metrics and predictions of a split, the same on every process; each example is predicted once.
+    """Metrics of a split, the same on every process, and on the main one its predictions; each example is predicted once.
 
     The processes take whole batches in turn, so that the batches, and with them the bits of the scores, do not depend on the
     number of processes.
@@ -293,11 +317,40 @@ def evaluate(
         for rows, batch in batches:
             predictions += task.predict(accelerator.unwrap_model(model)(**to_device(batch, accelerator.device)), rows)
             bar.update()
-    predictions = sorted(gather_object(predictions), key=lambda record: record["id"])
-    if split == "dev" and task.fit_threshold is not None:
-        predictions = task.fit_threshold(predictions)  # the same in all processes
-    scored = [task.score(predictions, split) if accelerator.is_main_process else None]
-    return broadcast_object_list(scored)[0], predictions
+    predictions = sorted(_gather_on_main(predictions, accelerator), key=lambda record: record["id"])
+    fits = split in ("dev", _SAMPLE) and task.fit_threshold is not None
+    result: list[Any] = [None, None]
+    if is_main:
+        predictions = task.fit_threshold(predictions) if fits and task.fit_threshold is not None else predictions
+        result = [task.score(predictions, split), task.processor.threshold if fits else None]
+    metrics, threshold = broadcast_object_list(result)
+    if fits:
+        task.processor.threshold = threshold
+    return metrics, predictions
+
+
+def _gather_on_main(predictions: Predictions, accelerator: Accelerator) -> Predictions:
+    """The predictions of all processes; nothing on the others, which have no use for them."""
+    if accelerator.num_processes == 1:
+        return predictions
+    parts: list[Any] | None = [None] * accelerator.num_processes if accelerator.is_main_process else None
+    torch.distributed.gather_object(predictions, parts)
+    return [record for part in parts or () for record in part]
+
+
+@contextmanager
+def _dev_sample(task: Task, args: TrainArgs) -> Iterator[str]:
+    """Name of the split that is evaluated during training: dev, or with `eval_samples` examples of it that are spread evenly."""
+    rows = task.splits["dev"]
+    if args.eval_samples is None or args.eval_samples >= len(rows):
+        yield "dev"
+        return
+    places = [len(rows) * number // args.eval_samples for number in range(args.eval_samples)]
+    task.splits[_SAMPLE] = rows.select(places) if hasattr(rows, "select") else [rows[place] for place in places]
+    try:
+        yield _SAMPLE
+    finally:
+        del task.splits[_SAMPLE]
 
 
 def with_own_scores(task: Task, predictions: Predictions, split: str) -> Predictions:
@@ -456,8 +509,11 @@ def save_model(model: PreTrainedModel, task: Task, folder: Path, state_dict: dic
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _final_evaluation(task: Task, args: TrainArgs, progress: Progress, accelerator: Accelerator) -> dict:
-    """The contents of `metrics.json`: scores of the best weights on every split but train. Predictions are written as well."""
+def _final_evaluation(
+    task: Task, args: TrainArgs, progress: Progress, accelerator: Accelerator, best_dev: DevResult | None
+) -> dict:
+    """The contents of `metrics.json`: scores of the best weights on every split but train. Predictions are written as well. What
+    is known of the dev split is not computed again."""
     output_dir = Path(args.output_dir)
     best = type(task.model).from_pretrained(output_dir / "best").to(accelerator.device)
     record: dict[str, Any] = {
@@ -469,7 +525,12 @@ def _final_evaluation(task: Task, args: TrainArgs, progress: Progress, accelerat
     for split in task.splits:
         if split == "train":
             continue
-        metrics, predictions = evaluate(task, best, split, args, accelerator)
+        if split == "dev" and best_dev is not None:
+            metrics, predictions = best_dev.metrics, best_dev.predictions
+            if task.fit_threshold is not None:
+                task.processor.threshold = best_dev.threshold
+        else:
+            metrics, predictions = evaluate(task, best, split, args, accelerator)
         if accelerator.is_main_process:
             write_predictions(output_dir / f"predictions_{split}.jsonl", with_own_scores(task, predictions, split))
         record["splits"][split] = metrics

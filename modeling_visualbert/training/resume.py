@@ -21,7 +21,15 @@ MAY_CHANGE = frozenset(
         *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_token"),
         # The learning rate follows the schedule of the new length from the first resumed step on.
         *("epochs", "max_steps", "patience"),
-        *("evals_per_epoch", "eval_batch_size", "test_split", "score_with", "probe_words"),
+        *(
+            "evals_per_epoch",
+            "eval_steps",
+            "eval_samples",
+            "eval_batch_size",
+            "test_split",
+            "score_with",
+            "probe_words",
+        ),
         *("num_workers", "cpu", "compile", "attn_implementation", "gradient_checkpointing"),
         *("images_dir", "train_images", "dev_images", "max_eval_samples"),
         # What becomes of a detector after training.

@@ -46,7 +46,7 @@ class Task:
     name: str
     model: PreTrainedModel
     processor: Any
-    splits: Mapping[str, Any]
+    splits: dict[str, Any]
     collate: Callable[[Rows], Batch]
     predict: Callable[[Any, Rows], Predictions]
     score: Callable[[Predictions, str], dict[str, Any]]
