@@ -18,6 +18,7 @@ from pathlib import Path
 from modeling_visualbert.cli.errors import run_script
 from modeling_visualbert.tasks.common import reads_corpus
 from modeling_visualbert.tasks.run import run_task
+from modeling_visualbert.tasks.tables import reads_table
 from modeling_visualbert.tasks.vcr import SUBTASKS, VcrArgs, joint_scores, rationales_of_every_answer, vcr_task
 from modeling_visualbert.training.args import parse_args
 from modeling_visualbert.training.loop import write_json
@@ -39,7 +40,7 @@ def main() -> None:
             part.hub_model_id += f"-{subtask}"  # two models, two repositories
         baseline = reads_corpus(args) and not args.text_only
         task, _, accelerator = run_task(partial(vcr_task, labels_of=args.subtask), part, text_baseline=baseline)
-        if subtask == "rationale":
+        if subtask == "rationale" and not reads_table(args):
             rationales_of_every_answer(task, part, accelerator)
     if args.score_with is not None:
         folders[next(other for other in SUBTASKS if other != args.subtask)] = Path(args.score_with)

@@ -26,6 +26,7 @@ from modeling_visualbert.tasks.flickr30k import Flickr30kArgs, flickr30k_task
 from modeling_visualbert.tasks.nlvr2 import Nlvr2Args, load_nlvr2_data, nlvr2_task, own_accuracies, score_sentences
 from modeling_visualbert.tasks.pretraining import PretrainingArgs, load_source, pretraining_task
 from modeling_visualbert.tasks.vcr import VcrArgs, vcr_task
+from modeling_visualbert.tasks.vqa import VqaArgs, vqa_task
 from modeling_visualbert.tokenizer import open_tokenizer
 from modeling_visualbert.training.loop import train
 
@@ -574,7 +575,10 @@ def test_a_model_that_reads_boxes_is_trained_on_choices(folder, tokenizer, capsy
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"train_file": "a.csv", "subtask": "rationale"}, "own data has no rationales; expected --subtask answer"),
+        (
+            {"train_file": "a.csv", "subtask": "rationale", "score_with": "x"},
+            "--score_with: own data has no leaderboard",
+        ),
         ({"objects": "found"}, "--objects found: official files name objects"),
         ({"num_regions": 3}, "--num_regions: the regions of VCR are the objects of its metadata"),
     ],
@@ -591,3 +595,56 @@ def test_questions_with_their_choice_are_read_by_pretraining(folder, tokenizer):
     assert {name: len(split) for name, split in source.data.splits.items()} == {"train": 4, "dev": 4}
     text = source.probe_text(source.data.splits["train"][1])
     assert open_tokenizer(tokenizer).decode(text.input_ids).startswith("[CLS] what colour is it")
+
+
+def test_rationales_are_choices_of_their_own(folder, tokenizer):
+    reasons = [["it is red", "it is green", "it is what"]] * 4
+    records = asked(rationales=reasons, rationale_label=[0, "it is green", 1, 0])
+    with pytest.raises(ValueError, match="a.jsonl: no column 'rationales' to choose rationales; there are 'image', "):
+        read_choices(write_table(folder / "a.jsonl", asked()), rationales=True)
+    labels = ["it is red", "it is green", "it is what", "it is red"]
+    records = asked(rationales=reasons, rationale_label=labels)
+    table = write_table(folder / "a.jsonl", records)
+    row = read_choices(table, rationales=True)[1]
+    assert row["rationale_choices"][2] == ["it", "is", "what"] and row["rationale_label"] == 1
+    assert "rationale_label" not in read_choices(table).column_names
+    args = VcrArgs(
+        **{"output_dir": str(folder / "run"), "train_file": table, "validation_file": table, "subtask": "rationale"},
+        **{"tokenizer": tokenizer, "region_encoder": DETECTOR, "max_steps": 2, "images_dir": str(folder)},
+        **SIZES,
+        **TRAINING,
+    )
+    metrics = train(vcr_task(args, CPU), args, CPU)
+    assert metrics["task"] == "vcr_rationale" and metrics["splits"]["dev"]["num_examples"] == 4
+    evaluate = ["evaluate", "--model", str(folder / "run" / "best"), "--test_file", table, "--images_dir", str(folder)]
+    assert main([*evaluate, "--output_dir", str(folder / "scores"), "--cpu"]) == 0
+    scored = json.loads((folder / "scores" / "metrics.json").read_text())["splits"]["test"]
+    assert scored == metrics["splits"]["dev"]
+
+
+def test_pretraining_on_sentences_needs_no_phrases(folder, tokenizer):
+    rows = [{"image": f"photos/{n}.png", "sentence": SENTENCES[n % 3]} for n in range(4)]
+    table = write_table(folder / "a.csv", rows)
+    args = PretrainingArgs("run", stage="flickr30k", train_file=table, validation_file=table, tokenizer=tokenizer)
+    source = load_source(args, open_tokenizer(tokenizer))
+    assert source.data.splits["train"]["sentence"][:] == [SENTENCES[n % 3] for n in range(4)]
+    with pytest.raises(ValueError, match="--boxes_column: stage 'flickr30k' reads sentences only; leave it out"):
+        load_source(replace(args, boxes_column="boxes"), open_tokenizer(tokenizer))
+    with pytest.raises(ValueError, match="--streaming: expected VQA or classification"):
+        pretraining_task(replace(args, streaming=True), CPU)
+
+
+@pytest.mark.parametrize("ids", ["stem", "name", "number"])
+@pytest.mark.parametrize("extracted", [".", "photos"])
+def test_stores_of_any_ids_serve_tables_of_paths(folder, tokenizer, ids, extracted):
+    (folder / "photos" / "more").mkdir()
+    (folder / "photos" / "3.png").rename(folder / "photos" / "more" / "3.png")
+    store = str(folder / "store")
+    extract = ["extract", str(folder / extracted), store, "--region_encoder", DETECTOR, "--ids", ids, "--cpu"]
+    assert main(extract) == 0
+    paths = [f"photos/{n}.png" for n in range(3)] + ["photos/more/3.png"]
+    rows = [{"image": path, "question": "what is it", "answer": "red"} for path in paths]
+    table = write_table(folder / "a.csv", rows)
+    args = VqaArgs("run", train_file=table, validation_file=table, tokenizer=tokenizer, features_dir=store, cpu=True)
+    task = vqa_task(args, CPU)
+    assert task.collate([task.splits["train"][n] for n in range(4)])["visual_embeds"].shape[0] == 4

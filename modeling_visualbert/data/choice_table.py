@@ -11,6 +11,9 @@ Without boxes the model reads the regions that its region encoder finds. In CSV 
      "answer_choices": [["[0]", "sleeps", "."], ...], "answer_label": 2, "objects": ["person"], "object_ids": [0],
      "boxes": [[10.0, 20.0, 80.0, 200.0]]}
 
+Rationales, where they are wanted, are choices with a label of their own, in the columns `rationales` and `rationale_label`; in
+the row `rationale_choices` and `rationale_label`.
+
 `answer_label` is None where the table has no labels, `boxes` and `object_ids` where it has no boxes. `object_ids` are indices of
 the boxes among those of all rows about the image.
 """
@@ -44,6 +47,7 @@ def read_choice_table(
     label_column: str | None = None,
     objects_column: str | None = None,
     boxes_column: str | None = None,
+    rationales: bool = False,
     needs_labels: bool = True,
     skipped: list[str] | None = None,
 ) -> Dataset:
@@ -56,6 +60,7 @@ def read_choice_table(
         image_column, question_column, choices_column, label_column: Names of the columns; that of the label is the first of
             `LABEL_COLUMNS` that there is by default. `annot_id` or `id` is read too.
         objects_column, boxes_column: Columns that may be missing, `objects` and `boxes` by default.
+        rationales: Whether rationales are read.
         needs_labels: Whether a table without labels is refused.
         skipped: If given, bad rows are left out and their errors are added to this list instead of being raised.
 
@@ -78,23 +83,31 @@ def read_choice_table(
     }
     if columns["objects"] and not columns["boxes"]:
         raise ValueError(f"{table.name}: objects without boxes; expected a column of boxes, one for each object")
-    rows = _Rows(images, image_boxes, image_column, *_shape(table, columns))
+    shapes = {"answer": _shape(table, columns["choices"], columns["label"])}
+    if rationales:
+        for name in ("rationales", "rationale_label"):
+            if name not in table.rows.column_names:
+                there = ", ".join(map(repr, table.rows.column_names))
+                raise ValueError(f"{table.name}: no column {name!r} to choose rationales; there are {there}")
+        columns |= {"rationales": "rationales", "rationale_label": "rationale_label"}
+        shapes["rationale"] = _shape(table, "rationales", "rationale_label")
+    rows = _Rows(images, image_boxes, image_column, shapes)
     found = read_rows(table, columns, images.add(table, image_column, skipped), rows.read, "annot_id", skipped)
     return Dataset.from_dict({name: [row[name] for row in found] for name in found[0]}, features=_features(found[0]))
 
 
-def _shape(table: Table, columns: Mapping[str, str | None]) -> tuple[int, str]:
+def _shape(table: Table, choices_column: str | None, label_column: str | None) -> tuple[int, str]:
     """How many choices most rows have, and how labels that are texts are to be read."""
     choices: list[list[Any]] = []
-    for cell in table.rows[columns["choices"]][:]:
+    for cell in table.rows[choices_column][:]:
         with suppress(ValueError):
             choices.append(as_list(cell, ""))
             continue
         choices.append([])
     count = Counter(map(len, choices)).most_common(1)[0][0]
-    if columns["label"] is None:
+    if label_column is None:
         return count, "text"
-    return count, reading_of_labels(table.rows[columns["label"]][:], choices, table.name)
+    return count, reading_of_labels(table.rows[label_column][:], choices, table.name)
 
 
 def reading_of_labels(labels: Sequence[Any], choices: Sequence[Sequence[Any]], name: str) -> str:
@@ -135,17 +148,11 @@ class _Rows:
     images: TableImages
     image_boxes: dict[str, list[Box]]
     image_column: str
-    num_choices: int
-    how: str
+    shapes: Mapping[str, tuple[int, str]]  # of answers and rationales
 
     def read(self, values: Mapping[str, Any], keys: Keys, where: str) -> dict[str, Any]:
         """A row."""
         key = only_image(keys, f"{where}: {self.image_column!r}")
-        choices = as_list(values["choices"], f"{where}: the choices")
-        if len(choices) != self.num_choices or len(choices) < 2:
-            expected = f"{self.num_choices}, as most rows have" if self.num_choices > 1 else "at least 2"
-            raise ValueError(f"{where}: {len(choices)} choices; expected {expected}")
-        texts = [str(choice) if type(choice) in (int, float) else choice for choice in choices]
         boxes = _listed_boxes(values.get("boxes"), f"{where}: the boxes")
         objects = [] if values.get("objects") in (None, "", []) else as_list(values["objects"], f"{where}: the objects")
         if objects and len(objects) != len(boxes):
@@ -153,22 +160,30 @@ class _Rows:
         row = {
             "image": key,
             "question": _words(values["question"], len(objects), f"{where}: the question"),
-            "answer_choices": [_words(text, len(objects), f"{where}: a choice") for text in texts],
-            "answer_label": self._label(values["label"], texts, where) if "label" in values else None,
+            **self._choices("answer", ("choices", "label"), values, len(objects), where),
             "objects": [as_text(name, f"{where}: an object") for name in objects],
         }
+        if "rationale" in self.shapes:
+            row |= self._choices("rationale", ("rationales", "rationale_label"), values, len(objects), where)
         if "boxes" not in values:
             return {**row, "object_ids": None, "boxes": None}
         return {**row, "object_ids": self._enter(key, boxes, where), "boxes": boxes}
 
-    def _label(self, label: Any, choices: list[str], where: str) -> int:
-        is_number = type(label) is int or (type(label) is float and label.is_integer())
-        index = int(label) if is_number else _index(label, choices, self.how) if isinstance(label, str) else None
-        if index is None or not 0 <= index < len(choices):
-            raise ValueError(
-                f"{where}: the label is {label!r:.40}; expected 0 to {len(choices) - 1}, or the text of one choice"
-            )
-        return index
+    def _choices(
+        self, kind: str, columns: tuple[str, str], values: Mapping[str, Any], num_objects: int, where: str
+    ) -> dict[str, Any]:
+        """The answers or rationales of a row, and which is right: None where the table has no labels."""
+        (of_choices, of_label), (count, how) = columns, self.shapes[kind]
+        choices = as_list(values[of_choices], f"{where}: the {of_choices}")
+        if len(choices) != count or len(choices) < 2:
+            expected = f"{count}, as most rows have" if count > 1 else "at least 2"
+            raise ValueError(f"{where}: {len(choices)} {of_choices}; expected {expected}")
+        texts = [str(choice) if type(choice) in (int, float) else choice for choice in choices]
+        what = of_choices.removesuffix("s")
+        return {
+            f"{kind}_choices": [_words(text, num_objects, f"{where}: a {what}") for text in texts],
+            f"{kind}_label": _label(values[of_label], texts, how, where) if of_label in values else None,
+        }
 
     def _enter(self, key: str, boxes: list[Box], where: str) -> list[int]:
         """Enter the boxes of a row, and find them among those of its image."""
@@ -178,6 +193,16 @@ class _Rows:
         known = self.image_boxes.setdefault(key, [[0.0, 0.0, float(width), float(height)]])
         known += [box for number, box in enumerate(boxes) if box not in known[1:] and box not in boxes[:number]]
         return [known.index(box, 1) - 1 for box in boxes]
+
+
+def _label(label: Any, choices: list[str], how: str, where: str) -> int:
+    is_number = type(label) is int or (type(label) is float and label.is_integer())
+    index = int(label) if is_number else _index(label, choices, how) if isinstance(label, str) else None
+    if index is None or not 0 <= index < len(choices):
+        raise ValueError(
+            f"{where}: the label is {label!r:.40}; expected 0 to {len(choices) - 1}, or the text of one choice"
+        )
+    return index
 
 
 def _listed_boxes(value: Any, what: str) -> list[Box]:
@@ -205,8 +230,10 @@ def _words(text: Any, num_objects: int, what: str) -> list[str]:
 
 
 def _features(row: Mapping[str, Any]) -> Features:
+    rationales = {"rationale_choices": List(List(Value("string"))), "rationale_label": Value("int64")}
     return Features(
         {
+            **{name: value for name, value in rationales.items() if name in row},
             "annot_id": value_of_id(row["annot_id"]),
             "image": Value("string"),
             "question": List(Value("string")),

@@ -38,6 +38,7 @@ def read_grounding_table(
     positions: str = "marked",
     needs_labels: bool = True,
     skipped: list[str] | None = None,
+    needs_phrases: bool = True,
 ) -> Dataset:
     """Read one split.
 
@@ -50,6 +51,7 @@ def read_grounding_table(
             [`load_flickr30k`].
         needs_labels: Whether a table without boxes is refused.
         skipped: If given, bad rows are left out and their errors are added to this list instead of being raised.
+        needs_phrases: Whether phrases and boxes are read; pre-training reads the sentences only.
 
     Raises:
         FileNotFoundError: An image does not exist.
@@ -57,11 +59,12 @@ def read_grounding_table(
             an id occurs twice; the message names the row.
     """
     image_column = table.column("image_column", image_column)
-    columns = {
-        "sentence": table.column("sentence_column", *((sentence_column,) if sentence_column else SENTENCE_COLUMNS)),
-        "phrases": table.column("phrases_column", phrases_column),
-        "boxes": column_of_labels(table, needs_labels, "boxes_column", (boxes_column,)),
+    columns: dict[str, str | None] = {
+        "sentence": table.column("sentence_column", *((sentence_column,) if sentence_column else SENTENCE_COLUMNS))
     }
+    if needs_phrases:
+        columns["phrases"] = table.column("phrases_column", phrases_column)
+        columns["boxes"] = column_of_labels(table, needs_labels, "boxes_column", (boxes_column,))
     keys = images.add(table, image_column, skipped)
     make_row = partial(_row, images, image_column, boxes_column, positions)
     rows = read_rows(table, columns, keys, make_row, "sentence_id", skipped)
@@ -85,7 +88,7 @@ def _row(
     where: str,
 ) -> dict[str, Any]:
     sentence = as_text(values["sentence"], f"{where}: the sentence")
-    phrases, ends = _phrases(values["phrases"], sentence, f"{where}: the phrases")
+    phrases, ends = _phrases(values["phrases"], sentence, f"{where}: the phrases") if "phrases" in values else ([], [])
     if positions == "original":
         ends = [find_phrase(sentence, phrase) or end for phrase, end in zip(phrases, ends, strict=True)]
     key = only_image(keys, f"{where}: {image_column!r}")

@@ -104,6 +104,8 @@ def _evaluate_both(
     answers: Opened, rationales: Opened, args: EvaluateArgs, accelerator: Accelerator
 ) -> tuple[Task, Metrics, Predictions]:
     """VCR's Q->AR from two checkpoints, one after the other: the rationales are scored given each of the four answers."""
+    if _has_table(args):
+        raise ValueError("--rationale_model with own data; expected one model, and its sub-task is what is scored")
     for opened, subtask in ((answers, "answer"), (rationales, "rationale")):
         if opened.task != "vcr":
             raise ValueError(f"--rationale_model is for VCR, but {opened.title} is a {opened.task} checkpoint")

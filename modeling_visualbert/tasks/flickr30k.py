@@ -87,11 +87,13 @@ def flickr30k_task(args: Flickr30kArgs, accelerator: Accelerator) -> Task:
     return task
 
 
-def load_flickr30k_data(args: Flickr30kArgs) -> TaskData:
-    """The splits and where their images are: of one's own table, of the official files, or of the embedded corpus."""
+def load_flickr30k_data(args: Flickr30kArgs, needs_phrases: bool = True) -> TaskData:
+    """The splits and where their images are: of one's own table (pre-training reads no phrases), of the official files, or of the
+    embedded corpus."""
     if reads_table(args):
         columns = given_columns(args, "image_column", "sentence_column", "phrases_column", "boxes_column")
-        return read_tables(args, partial(read_grounding_table, **columns, positions=args.positions), "image_id")
+        read = partial(read_grounding_table, **columns, positions=args.positions, needs_phrases=needs_phrases)
+        return read_tables(args, read, "image_id")
     corpus = corpus_folder(args) if reads_corpus(args) else None
     folder = corpus / "flickr30k" if corpus is not None else Path(args.data_dir or "")
     images_dir = corpus / "images" if corpus is not None else Path(args.images_dir or folder)

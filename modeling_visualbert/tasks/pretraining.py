@@ -73,10 +73,8 @@ class PretrainingArgs(TaskArgs):
     choices_column: str | None = field(default=None, metadata={"help": "own data, vcr: see run_vcr.py"})
     objects_column: str | None = field(default=None, metadata={"help": "own data, vcr: see run_vcr.py"})
     sentence_column: str | None = field(default=None, metadata={"help": "own data, flickr30k: see run_flickr30k.py"})
-    phrases_column: str | None = field(default=None, metadata={"help": "own data, flickr30k: see run_flickr30k.py"})
-    boxes_column: str | None = field(
-        default=None, metadata={"help": "own data, flickr30k and vcr: see run_flickr30k.py"}
-    )
+    phrases_column: str | None = field(default=None, metadata={"help": "not read: flickr30k reads sentences only"})
+    boxes_column: str | None = field(default=None, metadata={"help": "own data, vcr: see run_vcr.py"})
     exclude_images: str | None = field(
         default=None, metadata={"help": "coco: file with image ids to leave out of training, such as VQA's minival"}
     )
@@ -123,6 +121,8 @@ def pretraining_task(args: PretrainingArgs, accelerator: Accelerator) -> Task:
     Raises:
         ValueError, FileNotFoundError: Arguments or files do not fit together.
     """
+    if args.streaming:
+        raise ValueError("--streaming: expected VQA or classification; the tables of other tasks are read whole")
     if args.from_pixels:
         raise ValueError("--from_pixels: pre-training reads stored regions; leave it out")
     with accelerator.main_process_first():
@@ -411,7 +411,9 @@ def _vcr(args: PretrainingArgs, tokenizer: Any) -> Source:
 
 
 def _flickr30k(args: PretrainingArgs, tokenizer: Any) -> Source:
-    data = load_flickr30k_data(_task_args(Flickr30kArgs, args))
+    if unread := given_columns(args, "phrases_column", "boxes_column"):
+        raise ValueError(f"--{min(unread)}: stage {args.stage!r} reads sentences only; leave it out")
+    data = load_flickr30k_data(_task_args(Flickr30kArgs, args), needs_phrases=False)
 
     def text(row: dict) -> EncodedText:
         return encode_pair(tokenizer, row["sentence"], None, args.max_length, truncation=True)

@@ -288,7 +288,8 @@ def _check_images(args: TaskArgs, encoder: RegionEncoder, images_dir: Path) -> N
 
 
 def ids_in_store(store: FeatureStore, keys: Sequence[Any]) -> Callable[[Any], Any]:
-    """How a store calls the images: by their keys, or where these are paths by the names or the numbers of the files.
+    """How a store calls the images: by their keys, or where these are paths by the names or the numbers of the files, or by their
+    paths below a folder, whichever `--ids` of `visualbert extract` made them.
 
     Raises:
         ValueError: Two images have the same name in the store.
@@ -305,6 +306,10 @@ def ids_in_store(store: FeatureStore, keys: Sequence[Any]) -> Callable[[Any], An
             if count > 1:
                 raise ValueError(f"{store.folder}: {count} images are called {name!r}; expected different names")
             return id_of
+    first = Path(keys[0])
+    for base in first.parents:
+        if first.relative_to(base).as_posix() in store:
+            return lambda key: Path(key).relative_to(base).as_posix() if Path(key).is_relative_to(base) else key
     return lambda key: key
 
 

@@ -46,7 +46,8 @@ class VcrArgs(TaskArgs):
     subtask: str = field(
         default="both",
         metadata={
-            "help": "what is chosen: answer (Q->A), rationale (QA->R), or both, by one model each",
+            "help": "what is chosen: answer (Q->A), rationale (QA->R), or both, by one model each; of own data answer unless "
+            "rationale is given",
             "choices": [*SUBTASKS, "both"],
         },
     )
@@ -109,9 +110,10 @@ class VcrArgs(TaskArgs):
         if self.num_regions is not None and not reads_table(self):
             raise ValueError("--num_regions: the regions of VCR are the objects of its metadata")
         if reads_table(self):
-            if self.subtask == "rationale" or self.score_with is not None:
-                raise ValueError("own data has no rationales; expected --subtask answer, and no --score_with")
-            self.subtask = "answer"
+            if self.score_with is not None:
+                raise ValueError("--score_with: own data has no leaderboard; leave it out")
+            if self.subtask == "both":  # own data needs to have no rationales
+                self.subtask = "answer"
         elif self.objects == "found":
             raise ValueError("--objects found: official files name objects; expected mentioned or all, or own data")
 
@@ -199,6 +201,7 @@ def _load_table(args: Any) -> TaskData:
     columns = given_columns(args, "image_column", "question_column", "choices_column", "label_column")
     columns |= given_columns(args, "objects_column", "boxes_column")
     boxes: dict[str, list[list[float]]] = {}
+    columns["rationales"] = args.subtask == "rationale"
     data = read_tables(args, partial(read_choice_table, image_boxes=boxes, **columns), "image")
     has_boxes = [split[0]["boxes"] is not None for split in data.splits.values()]
     if args.objects == "found" or not any(has_boxes):
@@ -225,7 +228,8 @@ def _without_objects(split: Dataset) -> Dataset:
         ValueError: A text names an object.
     """
     for row in split:
-        if any(TAG.fullmatch(word) for text in (row["question"], *row["answer_choices"]) for word in text):
+        texts = (row["question"], *row["answer_choices"], *row.get("rationale_choices", ()))
+        if any(TAG.fullmatch(word) for text in texts for word in text):
             raise ValueError(f"--objects found: {row['annot_id']!r} names objects; expected texts without tags")
     nothing = {"objects": [[]] * len(split), "object_ids": [None] * len(split), "boxes": [None] * len(split)}
     columns = {name: nothing.get(name, split[name][:]) for name in split.column_names}
