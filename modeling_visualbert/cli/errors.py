@@ -20,9 +20,15 @@ def exit_status(name: str, run: Callable[[], object]) -> int:
     """
     try:
         run()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
+        if error.args:
+            print(f"{name}: {error}", file=sys.stderr)
         return 130  # as shells have it
     except Exception as error:
+        if (status := _stopped(error)) is not None:
+            if str(error):
+                print(f"{name}: {error}", file=sys.stderr)
+            return status
         if not _is_mistake(error):
             raise
         if os.environ.get(DEBUG):
@@ -30,6 +36,14 @@ def exit_status(name: str, run: Callable[[], object]) -> int:
         print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)  # the Hub's have many lines
         return 2
     return 0
+
+
+def _stopped(error: Exception) -> int | None:
+    """The exit status of a training run that was asked to stop and has saved."""
+    preemption = sys.modules.get("modeling_visualbert.training.preemption")  # needs packages that commands do without
+    if preemption is None or not isinstance(error, preemption.RunStoppedError):
+        return None
+    return preemption.STOPPED_STATUS
 
 
 def _is_mistake(error: Exception) -> bool:

@@ -54,6 +54,7 @@ def run_task(
         text_args = replace(
             args, text_only=True, output_dir=f"{args.output_dir}/text_only", epochs=1.0, evals_per_epoch=2
         )
+        text_args.started = args.started
         # An accelerator of its own: checkpoints and TensorBoard of the two runs stay apart.
         other = make_accelerator(text_args)
         metrics["baselines"]["text only"] = _train(build(text_args, other), text_args, other)["splits"][last]

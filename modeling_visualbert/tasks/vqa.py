@@ -182,6 +182,8 @@ def make_task(
         *("vqa", model, processor, data, collate, predict, score, "accuracy"),
         score_each=score_each,
         count_items=count_examples,
+        # Without regions their projection has no gradient; a region encoder has parts that the answer does not depend on.
+        trains_all=image_of is not None and model.config.region_encoder_config is None,
     )
 
 

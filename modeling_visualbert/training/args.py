@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from argparse import ArgumentParser
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -30,7 +31,7 @@ DATA_FLAGS = (
 
 # Lowest and highest value of every argument that is a real number, in all scripts; round brackets exclude the end.
 INTERVALS = {
-    **dict.fromkeys(("epochs", "evals_per_epoch", "max_grad_norm"), "(0, inf)"),
+    **dict.fromkeys(("epochs", "evals_per_epoch", "max_grad_norm", "save_minutes", "max_hours"), "(0, inf)"),
     **dict.fromkeys(
         ("learning_rate", "backbone_learning_rate", "weight_decay", "initializer_range", "second_segment_std"),
         "[0, inf)",
@@ -130,6 +131,15 @@ class TrainArgs:
         },
     )
     save_steps: int = field(default=500, metadata={"help": "steps between two checkpoints to resume from"})
+    save_minutes: float | None = field(
+        default=None, metadata={"help": "save a checkpoint after this many minutes too, however few steps they were"}
+    )
+    max_hours: float | None = field(
+        default=None,
+        metadata={
+            "help": "stop after this many hours, loading included, as at SIGTERM: save, and exit with status 75; --resume goes on"
+        },
+    )
     keep_checkpoints: int = field(default=2, metadata={"help": "number of checkpoints to keep; older ones are removed"})
     resume: bool = field(
         default=False,
@@ -149,6 +159,7 @@ class TrainArgs:
     cpu: bool = field(default=False, metadata={"help": "use the CPU even if there is a GPU"})
 
     def __post_init__(self) -> None:
+        self.started = time.monotonic()  # of the job: `max_hours` counts from here
         for name in INTERVALS.keys() & vars(self).keys():
             check_interval(name, getattr(self, name), f"--{name} {getattr(self, name)}")
         for name in ("max_steps", "batch_size", "micro_batch_size", "eval_batch_size", "eval_steps", "eval_samples"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import resource
 import shutil
 import time
@@ -32,8 +33,10 @@ from ..hub_code.compile_visualbert import compile_model
 from .args import TrainArgs, recorded_args
 from .average import average_of, update_average
 from .batches import StepPlan
-from .checkpoint import list_checkpoints, load_checkpoint, read_state, save_checkpoint
+from .checkpoint import CheckpointWriter, load_checkpoint, newest_checkpoint, read_state, sync_folder
 from .loaders import evaluation_batches, training_batches
+from .output_folder import claimed
+from .preemption import STOPPED_STATUS, RunStoppedError, StopRequestedError, StopWatch
 from .resume import changed_args, check_steps, describe_changes, saved_args
 from .run_log import RunLog, make_trackers
 from .task import Batch, Predictions, Task, to_device
@@ -52,6 +55,8 @@ class Progress:
     evals_without_gain: int = 0
     window_loss: float = 0.0  # sum of the losses since the last entry of the log
     window_steps: int = 0
+    evaluation_due: bool = False  # the run was stopped before the evaluation after `step`
+    is_ending: bool = False  # the run was stopped after its last step, in the final evaluation
 
 
 @dataclass
@@ -67,7 +72,7 @@ _SAMPLE = "dev_sample"
 
 
 def make_accelerator(args: TrainArgs) -> Accelerator:
-    """One accelerator for the run; heads leave some parameters unused, which data-parallel training must know.
+    """One accelerator for the run.
 
     Raises:
         ValueError: Accelerate is set up in a way that the loop does not follow.
@@ -78,10 +83,28 @@ def make_accelerator(args: TrainArgs) -> Accelerator:
         mixed_precision=args.mixed_precision,
         log_with=make_trackers(args) or None,
         project_dir=args.output_dir,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+    check_launcher(accelerator)
     check_accelerator(accelerator, args)
     return accelerator
+
+
+def check_launcher(accelerator: Accelerator) -> None:
+    """
+    Raises:
+        ValueError: `accelerate launch --cpu` was asked for several processes, which it leaves to MPI: it starts one.
+    """
+    given = os.environ
+    if (
+        accelerator.num_processes == 1
+        and given.get("ACCELERATE_USE_CPU", "").lower() == "true"
+        and "MASTER_ADDR" in given
+        and given.get("WORLD_SIZE", "1") == "1"
+    ):
+        raise ValueError(
+            "`accelerate launch --cpu` was to start several processes, but leaves that to mpirun and started one; expected "
+            "`torchrun --nproc_per_node N SCRIPT --cpu ...`, or --num_processes 1"
+        )
 
 
 def check_accelerator(accelerator: Accelerator, args: TrainArgs) -> None:
@@ -114,7 +137,9 @@ def train(task: Task, args: TrainArgs, accelerator: Accelerator | None = None) -
         The contents of `metrics.json`.
 
     Raises:
-        FileExistsError: `output_dir` already holds a run and `resume` is not set.
+        FileExistsError: `output_dir` already holds a run and `resume` is not set, or another run is at work in it.
+        RunStoppedError: A signal or `--max_hours` stopped the run, which has saved a checkpoint.
+        KeyboardInterrupt: Ctrl-C was pressed twice; the message says how to go on.
         ValueError: The task lacks a split, or arguments do not fit together, or not to those of the run that is resumed.
         FloatingPointError: The loss became NaN or infinite.
     """
@@ -124,7 +149,26 @@ def train(task: Task, args: TrainArgs, accelerator: Accelerator | None = None) -
     accelerator = accelerator or make_accelerator(args)
     check_accelerator(accelerator, args)
     output_dir = Path(args.output_dir)
-    _claim_output_dir(output_dir, args.resume, accelerator)
+    try:
+        with claimed(output_dir, args.resume, accelerator), StopWatch(args, accelerator) as watch:
+            record = _train(task, args, accelerator, watch)
+            record["run"] |= {
+                "train_examples": len(task.splits["train"]),
+                **run_facts(task, started, accelerator),
+            }
+            if accelerator.is_main_process:
+                write_json(output_dir / "metrics.json", record)
+            accelerator.wait_for_everyone()
+            return record
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(
+            f"interrupted; the same command with --resume goes on from the newest checkpoint in {output_dir / 'checkpoints'}"
+        ) from error
+
+
+def _train(task: Task, args: TrainArgs, accelerator: Accelerator, watch: StopWatch) -> dict:
+    """The work of [`train`] in a folder that is claimed."""
+    output_dir = Path(args.output_dir)
     plan = StepPlan(
         len(task.splits["train"]), args.batch_size, accelerator.num_processes, args.micro_batch_size, args.seed
     )
@@ -137,6 +181,8 @@ def train(task: Task, args: TrainArgs, accelerator: Accelerator | None = None) -
     if args.attn_implementation is not None:
         task.model.set_attn_implementation(args.attn_implementation)
     average = None if args.ema_decay is None else average_of(task.model, accelerator)
+    # What a head never reads, models tell data-parallel training themselves.
+    accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=not task.trains_all)
     model, optimizer = accelerator.prepare(task.model, make_optimizer(task.model, args))
     if args.compile:
         compile_model(task.model, training=True)
@@ -144,18 +190,30 @@ def train(task: Task, args: TrainArgs, accelerator: Accelerator | None = None) -
     if accelerator.is_main_process:
         list_skipped(task.skipped, output_dir)
     log = RunLog(task.name, args, accelerator, progress.step)
-    with _dev_sample(task, args) as dev:
-        best_dev = _run_steps(task, model, average, optimizer, plan, progress, log, args, accelerator, dev)
-    log.close()
-    record = _final_evaluation(task, args, progress, accelerator, best_dev)
-    record["run"] |= {
-        "train_examples": len(task.splits["train"]),
-        **run_facts(task, started, accelerator),
-    }
-    if accelerator.is_main_process:
-        write_json(output_dir / "metrics.json", record)
-    accelerator.wait_for_everyone()
-    return record
+    writer = CheckpointWriter(accelerator, output_dir / "checkpoints", args.keep_checkpoints)
+    try:
+        with _dev_sample(task, args) as dev:
+            best_dev = _run_steps(
+                *(task, model, average, optimizer, plan, progress, log, writer, watch, args, accelerator, dev)
+            )
+        progress.is_ending = True
+        return _final_evaluation(task, args, progress, accelerator, watch, best_dev)
+    except StopRequestedError:
+        writer.save(progress.step, _run_state(progress, args, plan))
+    finally:
+        log.close()
+        writer.wait()
+    raise RunStoppedError(_how_to_go_on(watch, progress, args, accelerator))
+
+
+def _how_to_go_on(watch: StopWatch, progress: Progress, args: TrainArgs, accelerator: Accelerator) -> str:
+    reason = next(filter(None, gather_object([watch.reason])))
+    if not accelerator.is_main_process:
+        return ""
+    return (
+        f"stopped by {reason} after step {progress.step} and saved in {args.output_dir}; the same command with --resume goes on "
+        f"from there (exit status {STOPPED_STATUS})"
+    )
 
 
 def _warn_of_few_steps(plan: StepPlan, args: TrainArgs) -> None:
@@ -189,6 +247,8 @@ def _run_steps(
     plan: StepPlan,
     progress: Progress,
     log: RunLog,
+    writer: CheckpointWriter,
+    watch: StopWatch,
     args: TrainArgs,
     accelerator: Accelerator,
     dev: str,
@@ -197,9 +257,11 @@ def _run_steps(
 
     Returns:
         What the best weights reached on the whole dev split, if that is known.
+
+    Raises:
+        StopRequestedError: The run is to stop. `progress` can be saved as it is.
     """
     best_dev: DevResult | None = None
-    output_dir = Path(args.output_dir)
     kept = model if average is None else average.module  # what is evaluated, and saved if it is the best
     last_step = plan.num_steps(args.epochs, args.max_steps)
     eval_steps = args.eval_steps or max(1, round(plan.num_steps(1.0) / args.evals_per_epoch))
@@ -209,6 +271,8 @@ def _run_steps(
     )
     losses: list[torch.Tensor] = []  # not yet read, because reading one waits for the device
     with bar:  # an error is printed below it
+        if progress.evaluation_due:
+            best_dev = _evaluate_dev(task, kept, progress, log, watch, args, accelerator, dev)
         while progress.step < last_step and not _out_of_patience(progress, args):
             micro_batches = [next(batches) for _ in range(plan.accumulation)]
             set_rates(optimizer, args, rate_factor(progress.step, last_step, args.warmup_ratio, args.schedule))
@@ -223,25 +287,45 @@ def _run_steps(
             logs, evaluates, saves = (
                 progress.step % every == 0 or is_last for every in (args.log_steps, eval_steps, args.save_steps)
             )
-            if logs or evaluates or saves:
+            stops, saves_now = watch.after_step()
+            if logs or evaluates or saves or stops or saves_now:
                 _read_losses(losses, progress, accelerator)
             if logs:
                 mean = progress.window_loss / progress.window_steps
                 log.write(progress.step, {"loss": mean, **rates_of(optimizer), "grad_norm": float(grad_norm)})
                 bar.set_postfix(loss=f"{mean:.4f}")
                 progress.window_loss, progress.window_steps = 0.0, 0
+            progress.evaluation_due = evaluates
+            if stops:
+                raise StopRequestedError
             if evaluates:
-                metrics, predictions = evaluate(task, kept, dev, args, accelerator)
-                _note_evaluation(task, kept, metrics, progress, output_dir, accelerator)
-                if progress.best_step == progress.step:
-                    best_dev = DevResult(metrics, predictions, getattr(task.processor, "threshold", None))
-                log.write(progress.step, {f"dev_{k}": v for k, v in metrics.items() if isinstance(v, float)})
-            if saves and not is_last:
-                state = _run_state(progress, args, plan)
-                save_checkpoint(accelerator, output_dir / "checkpoints", progress.step, state, args.keep_checkpoints)
+                best_dev = _evaluate_dev(task, kept, progress, log, watch, args, accelerator, dev) or best_dev
+            if (saves or saves_now) and not is_last:
+                writer.save(progress.step, _run_state(progress, args, plan))
+                watch.note_save()
     # What is saved of compiled models and of adapters computes the same with other roundings.
     is_other = args.compile or getattr(args, "backbone_lora_rank", None) is not None
     return None if is_other or dev != "dev" else best_dev
+
+
+def _evaluate_dev(
+    task: Task,
+    kept: torch.nn.Module,
+    progress: Progress,
+    log: RunLog,
+    watch: StopWatch,
+    args: TrainArgs,
+    accelerator: Accelerator,
+    dev: str,
+) -> DevResult | None:
+    """Evaluate during training; the result is returned if these are the best weights."""
+    metrics, predictions = evaluate(task, kept, dev, args, accelerator, watch)
+    _note_evaluation(task, kept, metrics, progress, Path(args.output_dir), accelerator)
+    progress.evaluation_due = False
+    log.write(progress.step, {f"dev_{k}": v for k, v in metrics.items() if isinstance(v, float)})
+    if progress.best_step != progress.step:
+        return None
+    return DevResult(metrics, predictions, getattr(task.processor, "threshold", None))
 
 
 def _read_losses(losses: list[torch.Tensor], progress: Progress, accelerator: Accelerator) -> None:
@@ -301,12 +385,20 @@ def train_step(
 
 
 def evaluate(
-    task: Task, model: torch.nn.Module, split: str, args: TrainArgs, accelerator: Accelerator
+    task: Task,
+    model: torch.nn.Module,
+    split: str,
+    args: TrainArgs,
+    accelerator: Accelerator,
+    watch: StopWatch | None = None,
 ) -> tuple[dict, Predictions]:
     """Metrics of a split, the same on every process, and on the main one its predictions; each example is predicted once.
 
     The processes take whole batches in turn, so that the batches, and with them the bits of the scores, do not depend on the
     number of processes.
+
+    Raises:
+        StopRequestedError: `watch` says that the run is to stop.
     """
     model.eval()
     predictions: Predictions = []
@@ -317,6 +409,10 @@ def evaluate(
         for rows, batch in batches:
             predictions += task.predict(accelerator.unwrap_model(model)(**to_device(batch, accelerator.device)), rows)
             bar.update()
+            if watch is not None and watch.reason is not None:
+                break
+    if watch is not None and watch.anyone_stops():
+        raise StopRequestedError
     predictions = sorted(_gather_on_main(predictions, accelerator), key=lambda record: record["id"])
     fits = split in ("dev", _SAMPLE) and task.fit_threshold is not None
     result: list[Any] = [None, None]
@@ -430,21 +526,6 @@ def read_predictions(path: Path) -> Predictions:
     return [record for _, record in read_json_lines(path)]
 
 
-def _claim_output_dir(output_dir: Path, resume: bool, accelerator: Accelerator) -> None:
-    # All processes check before the first one writes.
-    occupied = (output_dir / "log.jsonl").exists()
-    accelerator.wait_for_everyone()
-    if occupied and not resume:
-        raise FileExistsError(
-            f"{output_dir} already holds a run; pass --resume to continue it, or another --output_dir"
-        )
-    output_dir.mkdir(parents=True, exist_ok=True)
-    best, old = output_dir / "best", output_dir / ".best.old"
-    if accelerator.is_main_process and old.exists() and not best.exists():
-        old.rename(best)  # the run was killed between the two renames of `save_model`
-    accelerator.wait_for_everyone()
-
-
 def list_skipped(skipped: Sequence[str], output_dir: Path) -> None:
     """Write `skipped.txt` if bad records were left out, and say so in the log."""
     if skipped:
@@ -458,15 +539,16 @@ def _run_state(progress: Progress, args: TrainArgs, plan: StepPlan) -> dict:
 
 def _resume(accelerator: Accelerator, output_dir: Path, args: TrainArgs, plan: StepPlan) -> Progress:
     """Check that the arguments fit the newest checkpoint and load it; one line of the log says which arguments changed."""
-    checkpoints = list_checkpoints(output_dir / "checkpoints")
-    if not checkpoints:
+    newest = newest_checkpoint(accelerator, output_dir / "checkpoints")
+    if newest is None:
         return Progress()
-    newest = checkpoints[-1]
     state = read_state(newest)
     progress = Progress(**state["progress"])
     changed = changed_args(newest, state, args)
-    check_steps(newest, state, progress.step, args, plan)
+    if not (progress.is_ending or progress.evaluation_due):  # then all steps may have been taken
+        check_steps(newest, state, progress.step, args, plan)
     load_checkpoint(accelerator, newest)
+    progress.is_ending = False
     if accelerator.is_main_process and changed:
         logger.warning("resuming from %s with %s", newest, describe_changes(changed, args, plan))
     elif accelerator.is_main_process:
@@ -503,14 +585,21 @@ def save_model(model: PreTrainedModel, task: Task, folder: Path, state_dict: dic
     shutil.rmtree(draft, ignore_errors=True)
     model.save_pretrained(draft, state_dict=merged_weights(model, state_dict or model.state_dict()))
     task.processor.save_pretrained(draft)
+    sync_folder(draft)
     if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)  # the run was killed before the line below that removes it
         folder.rename(old)
     draft.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def _final_evaluation(
-    task: Task, args: TrainArgs, progress: Progress, accelerator: Accelerator, best_dev: DevResult | None
+    task: Task,
+    args: TrainArgs,
+    progress: Progress,
+    accelerator: Accelerator,
+    watch: StopWatch,
+    best_dev: DevResult | None,
 ) -> dict:
     """The contents of `metrics.json`: scores of the best weights on every split but train. Predictions are written as well. What
     is known of the dev split is not computed again."""
@@ -530,7 +619,7 @@ def _final_evaluation(
             if task.fit_threshold is not None:
                 task.processor.threshold = best_dev.threshold
         else:
-            metrics, predictions = evaluate(task, best, split, args, accelerator)
+            metrics, predictions = evaluate(task, best, split, args, accelerator, watch)
         if accelerator.is_main_process:
             write_predictions(output_dir / f"predictions_{split}.jsonl", with_own_scores(task, predictions, split))
         record["splits"][split] = metrics

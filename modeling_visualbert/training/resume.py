@@ -17,7 +17,16 @@ from .batches import StepPlan
 # except for rounding.
 MAY_CHANGE = frozenset(
     [
-        *("output_dir", "resume", "save_steps", "keep_checkpoints", "log_steps", "report_to"),
+        *(
+            "output_dir",
+            "resume",
+            "save_steps",
+            "save_minutes",
+            "max_hours",
+            "keep_checkpoints",
+            "log_steps",
+            "report_to",
+        ),
         *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_token"),
         # The learning rate follows the schedule of the new length from the first resumed step on.
         *("epochs", "max_steps", "patience"),

@@ -66,7 +66,9 @@ class RunLog:
             self.path.touch()
             # A killed run may leave half a line, which belongs to a later step in any case.
             whole = [line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            self.path.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
+            draft = self.path.with_name(f".{self.path.name}.tmp")
+            draft.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
+            draft.replace(self.path)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Log the values of a step."""

@@ -41,6 +41,8 @@ class Task:
         write_results: Writes predictions as the official evaluation expects them, to a path that is given without its suffix.
         images: Image files (paths or bytes) by their key in the rows, for drawing.
         skipped: Bad records that were left out.
+        trains_all: Whether every batch gives every trained parameter that the head reads a gradient. Otherwise data-parallel
+            training searches for those without one in every step, which takes time and excludes gradient checkpointing.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Task:
     write_results: Callable[[Predictions, Path], None] | None = None
     images: Mapping[Any, Any] = field(default_factory=dict)
     skipped: Sequence[str] = ()
+    trains_all: bool = False
 
 
 def count_examples(batch: Batch) -> dict[str, int]:
