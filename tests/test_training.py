@@ -118,6 +118,21 @@ def test_sizes_that_do_not_divide_are_refused(sizes, message):
         plan(**sizes)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "line"),
+    [
+        ({}, "8 examples in a step = 8 examples x 1 process"),
+        ({"num_processes": 2}, "8 examples in a step = 4 examples x 2 processes"),
+        (
+            {"num_processes": 2, "micro_batch_size": 1},
+            "8 examples in a step = 1 example x 2 processes x 4 forward passes",
+        ),
+    ],
+)
+def test_how_a_step_is_made_up_is_said(sizes, line):
+    assert str(plan(50, 8, **sizes)) == line
+
+
 def test_augmentation_depends_on_seed_step_and_example_only():
     def augment(row, generator):
         return row, torch.rand((), generator=generator).item()

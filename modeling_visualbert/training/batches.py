@@ -54,6 +54,16 @@ class StepPlan:
         """Forward passes of one process in a step."""
         return self.batch_size // (self.num_processes * self.micro_size)
 
+    def __str__(self) -> str:
+        """How a step is made up, for people."""
+        parts = [
+            f"{self.micro_size} example{'s' * (self.micro_size > 1)}",
+            f"{self.num_processes} process{'es' * (self.num_processes > 1)}",
+        ]
+        if self.accumulation > 1:
+            parts.append(f"{self.accumulation} forward passes")
+        return f"{self.batch_size} example{'s' * (self.batch_size > 1)} in a step = {' x '.join(parts)}"
+
     def num_steps(self, epochs: float, max_steps: int | None = None) -> int:
         """`max_steps` if given, otherwise the number of steps nearest to `epochs` passes over the data, at least one."""
         return max_steps or max(1, math.floor(epochs * self.num_examples / self.batch_size + 0.5))

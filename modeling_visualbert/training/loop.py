@@ -13,6 +13,7 @@ import math
 import os
 import resource
 import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -173,6 +174,7 @@ def _train(task: Task, args: TrainArgs, accelerator: Accelerator, watch: StopWat
         len(task.splits["train"]), args.batch_size, accelerator.num_processes, args.micro_batch_size, args.seed
     )
     if accelerator.is_main_process:
+        tqdm.write(f"{plan}; {plan.num_steps(args.epochs, args.max_steps)} steps", file=sys.stderr)
         _warn_of_few_steps(plan, args)
     if args.gradient_checkpointing:
         # Recent versions of transformers renamed it and warn about the old name.
