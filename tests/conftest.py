@@ -4,6 +4,7 @@ import os
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["MODELING_VISUALBERT_CACHE"] = tempfile.mkdtemp(prefix="modeling_visualbert_tests_")
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="modeling_visualbert_tests_")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two spinning threads on a busy machine are up to 100 times slower

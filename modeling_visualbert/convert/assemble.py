@@ -22,7 +22,7 @@ from safetensors import safe_open
 from transformers import AutoImageProcessor, PreTrainedModel
 
 from ..checkpoints import check_name, check_task
-from ..corpus.build import default_cache_dir
+from ..data.cache import default_cache_dir
 from ..downloads import downloaded, hub_folder
 from ..hub_code.configuration_region_detector import RegionDetectorConfig
 from ..hub_code.configuration_visualbert import VisualBertConfig

@@ -35,6 +35,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 from tqdm.auto import tqdm
 
+from ..data.cache import default_cache_dir
 from .captions import caption_trees, captions_record
 from .flickr30k import flickr30k_files
 from .nlvr2 import SPLIT_NAMES, make_pairs, nlvr2_records
@@ -65,12 +66,6 @@ class CorpusConfig:
     def scenes(self, split: str) -> int:
         """Number of scenes of a split."""
         return getattr(self, f"{split}_scenes")
-
-
-def default_cache_dir() -> Path:
-    """`$MODELING_VISUALBERT_CACHE`, else `~/.cache/modeling_visualbert`."""
-    root = os.environ.get("MODELING_VISUALBERT_CACHE")
-    return Path(root) if root else Path.home() / ".cache" / "modeling_visualbert"
 
 
 def ensure_corpus(config: CorpusConfig | None = None, cache_dir: Path | None = None, progress: bool = True) -> Path:

@@ -9,10 +9,12 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path, PureWindowsPath
 from typing import Any, TypeVar
+
+from .json_stream import JsonStream, NotStreamableError
 
 logger = logging.getLogger(__name__)
 
@@ -21,18 +23,22 @@ _SHORT = 40  # characters of a value in an error message
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
-@contextmanager
-def skipping(skipped: list[str] | None) -> Iterator[None]:
+class skipping:  # noqa: N801 (used like a function)
     """Read one record inside the block: an error is raised, or, if a list is given, added to it so that reading continues.
 
     Append the record's row in the last statement of the block, so that a row is added completely or not at all.
     """
-    try:
-        yield
-    except (ValueError, FileNotFoundError) as error:
-        if skipped is None:
-            raise
-        skipped.append(str(error))
+
+    def __init__(self, skipped: list[str] | None):
+        self.skipped = skipped
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> bool:
+        if self.skipped is None or not isinstance(error, (ValueError, FileNotFoundError)):
+            return False
+        self.skipped.append(str(error))
+        return True
 
 
 def read_text(path: str | Path) -> str:
@@ -79,6 +85,36 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(
             f"{path}: malformed JSON at line {error.lineno}, column {error.colno}: {error.msg}{hint}"
         ) from error
+
+
+def read_json_records(
+    path: str | Path, key: str, others: dict[str, Any] | None = None, bare: str | None = None
+) -> Iterator[Any]:
+    """Yield the records of the list under a key of a JSON document, of which only a part is held in memory.
+
+    Args:
+        path: The file.
+        key: Key of the list.
+        others: If given, the values of the other keys are added to it, except lists, as reading passes them.
+        bare: A document that is nothing but the list is read too if its first record has this key.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not a document with such a list, see [`read_json`]; raised when reading comes to that place.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    count = 0
+    try:
+        for record in JsonStream(path).records(key, {} if others is None else others, bare):
+            count += 1
+            yield record
+        return
+    except NotStreamableError:
+        pass
+    content = read_json(path)  # says what is wrong
+    is_bare = bare is not None and isinstance(content, list) and bool(content) and isinstance(content[0], dict)
+    yield from (content if is_bare and bare in content[0] else require(content, key, str(path), list))[count:]
 
 
 def read_json_lines(path: str | Path, skipped: list[str] | None = None) -> Iterator[tuple[str, Any]]:
@@ -172,6 +208,15 @@ def described(value: Any) -> str:
         return f"a list of {len(value)} record{'s' if len(value) > 1 else ''}"
     shown = repr(value)
     return f"a list of {len(value)} items" if isinstance(value, list) and len(shown) > _SHORT else shown[:_SHORT]
+
+
+def require_texts(records: list[Any], key: str, where: str) -> list[str]:
+    """`require(record, key, where, str)` of every record; quick where all are as usual."""
+    with suppress(TypeError, KeyError):
+        texts = [record[key] for record in records]
+        if is_unicode("".join(texts)):
+            return texts
+    return [require(record, key, where, str) for record in records]
 
 
 def optional(record: Any, key: str, where: str, kind: type | None = None) -> Any:

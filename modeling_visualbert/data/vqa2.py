@@ -15,13 +15,18 @@ become one row of the dataset (without an annotations file, as for test, the fie
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 
-from .files import check_count, check_new, find_one, optional, read_json, require, skipping
+from .cache import BATCH, Notes, cached_table, content_of, table_of
+from .files import check_count, check_new, find_one, optional, read_json_records, require, require_texts, skipping
 from .layouts import recognise
 
 EXPECTED_QUESTIONS = {"train2014": 443_757, "val2014": 214_354, "test2015": 447_793, "test-dev2015": 107_394}
@@ -36,6 +41,9 @@ FEATURES = Features(
         "answer_type": Value("string"),
     }
 )
+
+
+_ASKED = ("question_id", "image_id", "question")  # columns of the questions file
 
 
 @dataclass(frozen=True)
@@ -94,63 +102,44 @@ def load_vqa(
     """
     if (layout := recognise(questions_file)) is not None and layout.rows is not None:
         raise ValueError(f"{questions_file}: {layout.advice(Path(questions_file))}")
-    content = read_json(questions_file)
-    questions = _records(content, "questions", questions_file)
-    split = str(content.get("data_subtype")) if isinstance(content, dict) else ""
-    check_count(questions_file, len(questions), "questions", split, EXPECTED_QUESTIONS)
-    annotations = None if annotations_file is None else _annotations_by_id(annotations_file, skipped)
-    rows: list[dict[str, Any]] = []
-    seen: set[int] = set()
-    for number, record in enumerate(questions):
-        where = f"{questions_file}: question {number}"
+    files = [content_of(path) for path in (questions_file, annotations_file) if path is not None]
+    read = partial(_read, questions_file, annotations_file, skipped is not None)
+    rows, notes = cached_table("vqa", FEATURES, read, files, skipped is not None)
+    check_count(questions_file, notes["questions"], "questions", notes["split"], EXPECTED_QUESTIONS)
+    if skipped is not None:
+        skipped += notes["skipped"]
+    return rows
+
+
+def _read(path: str | Path, annotations_file: str | Path | None, skip: bool, notes: Notes) -> Iterator[pa.Table]:
+    """The rows, in batches."""
+    skipped: list[str] | None = [] if skip else None
+    annotations = None if annotations_file is None else _Annotations(annotations_file, skipped)
+    asked: set[int] = set()
+    rows = _questions(path, annotations, asked, skipped, notes)
+    while batch := list(islice(rows, BATCH)):
+        table = pa.Table.from_pylist(batch, FEATURES.arrow_schema)
+        yield table if annotations is None else annotations.answer(table)
+    if annotations is not None:
+        annotations.check_all_asked(asked, path, skipped)
+    notes["skipped"] = skipped or []
+
+
+def _questions(
+    path: str | Path, annotations: _Annotations | None, asked: set[int], skipped: list[str] | None, notes: Notes
+) -> Iterator[dict[str, Any]]:
+    """The columns of the questions file; adds the ids to `asked`."""
+    others: dict[str, Any] = {}
+    number = -1
+    for number, record in enumerate(read_json_records(path, "questions", others, bare="question_id")):
+        where = f"{path}: question {number}"
         with skipping(skipped):
-            row = _row(record, where) | _answers_to(record, annotations, where, annotations_file)
-            check_new(row["question_id"], seen, "question id", where)
-            rows.append(row)
-    for question_id, annotation in (annotations or {}).items():
-        with skipping(skipped):
-            if question_id not in seen:
-                raise ValueError(f"{annotation.where}: question id {question_id} has no question in {questions_file}")
-    return Dataset.from_dict({name: [row[name] for row in rows] for name in FEATURES}, features=FEATURES)
-
-
-def _records(content: Any, key: str, path: str | Path) -> list[Any]:
-    """The records of a file; those of VQA-CP are nothing but the list."""
-    is_list = isinstance(content, list) and bool(content) and isinstance(content[0], dict)
-    return content if is_list and "question_id" in content[0] else require(content, key, str(path), list)
-
-
-@dataclass(frozen=True)
-class _Annotation:
-    """The annotation of a question, and `where` it was found, for errors."""
-
-    where: str
-    image_id: int | None
-    fields: dict[str, Any]
-
-
-def _annotations_by_id(path: str | Path, skipped: list[str] | None) -> dict[int, _Annotation]:
-    by_id: dict[int, _Annotation] = {}
-    seen: set[int] = set()
-    for number, record in enumerate(_records(read_json(path), "annotations", path)):
-        where = f"{path}: annotation {number}"
-        with skipping(skipped):
-            question_id, annotation = require(record, "question_id", where, int), _annotation(record, where)
-            check_new(question_id, seen, "question id", where)
-            by_id[question_id] = annotation
-    return by_id
-
-
-def _annotation(record: Any, where: str) -> _Annotation:
-    answers = require(record, "answers", where)
-    if not isinstance(answers, list) or not answers:
-        raise ValueError(f"{where}: 'answers' is empty; expected those of ten annotators")
-    fields = {
-        "answers": [require(answer, "answer", where, str) for answer in answers],
-        "question_type": optional(record, "question_type", where, str),
-        "answer_type": optional(record, "answer_type", where, str),
-    }
-    return _Annotation(where, optional(record, "image_id", where, int), fields)
+            row = _row(record, where)
+            if annotations is not None:
+                annotations.check_asked(row, where)
+            check_new(row["question_id"], asked, "question id", where)
+            yield row
+    notes["questions"], notes["split"] = number + 1, str(others.get("data_subtype", ""))
 
 
 def _row(record: Any, where: str) -> dict[str, Any]:
@@ -164,15 +153,77 @@ def _row(record: Any, where: str) -> dict[str, Any]:
     }
 
 
-def _answers_to(
-    question: dict[str, Any], annotations: dict[int, _Annotation] | None, where: str, path: str | Path | None
-) -> dict[str, Any]:
-    """The columns that come from the annotations file; None if there is no such file."""
-    if annotations is None:
-        return {"answers": None, "question_type": None, "answer_type": None}
-    annotation = annotations.get(question["question_id"])
-    if annotation is None:
-        raise ValueError(f"{where}: question id {question['question_id']} has no annotation in {path}")
-    if annotation.image_id not in (None, question["image_id"]):
-        raise ValueError(f"{where}: image {question['image_id']}, but the annotation says image {annotation.image_id}")
-    return annotation.fields
+class _Annotations:
+    """The annotations file, as a table whose rows are found by the ids of the questions.
+
+    Args:
+        path: The file.
+        skipped: If given, bad records are left out and their errors are added to this list.
+    """
+
+    _FEATURES = Features(
+        {
+            "question_id": Value("int64"),
+            "image_id": Value("int64"),
+            **{name: FEATURES[name] for name in ("answers", "question_type", "answer_type")},
+            "number": Value("int64"),
+        }
+    )
+
+    def __init__(self, path: str | Path, skipped: list[str] | None):
+        self.path = path
+        self.table = table_of(self._read(path, skipped), self._FEATURES)
+        self.image_ids = self.table["image_id"].to_pylist()
+        self.place = {key: place for place, key in enumerate(self.table["question_id"].to_pylist())}
+
+    @staticmethod
+    def _read(path: str | Path, skipped: list[str] | None) -> Iterator[dict[str, Any]]:
+        seen: set[int] = set()
+        for number, record in enumerate(read_json_records(path, "annotations", bare="question_id")):
+            where = f"{path}: annotation {number}"
+            with skipping(skipped):
+                question_id, annotation = require(record, "question_id", where, int), _annotation(record, where)
+                check_new(question_id, seen, "question id", where)
+                yield {"question_id": question_id, **annotation, "number": number}
+
+    def check_asked(self, row: dict[str, Any], where: str) -> None:
+        """
+        Raises:
+            ValueError: The question has no annotation, or it is about another image.
+        """
+        place = self.place.get(row["question_id"])
+        if place is None:
+            raise ValueError(f"{where}: question id {row['question_id']} has no annotation in {self.path}")
+        if self.image_ids[place] not in (None, row["image_id"]):
+            raise ValueError(f"{where}: image {row['image_id']}, but the annotation says image {self.image_ids[place]}")
+
+    def check_all_asked(self, asked: set[int], questions_file: str | Path, skipped: list[str] | None) -> None:
+        """
+        Raises:
+            ValueError: An annotation has no question.
+        """
+        for question_id, place in self.place.items():
+            if question_id in asked:
+                continue
+            with skipping(skipped):
+                where = f"{self.path}: annotation {self.table['number'][place].as_py()}"
+                raise ValueError(f"{where}: question id {question_id} has no question in {questions_file}")
+
+    def answer(self, questions: pa.Table) -> pa.Table:
+        """The questions with the columns of their annotations."""
+        found = self.table.take([self.place[key] for key in questions["question_id"].to_pylist()])
+        return pa.table(
+            [(questions if name in _ASKED else found)[name] for name in FEATURES], schema=FEATURES.arrow_schema
+        )
+
+
+def _annotation(record: Any, where: str) -> dict[str, Any]:
+    answers = require(record, "answers", where)
+    if not isinstance(answers, list) or not answers:
+        raise ValueError(f"{where}: 'answers' is empty; expected those of ten annotators")
+    return {
+        "answers": require_texts(answers, "answer", where),
+        "question_type": optional(record, "question_type", where, str),
+        "answer_type": optional(record, "answer_type", where, str),
+        "image_id": optional(record, "image_id", where, int),
+    }

@@ -26,7 +26,8 @@ from transformers import (
 from ..checkpoints import load_inner_region_encoder
 from ..convert.checkpoint_files import naming
 from ..convert.published_detectors import open_region_encoder
-from ..corpus.build import default_cache_dir, in_corpus
+from ..corpus.build import in_corpus
+from ..data.cache import default_cache_dir
 from ..data.table_images import TableImages
 from ..data.table_stream import StreamedRows
 from ..features.batches import StoredRegions
