@@ -1,4 +1,4 @@
-"""Answer vocabularies for VQA: the published one, and a function that builds one from annotations.
+"""The answer vocabulary of the published VQA checkpoints. One of one's own data: `data/given_answers.py`.
 
 The published checkpoints use the 3129 answers of Pythia's `answers_vqa.txt` (BSD-3-Clause, see `assets/NOTICE`): `<unk>` at
 index 0, then the answers in code-point order. LXMERT's list has the same answers in a different order.
@@ -6,13 +6,8 @@ index 0, then the answers in code-point order. LXMERT's list has the same answer
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
 from functools import lru_cache
 from importlib.resources import files
-
-from .hub_code.processing_visualbert import UNKNOWN_ANSWER
-from .metrics.vqa import normalise_answer
 
 
 @lru_cache
@@ -22,27 +17,4 @@ def pythia_answers() -> tuple[str, ...]:
     return tuple(text.removesuffix("\n").split("\n"))
 
 
-USUAL_MIN_COUNT = 9  # of VQA v2
-
-
-def build_answer_vocabulary(
-    answers_per_question: Iterable[list[str]], min_count: int | None = USUAL_MIN_COUNT
-) -> list[str]:
-    """`<unk>`, then, in code-point order, the answers that are the most common answer of at least `min_count` questions.
-
-    Answers are normalised like in the official evaluation before they are counted; empty ones are left out. The usual 3129
-    answers of VQA v2 train + val were built this way (`min_count` 9). If several answers of a question are equally common, the
-    first one counts.
-
-    With `min_count` None it is 9 too, or, where that would give up the answers of more than a tenth of the questions, the largest
-    number that does not.
-    """
-    counts = Counter(Counter(map(normalise_answer, answers)).most_common(1)[0][0] for answers in answers_per_question)
-    if min_count is None:
-        enough = 0.9 * sum(counts.values())
-        kept = {limit: sum(n for n in counts.values() if n >= limit) for limit in range(USUAL_MIN_COUNT, 0, -1)}
-        min_count = next(limit for limit, questions in kept.items() if questions >= enough)
-    return [UNKNOWN_ANSWER, *sorted(answer for answer, count in counts.items() if count >= min_count and answer)]
-
-
-__all__ = ["build_answer_vocabulary", "pythia_answers"]
+__all__ = ["pythia_answers"]

@@ -1,17 +1,21 @@
 """Helpers that read annotation files and folders of images: limits from both sides, and what is refused."""
 
+import json
 import re
 
 import pytest
 
+from modeling_visualbert.data import files, json_stream
 from modeling_visualbert.data.files import (
     files_below,
     find_one,
     index_images,
     index_images_by_name,
     optional,
+    read_json_records,
     read_lines,
     require,
+    require_texts,
 )
 
 
@@ -175,3 +179,64 @@ def test_two_names_of_one_image_are_one(tmp_path):
     (tmp_path / "all/1.jpg").symlink_to("../train/1.jpg")
     assert index_images(tmp_path)[1].samefile(tmp_path / "train/1.jpg")
     assert index_images_by_name(tmp_path, {"dev": ["1"]})["1"].samefile(tmp_path / "train/1.jpg")
+
+
+DOCUMENTS = (
+    '{"info": {"a": [1, 2]}, "records": [{"n": 1}, {"n": "zwei", "deep": [[{}]]}, 3.5], "other": [1, {"x": "]"}], "end": "é"}',
+    '\ufeff {"records" : [ ] }\n',
+    '{"records": [1, 23, 456], "n": 12}',
+    '[{"n": 1}, {"n": "\\ud83d\\ude00"}]',
+)
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 1000])
+@pytest.mark.parametrize("text", DOCUMENTS)
+def test_records_are_those_of_the_document_however_it_is_cut(tmp_path, monkeypatch, text, block):
+    monkeypatch.setattr(json_stream, "_BLOCK", block)
+    monkeypatch.setattr(files, "read_json", None)  # nothing needs the whole document
+    (tmp_path / "a.json").write_text(text, encoding="utf-8")
+    content, others = json.loads(text.removeprefix("\ufeff")), {}
+    records = list(read_json_records(tmp_path / "a.json", "records", others, bare="n"))
+    assert records == (content if isinstance(content, list) else content["records"])
+    if isinstance(content, dict):
+        assert others == {name: value for name, value in content.items() if not isinstance(value, list)}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"records": [1, 2', r"a.json: malformed JSON at line 1, column 18: Expecting ',' delimiter"),
+        (b'{"records": [1,\n 2,]}', r"a.json: malformed JSON at line 2, column"),
+        (b'{"records": [1, 2]} 3', r"a.json: malformed JSON at line 1, column 21: Extra data"),
+        (b'{"records": [1, 2],}', r"a.json: malformed JSON at line 1"),
+        (b'{"records": [1 2]}', r"a.json: malformed JSON at line 1, column 16"),
+        (b'{"records": {"n": 1}}', r"a.json: 'records' is a record with keys 'n'; expected list"),
+        (b'{"others": [1]}', r"a.json: key 'records' is missing; expected a record with it"),
+        (b'[{"m": 1}]', r"a.json: key 'records' is missing: found a list of 1 record; expected a record with it"),
+        (b"[]", r"a.json: key 'records' is missing: found \[\]"),
+        (b"3", r"a.json: key 'records' is missing: found 3"),
+        (b"", r"a.json: malformed JSON at line 1, column 1: the file is empty"),
+        (b'{"records": ["a", "\xff"]}', r"a.json: not UTF-8 text at byte 19"),
+        (b'{"records": [1], "x": "\xc3', r"a.json: not UTF-8 text at byte 23"),
+        (b'{"records": [' + b"[" * 100_000, r"a.json: malformed JSON"),
+        (b'{1: 2, "records": []}', r"a.json: malformed JSON at line 1, column 2"),
+    ],
+)
+def test_a_document_without_records_is_named_as_when_read_whole(tmp_path, content, message):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        list(read_json_records(tmp_path / "a.json", "records", bare="n"))
+    with pytest.raises(FileNotFoundError, match="b.json: no such file"):
+        list(read_json_records(tmp_path / "b.json", "records"))
+
+
+def test_texts_are_checked_as_one_by_one():
+    assert require_texts([{"a": "x"}, {"a": "é", "b": 1}], "a", "here") == ["x", "é"]
+    for bad, message in (
+        ({"b": 1}, "here: key 'a' is missing; expected a record with it"),
+        ({"a": 1}, "here: 'a' is 1; expected str"),
+        ({"a": "\ud800"}, r"here: 'a' is '\\ud800'; expected str"),
+        ("a", "here: key 'a' is missing: found 'a'; expected a record with it"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            require_texts([{"a": "x"}, bad], "a", "here")

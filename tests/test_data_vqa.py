@@ -3,15 +3,20 @@
 import hashlib
 import json
 import logging
+import random
 from collections import Counter
 from importlib.resources import files
 
+import pyarrow as pa
 import pytest
 from helpers import shared
 
-from modeling_visualbert.answers import build_answer_vocabulary, pythia_answers
+from modeling_visualbert.answers import pythia_answers
+from modeling_visualbert.data import given_answers
 from modeling_visualbert.data.files import find_one, index_images, read_json, require
+from modeling_visualbert.data.given_answers import GivenAnswers, build_answer_vocabulary
 from modeling_visualbert.data.vqa2 import EXPECTED_QUESTIONS, FEATURES, find_vqa_files, load_vqa
+from modeling_visualbert.metrics.vqa import normalise_answer
 
 OFFICIAL_FILES = {  # as they lie in one folder after unpacking what visualqa.org offers
     "train2014": ("v2_OpenEnded_mscoco_train2014_questions.json", "v2_mscoco_train2014_annotations.json"),
@@ -363,6 +368,45 @@ def test_vocabulary_counts_the_most_common_answer_of_each_question():
     assert build_answer_vocabulary(answers, min_count=2) == ["<unk>", "2", "b", "red"]
     assert build_answer_vocabulary(answers, min_count=1) == ["<unk>", "2", "b", "blue", "red"]
     assert build_answer_vocabulary(answers) == ["<unk>"]
+
+
+def counted_one_by_one(answers):
+    """How many questions have each normalised answer as their most common one."""
+    return Counter(Counter(map(normalise_answer, given)).most_common(1)[0][0] for given in answers)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_answers_are_counted_as_one_by_one(monkeypatch, seed):
+    monkeypatch.setattr(given_answers, "_BLOCK", 7)  # a number that does not divide the questions
+    draw = random.Random(seed)
+    texts = ["A dog", "dog", "two", "2", "the cat.", "cat", "", "né", "1,000", "1000"]
+    answers = [draw.choices(texts, k=draw.randint(1, 10)) for _ in range(100)]
+    column = pa.chunked_array([answers[:30], answers[30:31], answers[31:]], pa.list_(pa.string()))
+    given, counts = GivenAnswers(column), counted_one_by_one(answers)
+    for least in (1, 5, 20):
+        expected = sorted(answer for answer, count in counts.items() if count >= least and answer)
+        assert given.vocabulary(least) == ["<unk>", *expected]
+    known = {"dog", "1000"}
+    assert given.count_covered(known) == sum(bool(known & set(map(normalise_answer, a))) for a in answers)
+    assert GivenAnswers(column.slice(10, 50)).vocabulary(3) == [
+        "<unk>",
+        *sorted(answer for answer, count in counted_one_by_one(answers[10:60]).items() if count >= 3 and answer),
+    ]
+
+
+def test_questions_without_answers_are_not_covered():
+    given = GivenAnswers(pa.chunked_array([[["dog"], None, ["cat", "dog"]], [None]], pa.list_(pa.string())))
+    assert given.count_covered(["dog"]) == 2
+    assert given.vocabulary(1) == ["<unk>", "cat", "dog"]
+
+
+def test_many_answers_are_normalised_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("MODELING_VISUALBERT_CACHE", str(tmp_path))
+    column = pa.chunked_array([[[f"The {number} dogs!" * 20] for number in range(6000)]], pa.list_(pa.string()))
+    first = GivenAnswers(column).vocabulary(1)
+    assert len(first) == 6001 and "the" not in first[1].split()
+    monkeypatch.setattr(given_answers, "normalise_answer", None)
+    assert GivenAnswers(column).vocabulary(1) == first
 
 
 def test_no_question_has_the_columns(tmp_path):

@@ -16,6 +16,7 @@ from modeling_visualbert.corpus.build import CorpusConfig, ensure_corpus
 from modeling_visualbert.corpus.scenes import COLORS, SHAPES
 from modeling_visualbert.corpus.vocabulary import corpus_tokenizer
 from modeling_visualbert.features.store import write_store
+from modeling_visualbert.tasks import pretraining
 from modeling_visualbert.tasks.flickr30k import Flickr30kArgs, flickr30k_task
 from modeling_visualbert.tasks.nlvr2 import Nlvr2Args, nlvr2_task
 from modeling_visualbert.tasks.pretraining import PretrainingArgs, pretraining_task, score_masks
@@ -273,8 +274,8 @@ def test_training_rows_are_masked_anew_and_dev_rows_are_not(tasks, make):
     assert drawn(task, 0, seed=1) == drawn(task, 0, seed=1)
     assert drawn(task, 0, seed=1) != drawn(task, 0, seed=2)
     again, _ = make(mlm_probability=0.3, seed=5, batch_size=4)
-    assert again.splits["dev"] == task.splits["dev"]
-    assert again.splits["test"] == task.splits["test"]
+    assert list(again.splits["dev"]) == list(task.splits["dev"])
+    assert list(again.splits["test"]) == list(task.splits["test"])
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -568,3 +569,35 @@ def test_real_captions_reach_the_loss(make, tmp_path):
     assert 3 < loss < 9
     metrics, _ = evaluate(task, task.model, "dev", args, CPU)
     assert metrics["num_examples"] == 2 * 79
+
+
+def test_texts_of_the_dev_split_are_tokenised_when_they_are_read(small, make, monkeypatch):
+    (small / "no_probes.txt").write_text("")
+    read = []
+    real = pretraining.encode_pair
+    monkeypatch.setattr(pretraining, "encode_pair", lambda *args, **more: read.append(args) or real(*args, **more))
+    task, _ = make(probe_words=str(small / "no_probes.txt"))
+    dev = task.splits["dev"]
+    assert len(dev) == 32 and len(read) <= 6  # one row of each split says how many examples
+    assert [row.id for row in dev[4:7]] == ["masked-2", "pair-2", "masked-3"]
+    assert dev[-1].id == "pair-15" and len(read) <= 20
+    with pytest.raises(IndexError, match="example 32 of 32"):
+        dev[32]
+
+
+def test_the_dev_split_is_bounded_and_says_so(make, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    monkeypatch.setattr(pretraining, "USUAL_DEV_ROWS", 10)
+    ids = {row.id.split("-")[1] for row in make()[0].splits["dev"]}
+    assert ids == set(map(str, range(10)))
+    assert "--dev_split: of 16 rows the first 10 are evaluated (--max_eval_samples changes that)" in caplog.text
+    assert {row.id.split("-")[1] for row in make(max_eval_samples=16)[0].splits["dev"]} == set(map(str, range(16)))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_first_rows_of_official_files(tasks, make, stage):
+    task, _ = make(stage=stage, max_train_samples=5, max_eval_samples=3)
+    twice = 2 if stage == "vcr" else 1  # answers and rationales
+    assert len(task.splits["train"]) == 5 * twice
+    assert task.splits["train"][:5] == tasks[stage].splits["train"][:5]
+    assert {row.id.split("-")[1] for row in task.splits["test"]} == set(map(str, range(3 * twice)))

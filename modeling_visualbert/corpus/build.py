@@ -32,6 +32,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+from filelock import FileLock
 from PIL import Image, ImageDraw, ImageFont
 from tqdm.auto import tqdm
 
@@ -76,7 +77,10 @@ def ensure_corpus(config: CorpusConfig | None = None, cache_dir: Path | None = N
     name += "-one-object" * config.one_object
     folder = (cache_dir or default_cache_dir()) / name
     if not (folder / "corpus.json").is_file():
-        build_corpus(folder, config, progress)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):  # of two processes, one draws and the other finds the corpus
+            if not (folder / "corpus.json").is_file():
+                build_corpus(folder, config, progress)
     return folder
 
 

@@ -30,6 +30,7 @@ from filelock import FileLock, Timeout
 logger = logging.getLogger(__name__)
 
 Notes = dict[str, Any]  # of what JSON can hold
+KEPT = 1 << 20  # bytes from which on a table is kept
 BATCH = 1000  # rows; a batch is what is in memory while a table is made
 
 
@@ -40,7 +41,7 @@ def default_cache_dir() -> Path:
 
 
 def cached_table(
-    kind: str, features: Features, read: Callable[[Notes], Iterable[pa.Table]], *depends_on: Any
+    kind: str, features: Features, read: Callable[[Notes], Iterable[pa.Table]], size: int, *depends_on: Any
 ) -> tuple[Dataset, Notes]:
     """The rows that `read` yields, from the cache if they are there.
 
@@ -48,6 +49,7 @@ def cached_table(
         kind: What the rows are, for the name of the folder.
         features: Their columns.
         read: Yields the rows in batches, see [`batches`], and may add notes. What it raises is raised, and nothing is kept.
+        size: Bytes that it reads. Less than a megabyte is read each time, and not kept.
         depends_on: All that the rows depend on; see [`content_of`] and [`stamp_of`] for files.
 
     Returns:
@@ -56,6 +58,9 @@ def cached_table(
     Raises:
         OSError: The cache cannot be written.
     """
+    if size < KEPT:
+        notes: Notes = {}
+        return Dataset(pa.concat_tables([features.arrow_schema.empty_table(), *read(notes)])), notes
     key = hashlib.sha256(json.dumps([kind, str(features), _code(), *depends_on]).encode()).hexdigest()[:16]
     folder = default_cache_dir() / "tables" / f"{kind}-{key}"
     if not folder.is_dir():
@@ -76,8 +81,12 @@ def batches(rows: Iterable[dict[str, Any]], features: Features, size: int = BATC
 
 def table_of(rows: Iterable[dict[str, Any]], features: Features) -> pa.Table:
     """Rows as one table in memory, made in batches: never are all of them Python objects."""
-    parts = [features.arrow_schema.empty_table(), *batches(rows, features)]
-    return pa.concat_tables(parts).combine_chunks()  # rows are found quickly in one chunk only
+    return pa.concat_tables([features.arrow_schema.empty_table(), *batches(rows, features)])
+
+
+def size_of(*paths: str | Path) -> int:
+    """Bytes of all files together; those that do not exist have none."""
+    return sum(os.path.getsize(path) for path in paths if os.path.isfile(path))
 
 
 def content_of(path: str | Path) -> list[str]:
@@ -90,21 +99,22 @@ def content_of(path: str | Path) -> list[str]:
         raise FileNotFoundError(f"{path}: no such file")
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
-        while block := file.read(2**20):
+        while block := file.read(1 << 20):
             digest.update(block)
     return [str(path), digest.hexdigest()]
 
 
-def stamp_of(paths: Iterable[str]) -> str:
-    """Checksum of the names, sizes and times of many files, those that do not exist included."""
-    digest = hashlib.sha256()
+def stamp_of(paths: Iterable[str]) -> tuple[int, str]:
+    """Size of many files together, and checksum of their names, sizes and times."""
+    digest, size = hashlib.sha256(), 0
     for path in paths:
         try:
             status = os.stat(path)
+            size += status.st_size
             digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
         except (OSError, ValueError):  # reading it says why
             digest.update(f"{path}\0\n".encode())
-    return digest.hexdigest()
+    return size, digest.hexdigest()
 
 
 @cache
@@ -179,4 +189,14 @@ def _open(folder: Path) -> tuple[Dataset, Notes]:
         ) from error
 
 
-__all__ = ["BATCH", "Notes", "batches", "cached_table", "content_of", "default_cache_dir", "stamp_of", "table_of"]
+__all__ = [
+    "BATCH",
+    "Notes",
+    "batches",
+    "cached_table",
+    "content_of",
+    "default_cache_dir",
+    "size_of",
+    "stamp_of",
+    "table_of",
+]

@@ -13,13 +13,16 @@ become one row for each image that has captions::
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 
-from .files import check_count, check_new, read_json, require, require_path, skipping
+from .cache import Notes, batches, cached_table, content_of, size_of
+from .files import check_count, check_new, read_json_records, require, require_path, skipping
 
 # Official sizes of `captions_<split>.json`.
 EXPECTED_IMAGES = {"train2014": 82_783, "val2014": 40_504, "train2017": 118_287, "val2017": 5000}
@@ -42,49 +45,58 @@ def load_coco_captions(path: str | Path, exclude: Collection[int] = (), skipped:
         ValueError: The JSON is malformed, a key is missing, an image id or caption id occurs twice, or a caption is empty or
             belongs to an image that is not listed; the message names the file and the record.
     """
-    content = read_json(path)
-    images = require(content, "images", str(path), list)
-    annotations = require(content, "annotations", str(path), list)
+    excluded = sorted(exclude)
+    read = partial(_read, path, frozenset(excluded), skipped is not None)
+    identity = content_of(path), excluded, skipped is not None
+    rows, notes = cached_table("coco", FEATURES, read, size_of(path), *identity)
     split = Path(path).stem.removeprefix("captions_")
-    check_count(path, len(images), "images", split, EXPECTED_IMAGES)
-    check_count(path, len(annotations), "captions", split, EXPECTED_CAPTIONS)
-    names = _file_names(images, path, skipped)
-    captions = _captions(annotations, names, path, skipped)
-    left_out = frozenset(exclude)
-    kept = [image_id for image_id in names if image_id in captions and image_id not in left_out]
-    rows = {
-        "image_id": kept,
-        "file_name": [names[image_id] for image_id in kept],
-        "captions": [captions[image_id] for image_id in kept],
-    }
-    return Dataset.from_dict(rows, features=FEATURES)
+    check_count(path, notes["images"], "images", split, EXPECTED_IMAGES)
+    check_count(path, notes["captions"], "captions", split, EXPECTED_CAPTIONS)
+    if skipped is not None:
+        skipped += notes["skipped"]
+    return rows
 
 
-def _file_names(images: list[Any], path: str | Path, skipped: list[str] | None) -> dict[int, str]:
+def _read(path: str | Path, exclude: Collection[int], skip: bool, notes: Notes) -> Iterator[pa.Table]:
+    skipped: list[str] | None = [] if skip else None
+    names = _file_names(path, skipped, notes)
+    captions = _captions(names, path, skipped, notes)
+    notes["skipped"] = skipped or []
+    rows = (
+        {"image_id": image_id, "file_name": name, "captions": captions[image_id]}
+        for image_id, name in names.items()
+        if image_id in captions and image_id not in exclude
+    )
+    yield from batches(rows, FEATURES)
+
+
+def _file_names(path: str | Path, skipped: list[str] | None, notes: Notes) -> dict[int, str]:
     """File names by image id."""
+    number = -1
     names: dict[int, str] = {}
     seen: set[int] = set()
-    for number, record in enumerate(images):
+    for number, record in enumerate(read_json_records(path, "images")):
         where = f"{path}: image {number}"
         with skipping(skipped):
             image_id, name = require(record, "id", where, int), require_path(record, "file_name", where)
             check_new(image_id, seen, "image id", where)
             names[image_id] = name
+    notes["images"] = number + 1
     return names
 
 
-def _captions(
-    annotations: list[Any], names: dict[int, str], path: str | Path, skipped: list[str] | None
-) -> dict[int, list[str]]:
+def _captions(names: dict[int, str], path: str | Path, skipped: list[str] | None, notes: Notes) -> dict[int, list[str]]:
     """Captions by image id."""
+    number = -1
     captions: dict[int, list[str]] = defaultdict(list)
     seen: set[int] = set()
-    for number, record in enumerate(annotations):
+    for number, record in enumerate(read_json_records(path, "annotations")):
         where = f"{path}: caption {number}"
         with skipping(skipped):
             image_id, text = _caption(record, names, where)
             check_new(require(record, "id", where, int), seen, "caption id", where)
             captions[image_id].append(text)
+    notes["captions"] = number + 1
     return captions
 
 

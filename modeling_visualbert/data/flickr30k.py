@@ -25,16 +25,19 @@ import math
 import re
 from codecs import BOM_UTF8
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, ParseError
 
+import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import parse as parse_xml
 
+from .cache import Notes, batches, cached_table, stamp_of
 from .files import check_count, check_new, skipping
 
 logger = logging.getLogger(__name__)
@@ -174,26 +177,56 @@ def load_flickr30k(
     data_dir = Path(data_dir)
     if not data_dir.is_dir():
         raise FileNotFoundError(f"{data_dir}: no such folder; expected one with Sentences/ and Annotations/")
-    rows: list[dict[str, Any]] = []
-    num_phrases = num_kept = num_sentences = 0
-    for image_id in image_ids:
-        with skipping(skipped):
-            boxes = read_boxes(data_dir / "Annotations" / f"{image_id}.xml") if grounded else None
-            for number, words, phrases in _sentences(data_dir / "Sentences" / f"{image_id}.txt", skipped):
-                kept = [phrase for phrase in phrases if _is_grounded(phrase, boxes)]
-                num_sentences += 1
-                num_phrases += len(phrases)
-                num_kept += len(kept)
-                if kept:
-                    rows.append(_row(image_id, number, words, kept, boxes, positions))
+    files = [(str(_sentences_file(data_dir, key)), str(_boxes_file(data_dir, key))) for key in image_ids]
+    size, stamp = stamp_of(name for pair in files for name in (pair if grounded else pair[:1]))
+    read = partial(_read, data_dir, image_ids, positions, grounded, skipped is not None)
+    rows, notes = cached_table("flickr30k", FEATURES, read, size, stamp, positions, grounded, skipped is not None)
     logger.info(
         "%s: %d sentences; left out: %d without a phrase that has a box, %d phrases without a box",
         data_dir,
         len(rows),
-        num_sentences - len(rows),
-        num_phrases - num_kept,
+        notes["sentences"] - len(rows),
+        notes["phrases"],
     )
-    return Dataset.from_dict({name: [row[name] for row in rows] for name in FEATURES}, features=FEATURES)
+    if skipped is not None:
+        skipped += notes["skipped"]
+    return rows
+
+
+def _sentences_file(data_dir: Path, image_id: int) -> Path:
+    return data_dir / "Sentences" / f"{image_id}.txt"
+
+
+def _boxes_file(data_dir: Path, image_id: int) -> Path:
+    return data_dir / "Annotations" / f"{image_id}.xml"
+
+
+def _read(
+    data_dir: Path, image_ids: Sequence[int], positions: str, grounded: bool, skip: bool, notes: Notes
+) -> Iterator[pa.Table]:
+    skipped: list[str] | None = [] if skip else None
+    notes |= {"sentences": 0, "phrases": 0}  # all sentences, and the phrases that are left out
+    yield from batches(_rows(data_dir, image_ids, positions, grounded, skipped, notes), FEATURES)
+    notes["skipped"] = skipped or []
+
+
+def _rows(
+    data_dir: Path,
+    image_ids: Sequence[int],
+    positions: str,
+    grounded: bool,
+    skipped: list[str] | None,
+    notes: Notes,
+) -> Iterator[dict[str, Any]]:
+    for image_id in image_ids:
+        with skipping(skipped):
+            boxes = read_boxes(_boxes_file(data_dir, image_id)) if grounded else None
+            for number, words, phrases in _sentences(_sentences_file(data_dir, image_id), skipped):
+                kept = [phrase for phrase in phrases if _is_grounded(phrase, boxes)]
+                notes["sentences"] += 1
+                notes["phrases"] += len(phrases) - len(kept)
+                if kept:
+                    yield _row(image_id, number, words, kept, boxes, positions)
 
 
 def _is_grounded(phrase: Phrase, boxes: dict | None) -> bool:

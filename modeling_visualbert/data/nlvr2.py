@@ -15,11 +15,15 @@ are named `.png` but contain JPEG data.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 
+from .cache import Notes, cached_table, content_of, size_of, table_of
 from .files import check_count, check_new, find_one, labelled_alike, optional, read_json_lines, require, skipping
 
 EXPECTED_EXAMPLES = {"train": 86_373, "dev": 6982, "test1": 6967, "test2": 6970}
@@ -31,6 +35,7 @@ FEATURES = Features(
         "images": List(Value("string")),
     }
 )
+_PLACED = Features({**FEATURES, "where": Value("string")})  # with the place of each row, for error messages
 _LABELS = {"True": 1, "False": 0}
 
 
@@ -56,17 +61,30 @@ def load_nlvr2(path: str | Path, skipped: list[str] | None = None) -> Dataset:
         ValueError: A line, label or identifier is malformed, a key is missing, an identifier occurs twice, or only some lines
             have a label; the message names the file and the line.
     """
-    placed: list[tuple[str, dict[str, Any]]] = []
+    read = partial(_read, path, skipped is not None)
+    rows, notes = cached_table("nlvr2", FEATURES, read, size_of(path), content_of(path), skipped is not None)
+    check_count(path, len(rows), "examples", notes["split"], EXPECTED_EXAMPLES)
+    if skipped is not None:
+        skipped += notes["skipped"]
+    return rows
+
+
+def _read(path: str | Path, skip: bool, notes: Notes) -> Iterator[pa.Table]:
+    skipped: list[str] | None = [] if skip else None
+    rows = table_of(_rows(path, skipped), _PLACED)
+    rows = labelled_alike(rows, "identifier", "label", skipped)
+    notes["split"] = rows["identifier"][0].as_py().split("-")[0] if len(rows) else ""
+    notes["skipped"] = skipped or []
+    yield rows.select(list(FEATURES))
+
+
+def _rows(path: str | Path, skipped: list[str] | None) -> Iterator[dict[str, Any]]:
     seen: set[str] = set()
     for where, record in read_json_lines(path, skipped):
         with skipping(skipped):
             row = _row(record, where)
             check_new(row["identifier"], seen, "identifier", where)
-            placed.append((where, row))
-    rows = [row for _, row in labelled_alike(placed, "identifier", "label", skipped)]
-    split = rows[0]["identifier"].split("-")[0] if rows else ""
-    check_count(path, len(rows), "examples", split, EXPECTED_EXAMPLES)
-    return Dataset.from_dict({name: [row[name] for row in rows] for name in FEATURES}, features=FEATURES)
+            yield {**row, "where": where}
 
 
 def image_names(identifier: str, where: str = "identifier") -> list[str]:

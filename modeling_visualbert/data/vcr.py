@@ -26,15 +26,22 @@ objects in the metadata. `boxes` are in pixels. They do not include the whole im
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 
+from .cache import Notes, batches, cached_table, content_of, size_of, stamp_of, table_of
+from .columns import column_of
 from .files import (
     check_count,
     check_new,
@@ -67,6 +74,19 @@ FEATURES = Features(
         "height": Value("int32"),
     }
 )
+METADATA = Features(  # of the files of a split; boxes as precise as they are written
+    {
+        "metadata": Value("string"),
+        "names": List(Value("string")),
+        "boxes": List(List(Value("float64"))),
+        "width": Value("int32"),
+        "height": Value("int32"),
+        "error": Value("string"),
+        "missing": Value("bool"),
+    }
+)
+_PLACED = Features({**FEATURES, "where": Value("string")})  # with the place of each row, for error messages
+_METADATA_NAME = re.compile(rb'"metadata_fn"\s*:\s*"((?:[^"\\]|\\.)*)"')
 TAG = re.compile(r"\[[0-9]+(,[0-9]+)*\]")  # among the words of a row
 
 Text = list[str | list[int]]
@@ -143,22 +163,121 @@ def load_vcr(
     images_dir = None if images_dir is None else Path(images_dir)
     if images_dir is not None and not images_dir.is_dir():
         raise FileNotFoundError(f"{images_dir}: no such image folder; expected vcr1images")
-    placed: list[tuple[str, dict[str, Any]]] = []
+    metadata = None if images_dir is None else read_all_metadata(annotations_file, images_dir)
+    read = partial(_read, annotations_file, metadata, images_dir, objects, skipped is not None)
+    size = size_of(annotations_file) + (0 if metadata is None else metadata.size)
+    identity = content_of(annotations_file), metadata and metadata.stamp, objects, skipped is not None
+    rows, notes = cached_table("vcr", FEATURES, read, size, *identity)
+    check_count(annotations_file, len(rows), "questions", notes["split"], EXPECTED_QUESTIONS)
+    if skipped is not None:
+        skipped += notes["skipped"]
+    return rows
+
+
+@dataclass(frozen=True)
+class AllMetadata:
+    """What the metadata files of a split say, except the outlines.
+
+    Args:
+        rows: A row for each file, with the columns of `METADATA`; `error` says why one cannot be read.
+        size, stamp: Of the files.
+    """
+
+    rows: Dataset
+    size: int
+    stamp: str
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """Number of the row by the name of the file."""
+        return {name: place for place, name in enumerate(column_of(self.rows, "metadata").to_pylist())}
+
+    def of(self, name: str, where: str) -> dict[str, Any]:
+        """The row of a file.
+
+        Raises:
+            ValueError: It was not found in the annotations file; the message starts with `where`.
+        """
+        if name not in self.places:
+            raise ValueError(f"{where}: 'metadata_fn' is spelled with escapes; expected plain characters")
+        return self.rows.data.slice(self.places[name], 1).to_pylist()[0]
+
+
+def read_all_metadata(annotations_file: str | Path, images_dir: str | Path) -> AllMetadata:
+    """The metadata of all images that a split is about. Each file is read once, and then only when its size or time changed.
+
+    Raises:
+        FileNotFoundError: There is no annotations file.
+    """
+    names = _metadata_names(annotations_file)
+    size, stamp = stamp_of(os.path.join(images_dir, name) for name in names)
+    read = partial(_read_metadata_files, Path(images_dir), names)
+    return AllMetadata(cached_table("vcr_metadata", METADATA, read, size, stamp)[0], size, stamp)
+
+
+def _metadata_names(path: str | Path) -> list[str]:
+    """Names of the metadata files of all lines; found without parsing these, which takes much longer."""
+    names: dict[bytes, None] = {}
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    with Path(path).open("rb") as file:
+        for line in file:
+            names.update(dict.fromkeys(_METADATA_NAME.findall(line)))
+    checked = []
+    for name in names:
+        with suppress(ValueError):  # raised, with its line, when that is read
+            checked.append(require_path({"metadata_fn": json.loads(b'"%s"' % name)}, "metadata_fn", str(path)))
+    return checked
+
+
+def _read_metadata_files(images_dir: Path, names: Sequence[str], notes: Notes) -> Iterator[pa.Table]:
+    return batches((_metadata_row(images_dir, name) for name in names), METADATA)
+
+
+def _metadata_row(images_dir: Path, name: str) -> dict[str, Any]:
+    try:
+        found = read_metadata(images_dir / name)
+    except (ValueError, FileNotFoundError) as error:
+        return {"metadata": name, "error": str(error), "missing": isinstance(error, FileNotFoundError)}
+    return {
+        "metadata": name,
+        **{"names": found.names, "boxes": found.boxes, "width": found.width, "height": found.height},
+    }
+
+
+def _read(
+    path: str | Path,
+    metadata: AllMetadata | None,
+    images_dir: Path | None,
+    objects: str,
+    skip: bool,
+    notes: Notes,
+) -> Iterator[pa.Table]:
+    skipped: list[str] | None = [] if skip else None
+    rows = table_of(_rows(path, metadata, images_dir, objects, skipped), _PLACED)
+    for label in ("answer_label", "rationale_label"):
+        rows = labelled_alike(rows, "annot_id", label, skipped)
+    notes["split"] = rows["annot_id"][0].as_py().split("-")[0] if len(rows) else ""
+    notes["skipped"] = skipped or []
+    yield rows.select(list(FEATURES))
+
+
+def _rows(
+    path: str | Path,
+    metadata: AllMetadata | None,
+    images_dir: Path | None,
+    objects: str,
+    skipped: list[str] | None,
+) -> Iterator[dict[str, Any]]:
     seen: set[str] = set()
-    read: dict[Path, VcrMetadata] = {}  # questions share images
-    for where, record in read_json_lines(annotations_file, skipped):
+    for where, record in read_json_lines(path, skipped):
         with skipping(skipped):
             row = _row(record, objects, where)
-            if images_dir is not None:
-                row |= _from_metadata(record["objects"], row["object_ids"], images_dir / row["metadata"], read, where)
+            if metadata is not None and images_dir is not None:
+                found = metadata.of(row["metadata"], where)
+                row |= _from_metadata(record["objects"], row["object_ids"], found, images_dir, where)
             check_new(row["annot_id"], seen, "annot_id", where)
-            placed.append((where, row))
-    for label in ("answer_label", "rationale_label"):
-        placed = labelled_alike(placed, "annot_id", label, skipped)
-    rows = [row for _, row in placed]
-    split = rows[0]["annot_id"].split("-")[0] if rows else ""
-    check_count(annotations_file, len(rows), "questions", split, EXPECTED_QUESTIONS)
-    return Dataset.from_dict({name: [row[name] for row in rows] for name in FEATURES}, features=FEATURES)
+            yield {**row, "where": where}
 
 
 def objects_to_keep(names: Sequence[str], texts: Iterable[Text]) -> list[int]:
@@ -257,22 +376,18 @@ def _words(text: Text, new_index: dict[int, int]) -> list[str]:
 
 
 def _from_metadata(
-    names: list[str], kept: list[int], path: Path, read: dict[Path, VcrMetadata], where: str
+    names: list[str], kept: list[int], metadata: dict[str, Any], images_dir: Path, where: str
 ) -> dict[str, Any]:
-    """The columns that come from the metadata file; `read` caches files."""
-    if path not in read:
-        try:
-            # Drop the polygons: no column needs them, and those of a whole split would fill the memory.
-            read[path] = replace(read_metadata(path), segms=[])
-        except (ValueError, FileNotFoundError) as error:
-            raise type(error)(f"{where}: {error}") from error
-    metadata = read[path]
-    if metadata.names != names:
+    """The columns that come from the metadata file."""
+    if metadata["error"] is not None:
+        raise (FileNotFoundError if metadata["missing"] else ValueError)(f"{where}: {metadata['error']}")
+    if metadata["names"] != names:
         raise ValueError(
-            f"{where}: 'objects' are {names!r:.60}, but 'names' in {path} are {metadata.names!r:.60}; expected the same"
+            f"{where}: 'objects' are {names!r:.60}, but 'names' in {images_dir / metadata['metadata']} are "
+            f"{metadata['names']!r:.60}; expected the same"
         )
-    boxes = [metadata.boxes[index] for index in kept]
-    return {"boxes": boxes, "width": metadata.width, "height": metadata.height}
+    boxes = [metadata["boxes"][index] for index in kept]
+    return {"boxes": boxes, "width": metadata["width"], "height": metadata["height"]}
 
 
 def _size(content: Any, key: str, where: str) -> int:

@@ -25,7 +25,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 
-from .cache import BATCH, Notes, cached_table, content_of, table_of
+from .cache import BATCH, Notes, cached_table, content_of, size_of, table_of
 from .files import check_count, check_new, find_one, optional, read_json_records, require, require_texts, skipping
 from .layouts import recognise
 
@@ -102,9 +102,10 @@ def load_vqa(
     """
     if (layout := recognise(questions_file)) is not None and layout.rows is not None:
         raise ValueError(f"{questions_file}: {layout.advice(Path(questions_file))}")
-    files = [content_of(path) for path in (questions_file, annotations_file) if path is not None]
+    files = [path for path in (questions_file, annotations_file) if path is not None]
+    contents = [content_of(path) for path in files]
     read = partial(_read, questions_file, annotations_file, skipped is not None)
-    rows, notes = cached_table("vqa", FEATURES, read, files, skipped is not None)
+    rows, notes = cached_table("vqa", FEATURES, read, size_of(*files), contents, skipped is not None)
     check_count(questions_file, notes["questions"], "questions", notes["split"], EXPECTED_QUESTIONS)
     if skipped is not None:
         skipped += notes["skipped"]
@@ -172,7 +173,8 @@ class _Annotations:
 
     def __init__(self, path: str | Path, skipped: list[str] | None):
         self.path = path
-        self.table = table_of(self._read(path, skipped), self._FEATURES)
+        # Rows are found quickly in one chunk only.
+        self.table = table_of(self._read(path, skipped), self._FEATURES).combine_chunks()
         self.image_ids = self.table["image_id"].to_pylist()
         self.place = {key: place for place, key in enumerate(self.table["question_id"].to_pylist())}
 

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-_TABLES = json.loads((files("modeling_visualbert") / "assets" / "vqa_normalisation_tables.json").read_text("utf-8"))
+TABLES_FILE = files("modeling_visualbert") / "assets" / "vqa_normalisation_tables.json"
+_TABLES = json.loads(TABLES_FILE.read_text("utf-8"))
 _PUNCTUATION: tuple[str, ...] = tuple(_TABLES["punctuation"])
 _ARTICLES = frozenset(_TABLES["articles"])
 _NUMBER_WORDS: dict[str, str] = _TABLES["number_words"]

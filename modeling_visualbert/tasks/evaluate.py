@@ -115,8 +115,7 @@ def _evaluate_both(
         for opened, subtask in ((answers, "answer"), (rationales, "rationale"))
     ]
     load = cache(lambda objects: load_rows(vcr.load_vcr_data, replace(runs[0], objects=objects), "vcr", args))
-    with accelerator.main_process_first():
-        data, other = load(runs[0].objects), load(runs[1].objects)
+    data, other = load(runs[0].objects), load(runs[1].objects)
     # One model at a time.
     first = vcr_task_over(data, answers, runs[0], "answer", accelerator)
     rows = first.splits[split_name(args)]

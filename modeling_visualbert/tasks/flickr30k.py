@@ -27,7 +27,7 @@ from ..training.task import Batch, Predictions, Rows, Task, count_examples
 from ..visualization import captioned, draw_regions
 from .common import TaskArgs, check_labels, corpus_folder, load_tokenizer, make_model, reads_corpus
 from .regions import prepare_images
-from .tables import TaskData, given_columns, mentioning_own_data, read_tables, reads_table
+from .tables import TaskData, first_rows, given_columns, mentioning_own_data, read_tables, reads_table
 
 
 @dataclass
@@ -66,11 +66,11 @@ def flickr30k_task(args: Flickr30kArgs, accelerator: Accelerator) -> Task:
         raise ValueError("--text_only: phrases cannot be grounded without regions")
     if args.from_pixels:
         raise ValueError("--from_pixels: targets are matched against stored boxes; train on stored regions")
+    data = load_flickr30k_data(args)
+    if not reads_table(args):  # it was refused when it was read
+        there = f"in {args.data_dir}/Annotations"
+        check_labels(data.splits, args, ["boxes"], lambda split, column: f"no {column} {there}")
     with accelerator.main_process_first():
-        data = load_flickr30k_data(args)
-        if not reads_table(args):  # it was refused when it was read
-            there = f"in {args.data_dir}/Annotations"
-            check_labels(data.splits, args, ["boxes"], lambda split, column: f"no {column} {there}")
         tokenizer = load_tokenizer(args)
     processes = preparing_processes(accelerator)
     images, data = prepare_images(args, data, processes)
@@ -108,7 +108,7 @@ def load_flickr30k_data(args: Flickr30kArgs, needs_phrases: bool = True) -> Task
         role: load_flickr30k(folder, ids, args.positions, skipped=skipped, grounded=grounded)
         for role, ids in image_ids.items()
     }
-    return TaskData(data, names, "image_id", index_images, images_dir, skipped or [])
+    return first_rows(TaskData(data, names, "image_id", index_images, images_dir, skipped or []), args)
 
 
 def make_task(

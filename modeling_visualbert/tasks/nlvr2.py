@@ -28,7 +28,7 @@ from ..training.task import Batch, Predictions, Rows, Task, count_examples
 from ..visualization import captioned, grid
 from .common import TaskArgs, check_labels, corpus_folder, load_tokenizer, make_model, reads_corpus
 from .regions import prepare_images
-from .tables import TaskData, given_columns, mentioning_own_data, read_tables, reads_table
+from .tables import TaskData, first_rows, given_columns, mentioning_own_data, read_tables, reads_table
 
 
 @dataclass
@@ -60,9 +60,9 @@ def nlvr2_task(args: Nlvr2Args, accelerator: Accelerator) -> Task:
     Raises:
         ValueError, FileNotFoundError: Arguments or files do not fit together.
     """
+    data = load_nlvr2_data(args)
+    check_nlvr2_labels(data.splits, args)
     with accelerator.main_process_first():
-        data = load_nlvr2_data(args)
-        check_nlvr2_labels(data.splits, args)
         tokenizer = load_tokenizer(args)
     processes = preparing_processes(accelerator)
     images, data = prepare_images(args, data, processes)
@@ -104,7 +104,9 @@ def load_nlvr2_data(args: Nlvr2Args) -> TaskData:
     with mentioning_own_data(folder, "images (two), text and label"):
         files = {role: find_nlvr2_file(folder, split) for role, split in names.items()}
     data = {role: load_nlvr2(file, skipped=skipped) for role, file in files.items()}
-    return TaskData(data, names, "images", index_images_by_name, Path(args.images_dir or folder), skipped or [])
+    return first_rows(
+        TaskData(data, names, "images", index_images_by_name, Path(args.images_dir or folder), skipped or []), args
+    )
 
 
 def check_nlvr2_labels(data: dict[str, Dataset], args: Nlvr2Args) -> None:
@@ -173,8 +175,8 @@ def own_accuracies(labels: dict[str, str], split: Dataset) -> Predictions:
 def _groups(split: Dataset) -> dict[Any, str]:
     """What the examples with the same sentence have in common: in one's own tables the sentence."""
     if "group" in split.column_names:
-        return dict(zip(split["identifier"], split["group"], strict=True))
-    return {identifier: sentence_of(identifier) for identifier in split["identifier"]}
+        return dict(zip(split["identifier"][:], split["group"][:], strict=True))
+    return {identifier: sentence_of(identifier) for identifier in split["identifier"][:]}
 
 
 def _truth(split: Dataset) -> dict[str, str]:

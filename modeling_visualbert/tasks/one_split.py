@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoProcessor, PreTrainedModel
 
 from ..checkpoints import check_name, load_model, read_task
 from ..convert.assemble import complete_checkpoint
+from ..data.columns import has_missing
 from ..data.files import find_one
 from ..data.label_table import find_label_file
 from ..data.layouts import advice_about
@@ -197,8 +198,7 @@ def _read_task(name: str) -> tuple[str, Any]:
 
 def _vqa_task(opened: Opened, args: EvaluateArgs, accelerator: Accelerator) -> Task:
     run = task_args(vqa.VqaArgs, opened, args)
-    with accelerator.main_process_first():
-        data = load_rows(vqa.load_vqa_data, run, "vqa", args)
+    data = load_rows(vqa.load_vqa_data, run, "vqa", args)
     images, data = _find_regions(opened, run, data, accelerator)
     model = _load_model(opened, run, accelerator)
     task = vqa.make_task(model, opened.processor, data.splits, images.get)
@@ -210,8 +210,7 @@ def _nlvr2_task(opened: Opened, args: EvaluateArgs, accelerator: Accelerator) ->
     if opened.classifies:
         return _classification_task(opened, args, accelerator)
     run = task_args(nlvr2.Nlvr2Args, opened, args)
-    with accelerator.main_process_first():
-        data = load_rows(nlvr2.load_nlvr2_data, run, "nlvr2", args)
+    data = load_rows(nlvr2.load_nlvr2_data, run, "nlvr2", args)
     images, data = _find_regions(opened, run, data, accelerator)
     model = _load_model(opened, run, accelerator)
     task = nlvr2.make_task(model, opened.processor, data.splits, images.get)
@@ -223,8 +222,7 @@ def _classification_task(opened: Opened, args: EvaluateArgs, accelerator: Accele
     run = task_args(classification.ClassificationArgs, opened, args)
     known = {"labels": opened.processor.labels, "num_images": opened.processor.num_images}
     tables = classification.label_tables(run, **known)
-    with accelerator.main_process_first():
-        data = load_rows(partial(classification.load_label_data, tables=tables), run, "snli_ve", args)
+    data = load_rows(partial(classification.load_label_data, tables=tables), run, "snli_ve", args)
     images, data = _find_regions(opened, run, data, accelerator)
     model = _load_model(opened, run, accelerator)
     task = classification.make_task(model, opened.processor, data.splits, images.get)
@@ -237,8 +235,7 @@ def _flickr30k_task(opened: Opened, args: EvaluateArgs, accelerator: Accelerator
         raise ValueError(
             f"--{'text_only' if run.text_only else 'from_pixels'}: phrases are grounded in stored regions; leave it out"
         )
-    with accelerator.main_process_first():
-        data = load_rows(flickr30k.load_flickr30k_data, run, "flickr30k", args)
+    data = load_rows(flickr30k.load_flickr30k_data, run, "flickr30k", args)
     images, data = _find_regions(opened, run, data, accelerator)
     assert images.get is not None
     model = _load_model(opened, run, accelerator)
@@ -250,10 +247,9 @@ def _pretraining_task(opened: Opened, args: EvaluateArgs, accelerator: Accelerat
     run = task_args(pretraining.PretrainingArgs, opened, args, max_length=opened.processor.max_length)
     if run.from_pixels:
         raise ValueError("--from_pixels: pre-training reads stored regions; leave it out")
-    with accelerator.main_process_first():
-        check_split(run, kind_of_files(opened, args), args)
-        source = pretraining.load_source(run, opened.processor.tokenizer)
-        source.data = only_split(source.data, run, args)
+    check_split(run, kind_of_files(opened, args), args)
+    source = pretraining.load_source(run, opened.processor.tokenizer)
+    source.data = only_split(source.data, run, args)
     images, source.data = _find_regions(opened, run, source.data, accelerator, source.boxes)
     source.data.splits = {"dev": rows_of(source.data)}  # whose rows are masked once, with fixed seeds
     task = pretraining.make_task(_load_model(opened, run, accelerator), opened.processor, source, images, run)
@@ -264,9 +260,8 @@ def _vcr_task(opened: Opened, args: EvaluateArgs, accelerator: Accelerator) -> T
     """One sub-task: the one that the checkpoint was trained for."""
     subtask = subtask_of(opened, args.subtask)
     run = task_args(vcr.VcrArgs, opened, args, subtask=subtask)
-    with accelerator.main_process_first():
-        data = load_rows(vcr.load_vcr_data, run, "vcr", args)
-    if subtask == "rationale" and None in rows_of(data)["answer_label"]:
+    data = load_rows(vcr.load_vcr_data, run, "vcr", args)
+    if subtask == "rationale" and has_missing(rows_of(data), "answer_label"):
         raise ValueError(
             f"split {split_name(args)!r} has no labels, and a rationale is chosen for the correct answer; expected both models, "
             "--model ANSWER_MODEL --rationale_model RATIONALE_MODEL, which score the rationales of every answer"
@@ -283,11 +278,7 @@ def vcr_task_over(data: TaskData, opened: Opened, run: vcr.VcrArgs, subtask: str
         )
     if vcr.finds_regions(data):
         opened.processor.whole_image = False  # of which there is no region then
-    with accelerator.main_process_first():
-        # Boxes are read where regions are found in images; those of a store are described already.
-        computed = run.features_dir is None and not run.text_only
-        boxes = vcr.object_boxes(data) if computed else None
-    images, data = _find_regions(opened, run, data, accelerator, boxes)
+    images, data = _find_regions(opened, run, data, accelerator, data.boxes)
     has_polygons = vcr.reads_objects(images.encoder) and not reads_table(run)
     polygons_of = partial(vcr.object_polygons, data.images_dir) if has_polygons else None
     model = _load_model(opened, run, accelerator)

@@ -11,13 +11,15 @@ The stages of the paper (section 4): `coco` on captions, then one on the text of
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from datasets import Dataset, concatenate_datasets
@@ -28,6 +30,7 @@ from transformers import PreTrainedModel
 from ..corpus.scenes import COLORS, SHAPES
 from ..data.caption_table import read_caption_table
 from ..data.coco import load_coco_captions
+from ..data.columns import has_missing
 from ..data.files import find_one, index_images, read_lines
 from ..features.batches import pad_stored
 from ..hub_code.image_processing_visualbert import load_image
@@ -41,11 +44,23 @@ from .common import TaskArgs, corpus_folder, load_tokenizer, make_model, reads_c
 from .flickr30k import Flickr30kArgs, load_flickr30k_data
 from .nlvr2 import Nlvr2Args, check_nlvr2_labels, load_nlvr2_data
 from .regions import Boxes, Images, prepare_images
-from .tables import COLUMN_FLAGS, TableArgs, TaskData, given_columns, mentioning_own_data, read_tables, reads_table
-from .vcr import SUBTASKS, VcrArgs, check_vcr_labels, context_of, load_vcr_data, object_boxes
+from .tables import (
+    COLUMN_FLAGS,
+    TableArgs,
+    TaskData,
+    first_rows,
+    given_columns,
+    mentioning_own_data,
+    read_tables,
+    reads_table,
+)
+from .vcr import SUBTASKS, VcrArgs, check_vcr_labels, context_of, load_vcr_data
 from .vqa import VqaArgs, check_vqa_labels, load_vqa_data
 
+logger = logging.getLogger(__name__)
+
 STAGES = ("coco", "vqa", "nlvr2", "vcr", "flickr30k")
+USUAL_DEV_ROWS = 5000
 MATCHING_STAGES = ("coco", "nlvr2")  # the others have only the masked-LM objective
 
 
@@ -127,7 +142,8 @@ def pretraining_task(args: PretrainingArgs, accelerator: Accelerator) -> Task:
         raise ValueError("--from_pixels: pre-training reads stored regions; leave it out")
     with accelerator.main_process_first():
         tokenizer = load_tokenizer(args)
-        source = load_source(args, tokenizer)
+    source = load_source(args, tokenizer)
+    source.data.splits["dev"] = _bounded(source.data.splits["dev"], args)
     processes = preparing_processes(accelerator)
     images, source.data = prepare_images(args, source.data, processes, source.boxes)
     with processes.main_first():
@@ -144,6 +160,15 @@ def pretraining_task(args: PretrainingArgs, accelerator: Accelerator) -> Task:
     if images.paths:
         task.draw = partial(_draw, task)
     return task
+
+
+def _bounded(dev: Dataset, args: PretrainingArgs) -> Dataset:
+    """The rows that decide which weights are kept; those of COCO's val2014 would take as long as a good part of an epoch."""
+    if args.max_eval_samples is not None or len(dev) <= USUAL_DEV_ROWS:
+        return dev
+    message = "--dev_split: of %d rows the first %d are evaluated (--max_eval_samples changes that)"
+    logger.info(message, len(dev), USUAL_DEV_ROWS)
+    return dev.select(range(USUAL_DEV_ROWS))
 
 
 def load_source(args: PretrainingArgs, tokenizer: Any) -> Source:
@@ -170,14 +195,15 @@ def make_task(
             name, replace(text, input_ids=input_ids), labels, match, source.data.keys_of(row), row.get("object_ids")
         )
 
-    def evaluation_rows(data: Dataset) -> Iterator[MaskedRow]:
-        for number, row in enumerate(data):
-            masked = mask(row, data, torch.Generator().manual_seed(number), f"masked-{number}")
-            yield replace(masked, match=None)
-            if masked.match is not None:  # the same text without masks
-                text, match = source.draw_text(row, data, torch.Generator().manual_seed(number))
-                yield replace(masked, id=f"pair-{number}", text=text, labels=[-100] * len(text.input_ids), match=match)
-            yield from probes(row, number)
+    def examples_of(data: Dataset, number: int) -> Iterator[MaskedRow]:
+        """What a row of another split than train becomes: the same whenever it is read."""
+        row = data[number]
+        masked = mask(row, data, torch.Generator().manual_seed(number), f"masked-{number}")
+        yield replace(masked, match=None)
+        if masked.match is not None:  # the same text without masks
+            text, match = source.draw_text(row, data, torch.Generator().manual_seed(number))
+            yield replace(masked, id=f"pair-{number}", text=text, labels=[-100] * len(text.input_ids), match=match)
+        yield from probes(row, number)
 
     def probes(row: dict, number: int) -> Iterator[MaskedRow]:
         text = source.probe_text(row)
@@ -189,7 +215,10 @@ def make_task(
                 masked = replace(text, input_ids=ids)
                 yield MaskedRow(name, masked, labels, None, source.data.keys_of(row), row.get("object_ids"))
 
-    splits = {n: data if n == "train" else list(evaluation_rows(data)) for n, data in source.data.splits.items()}
+    splits = {
+        name: data if name == "train" else EvaluationRows(data, examples_of, bool(probe_ids))
+        for name, data in source.data.splits.items()
+    }
     return Task(
         name=f"pretraining_{args.stage}",
         model=model,
@@ -203,6 +232,34 @@ def make_task(
         count_items=_count_items,
         augment=lambda row, generator: mask(row, source.data.splits["train"], generator, ""),
     )
+
+
+class EvaluationRows(Sequence[MaskedRow]):
+    """The examples of a split. A text is tokenised and masked when an example of it is read, and not before training starts.
+
+    Args:
+        data: The rows of the split.
+        examples_of: Split and number of a row -> the examples that it becomes.
+        varies: Whether rows become different numbers of examples, which have to be counted then.
+    """
+
+    def __init__(self, data: Dataset, examples_of: Callable[[Dataset, int], Iterator[MaskedRow]], varies: bool):
+        self._examples = lru_cache(maxsize=16)(lambda number: tuple(examples_of(data, number)))
+        counts = map(len, map(self._examples, range(len(data) if varies else min(1, len(data)))))
+        self._ends = np.cumsum(list(counts) if varies else list(counts) * len(data), dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[one] for one in range(*place.indices(len(self)))]
+        if not -len(self) <= place < len(self):
+            raise IndexError(f"example {place} of {len(self)}")
+        place %= len(self)
+        number = int(np.searchsorted(self._ends, place, side="right"))
+        examples = self._examples(number)
+        return examples[place - int(self._ends[number]) + len(examples)]
 
 
 def score_masks(predictions: Predictions) -> dict[str, Any]:
@@ -321,7 +378,7 @@ def _load_captions(args: PretrainingArgs) -> TaskData:
                 find_one(folder, (f"**/captions_{part}.json",), f"captions of {part!r}") for part in name.split("+")
             ]
         splits[role] = concatenate_datasets([load_coco_captions(file, left_out, skipped=skipped) for file in files])
-    return TaskData(splits, names, "image_id", index_images, images_dir, skipped or [])
+    return first_rows(TaskData(splits, names, "image_id", index_images, images_dir, skipped or []), args)
 
 
 def _coco(args: PretrainingArgs, tokenizer: Any) -> Source:
@@ -388,7 +445,7 @@ def _vcr(args: PretrainingArgs, tokenizer: Any) -> Source:
     check_vcr_labels(data.splits, run, "both")
     subtasks = ["answer"] if reads_table(run) else SUBTASKS
     for name, split in data.splits.items():
-        if any(None in split[f"{subtask}_label"] for subtask in subtasks):
+        if any(has_missing(split, f"{subtask}_label") for subtask in subtasks):
             raise ValueError(
                 f"split {name!r} has no answers; expected labels, since the right choice is part of the text"
             )
@@ -406,7 +463,7 @@ def _vcr(args: PretrainingArgs, tokenizer: Any) -> Source:
         replace(data, splits=splits),
         lambda row, data, generator: (text(row), None),
         text,
-        boxes={} if args.text_only else object_boxes(data),
+        boxes=data.boxes,
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from datasets import Dataset
 
+from ..data.columns import different_values
 from ..data.layouts import advice_about
 from ..data.table_images import TableImages
 from ..data.table_stream import StreamedRows, TableStream, stream_dataset, stream_file
@@ -153,7 +154,7 @@ class TaskData:
         """Keys of the images of each split, by the name of the split."""
         wanted: dict[str, set[Any]] = {name: set() for name in self.names.values()}
         for role, split in self.splits.items():
-            wanted[self.names[role]].update(key for keys in self.keys(split) for key in keys)
+            wanted[self.names[role]].update(different_values(split, self.image_key))
         return wanted
 
     def all_keys(self) -> list[Any]:
@@ -232,6 +233,15 @@ def read_tables(
     images.keep(data.all_keys())
     data.skipped = skipped or []
     return data
+
+
+def first_rows(data: TaskData, args: Any) -> TaskData:
+    """The data without what follows the first rows, where the arguments ask for these only."""
+    splits = {}
+    for role, split in data.splits.items():
+        limit = args.max_train_samples if role == "train" else args.max_eval_samples
+        splits[role] = split if limit is None else split.select(range(min(limit, len(split))))
+    return replace(data, splits=splits)
 
 
 def open_tables(args: Any) -> Mapping[str, Table | TableStream]:
@@ -324,6 +334,7 @@ __all__ = [
     "TableArgs",
     "TaskData",
     "cut_split",
+    "first_rows",
     "given_columns",
     "mentioning_own_data",
     "open_tables",

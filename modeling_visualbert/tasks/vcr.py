@@ -6,9 +6,9 @@ Q->A chooses an answer. QA->R chooses a rationale; its context is the question f
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from ..data.choice_table import read_choice_table
-from ..data.vcr import NUM_CHOICES, TAG, load_vcr, read_metadata
+from ..data.columns import column_of
+from ..data.vcr import NUM_CHOICES, TAG, AllMetadata, load_vcr, read_all_metadata, read_metadata
 from ..features.batches import processor_arguments
 from ..hub_code.image_processing_visualbert import load_image
 from ..hub_code.modeling_region_encoder import RegionEncoder
@@ -34,7 +35,7 @@ from ..training.task import Batch, Predictions, Rows, Task, count_examples
 from ..visualization import captioned, draw_regions
 from .common import TaskArgs, check_labels, corpus_folder, load_tokenizer, make_model, reads_corpus
 from .regions import Boxes, prepare_images, reads_objects
-from .tables import TaskData, given_columns, mentioning_own_data, read_tables, reads_table
+from .tables import TaskData, first_rows, given_columns, mentioning_own_data, read_tables, reads_table
 
 SUBTASKS = ("answer", "rationale")
 
@@ -129,15 +130,14 @@ def vcr_task(args: VcrArgs, accelerator: Accelerator, labels_of: str | None = No
     Raises:
         ValueError, FileNotFoundError: Arguments or files do not fit together.
     """
+    data = load_vcr_data(args)
+    check_vcr_labels(data.splits, args, labels_of or args.subtask)
+    if finds_regions(data):
+        args = replace(args, objects="found")  # evaluation does the same
     with accelerator.main_process_first():
-        data = load_vcr_data(args)
-        check_vcr_labels(data.splits, args, labels_of or args.subtask)
-        if finds_regions(data):
-            args = replace(args, objects="found")  # evaluation does the same
         tokenizer = load_tokenizer(args)
-        boxes = {} if args.text_only else object_boxes(data)
     processes = preparing_processes(accelerator)
-    images, data = prepare_images(args, data, processes, boxes)
+    images, data = prepare_images(args, data, processes, data.boxes)
     with processes.main_first():
         _freeze_backbone(images.encoder, args)
         model = make_model(VisualBertForMultipleChoice, args, tokenizer, images, num_labels=1)
@@ -186,7 +186,8 @@ def load_vcr_data(args: Any) -> TaskData:
     with mentioning_own_data(folder, "image, question, choices and label"):
         files = {role: _annotations_file(folder, split) for role, split in names.items()}
     data = {role: load_vcr(file, images_dir, args.objects, skipped=skipped) for role, file in files.items()}
-    return TaskData(data, names, "image", image_paths, images_dir, skipped or [])
+    boxes = ObjectBoxes(data, files, images_dir)
+    return first_rows(TaskData(data, names, "image", image_paths, images_dir, skipped or [], boxes), args)
 
 
 def _annotations_file(folder: Path, split: str) -> Path:
@@ -254,21 +255,39 @@ def check_vcr_labels(data: dict[str, Dataset], args: VcrArgs, subtask: str) -> N
     check_labels(data, args, columns, lambda split, column: f"no {column!r} in {folder / split}.jsonl")
 
 
-def object_boxes(data: TaskData) -> Mapping[str, Boxes] | None:
-    """Boxes in pixels by image: the whole image, then every object of the metadata, or of one's own table; None if regions are
-    found."""
-    if finds_regions(data) or data.boxes is not None:
-        return data.boxes
-    files = {
-        image: name
-        for split in data.splits.values()
-        for image, name in zip(split["image"], split["metadata"], strict=True)
-    }
-    boxes = {}
-    for image, name in files.items():
-        metadata = read_metadata(data.images_dir / name)
-        boxes[image] = [[0.0, 0.0, float(metadata.width), float(metadata.height)], *metadata.boxes]
-    return boxes
+class ObjectBoxes(Mapping[str, Boxes]):
+    """Boxes in pixels by image: the whole image, then every object of its metadata. Nothing is read before one is asked for:
+    stored regions are described already.
+
+    Args:
+        splits: The rows.
+        files: Their annotation files.
+        images_dir: Folder of the metadata.
+    """
+
+    def __init__(self, splits: Mapping[str, Dataset], files: Mapping[str, Path], images_dir: Path):
+        self._splits, self._files, self._images_dir = splits, files, images_dir
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[AllMetadata, str]]:
+        """Where the boxes of an image are, and under which name."""
+        places: dict[str, tuple[AllMetadata, str]] = {}
+        for role, split in self._splits.items():
+            metadata = read_all_metadata(self._files[role], self._images_dir)
+            columns = (column_of(split, name).to_pylist() for name in ("image", "metadata"))
+            places |= {image: (metadata, name) for image, name in zip(*columns, strict=True)}
+        return places
+
+    def __getitem__(self, image: str) -> Boxes:
+        metadata, name = self._places[image]
+        found = metadata.of(name, name)
+        return [[0.0, 0.0, float(found["width"]), float(found["height"])], *found["boxes"]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 def object_polygons(images_dir: Path, row: dict[str, Any]) -> list[list[list[list[float]]]]:
@@ -312,7 +331,7 @@ def make_task(
         return [{"id": row["annot_id"], **result} for row, result in zip(rows, found, strict=True)]
 
     def score(predictions: Predictions, split: str) -> dict[str, Any]:
-        labels = dict(zip(data[split]["annot_id"], data[split][f"{subtask}_label"], strict=True))
+        labels = dict(zip(data[split]["annot_id"][:], data[split][f"{subtask}_label"][:], strict=True))
         if None in labels.values():
             return {"num_examples": len(labels)}
         scores, truth = zip(*((record["scores"], labels[record["id"]]) for record in predictions), strict=True)
@@ -328,7 +347,7 @@ def make_task(
 
 def own_accuracies(predictions: Predictions, split: Dataset, subtask: str) -> Predictions:
     """For each prediction 100 if it is right, else 0; the questions about an image are a group."""
-    columns = (split[name] for name in ("annot_id", f"{subtask}_label", "image"))
+    columns = (split[name][:] for name in ("annot_id", f"{subtask}_label", "image"))
     rows = {key: (label, image) for key, label, image in zip(*columns, strict=True)}
     if any(label is None for label, _ in rows.values()):
         return []
@@ -338,7 +357,7 @@ def own_accuracies(predictions: Predictions, split: Dataset, subtask: str) -> Pr
 
 def own_joint_accuracies(predictions: Predictions, split: Dataset) -> Predictions:
     """The same for predictions of both sub-tasks, in which `rationales` are scores given each answer."""
-    columns = (split[name] for name in ("annot_id", "answer_label", "rationale_label", "image"))
+    columns = (split[name][:] for name in ("annot_id", "answer_label", "rationale_label", "image"))
     rows = {key: row for key, *row in zip(*columns, strict=True)}
     if any(None in row for row in rows.values()):
         return []
@@ -386,7 +405,7 @@ def joint_scores(
     rationales = {
         record["id"]: record["scores"] for record in read_predictions(rationale_dir / f"rationales_{split}.jsonl")
     }
-    ids = data["annot_id"]
+    ids = data["annot_id"][:]
     missing = [key for key in ids if key not in answers or key not in rationales]
     if missing:
         raise ValueError(
@@ -400,7 +419,7 @@ def write_leaderboard(
     answers: Mapping[str, list[float]], rationales: Mapping[str, list[list[float]]], data: Dataset, path: Path
 ) -> None:
     """Write the file for the leaderboard, in the order of the data; arguments as for [`score_both`]."""
-    ids = data["annot_id"]
+    ids = data["annot_id"][:]
     write_vcr_leaderboard(ids, [answers[key] for key in ids], [rationales[key] for key in ids], path)
 
 
@@ -418,7 +437,7 @@ def score_both(
         `answer` (Q->A), `rationale` (QA->R, given the correct answer), `joint` (Q->AR) and `joint_predicted`: the rationale asked
         for the predicted answer, which the official metric does not do. Nothing for a split without labels.
     """
-    ids, truth = data["annot_id"], list(zip(data["answer_label"], data["rationale_label"], strict=True))
+    ids, truth = data["annot_id"][:], list(zip(data["answer_label"][:], data["rationale_label"][:], strict=True))
     if any(None in labels for labels in truth):
         return {}
     rows, given = [answers[key] for key in ids], [rationales[key] for key in ids]

@@ -6,18 +6,21 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 from accelerate import Accelerator
 from datasets import Dataset, concatenate_datasets
 from PIL import Image
 
-from ..answers import build_answer_vocabulary, pythia_answers
+from ..answers import pythia_answers
 from ..checkpoints import trained_labels
+from ..data.columns import column_of
 from ..data.files import check_new, index_images, read_text
+from ..data.given_answers import GivenAnswers
 from ..data.vqa2 import find_vqa_files, load_vqa
 from ..data.vqa_table import read_vqa_table
 from ..features.batches import processor_arguments
@@ -26,14 +29,14 @@ from ..hub_code.modeling_visualbert import VisualBertForQuestionAnswering
 from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..hub_code.regions_visualbert import find_regions, pad_regions
 from ..metrics.submissions import write_vqa_results
-from ..metrics.vqa import answer_accuracy, answer_targets, normalise_answer
+from ..metrics.vqa import answer_accuracy, answer_targets
 from ..published import find_published_checkpoint
 from ..training.preparing import preparing_processes
 from ..training.task import Batch, Predictions, Rows, Task, count_examples, to_device
 from ..visualization import answer_attention, captioned, draw_regions
 from .common import TaskArgs, check_labels, corpus_folder, load_tokenizer, make_model, reads_corpus
 from .regions import prepare_images
-from .tables import TaskData, given_columns, mentioning_own_data, read_tables, reads_table
+from .tables import TaskData, first_rows, given_columns, mentioning_own_data, read_tables, reads_table
 
 logger = logging.getLogger(__name__)
 
@@ -83,13 +86,14 @@ def vqa_task(args: VqaArgs, accelerator: Accelerator) -> Task:
     Raises:
         ValueError, FileNotFoundError: Arguments or files do not fit together.
     """
+    data = load_vqa_data(args)
+    check_vqa_labels(data.splits, args)
+    given = GivenAnswers(column_of(data.splits["train"], "answers"))
+    answers, given_up = _choose_answers(args, data.splits["train"], given)
+    if accelerator.is_main_process:
+        _say_what_is_covered(answers, given, len(data.splits["train"]))
     with accelerator.main_process_first():
-        data = load_vqa_data(args)
-        check_vqa_labels(data.splits, args)
         tokenizer = load_tokenizer(args)
-        answers, given_up = _choose_answers(args, data.splits["train"])
-        if accelerator.is_main_process:
-            _say_what_is_covered(answers, data.splits["train"])
     processes = preparing_processes(accelerator)
     images, data = prepare_images(args, data, processes)
     with processes.main_first():
@@ -129,7 +133,7 @@ def load_vqa_data(args: VqaArgs) -> TaskData:
     splits = {"train": args.train_split, "dev": args.dev_split, "test": args.test_split or ("test" if corpus else None)}
     names = {role: split for role, split in splits.items() if split}
     data = {role: _load_split(data_dir, split, skipped) for role, split in names.items()}
-    return TaskData(data, names, "image_id", index_images, images_dir, skipped or [])
+    return first_rows(TaskData(data, names, "image_id", index_images, images_dir, skipped or []), args)
 
 
 def check_vqa_labels(data: dict[str, Dataset], args: VqaArgs) -> None:
@@ -288,22 +292,19 @@ def _load_split(data_dir: Path, split: str, skipped: list[str] | None) -> Datase
     if len(parts) > 1:
         seen: set[int] = set()
         for name, part in zip(names, parts, strict=True):
-            for question_id in part["question_id"]:
+            for question_id in column_of(part, "question_id").to_pylist():
                 check_new(question_id, seen, "question id", f"split {split}: {name}")
     return concatenate_datasets(parts)
 
 
-def _say_what_is_covered(answers: Sequence[str], train: Dataset) -> None:
+def _say_what_is_covered(answers: Sequence[str], given: GivenAnswers, count: int) -> None:
     """Questions without a known answer have no target; a vocabulary of other data leaves many."""
-    known = set(answers)
-    is_known = cache(lambda answer: normalise_answer(answer) in known)
-    covered = sum(any(map(is_known, given or ())) for given in train["answers"])
-    share = 100.0 * covered / max(1, len(train))
+    share = 100.0 * given.count_covered(answers) / max(1, count)
     level = logging.INFO if share > 90 else logging.WARNING
     logger.log(level, "%d answers, which %.1f%% of the training questions have (see --answers)", len(answers), share)
 
 
-def _choose_answers(args: VqaArgs, train: Dataset) -> tuple[list[str], bool]:
+def _choose_answers(args: VqaArgs, train: Dataset, given: GivenAnswers) -> tuple[list[str], bool]:
     """The answer vocabulary, and whether answers that the model to start from was trained on are given up for it.
 
     Raises:
@@ -321,7 +322,7 @@ def _choose_answers(args: VqaArgs, train: Dataset) -> tuple[list[str], bool]:
     if args.answers == "pythia":
         answers = list(pythia_answers())
     elif args.answers == "train" or (args.answers is None and trained is None):
-        answers = build_answer_vocabulary(_best_first(train), args.min_answer_count)
+        answers = (_best_answers(train) or given).vocabulary(args.min_answer_count)
     elif args.answers in (None, "checkpoint"):
         answers = list(trained or ())
     else:
@@ -336,14 +337,15 @@ def _choose_answers(args: VqaArgs, train: Dataset) -> tuple[list[str], bool]:
     return answers, given_up
 
 
-def _best_first(train: Dataset) -> list[list[str]]:
-    """The answers to each question; where they have scores, the best one only."""
-    given = train["answers"][:]
-    scores = train["answer_scores"][:] if "answer_scores" in train.column_names else [None] * len(train)
-    return [
-        answers if score is None else [answers[max(range(len(score)), key=score.__getitem__)]]
-        for answers, score in zip(given, scores, strict=True)
+def _best_answers(train: Dataset) -> GivenAnswers | None:
+    """The best answer to each question, where answers have scores; None where they have none."""
+    if "answer_scores" not in train.column_names:
+        return None
+    best = [
+        answers if scores is None else [answers[max(range(len(scores)), key=scores.__getitem__)]]
+        for answers, scores in zip(train["answers"], train["answer_scores"], strict=True)
     ]
+    return GivenAnswers(pa.chunked_array([pa.array(best, pa.list_(pa.string()))]))
 
 
 def _trained_answers(name: str | None) -> list[str] | None:
