@@ -113,7 +113,7 @@ def test_what_a_killed_process_leaves_does_not_count(tables):
     assert killed.stdout.readline() == "reading\n"
     time.sleep(0.3)
     killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    killed.communicate()
     assert not [name for name in names(tables) if not name.startswith(".")]
     after = builder(0)
     assert after.communicate()[0] == "reading\n3000\n"
