@@ -154,7 +154,8 @@ class TaskData:
         """Keys of the images of each split, by the name of the split."""
         wanted: dict[str, set[Any]] = {name: set() for name in self.names.values()}
         for role, split in self.splits.items():
-            wanted[self.names[role]].update(different_values(split, self.image_key))
+            if not isinstance(split, StreamedRows):  # which hold their images
+                wanted[self.names[role]].update(different_values(split, self.image_key))
         return wanted
 
     def all_keys(self) -> list[Any]:

@@ -21,6 +21,7 @@ from ..checkpoints import trained_labels
 from ..data.columns import column_of
 from ..data.files import check_new, index_images, read_text
 from ..data.given_answers import GivenAnswers
+from ..data.table_stream import StreamedRows
 from ..data.vqa2 import find_vqa_files, load_vqa
 from ..data.vqa_table import read_vqa_table
 from ..features.batches import processor_arguments
@@ -88,10 +89,12 @@ def vqa_task(args: VqaArgs, accelerator: Accelerator) -> Task:
     """
     data = load_vqa_data(args)
     check_vqa_labels(data.splits, args)
-    given = GivenAnswers(column_of(data.splits["train"], "answers"))
-    answers, given_up = _choose_answers(args, data.splits["train"], given)
+    train = data.splits["train"]
+    train = train.known if isinstance(train, StreamedRows) else train
+    given = GivenAnswers(column_of(train, "answers"))
+    answers, given_up = _choose_answers(args, train, given)
     if accelerator.is_main_process:
-        _say_what_is_covered(answers, given, len(data.splits["train"]))
+        _say_what_is_covered(answers, given, len(train))
     with accelerator.main_process_first():
         tokenizer = load_tokenizer(args)
     processes = preparing_processes(accelerator)
