@@ -234,9 +234,11 @@ def start(folder: Path, tasks: list[str], processes: int, note: str, cold: bool 
         with tempfile.TemporaryDirectory(dir=folder) as cache:
             for kind in ("first", "later") if cold else ("later",):
                 found = _started(folder / task, task, processes, cache)
+                kept = sum(path.stat().st_size for path in Path(cache).rglob("*") if path.is_file())
                 record = {
                     **{"date": datetime.date.today().isoformat(), "workload": f"start_{task}", "start": kind},
                     **{"processes": processes, "note": note, "cpu_s": [one["cpu_s"] for one in found]},
+                    "cache_mib": round(kept / 2**20),
                     **{"wall_s": [one["wall_s"] for one in found], "peak_mib": [one["peak_mib"] for one in found]},
                 }
                 print(json.dumps(record), flush=True)

@@ -11,7 +11,6 @@ The stages of the paper (section 4): `coco` on captions, then one on the text of
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -25,6 +24,7 @@ from accelerate import Accelerator
 from datasets import Dataset, concatenate_datasets
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Subset
 from transformers import PreTrainedModel
 
 from ..corpus.scenes import COLORS, SHAPES
@@ -57,10 +57,7 @@ from .tables import (
 from .vcr import SUBTASKS, VcrArgs, check_vcr_labels, context_of, load_vcr_data
 from .vqa import VqaArgs, check_vqa_labels, load_vqa_data
 
-logger = logging.getLogger(__name__)
-
 STAGES = ("coco", "vqa", "nlvr2", "vcr", "flickr30k")
-USUAL_DEV_ROWS = 5000
 MATCHING_STAGES = ("coco", "nlvr2")  # the others have only the masked-LM objective
 
 
@@ -71,6 +68,13 @@ class PretrainingArgs(TaskArgs):
     stage: str = field(default="coco", metadata={"help": "what is read", "choices": list(STAGES)})
     no_match: bool = field(
         default=False, metadata={"help": "without the sentence-image objective (ablation of the paper)"}
+    )
+    eval_samples: int | None = field(
+        default=10_000,
+        metadata={
+            "help": "evaluate only so many examples of the dev split during training, spread evenly (COCO's val2014 has "
+            "81,000); at the end all are evaluated"
+        },
     )
     mlm_probability: float = field(default=0.15, metadata={"help": "share of the word pieces to predict"})
     max_length: int = field(default=128, metadata={"help": "longest text in word pieces; longer ones lose their front"})
@@ -143,7 +147,6 @@ def pretraining_task(args: PretrainingArgs, accelerator: Accelerator) -> Task:
     with accelerator.main_process_first():
         tokenizer = load_tokenizer(args)
     source = load_source(args, tokenizer)
-    source.data.splits["dev"] = _bounded(source.data.splits["dev"], args)
     processes = preparing_processes(accelerator)
     images, source.data = prepare_images(args, source.data, processes, source.boxes)
     with processes.main_first():
@@ -160,15 +163,6 @@ def pretraining_task(args: PretrainingArgs, accelerator: Accelerator) -> Task:
     if images.paths:
         task.draw = partial(_draw, task)
     return task
-
-
-def _bounded(dev: Dataset, args: PretrainingArgs) -> Dataset:
-    """The rows that decide which weights are kept; those of COCO's val2014 would take as long as a good part of an epoch."""
-    if args.max_eval_samples is not None or len(dev) <= USUAL_DEV_ROWS:
-        return dev
-    message = "--dev_split: of %d rows the first %d are evaluated (--max_eval_samples changes that)"
-    logger.info(message, len(dev), USUAL_DEV_ROWS)
-    return dev.select(range(USUAL_DEV_ROWS))
 
 
 def load_source(args: PretrainingArgs, tokenizer: Any) -> Source:
@@ -247,6 +241,10 @@ class EvaluationRows(Sequence[MaskedRow]):
         self._examples = lru_cache(maxsize=16)(lambda number: tuple(examples_of(data, number)))
         counts = map(len, map(self._examples, range(len(data) if varies else min(1, len(data)))))
         self._ends = np.cumsum(list(counts) if varies else list(counts) * len(data), dtype=np.int64)
+
+    def select(self, places: Sequence[int]) -> Subset:
+        """Some of the examples, which are not read yet either."""
+        return Subset(self, places)  # type: ignore[arg-type]  # of a Dataset it needs no more than this has
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
