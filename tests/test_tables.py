@@ -453,7 +453,7 @@ def test_images_in_the_table_are_read_in_every_step_or_stored(folder, photos, to
     assert pixels["pixel_values"].shape[0] == 3
     encoder = ASSETS / "shapes_detector"
     stored = vqa_task(VqaArgs(str(folder / "run"), **SIZES, **fields, region_encoder=str(encoder)), CPU)
-    assert stored.collate([stored.splits["train"][0]])["visual_embeds"].dtype == torch.float32
+    assert stored.collate([stored.splits["train"][0]])["visual_embeds"].dtype == torch.float16
 
 
 def test_regions_are_found_in_a_store_by_the_names_of_the_files(folder, tokenizer):

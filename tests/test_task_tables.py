@@ -22,6 +22,7 @@ from modeling_visualbert.data.reasoning_table import read_reasoning_table
 from modeling_visualbert.data.table_images import TableImages
 from modeling_visualbert.data.tables import open_files
 from modeling_visualbert.features.store import write_store
+from modeling_visualbert.tasks import vqa
 from modeling_visualbert.tasks.flickr30k import Flickr30kArgs, flickr30k_task
 from modeling_visualbert.tasks.nlvr2 import Nlvr2Args, load_nlvr2_data, nlvr2_task, own_accuracies, score_sentences
 from modeling_visualbert.tasks.pretraining import PretrainingArgs, load_source, pretraining_task
@@ -648,3 +649,17 @@ def test_stores_of_any_ids_serve_tables_of_paths(folder, tokenizer, ids, extract
     args = VqaArgs("run", train_file=table, validation_file=table, tokenizer=tokenizer, features_dir=store, cpu=True)
     task = vqa_task(args, CPU)
     assert task.collate([task.splits["train"][n] for n in range(4)])["visual_embeds"].shape[0] == 4
+
+
+def test_answers_are_scored_once(folder, tokenizer, monkeypatch):
+    scored = []
+    monkeypatch.setattr(vqa, "answer_accuracy", lambda *given: scored.append(given) or 1.0)
+    rows = [{"image": f"photos/{n}.png", "question": "what is it", "answer": "red"} for n in range(4)]
+    table = write_table(folder / "a.csv", rows)
+    files = {"train_file": table, "validation_file": table, "test_file": table, "images_dir": str(folder)}
+    args = VqaArgs(str(folder / "run"), **files, tokenizer=tokenizer, region_encoder=DETECTOR, **SIZES, **TRAINING)
+    args.max_steps = 1
+    assert train(vqa_task(args, CPU), args, CPU)["splits"]["test"]["accuracy"] == 100.0
+    assert len(scored) == 8  # of dev and test
+    lines = (folder / "run" / "predictions_test.jsonl").read_text().splitlines()
+    assert [json.loads(line)["metrics"]["accuracy"] for line in lines] == [100.0] * 4

@@ -179,11 +179,20 @@ def make_task(
         best = processor.post_process_question_answering(outputs, top_k=1)
         return [{"id": row["question_id"], **answers[0]} for row, answers in zip(rows, best, strict=True)]
 
+    last: dict[str, tuple[Predictions, dict[Any, float]]] = {}
+
+    def answers_of(predictions: Predictions, split: str) -> tuple[dict[Any, str], Dataset, dict[Any, float]]:
+        """The answers and their accuracies, which are asked for twice: for the score, and when the predictions are written."""
+        answers = {record["id"]: record["answer"] for record in predictions}
+        if split not in last or last[split][0] is not predictions:
+            last[split] = predictions, accuracies_of(answers, data[split])
+        return answers, data[split], last[split][1]
+
     def score(predictions: Predictions, split: str) -> dict[str, Any]:
-        return score_answers({record["id"]: record["answer"] for record in predictions}, data[split])
+        return score_answers(*answers_of(predictions, split))
 
     def score_each(predictions: Predictions, split: str) -> Predictions:
-        return own_accuracies({record["id"]: record["answer"] for record in predictions}, data[split])
+        return own_accuracies(*answers_of(predictions, split))
 
     return Task(
         *("vqa", model, processor, data, collate, predict, score, "accuracy"),
@@ -194,8 +203,15 @@ def make_task(
     )
 
 
-def score_answers(answers: dict[Any, str], split: Dataset) -> dict[str, Any]:
+def score_answers(
+    answers: dict[Any, str], split: Dataset, accuracies: dict[Any, float] | None = None
+) -> dict[str, Any]:
     """Accuracy in percent ([`answer_accuracy`]), over all and by type; only the count for a split without answers.
+
+    Args:
+        answers: Answers by the id of their question.
+        split: The questions.
+        accuracies: What [`accuracies_of`] makes of these, if that is known.
 
     Raises:
         ValueError: A question was not answered, or an answer has no question.
@@ -206,7 +222,7 @@ def score_answers(answers: dict[Any, str], split: Dataset) -> dict[str, Any]:
         raise ValueError(
             f"{len(alone)} questions without an answer, or answers without a question: {next(iter(alone))!r}"
         )
-    accuracies = _accuracies(answers, split)
+    accuracies = accuracies_of(answers, split) if accuracies is None else accuracies
     by_type: dict[str, dict[str, list[float]]] = {"question_type": defaultdict(list), "answer_type": defaultdict(list)}
     for name, groups in by_type.items():
         for kind, accuracy in zip(split[name][:], accuracies.values(), strict=True):
@@ -219,17 +235,19 @@ def score_answers(answers: dict[Any, str], split: Dataset) -> dict[str, Any]:
     }
 
 
-def own_accuracies(answers: dict[Any, str], split: Dataset) -> Predictions:
-    """Accuracy in percent of each answer; the questions about an image are a group."""
+def own_accuracies(answers: dict[Any, str], split: Dataset, accuracies: dict[Any, float] | None = None) -> Predictions:
+    """Accuracy in percent of each answer; the questions about an image are a group. Arguments as of [`score_answers`]."""
     if split[0]["answers"] is None:
         return []
-    accuracies = _accuracies(answers, split)
+    accuracies = accuracies_of(answers, split) if accuracies is None else accuracies
     images = dict(zip(split["question_id"][:], split["image_id"][:], strict=True))
     return [{"metrics": {"accuracy": accuracies[key]}, "group": images[key]} for key in answers]
 
 
-def _accuracies(answers: dict[Any, str], split: Dataset) -> dict[Any, float]:
-    """Accuracy in percent by the id of each question that was answered, in the order of the split."""
+def accuracies_of(answers: dict[Any, str], split: Dataset) -> dict[Any, float]:
+    """Accuracy in percent by the id of each question that was answered, in the order of the split; nothing without answers."""
+    if split[0]["answers"] is None:
+        return {}
     ids, given = split["question_id"][:], split["answers"][:]
     scores = split["answer_scores"][:] if "answer_scores" in split.column_names else [None] * len(split)
     return {
