@@ -422,6 +422,19 @@ def test_regions_of_changed_pictures_are_found_anew(photos):
     )
 
 
+def test_regions_of_images_with_other_content_are_found_anew_on_request(photos):
+    folder, args = photos
+    before = first_batch(vqa_task(args(hash_images=True), Accelerator(cpu=True)))
+    first, second, *_ = sorted((folder / "train").iterdir())
+    status = first.stat()
+    size = max(status.st_size, second.stat().st_size)
+    for content, is_same in ((first.read_bytes(), True), (second.read_bytes(), False)):
+        first.write_bytes(content.ljust(size, b"\0"))  # as long and as old as the other
+        os.utime(first, ns=(status.st_atime_ns, status.st_mtime_ns))
+        after = first_batch(vqa_task(args(hash_images=True), Accelerator(cpu=True)))
+        assert torch.equal(before["visual_embeds"], after["visual_embeds"]) == is_same
+
+
 def test_images_of_other_splits_and_hidden_files_are_no_duplicates(photos, tmp_path):
     folder, args = photos
     train, val = sorted((folder / "train").iterdir()), sorted((folder / "val").iterdir())

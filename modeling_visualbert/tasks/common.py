@@ -75,6 +75,13 @@ class TaskArgs(TableArgs):
             "help": "accept features of another detector than those that init_from was trained on, if they are as long"
         },
     )
+    hash_images: bool = field(
+        default=False,
+        metadata={
+            "help": "find the regions anew if the content of an image changed, and not only if its size or time did; reads all "
+            "images"
+        },
+    )
     from_pixels: bool = field(
         default=False, metadata={"help": "run the region encoder in every step instead of storing its regions"}
     )

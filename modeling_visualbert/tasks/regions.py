@@ -42,7 +42,7 @@ from ..features.extract import (
     sample_sizes,
     unreadable,
 )
-from ..features.format import FORMAT
+from ..features.format import FORMAT, sha256_of
 from ..features.images import image_id_from_number, image_id_from_stem
 from ..features.store import FeatureStore, partial_folder
 from ..hub_code.configuration_grid_encoder import GridRegionEncoderConfig
@@ -124,7 +124,8 @@ def prepare_images(
         paths, left_out = _existing(data, args.skip_bad_records)
         _check_images(args, encoder, data.images_dir)
         fingerprint = made_by["fingerprint"]
-        store = _stored_regions(paths, boxes, encoder, fingerprint, image_processor, processes, args.skip_bad_records)
+        how = args.skip_bad_records, args.hash_images
+        store = _stored_regions(paths, boxes, encoder, fingerprint, image_processor, processes, *how)
         left_out |= _unreadable(paths, [key for key in paths if key not in store])
     keys = [key for key in data.all_keys() if key not in left_out]
     id_of = ids_in_store(store, keys)
@@ -366,13 +367,15 @@ def _file(paths: Mapping[Any, ImageFile], key: Any) -> Path | None:
     return path if isinstance(path, Path) else None
 
 
-def _identity(paths: Mapping[Any, ImageFile], key: Any) -> Any:
-    """What tells whether an image changed: path, size and time of its file, or the hash of its bytes."""
+def _identity(paths: Mapping[Any, ImageFile], key: Any, hash_images: bool) -> Any:
+    """What tells whether an image changed: path, size and time of its file and, if asked for, its content; or the hash of its
+    bytes."""
     path = _file(paths, key)
     if path is None:
         return key
     status = path.stat()
-    return str(path.resolve()), status.st_size, status.st_mtime_ns
+    content = [sha256_of(path)] if hash_images else []
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns, *content]
 
 
 def _stored_regions(
@@ -383,13 +386,14 @@ def _stored_regions(
     image_processor: VisualBertImageProcessor,
     processes: Processes,
     skip: bool,
+    hash_images: bool,
 ) -> FeatureStore:
     """The regions of all images of the data: found by all processes together on first use, and kept in the cache as long as no
     image changes. What is interrupted goes on with the next run.
 
     With `skip`, images that cannot be read are not in it.
     """
-    files = [_identity(paths, key) for key in paths]
+    files = [_identity(paths, key, hash_images) for key in paths]
     given = None if boxes is None else [boxes[key] for key in paths]
     options = ExtractionOptions(images_per_shard=_shard_size(len(paths)), num_workers=2)
     treatment = json.dumps(image_processor_fields(image_processor), indent=2, sort_keys=True) + "\n"

@@ -40,7 +40,7 @@ MAY_CHANGE = frozenset(
             "probe_words",
         ),
         *("num_workers", "cpu", "compile", "attn_implementation", "gradient_checkpointing"),
-        *("images_dir", "train_images", "dev_images", "max_eval_samples"),
+        *("images_dir", "train_images", "dev_images", "hash_images", "max_eval_samples"),
         # What becomes of a detector after training.
         *("score_threshold", "nms_threshold", "max_regions"),
     ]
