@@ -10,11 +10,12 @@ import time
 
 import pytest
 import torch
+from accelerate import Accelerator
 from killed_runs import STEPS, finish, start, wait_for
 from toy_training import interrupted_run, toy_args, toy_task
 
 from modeling_visualbert.cli.errors import exit_status
-from modeling_visualbert.training.checkpoint import list_checkpoints, to_host
+from modeling_visualbert.training.checkpoint import CheckpointWriter, list_checkpoints, load_checkpoint, to_host
 from modeling_visualbert.training.loop import save_model, train
 from modeling_visualbert.training.preemption import STOPPED_STATUS, RunStoppedError
 
@@ -227,6 +228,21 @@ def test_of_several_runs_at_once_one_gets_the_folder(tmp_path):
     for one in runs:
         one.join(60)
     assert sorted(one.exitcode for one in runs) == [0, 2, 2]
+
+
+def test_checkpoints_of_models_with_tied_weights_are_written_and_loaded(tmp_path):
+    accelerator = Accelerator(cpu=True)
+    first, second = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    second.weight = first.weight
+    model = accelerator.prepare(torch.nn.ModuleList([first, second]))
+    writer = CheckpointWriter(accelerator, tmp_path, keep=1)
+    writer.save(1, {"progress": {}})
+    writer.wait()
+
+    kept = first.weight.detach().clone()
+    torch.nn.init.zeros_(first.weight)
+    load_checkpoint(accelerator, list_checkpoints(tmp_path)[0])
+    assert torch.equal(model[1].weight, kept)
 
 
 def test_copies_of_tied_weights_are_one():

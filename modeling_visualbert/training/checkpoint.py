@@ -12,6 +12,7 @@ import os
 import shutil
 import threading
 import zlib
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -115,8 +116,10 @@ class _Parts:
     def __init__(self, accelerator: Accelerator):
         copies: dict[Any, torch.Tensor] = {}
         # What `Accelerator.save_state` saves; it writes at once and has no other way to take it apart.
+        # Of tied weights it writes one, but only where the state is an ordered dict.
         self.models = [
-            to_host(accelerator.get_state_dict(model, unwrap=False), copies) for model in accelerator._models
+            OrderedDict(to_host(accelerator.get_state_dict(model, unwrap=False), copies))
+            for model in accelerator._models
         ]
         self.optimizers = [_Kept(to_host(one.state_dict(), copies)) for one in accelerator._optimizers]
         self.others = [_Kept(to_host(one.state_dict(), copies)) for one in accelerator._custom_objects]
