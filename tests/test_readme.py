@@ -144,3 +144,19 @@ def test_figures_come_from_the_shipped_detector():
     test = regions["splits"]["test"]
     assert f"mAP50 {test['map50']:.3f}, mAP {test['map']:.3f}" in README
     assert f"recall {regions['regions']['recall50']:.3f}" in README
+
+
+def test_the_start_at_full_size_is_what_was_measured():
+    path = ROOT / "benchmarks" / "results" / "full_size.jsonl"
+    found = {}
+    for one in map(json.loads, path.read_text().splitlines()):
+        if one["workload"].startswith("start_") and one["processes"] == 1:
+            cell = f"{one['cpu_s'][0]:.0f} s, {one['peak_mib'][0] / 1024:.1f} GiB"
+            found[one["workload"], one["note"], one["start"]] = cell, f"{one.get('cache_mib')} MiB"
+    document = (ROOT / "docs" / "scaling.md").read_text("utf-8")
+    for workload in {key[0] for key in found}:
+        first, cache = found[workload, "after", "first"]
+        row = (
+            f"| {found[workload, 'before', 'first'][0]} | {first} | {found[workload, 'after', 'later'][0]} | {cache} |"
+        )
+        assert row in document, row
