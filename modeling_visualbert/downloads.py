@@ -24,7 +24,7 @@ from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_fro
 from huggingface_hub.utils import filter_repo_objects
 from tqdm.auto import tqdm
 
-from .data.cache import default_cache_dir
+from .cache_dir import default_cache_dir
 from .published import PublishedFile
 
 ANNOUNCED_MEGABYTES = 100  # from here on a download is announced

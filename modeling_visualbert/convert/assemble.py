@@ -21,8 +21,8 @@ from filelock import FileLock
 from safetensors import safe_open
 from transformers import AutoImageProcessor, PreTrainedModel
 
+from ..cache_dir import default_cache_dir
 from ..checkpoints import check_name, check_task
-from ..data.cache import default_cache_dir
 from ..downloads import downloaded, hub_folder
 from ..hub_code.configuration_region_detector import RegionDetectorConfig
 from ..hub_code.configuration_visualbert import VisualBertConfig

@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock
 from safetensors.torch import save_file
 
-from ..data.cache import default_cache_dir
+from ..cache_dir import default_cache_dir
 from ..downloads import downloaded
 from ..hub_code.configuration_region_detector import RegionDetectorConfig
 from ..hub_code.image_processing_region_detector import RegionDetectorImageProcessor

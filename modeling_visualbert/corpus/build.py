@@ -36,7 +36,7 @@ from filelock import FileLock
 from PIL import Image, ImageDraw, ImageFont
 from tqdm.auto import tqdm
 
-from ..data.cache import default_cache_dir
+from ..cache_dir import default_cache_dir
 from .captions import caption_trees, captions_record
 from .flickr30k import flickr30k_files
 from .nlvr2 import SPLIT_NAMES, make_pairs, nlvr2_records

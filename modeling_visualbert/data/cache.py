@@ -27,17 +27,13 @@ import pyarrow as pa
 from datasets import Dataset, Features
 from filelock import FileLock, Timeout
 
+from ..cache_dir import default_cache_dir
+
 logger = logging.getLogger(__name__)
 
 Notes = dict[str, Any]  # of what JSON can hold
 KEPT = 1 << 20  # bytes from which on a table is kept
 BATCH = 1000  # rows; a batch is what is in memory while a table is made
-
-
-def default_cache_dir() -> Path:
-    """`$MODELING_VISUALBERT_CACHE`, else `~/.cache/modeling_visualbert`."""
-    root = os.environ.get("MODELING_VISUALBERT_CACHE")
-    return Path(root) if root else Path.home() / ".cache" / "modeling_visualbert"
 
 
 def cached_table(
@@ -195,7 +191,6 @@ __all__ = [
     "batches",
     "cached_table",
     "content_of",
-    "default_cache_dir",
     "size_of",
     "stamp_of",
     "table_of",

@@ -8,6 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
+from .files import skipping
+
 
 def column_of(split: Dataset, name: str) -> pa.ChunkedArray:
     """A column of the rows, in their order."""
@@ -27,4 +29,27 @@ def has_missing(split: Dataset, name: str) -> bool:
     return column_of(split, name).null_count > 0
 
 
-__all__ = ["column_of", "different_values", "has_missing"]
+def labelled_alike(rows: pa.Table, key: str, label: str, skipped: list[str] | None) -> pa.Table:
+    """Rows of which all or none have a label: where some have it, one without it is a bad record.
+
+    Args:
+        rows: With a column `where`, the place of each row, for error messages.
+        key: Column that identifies a row.
+        label: Column of the label, null where there is none.
+        skipped: If given, rows without label are left out and their errors are added to this list instead of being raised.
+
+    Raises:
+        ValueError: A row has no label, although others have one; the message names its place and identifier.
+    """
+    if rows[label].null_count in (0, len(rows)):
+        return rows
+    is_missing = rows[label].is_null()
+    for row in rows.select(["where", key]).filter(is_missing).to_pylist():
+        with skipping(skipped):
+            raise ValueError(
+                f"{row['where']}: {key} {row[key]!r} has no {label!r}, but others have; expected all or none"
+            )
+    return rows.filter(pc.invert(is_missing))
+
+
+__all__ = ["column_of", "different_values", "has_missing", "labelled_alike"]

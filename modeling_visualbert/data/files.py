@@ -14,9 +14,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PureWindowsPath
 from typing import Any, TypeVar
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from .json_stream import JsonStream, NotStreamableError
 
 logger = logging.getLogger(__name__)
@@ -264,29 +261,6 @@ def check_new(value: Any, seen: set[Any], what: str, where: str) -> None:
     if value in seen:
         raise ValueError(f"{where}: {what} {value!r} occurs twice; expected it only once")
     seen.add(value)
-
-
-def labelled_alike(rows: pa.Table, key: str, label: str, skipped: list[str] | None) -> pa.Table:
-    """Rows of which all or none have a label: where some have it, one without it is a bad record.
-
-    Args:
-        rows: With a column `where`, the place of each row, for error messages.
-        key: Column that identifies a row.
-        label: Column of the label, null where there is none.
-        skipped: If given, rows without label are left out and their errors are added to this list instead of being raised.
-
-    Raises:
-        ValueError: A row has no label, although others have one; the message names its place and identifier.
-    """
-    if rows[label].null_count in (0, len(rows)):
-        return rows
-    is_missing = rows[label].is_null()
-    for row in rows.select(["where", key]).filter(is_missing).to_pylist():
-        with skipping(skipped):
-            raise ValueError(
-                f"{row['where']}: {key} {row[key]!r} has no {label!r}, but others have; expected all or none"
-            )
-    return rows.filter(pc.invert(is_missing))
 
 
 def check_count(path: str | Path, count: int, what: str, split: str, expected: Mapping[str, int]) -> None:

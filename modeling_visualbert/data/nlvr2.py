@@ -24,7 +24,8 @@ import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 
 from .cache import Notes, cached_table, content_of, size_of, table_of
-from .files import check_count, check_new, find_one, labelled_alike, optional, read_json_lines, require, skipping
+from .columns import labelled_alike
+from .files import check_count, check_new, find_one, optional, read_json_lines, require, skipping
 
 EXPECTED_EXAMPLES = {"train": 86_373, "dev": 6982, "test1": 6967, "test2": 6970}
 FEATURES = Features(

@@ -41,12 +41,11 @@ import pyarrow as pa
 from datasets import Dataset, Features, List, Value
 
 from .cache import Notes, batches, cached_table, content_of, size_of, stamp_of, table_of
-from .columns import column_of
+from .columns import column_of, labelled_alike
 from .files import (
     check_count,
     check_new,
     is_unicode,
-    labelled_alike,
     optional,
     read_json,
     read_json_lines,

@@ -23,11 +23,11 @@ from transformers import (
     ResNetConfig,
 )
 
+from ..cache_dir import default_cache_dir
 from ..checkpoints import load_inner_region_encoder
 from ..convert.checkpoint_files import naming
 from ..convert.published_detectors import open_region_encoder
 from ..corpus.build import in_corpus
-from ..data.cache import default_cache_dir
 from ..data.table_images import TableImages
 from ..data.table_stream import StreamedRows
 from ..features.batches import StoredRegions
