@@ -292,6 +292,8 @@ def test_balanced_weights_and_the_loss():
     each = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     expected = (each * torch.tensor([2 / 3, 2.0])).sum() / 2
     assert cross_entropy(logits, labels, None, weights) == pytest.approx(float(expected))
+    smoothed = 0.7 * each + 0.3 * -logits.log_softmax(-1).mean(-1)
+    assert cross_entropy(logits, labels, label_smoothing=0.3) == pytest.approx(float(smoothed.mean()))
 
 
 # ------------------------------------------------------------------------------------------------------------- processor
@@ -366,9 +368,11 @@ def test_three_labels_and_two_images_with_weights(folder, tokenizer):
     pairs = [[f"photos/{n}.png", "photos/3.png"] for n in range(4)]
     table = write_table(folder / "a.json", rows(["a", "b", "c", "c"], image=pairs))
     fields = {"class_weights": "balanced", "best_metric": "macro_f1", "region_encoder": DETECTOR, "epochs": 2.0}
+    fields["label_smoothing"] = 0.1
     task, metrics = run(folder, tokenizer, table, **fields)
     assert {"accuracy", "macro_f1", "ece", "per_label_f1"} < metrics.keys() and "auroc" not in metrics
     assert task.processor.num_images == 2 and task.fit_threshold is None and task.processor.threshold is None
+    assert task.model.config.task_options["num_images"] == 2 and task.model.config.label_smoothing == 0.1
     assert task.model.config.class_weights == [pytest.approx(4 / 3), pytest.approx(4 / 3), pytest.approx(2 / 3)]
     segments = task.collate([task.splits["train"][0]]).get("visual_token_type_ids")
     assert segments is None or set(segments.flatten().tolist()) <= {0, 1}

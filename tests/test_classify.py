@@ -89,15 +89,30 @@ def test_a_threshold_decides_in_the_pipeline(folders, images):
     assert ranked[0] == pipe(images[0], TEXTS[0])
 
 
-def test_labels_of_a_bare_model_come_from_its_configuration(tmp_path, images):
+@pytest.mark.parametrize("num_images", [1, 2])
+def test_what_a_bare_model_reads_comes_from_its_configuration(tmp_path, num_images):
     model, processor = tiny_checkpoint("nlvr2", labels=LABELS)
+    model.config.task_options = {"num_images": num_images}
     parts = {"tokenizer": processor.tokenizer, "image_processor": processor.image_processor}
-    assert VisualBertReasoningPipeline(model=model, **parts).processor.labels == LABELS
     model.save_pretrained(tmp_path / "bare")
     processor.image_processor.save_pretrained(tmp_path / "bare")
-    assert assemble(tmp_path / "bare", None, ASSETS / "corpus_tokenizer").processor.labels == LABELS
+    made = VisualBertReasoningPipeline(model=model, **parts).processor
+    for found in (made, assemble(tmp_path / "bare", None, ASSETS / "corpus_tokenizer").processor):
+        assert (found.labels, found.num_images) == (LABELS, num_images)
     of_nlvr2, processor = tiny_checkpoint("nlvr2")
-    assert VisualBertReasoningPipeline(model=of_nlvr2, **parts).processor.labels is None
+    found = VisualBertReasoningPipeline(model=of_nlvr2, **parts).processor
+    assert (found.labels, found.num_images) == (None, 2)
+
+
+def test_a_bare_model_that_does_not_say_how_many_images_it_reads_is_refused(tmp_path):
+    model, processor = tiny_checkpoint("nlvr2", labels=LABELS)
+    message = "has no processor, and labels of its own, which can be about one image or two; expected a processor"
+    with pytest.raises(ValueError, match=f"the model {message}"):
+        VisualBertReasoningPipeline(model=model, tokenizer=processor.tokenizer, image_processor=object())
+    model.save_pretrained(tmp_path / "bare")
+    processor.image_processor.save_pretrained(tmp_path / "bare")
+    with pytest.raises(ValueError, match=f"bare {message}"):
+        assemble(tmp_path / "bare", None, ASSETS / "corpus_tokenizer")
 
 
 # --------------------------------------------------------------------------------------------------------------- command

@@ -60,7 +60,7 @@ def leaves(value):
 def test_all_checkpoints_of_the_family_have_facts():
     published = [f"visualbert-{task}{stage}" for task in ("nlvr2", "vcr", "vqa") for stage in ("", "-coco-pre", "-pre")]
     assert sorted(published) == PUBLISHED
-    tasks = ("flickr30k", "nlvr2", "pretraining", "vcr-answer", "vcr-rationale", "vqa")
+    tasks = ("classification", "flickr30k", "nlvr2", "pretraining", "vcr-answer", "vcr-rationale", "vqa")
     assert [f"shapes-{task}" for task in tasks] == SHAPES
 
 

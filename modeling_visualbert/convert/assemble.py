@@ -29,7 +29,7 @@ from ..hub_code.configuration_visualbert import VisualBertConfig
 from ..hub_code.image_processing_region_detector import RegionDetectorImageProcessor
 from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..hub_code.regions_visualbert import check_detector
-from ..hub_code.tasks_visualbert import HEADS, TASKS, own_labels
+from ..hub_code.tasks_visualbert import HEADS, TASKS, own_labels, own_num_images
 from ..published import (
     PublishedCheckpoint,
     authors_files,
@@ -149,6 +149,7 @@ def assemble(
             answers=_answers(model.config) if found.name == "vqa" else None,
             region_dim=model.config.visual_embedding_dim,
             alignment="original" if found.name == "vcr" else "subword",
+            num_images=own_num_images(model.config, str(source)) if found.name == "nlvr2" else None,
             labels=own_labels(model.config.id2label) if found.name == "nlvr2" else None,
         )
     return Assembled(model, processor, report, missing)

@@ -74,6 +74,9 @@ class VisualBertConfig(PortableConfig):
             feature store. Features of two detectors may have the same length; those of another than this one are refused.
         class_weights (`list[float]`, *optional*):
             [`VisualBertForVisualReasoning`]: what the loss of an example is multiplied with, by its label.
+        label_smoothing (`float`, *optional*, defaults to 0.0):
+            [`VisualBertForVisualReasoning`] and [`VisualBertForMultipleChoice`]: the share of each label that the loss spreads
+            over all classes evenly.
     """
 
     model_type = "visual_bert"
@@ -99,6 +102,7 @@ class VisualBertConfig(PortableConfig):
     task_options: dict[str, Any] | None = None
     feature_detector: dict[str, Any] | None = None
     class_weights: list[float] | None = None
+    label_smoothing: float | int = 0.0
     pad_token_id: int | None = 0
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -147,7 +151,7 @@ class VisualBertConfig(PortableConfig):
         for name in _SIZES:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}; expected at least 1")
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}; expected at least 0 and less than 1")
         for name in ("initializer_range", "layer_norm_eps"):

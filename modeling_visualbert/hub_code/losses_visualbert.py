@@ -65,14 +65,17 @@ def cross_entropy(
     labels: torch.Tensor,
     num_items_in_batch: torch.Tensor | int | None = None,
     class_weights: Sequence[float] | None = None,
+    label_smoothing: float = 0.0,
 ) -> torch.Tensor:
     """Sum over the labels other than -100, divided by their number (in the global batch, if given); 0 when there are none.
 
-    With `class_weights`, each label's part of the sum is multiplied with its weight.
+    With `class_weights`, each label's part of the sum is multiplied with its weight. `label_smoothing` is the share of each label
+    that is spread over all classes evenly.
     """
     labels = labels.to(logits.device)
     weights = None if class_weights is None else torch.tensor(class_weights, device=logits.device)
-    total = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten().long(), weight=weights, reduction="sum")
+    scores, classes = logits.flatten(0, -2).float(), labels.flatten().long()
+    total = F.cross_entropy(scores, classes, weight=weights, label_smoothing=label_smoothing, reduction="sum")
     count = (labels != -100).sum() if num_items_in_batch is None else num_items_in_batch
     return total / (count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1))
 

@@ -790,7 +790,9 @@ class VisualBertForMultipleChoice(VisualBertPreTrainedModel):
         logits_BC = apply_linear(self.cls, self.dropout(outputs.pooler_output)).view(-1, text.shape[1])
         if labels is not None:
             check_classes(labels, logits_BC.shape[:1], "(batch_size,)", logits_BC.shape[1])
-        loss = None if labels is None else cross_entropy(logits_BC, labels, num_items_in_batch)
+        loss = None
+        if labels is not None:
+            loss = cross_entropy(logits_BC, labels, num_items_in_batch, label_smoothing=self.config.label_smoothing)
         if labels is not None and class_loss is not None and not self.config.freeze_region_encoder:
             # When this batch is part of a larger one, it counts by its share of the examples.
             share = 1.0 if num_items_in_batch is None else len(labels) / num_items_in_batch
@@ -840,7 +842,7 @@ class VisualBertForVisualReasoning(VisualBertPreTrainedModel):
                 0 for the regions of the first image, 1 for those of the second.
             labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
                 1 when the sentence is true of the images, else 0, or the index of another label; -100 is ignored. In the loss,
-                labels have the weights `config.class_weights`, if there are any.
+                labels have the weights `config.class_weights`, if there are any, and are smoothed by `config.label_smoothing`.
         """
         outputs = self.visual_bert(
             *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds),
@@ -853,8 +855,8 @@ class VisualBertForVisualReasoning(VisualBertPreTrainedModel):
         logits_BL = apply_linear(self.cls, self.dropout(outputs.pooler_output))
         if labels is not None:
             check_classes(labels, logits_BL.shape[:1], "(batch_size,)", logits_BL.shape[1])
-        weights = self.config.class_weights
-        loss = None if labels is None else cross_entropy(logits_BL, labels, num_items_in_batch, weights)
+        weights, smoothing = self.config.class_weights, self.config.label_smoothing
+        loss = None if labels is None else cross_entropy(logits_BL, labels, num_items_in_batch, weights, smoothing)
         return SequenceClassifierOutput(
             loss=loss, logits=logits_BL, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )

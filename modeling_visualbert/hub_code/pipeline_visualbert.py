@@ -29,7 +29,7 @@ from .processing_visualbert import VisualBertProcessor
 from .regions_visualbert import check_regions, find_regions, join_regions, pad_regions
 from .rows_visualbert import holds_many, is_streamed, named_errors, prepared_batches
 from .sequence_visualbert import answer_positions
-from .tasks_visualbert import TASKS, VisualBertTask, own_labels
+from .tasks_visualbert import TASKS, VisualBertTask, own_labels, own_num_images
 from .text_visualbert import check_tokenizer
 
 _HEADS = {
@@ -138,7 +138,11 @@ class VisualBertPipeline(Pipeline):
                 parts = "" if self.about.name == "vcr" else ", or `tokenizer` and `image_processor`"
                 raise ValueError(f"no processor is given or beside the model; expected `processor`{parts}")
             dim = getattr(model.config, "visual_embedding_dim", None)
-            processor = VisualBertProcessor(image_processor, tokenizer, task=self.about.name, region_dim=dim)
+            num_images = None
+            if self.about.name == "nlvr2":
+                num_images = own_num_images(model.config, model.name_or_path or "the model")
+            known = {"task": self.about.name, "num_images": num_images, "region_dim": dim}
+            processor = VisualBertProcessor(image_processor, tokenizer, **known)
         given = _given(tokenizer=tokenizer, image_processor=image_processor)
         if self.about.name == "vqa" and processor.answers is None:
             given["answers"] = [name for _, name in sorted(model.config.id2label.items())]

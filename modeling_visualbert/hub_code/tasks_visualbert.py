@@ -5,6 +5,7 @@ holds names, not classes, so that reading it imports nothing.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,21 @@ def own_labels(id2label: dict[int, str]) -> list[str] | None:
     return None if names == [*TRUTH] or (is_numbered and len(names) == 2) else names
 
 
+def own_num_images(config: Any, name: str) -> int | None:
+    """How many images the texts of a model for visual reasoning are about, from its configuration; None: as in NLVR2.
+
+    Raises:
+        ValueError: It has labels of its own, which may be about one image or two, and does not say.
+    """
+    num_images = (config.task_options or {}).get("num_images")
+    if num_images is None and own_labels(config.id2label) is not None:
+        raise ValueError(
+            f"{name} has no processor, and labels of its own, which can be about one image or two; expected a processor beside "
+            'it, or "num_images": 1 (or 2) in "task_options" of its config.json'
+        )
+    return num_images
+
+
 def custom_pipelines(head: str) -> dict[str, dict]:
     """What the configuration of a checkpoint says about its pipeline; nothing for a model without a head."""
     if head not in HEADS:
@@ -113,4 +129,4 @@ def custom_pipelines(head: str) -> dict[str, dict]:
     return {task.pipeline: {"impl": impl, "pt": [task.auto_class], "type": "multimodal"}}
 
 
-__all__ = ["AUTO_MAP", "HEADS", "TASKS", "TRUTH", "VisualBertTask", "custom_pipelines", "own_labels"]
+__all__ = ["AUTO_MAP", "HEADS", "TASKS", "TRUTH", "VisualBertTask", "custom_pipelines", "own_labels", "own_num_images"]

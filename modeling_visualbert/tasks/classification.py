@@ -29,7 +29,7 @@ from ..metrics.classification import best_threshold, classification_scores
 from ..training.preparing import preparing_processes
 from ..training.task import Batch, Predictions, Rows, Task, count_examples
 from ..visualization import captioned
-from .common import TaskArgs, corpus_folder, load_tokenizer, make_model, reads_corpus
+from .common import ClassArgs, corpus_folder, load_tokenizer, make_model, reads_corpus
 from .nlvr2 import side_by_side
 from .regions import prepare_images
 from .tables import TaskData, given_columns, read_tables, reads_table
@@ -41,7 +41,7 @@ ON_DEV = "dev"
 
 
 @dataclass
-class ClassificationArgs(TaskArgs):
+class ClassificationArgs(ClassArgs):
     """Arguments of classification."""
 
     train_split: str = field(default="train", metadata={"help": "split to train on, as in the file names"})
@@ -117,7 +117,11 @@ def classification_task(args: ClassificationArgs, accelerator: Accelerator) -> T
             id2label=dict(enumerate(labels)),
             label2id={label: index for index, label in enumerate(labels)},
             class_weights=weights,
+            label_smoothing=args.label_smoothing,
         )
+        model.config.task_options["num_images"] = (
+            tables.num_images
+        )  # for those who have the model without its processor
     if trained is not None and trained != labels:  # as many others would get their weights
         logger.warning("the %d labels of %s are given up for %d others", len(trained), args.init_from, len(labels))
         torch.nn.init.normal_(model.cls.weight, std=model.config.initializer_range)

@@ -197,6 +197,16 @@ class TaskArgs(TableArgs):
             raise ValueError("--backbone_learning_rate without --train_region_encoder; expected both: it is frozen")
 
 
+@dataclass
+class ClassArgs(TaskArgs):
+    """Arguments of tasks whose labels are one class out of several."""
+
+    label_smoothing: float = field(
+        default=0.0,
+        metadata={"help": "share of each label that the loss spreads over all of them evenly, such as 0.1"},
+    )
+
+
 def reads_corpus(args: TaskArgs) -> bool:
     """Whether the data is the embedded corpus: no other is named."""
     return args.data_dir is None and not reads_table(args)

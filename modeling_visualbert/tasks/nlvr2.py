@@ -26,13 +26,13 @@ from ..metrics.submissions import write_nlvr2_predictions
 from ..training.preparing import preparing_processes
 from ..training.task import Batch, Predictions, Rows, Task, count_examples
 from ..visualization import captioned, grid
-from .common import TaskArgs, check_labels, corpus_folder, load_tokenizer, make_model, reads_corpus
+from .common import ClassArgs, check_labels, corpus_folder, load_tokenizer, make_model, reads_corpus
 from .regions import prepare_images
 from .tables import TaskData, first_rows, given_columns, mentioning_own_data, read_tables, reads_table
 
 
 @dataclass
-class Nlvr2Args(TaskArgs):
+class Nlvr2Args(ClassArgs):
     """Arguments of NLVR2 fine-tuning."""
 
     train_split: str = field(default="train", metadata={"help": "split to train on, as in the file names"})
@@ -75,6 +75,8 @@ def nlvr2_task(args: Nlvr2Args, accelerator: Accelerator) -> Task:
             images,
             id2label=labels,
             label2id={label: index for index, label in labels.items()},
+            class_weights=None,  # init_from may have some, for labels of its own
+            label_smoothing=args.label_smoothing,
         )
     if args.second_segment_std is not None:
         segments = model.visual_bert.embeddings.visual_token_type_embeddings.weight

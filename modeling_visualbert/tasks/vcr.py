@@ -33,7 +33,7 @@ from ..training.loop import evaluate, read_predictions, write_predictions
 from ..training.preparing import preparing_processes
 from ..training.task import Batch, Predictions, Rows, Task, count_examples
 from ..visualization import captioned, draw_regions
-from .common import TaskArgs, check_labels, corpus_folder, load_tokenizer, make_model, reads_corpus
+from .common import ClassArgs, check_labels, corpus_folder, load_tokenizer, make_model, reads_corpus
 from .regions import Boxes, prepare_images, reads_objects
 from .tables import TaskData, first_rows, given_columns, mentioning_own_data, read_tables, reads_table
 
@@ -41,7 +41,7 @@ SUBTASKS = ("answer", "rationale")
 
 
 @dataclass
-class VcrArgs(TaskArgs):
+class VcrArgs(ClassArgs):
     """Arguments of VCR fine-tuning."""
 
     subtask: str = field(
@@ -140,7 +140,9 @@ def vcr_task(args: VcrArgs, accelerator: Accelerator, labels_of: str | None = No
     images, data = prepare_images(args, data, processes, data.boxes)
     with processes.main_first():
         _freeze_backbone(images.encoder, args)
-        model = make_model(VisualBertForMultipleChoice, args, tokenizer, images, num_labels=1)
+        model = make_model(
+            *(VisualBertForMultipleChoice, args, tokenizer, images), num_labels=1, label_smoothing=args.label_smoothing
+        )
     processor = VisualBertProcessor(
         images.image_processor,
         tokenizer,

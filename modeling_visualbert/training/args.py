@@ -36,7 +36,7 @@ INTERVALS = {
         ("learning_rate", "backbone_learning_rate", "weight_decay", "initializer_range", "second_segment_std"),
         "[0, inf)",
     ),
-    **dict.fromkeys(("adam_beta2", "dropout"), "[0, 1)"),
+    **dict.fromkeys(("adam_beta2", "dropout", "label_smoothing"), "[0, 1)"),
     **dict.fromkeys(("warmup_ratio", "score_threshold", "nms_threshold"), "[0, 1]"),
     "mlm_probability": "(0, 1]",
     **dict.fromkeys(("train_val_split", "ema_decay"), "(0, 1)"),

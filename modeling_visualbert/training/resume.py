@@ -104,6 +104,7 @@ MUST_STAY = frozenset(
             "second_segment_std",
             "positions",
             "class_weights",
+            "label_smoothing",
             "best_metric",
             "threshold",
         ),
