@@ -1,4 +1,4 @@
-"""The scripts of NLVR2, VCR, Flickr30k Entities and pre-training as users start them: what they write, and two processes.
+"""The scripts of the tasks other than VQA as users start them: what they write, and two processes.
 
 `RECORD_LOSSES=1 pytest -m slow tests/test_task_runs.py -k stored` writes the stored losses again.
 """
@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clean_process import hub_environment
 from helpers import FIXTURES
+from hub_server import serve
 from PIL import Image
 from processes import environment, launcher
 from transformers import AutoProcessor
@@ -33,7 +35,7 @@ CORPUS_SIZE = ("--train_scenes", "80", "--val_scenes", "16", "--test_scenes", "1
 SMALL_MODEL = ("--hidden_size", "64", "--num_hidden_layers", "2")
 STEPS = 4
 RUN = ("--max_steps", str(STEPS), "--log_steps", "1", "--batch_size", "16", "--save_steps", "1000")
-TASKS = ["nlvr2", "vcr", "flickr30k", "pretraining"]
+TASKS = ["nlvr2", "vcr", "classification", "flickr30k", "pretraining"]
 
 pytestmark = pytest.mark.slow
 
@@ -65,11 +67,11 @@ def workplace(in_cache, tmp_path_factory):
     return folder
 
 
-def start(cache, workplace, name, *flags, processes=1):
+def start(cache, workplace, name, *flags, processes=1, **variables):
     """Run a script to the end, in the working directory; returns the completed process."""
     model = SMALL_MODEL if name == "flickr30k" else ()
     command = [*launcher(processes), str(ROOT / "examples" / f"run_{name}.py"), "--cpu", *CORPUS_SIZE, *model, *flags]
-    env = environment(MODELING_VISUALBERT_CACHE=str(cache))
+    env = environment(MODELING_VISUALBERT_CACHE=str(cache), **variables)
     return subprocess.run(command, cwd=workplace, env=env, capture_output=True, text=True, timeout=300)
 
 
@@ -104,7 +106,7 @@ def records_of(path):
 
 
 def corpus_of(cache):
-    (folder,) = cache.glob("shapes-*")
+    (folder,) = (path.parent for path in cache.glob("shapes-*/corpus.json"))  # a lock lies beside it
     return folder
 
 
@@ -121,6 +123,7 @@ def test_a_script_leaves_everything_that_it_promises(finished, workplace, name):
             assert 0 <= scores[metrics["best_metric"]] <= 100
             assert len({record["id"] for record in predictions}) == len(predictions) > 30
         expected = {"most confident region"} if name == "flickr30k" else {"text only"}
+        expected |= {"majority label"} if name == "classification" else set()
         assert set(metrics["baselines"]) == expected
         for baseline in expected:
             assert baseline in output
@@ -131,7 +134,7 @@ def test_a_script_leaves_everything_that_it_promises(finished, workplace, name):
             assert min(pixels.shape) > 300, file
             assert 0.005 < (pixels < 128).mean() < 0.9, file
         processor = AutoProcessor.from_pretrained(folder / "best")
-        assert processor.task == name
+        assert processor.task == ("nlvr2" if name == "classification" else name)
         architecture = json.loads((folder / "best" / "config.json").read_text())["architectures"][0]
         model = getattr(modeling_visualbert, architecture).from_pretrained(folder / "best")
         assert model.config.region_encoder_config is not None
@@ -173,6 +176,7 @@ def test_vcr_leaderboard_is_scored_again(finished, workplace, cache):
 DATA = {
     "nlvr2": ("--data_dir", "nlvr2"),
     "vcr": ("--data_dir", "vcr", "--test_split", "test"),
+    "classification": ("--data_dir", "snli_ve", "--test_split", "test"),
     "flickr30k": ("--data_dir", "flickr30k", "--images_dir", "images"),
     "pretraining": ("--data_dir", "coco", "--images_dir", "images", "--test_split", "test"),
 }
@@ -208,6 +212,21 @@ def test_two_processes_with_micro_batches_take_the_steps_of_one(finished, cache,
     if name == "vcr":
         joint = [json.loads((folder.parent / "joint.json").read_text()) for folder in (one, two)]
         assert joint[0]["test"] == pytest.approx(joint[1]["test"])
+
+
+def test_a_model_that_classifies_is_published_with_its_labels(cache, workplace):
+    flags = ("--output_dir", "runs/classification_pushed", *RUN, "--push_to_hub", "--hub_model_id", "tester/entailment")
+    with serve() as hub:
+        done = start(cache, workplace, "classification", *flags, **hub_environment(hub))
+        files = hub.files("tester/entailment")
+    assert done.returncode == 0, done.stderr[-3000:]
+    folder = workplace / "runs" / "classification_pushed"
+    assert files["model.safetensors"] == (folder / "best" / "model.safetensors").read_bytes()
+    config = json.loads(files["config.json"])
+    assert sorted(config["label2id"]) == ["contradiction", "entailment", "neutral"]
+    assert config["task_options"]["num_images"] == 1
+    scores = json.loads((folder / "metrics.json").read_text())["splits"]["test"]
+    assert f"{scores['macro_f1']:.2f}" in files["README.md"].decode()
 
 
 def test_a_missing_vqa_model_says_what_to_do(cache, in_cache, tmp_path):

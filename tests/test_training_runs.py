@@ -110,7 +110,8 @@ def test_a_killed_run_ends_with_the_same_bits(environment, finished, tmp_path):
 @pytest.fixture(scope="module")
 def one_and_two(environment, finished, cache, tmp_path_factory):
     """The same run in one process and in two: folder and process of each."""
-    corpus = next(cache.glob("shapes-*"))  # given as a data folder, so that the baselines are left out
+    # given as a data folder, so that the baselines are left out
+    corpus = next(cache.glob("shapes-*/corpus.json")).parent
     data = ("--data_dir", str(corpus / "vqa"), "--images_dir", str(corpus / "images"), "--test_split", "test")
     flags = ("--recipe", str(CORPUS_RECIPE), *data, "--max_steps", "20", "--dropout", "0.0", "--log_steps", "1")
     folder = tmp_path_factory.mktemp("processes")
