@@ -318,14 +318,15 @@ def test_checkpoints_are_read_as_they_were_trained(name, options, features, worl
 
 @pytest.mark.parametrize("from_pixels", [False, True])
 def test_regions_are_found_in_images(from_pixels, seeing, world, tmp_path):
-    """A batch of images holds others than in training, so the last bits differ."""
+    """The regions of the training run are kept in half precision, and a batch of images holds others than there."""
     flags = {**data_flags(world, "vqa"), **({"from_pixels": True} if from_pixels else {})}
     assert evaluate(seeing / "best", tmp_path / "out", split="val", **flags) == 0
     assert metrics_of(tmp_path / "out")["splits"] == {"val": metrics_of(seeing)["splits"]["dev"]}
     found, expected = (
         records_of(path) for path in (tmp_path / "out" / "predictions_val.jsonl", seeing / "predictions_dev.jsonl")
     )
-    assert [record.pop("score") for record in found] == pytest.approx([record.pop("score") for record in expected])
+    scores = [record.pop("score") for record in expected]
+    assert [record.pop("score") for record in found] == pytest.approx(scores, rel=1e-4)
     assert found == expected
 
 

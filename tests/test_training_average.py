@@ -90,7 +90,8 @@ def test_accumulation_changes_nothing_but_rounding(tmp_path):
         train(task, toy_args(tmp_path / name, ema_decay=DECAY, micro_batch_size=micro, evals_per_epoch=0.1))
     parts = best_weights(tmp_path / "parts")
     for name, value in best_weights(tmp_path / "whole").items():
-        torch.testing.assert_close(parts[name], value, rtol=0, atol=2e-4)
+        # A twentieth of what one step moves a weight.
+        torch.testing.assert_close(parts[name], value, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize(("before", "after"), [(None, DECAY), (DECAY, 0.9), (DECAY, None)])

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from dataclasses import asdict
 
 import processes
 import pytest
@@ -29,7 +30,7 @@ def hub(monkeypatch):
 
 
 def hub_args(output_dir, **changes):
-    values = {**vars(toy_args(output_dir)), "push_to_hub": True, "hub_model_id": "tester/toy", **changes}
+    values = {**asdict(toy_args(output_dir)), "push_to_hub": True, "hub_model_id": "tester/toy", **changes}
     return VqaArgs(**values)
 
 
