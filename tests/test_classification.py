@@ -345,6 +345,7 @@ def test_a_model_is_trained_on_single_images_and_evaluated(folder, tokenizer, ca
     processor, model = AutoProcessor.from_pretrained(best), AutoModelForSequenceClassification.from_pretrained(best)
     assert (processor.num_images, processor.labels) == (1, ["contradiction", "entailment"])
     assert processor.threshold == task.processor.threshold is not None
+    assert json.loads((folder / "run" / "metrics.json").read_text())["run"]["threshold"] == processor.threshold
     assert model.config.id2label == {0: "contradiction", 1: "entailment"} and model.config.class_weights is None
     inputs = processor(images=[str(folder / "photos" / "2.png")], text=["it is red"])
     found = processor.post_process_visual_reasoning(model(**inputs))

@@ -85,6 +85,8 @@ def report(task: Task, args: TrainArgs, metrics: Metrics, device: torch.device) 
         draw_sheet(task, last, output_dir, device)
     print(f"\n{summary(metrics, last)}")
     run = metrics["run"]
+    if run.get("threshold") is not None:
+        print(f"threshold of the second label, chosen on the dev split: {run['threshold']:.3f}")
     print(f"{run['steps']} steps, {run['seconds']:.0f} s, peak memory {run['peak_memory_mib']} MiB")
     print(f"model in {output_dir / 'best'}")
 

@@ -625,4 +625,6 @@ def _final_evaluation(
         if accelerator.is_main_process:
             write_predictions(output_dir / f"predictions_{split}.jsonl", with_own_scores(task, predictions, split))
         record["splits"][split] = metrics
+    if task.fit_threshold is not None:
+        record["run"]["threshold"] = task.processor.threshold
     return record
