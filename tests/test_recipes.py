@@ -36,7 +36,7 @@ PAPER = {
 }
 SHARED = {"warmup_ratio": 0.1, "weight_decay": 0.01, "schedule": "linear", "dropout": 0.1, "patience": 3}
 CORPUS = ["classification_corpus", "flickr30k_corpus", "nlvr2_corpus", "pretraining_corpus", "vcr_corpus", "vqa_corpus"]
-ON_REQUEST = ["vqa_grid_corpus", "vqa_clip_vil"]  # no script's default, and not of the paper
+ON_REQUEST = ["vqa_grid_corpus", "vqa_clip_vil", "vqa_photos"]  # no script's default, and not of the paper
 SCRIPTS = {
     "vqa": VqaArgs,
     "nlvr2": Nlvr2Args,

@@ -146,6 +146,18 @@ def test_the_tower_has_a_learning_rate_of_its_own():
     assert len(optimizer.param_groups) == 2 and rates_of(optimizer) == {"learning_rate": 5e-4}
 
 
+def test_what_bert_does_not_have_has_a_learning_rate_of_its_own():
+    model = answering(tower("vit"))
+    args = TrainArgs("x", learning_rate=1e-4, head_learning_rate=1e-3)
+    optimizer = make_optimizer(model, args)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    own = {names[id(parameter)] for group in optimizer.param_groups[2:] for parameter in group["params"]}
+    projection = "visual_bert.embeddings.visual_projection"
+    assert own == {"cls.weight", "cls.bias", f"{projection}.weight", f"{projection}.bias"}
+    set_rates(optimizer, args, 0.5)
+    assert rates_of(optimizer) == {"learning_rate": 5e-5, "head_learning_rate": 5e-4}
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Photos, a table of questions about them, a tokenizer, and a CLIP of two layers."""

@@ -33,7 +33,10 @@ DATA_FLAGS = (
 INTERVALS = {
     **dict.fromkeys(("epochs", "evals_per_epoch", "max_grad_norm", "save_minutes", "max_hours"), "(0, inf)"),
     **dict.fromkeys(
-        ("learning_rate", "backbone_learning_rate", "weight_decay", "initializer_range", "second_segment_std"),
+        (
+            *("learning_rate", "backbone_learning_rate", "head_learning_rate"),
+            *("weight_decay", "initializer_range", "second_segment_std"),
+        ),
         "[0, inf)",
     ),
     **dict.fromkeys(("adam_beta2", "dropout", "label_smoothing"), "[0, 1)"),
@@ -62,6 +65,13 @@ class TrainArgs:
         metadata={
             "help": "peak learning rate of the vision part, if it is trained: the region encoder of a model, the backbone of a "
             "detector (default: learning_rate)"
+        },
+    )
+    head_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "peak learning rate of what a BERT to start from does not have: the projection of regions, the layer of "
+            "--late_fusion and the head (default: learning_rate)"
         },
     )
     warmup_ratio: float = field(

@@ -459,24 +459,27 @@ def with_own_scores(task: Task, predictions: Predictions, split: str) -> Predict
     return [{**record, **scores} for record, scores in zip(predictions, own, strict=True)]
 
 
-VISION = ("region_encoder.", "backbone.")  # in the names of what has `backbone_learning_rate`
+# What is in the names of parameters that may have a learning rate of their own.
+PARTS = {
+    "backbone_learning_rate": ("region_encoder.", "backbone."),
+    "head_learning_rate": ("visual_projection.", "additional_layer.", "cls."),
+}
 
 
 def make_optimizer(model: PreTrainedModel, args: TrainArgs) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters, without weight decay for biases and normalisation. With `backbone_learning_rate`, the
-    vision part has groups of its own."""
-    has_own_rate = args.backbone_learning_rate is not None
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    """AdamW over the trainable parameters, without weight decay for biases and normalisation. Parts of the model that have a
+    learning rate of their own have groups of their own."""
+    own = {rate: names for rate, names in PARTS.items() if getattr(args, rate) is not None}
+    parameters: dict[str, list[torch.nn.Parameter]] = {"learning_rate": [], **{rate: [] for rate in own}}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rate = next((rate for rate, names in own.items() if any(part in name for part in names)), "learning_rate")
+            parameters[rate].append(parameter)
     groups: list[dict[str, Any]] = []
-    for is_vision in (False, True) if has_own_rate else (False,):
-        mine = [
-            parameter
-            for name, parameter in trained
-            if (has_own_rate and any(part in name for part in VISION)) == is_vision
-        ]
+    for rate, mine in parameters.items():
         decayed, others = [p for p in mine if p.dim() > 1], [p for p in mine if p.dim() <= 1]
-        groups.append({"params": decayed, "weight_decay": args.weight_decay, "is_vision": is_vision})
-        groups.append({"params": others, "weight_decay": 0.0, "is_vision": is_vision})
+        groups.append({"params": decayed, "weight_decay": args.weight_decay, "rate": rate})
+        groups.append({"params": others, "weight_decay": 0.0, "rate": rate})
     # One kernel that reads each parameter once: on a CPU eight times as fast as the default.
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in model.parameters())
     return torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, args.adam_beta2), fused=fused)
@@ -485,15 +488,17 @@ def make_optimizer(model: PreTrainedModel, args: TrainArgs) -> torch.optim.AdamW
 def set_rates(optimizer: torch.optim.Optimizer, args: TrainArgs, factor: float) -> None:
     """Set the learning rates to this share of their peaks."""
     for group in optimizer.param_groups:
-        # Optimisers that were saved before there were two rates do not have the mark.
-        peak = args.backbone_learning_rate if group.get("is_vision") else args.learning_rate
-        group["lr"] = (peak or 0.0) * factor
+        group["lr"] = (getattr(args, _rate_of(group)) or 0.0) * factor
 
 
 def rates_of(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """The learning rates, for the log."""
-    rates = {bool(group.get("is_vision")): group["lr"] for group in optimizer.param_groups}
-    return {"learning_rate": rates[False]} | ({"backbone_learning_rate": rates[True]} if True in rates else {})
+    return {_rate_of(group): group["lr"] for group in optimizer.param_groups}
+
+
+def _rate_of(group: dict[str, Any]) -> str:
+    """The argument with the learning rate of a group. Optimisers of earlier versions mark the vision part only, or nothing."""
+    return group.get("rate", "backbone_learning_rate" if group.get("is_vision") else "learning_rate")
 
 
 def rate_factor(step: int, last_step: int, warmup_ratio: float, schedule: str) -> float:

@@ -69,6 +69,7 @@ MUST_STAY = frozenset(
         *(
             "learning_rate",
             "backbone_learning_rate",
+            "head_learning_rate",
             "warmup_ratio",
             "schedule",
             "weight_decay",
