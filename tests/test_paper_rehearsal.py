@@ -194,7 +194,9 @@ def run(line, patch):
     if program != "visualbert":
         flags += SHORT.split() + (SMALL.split() if "scratch" in flags else [])
         patch.setattr(sys, "argv", [program, *flags])
-        runpy.run_path(program, run_name="__main__")
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(program, run_name="__main__")
+        assert ended.value.code == 0, line
         return
     if flags[0] in ("evaluate", "extract", "analyze"):
         flags.append("--cpu")

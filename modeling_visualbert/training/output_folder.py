@@ -32,7 +32,10 @@ def claimed(output_dir: Path, resume: bool, accelerator: Accelerator) -> Iterato
         if refusal := broadcast_object_list([refused])[0]:
             raise FileExistsError(refusal)
         if accelerator.is_main_process:
-            (output_dir / "log.jsonl").touch()  # under the lock, so that only one of several runs finds the folder free
+            if not (
+                output_dir / "log.jsonl"
+            ).exists():  # under the lock: only one of several runs finds the folder free
+                (output_dir / "log.jsonl").touch()
             best, old = output_dir / "best", output_dir / ".best.old"
             if old.exists() and not best.exists():
                 old.rename(best)  # the run was killed between the two renames of `save_model`
