@@ -146,6 +146,15 @@ def test_figures_come_from_the_shipped_detector():
     assert f"recall {regions['regions']['recall50']:.3f}" in README
 
 
+def test_the_figures_on_real_photos_are_the_last_ones_measured():
+    found = json.loads((ROOT / "benchmarks" / "results" / "photos.jsonl").read_text().splitlines()[-1])
+    millions, minutes = found["millions_of_parameters"], found["minutes"]
+    size = f"({millions} M parameters, {minutes:.0f} minutes with one thread from pixels to score)"
+    accuracy, questions = found["accuracy"]["dev"], found["questions"]["dev"]
+    told = f"{size}: {accuracy}% of {questions} questions that were held out, {found['text_only']['dev']}% without the photos"
+    assert told in README.replace("\n", " ")
+
+
 def test_the_start_at_full_size_is_what_was_measured():
     path = ROOT / "benchmarks" / "results" / "full_size.jsonl"
     found = {}
