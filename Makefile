@@ -2,11 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 2
+FUZZ_TIMES ?= 60
 BIN := $(VENV)/bin
 # What `accelerate config` would ask; override for your machines: make vqa LAUNCH="--multi_gpu --num_processes 8"
 LAUNCH ?= --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: vqa nlvr2 vcr classification flickr30k pretraining test test-slow test-browser test-suites check format detector golden bench clean
+.PHONY: vqa nlvr2 vcr classification flickr30k pretraining test test-slow test-browser test-suites fuzz check format detector golden bench clean
 
 vqa: $(VENV)/.train ## train on the embedded corpus and score it
 	$(BIN)/accelerate launch $(LAUNCH) examples/run_vqa.py --output_dir runs/vqa --resume
@@ -37,6 +38,9 @@ test-browser: $(VENV)/.dev ## the demo in Chromium; set CHROMIUM if it is not /u
 
 test-suites: $(VENV)/.dev ## the common tests of transformers, from its source distribution on the package index
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m suites tests/transformers_suites
+
+fuzz: $(VENV)/.dev ## hostile input at every door, about an hour on two processes; a minute: make fuzz FUZZ_TIMES=1
+	OMP_NUM_THREADS=1 FUZZ_TIMES=$(FUZZ_TIMES) $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal --timeout 0 -m "not browser" tests/fuzz
 
 check: $(VENV)/.dev ## format, lint and types
 	$(BIN)/ruff format --check .
