@@ -264,8 +264,10 @@ def first_step(folder: Path, task_name: str, output: Path) -> None:
     from modeling_visualbert.tasks.pretraining import PretrainingArgs, pretraining_task
     from modeling_visualbert.tasks.vcr import VcrArgs, vcr_task
     from modeling_visualbert.tasks.vqa import VqaArgs, vqa_task
+    from modeling_visualbert.training.accelerator import make_accelerator
     from modeling_visualbert.training.batches import AugmentedRows
-    from modeling_visualbert.training.loop import make_accelerator, make_optimizer, train_step
+    from modeling_visualbert.training.loop import train_step
+    from modeling_visualbert.training.optimizer import make_optimizer
 
     kinds: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         "vqa": (VqaArgs, vqa_task, {"train_split": "train2014", "dev_split": "val2014"}),

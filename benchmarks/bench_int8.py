@@ -26,7 +26,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from modeling_visualbert.checkpoints import load_model
 from modeling_visualbert.publish.export import export_onnx, int8_config
-from modeling_visualbert.training.loop import evaluate, make_accelerator
+from modeling_visualbert.training.accelerator import make_accelerator
+from modeling_visualbert.training.evaluation import evaluate
 
 
 class OnnxModel(nn.Module):

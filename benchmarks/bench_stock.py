@@ -41,7 +41,7 @@ from modeling_visualbert.features.store import FeatureStore, write_store
 from modeling_visualbert.hub_code import linear_visualbert
 from modeling_visualbert.hub_code.linear_visualbert import linear
 from modeling_visualbert.training.args import TrainArgs
-from modeling_visualbert.training.loop import make_optimizer
+from modeling_visualbert.training.optimizer import make_optimizer
 
 RESULTS = Path(__file__).parent / "results.jsonl"
 PLACE: dict[str, Any] = {"device": torch.device("cpu"), "dtype": torch.float32}  # device and precision of both sides

@@ -16,8 +16,9 @@ from modeling_visualbert.tasks.flickr30k import Flickr30kArgs, flickr30k_task
 from modeling_visualbert.tasks.nlvr2 import Nlvr2Args, nlvr2_task
 from modeling_visualbert.tasks.vcr import VcrArgs, vcr_task
 from modeling_visualbert.tasks.vqa import VqaArgs, vqa_task
+from modeling_visualbert.training.accelerator import make_accelerator
 from modeling_visualbert.training.args import read_recipe
-from modeling_visualbert.training.loop import make_accelerator, train
+from modeling_visualbert.training.loop import train
 from modeling_visualbert.training.task import Task
 
 RECIPE = Path(__file__).parents[1] / "examples" / "recipes" / "vqa_corpus.yaml"

@@ -15,7 +15,7 @@ from modeling_visualbert.cli.errors import run_script
 from modeling_visualbert.tasks.flickr30k import Flickr30kArgs, confidence_baseline, flickr30k_task
 from modeling_visualbert.tasks.run import run_task
 from modeling_visualbert.training.args import parse_args
-from modeling_visualbert.training.loop import read_predictions
+from modeling_visualbert.training.evaluation import read_predictions
 from modeling_visualbert.training.task import Task
 
 CORPUS_RECIPE = Path(__file__).parent / "recipes" / "flickr30k_corpus.yaml"

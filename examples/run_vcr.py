@@ -16,12 +16,12 @@ from functools import partial
 from pathlib import Path
 
 from modeling_visualbert.cli.errors import run_script
+from modeling_visualbert.disk import write_json
 from modeling_visualbert.tasks.common import reads_corpus
 from modeling_visualbert.tasks.run import run_task
 from modeling_visualbert.tasks.tables import reads_table
 from modeling_visualbert.tasks.vcr import SUBTASKS, VcrArgs, joint_scores, rationales_of_every_answer, vcr_task
 from modeling_visualbert.training.args import parse_args
-from modeling_visualbert.training.loop import write_json
 from modeling_visualbert.training.report import table
 
 CORPUS_RECIPE = Path(__file__).parent / "recipes" / "vcr_corpus.yaml"

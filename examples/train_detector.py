@@ -17,9 +17,11 @@ from transformers import AutoModelForObjectDetection
 
 from modeling_visualbert import QueryRegionEncoder
 from modeling_visualbert.cli.errors import run_script
+from modeling_visualbert.disk import write_json
 from modeling_visualbert.tasks.detection import DetectionArgs, detection_task, region_scores
+from modeling_visualbert.training.accelerator import make_accelerator
 from modeling_visualbert.training.args import parse_args
-from modeling_visualbert.training.loop import make_accelerator, train, write_json
+from modeling_visualbert.training.loop import train
 from modeling_visualbert.training.report import plot_curves
 from modeling_visualbert.training.task import Task, to_device
 

@@ -1,4 +1,4 @@
-"""The answer vocabulary of the published VQA checkpoints. One of one's own data: `data/given_answers.py`.
+"""Answer vocabularies: that of the published VQA checkpoints, and one of one's own data.
 
 The published checkpoints use the 3129 answers of Pythia's `answers_vqa.txt` (BSD-3-Clause, see `assets/NOTICE`): `<unk>` at
 index 0, then the answers in code-point order. LXMERT's list has the same answers in a different order.
@@ -6,8 +6,11 @@ index 0, then the answers in code-point order. LXMERT's list has the same answer
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from importlib.resources import files
+
+USUAL_MIN_COUNT = 9  # of VQA v2
 
 
 @lru_cache
@@ -17,4 +20,23 @@ def pythia_answers() -> tuple[str, ...]:
     return tuple(text.removesuffix("\n").split("\n"))
 
 
-__all__ = ["pythia_answers"]
+def build_answer_vocabulary(
+    answers_per_question: Iterable[list[str]], min_count: int | None = USUAL_MIN_COUNT
+) -> list[str]:
+    """`<unk>`, then, in code-point order, the answers that are the most common answer of at least `min_count` questions.
+
+    Answers are normalised like in the official evaluation before they are counted; empty ones are left out. The usual 3129
+    answers of VQA v2 train + val were built this way (`min_count` 9). If several answers of a question are equally common, the
+    first one counts.
+
+    With `min_count` None it is 9 too, or, where that would give up the answers of more than a tenth of the questions, the largest
+    number that does not.
+    """
+    import pyarrow as pa
+
+    from .data.given_answers import GivenAnswers  # not imported by those who only answer
+
+    return GivenAnswers(pa.chunked_array([pa.array(answers_per_question, pa.list_(pa.string()))])).vocabulary(min_count)
+
+
+__all__ = ["build_answer_vocabulary", "pythia_answers"]

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pytest
 from helpers import shared
 
-from modeling_visualbert.answers import pythia_answers
+from modeling_visualbert.answers import build_answer_vocabulary, pythia_answers
 from modeling_visualbert.data import given_answers
 from modeling_visualbert.data.files import find_one, index_images, read_json, require
-from modeling_visualbert.data.given_answers import GivenAnswers, build_answer_vocabulary
+from modeling_visualbert.data.given_answers import GivenAnswers
 from modeling_visualbert.data.vqa2 import EXPECTED_QUESTIONS, FEATURES, find_vqa_files, load_vqa
 from modeling_visualbert.metrics.vqa import normalise_answer
 

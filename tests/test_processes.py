@@ -6,12 +6,14 @@ import processes
 import pytest
 from toy_training import log_of, toy_args, toy_task
 
-from modeling_visualbert.training.loop import make_accelerator, train
+from modeling_visualbert.training.accelerator import make_accelerator
+from modeling_visualbert.training.loop import train
 
 SCRIPT = """
 import sys
 from toy_training import toy_args, toy_task
-from modeling_visualbert.training.loop import train, make_accelerator
+from modeling_visualbert.training.accelerator import make_accelerator
+from modeling_visualbert.training.loop import train
 args = toy_args(sys.argv[1], gradient_checkpointing=True, micro_batch_size=2, log_steps=1, report_to="none")
 accelerator = make_accelerator(args)
 task = toy_task(dropout=0.0)

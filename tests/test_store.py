@@ -18,10 +18,12 @@ import torch
 from datasets import load_dataset
 from torch.utils.data import DataLoader
 
+from modeling_visualbert import disk as disk_module
 from modeling_visualbert.cli import main
+from modeling_visualbert.disk import sha256_of
 from modeling_visualbert.features import format as store_format
 from modeling_visualbert.features.draft import StoreDraft
-from modeling_visualbert.features.format import IDS_SCHEMA, SCHEMA, decode_row, encode_row, sha256_of, write_batches
+from modeling_visualbert.features.format import IDS_SCHEMA, SCHEMA, decode_row, encode_row, write_batches
 from modeling_visualbert.features.store import FeatureStore, partial_folder, write_store
 
 ROOT = Path(__file__).parents[1]
@@ -519,14 +521,14 @@ class FullAfter:
 
 @pytest.mark.parametrize("room", [0, 10, 1000, 3000, 9000, 20000])
 def test_a_full_disk_leaves_whole_shards_and_says_so(tmp_path, monkeypatch, room):
-    original, disk = store_format.HashedFile.write, FullAfter(room)
+    original, disk = disk_module.HashedFile.write, FullAfter(room)
 
     def write_to_full_disk(file, data):
         file.original = lambda data: original(file, data)
         return disk.write(file, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_format.HashedFile, "write", write_to_full_disk)
+        patch.setattr(disk_module.HashedFile, "write", write_to_full_disk)
         with pytest.raises(
             OSError, match=r"No space left on device; nothing half-written is kept: make room"
         ) as raised:

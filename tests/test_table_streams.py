@@ -23,8 +23,9 @@ from modeling_visualbert.data.vqa_table import read_vqa_table
 from modeling_visualbert.tasks.batch_errors import naming_examples
 from modeling_visualbert.tasks.classification import ClassificationArgs, classification_task
 from modeling_visualbert.tasks.vqa import VqaArgs, vqa_task
+from modeling_visualbert.training.accelerator import make_accelerator
 from modeling_visualbert.training.batches import StepPlan, StreamedBatches
-from modeling_visualbert.training.loop import make_accelerator, train
+from modeling_visualbert.training.loop import train
 
 ROWS = 600  # more than one part
 

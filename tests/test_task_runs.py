@@ -26,8 +26,9 @@ from modeling_visualbert.tasks.nlvr2 import Nlvr2Args, nlvr2_task
 from modeling_visualbert.tasks.pretraining import PretrainingArgs, pretraining_task
 from modeling_visualbert.tasks.vcr import VcrArgs, vcr_task
 from modeling_visualbert.tasks.vqa import VqaArgs, vqa_task
+from modeling_visualbert.training.accelerator import make_accelerator
 from modeling_visualbert.training.args import parse_args
-from modeling_visualbert.training.loop import make_accelerator, save_model, train
+from modeling_visualbert.training.loop import save_model, train
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "examples" / "recipes"

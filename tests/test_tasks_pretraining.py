@@ -22,7 +22,8 @@ from modeling_visualbert.tasks.nlvr2 import Nlvr2Args, nlvr2_task
 from modeling_visualbert.tasks.pretraining import PretrainingArgs, pretraining_task, score_masks
 from modeling_visualbert.tasks.vcr import VcrArgs, vcr_task
 from modeling_visualbert.tasks.vqa import VqaArgs, vqa_task
-from modeling_visualbert.training.loop import evaluate, save_model, train
+from modeling_visualbert.training.evaluation import evaluate
+from modeling_visualbert.training.loop import save_model, train
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 SCENES = {"train_scenes": 24, "val_scenes": 16, "test_scenes": 16}

@@ -18,7 +18,8 @@ from modeling_visualbert.cli import main
 from modeling_visualbert.tasks.common import DETECTOR
 from modeling_visualbert.tasks.vqa import VqaArgs, vqa_task
 from modeling_visualbert.training.args import TrainArgs
-from modeling_visualbert.training.loop import make_optimizer, rates_of, set_rates, train
+from modeling_visualbert.training.loop import train
+from modeling_visualbert.training.optimizer import make_optimizer, rates_of, set_rates
 from modeling_visualbert.training.towers import add_adapters, main_blocks, merged_weights, train_last_layers
 
 BLOCKS = {  # how many, of the towers of the matrix

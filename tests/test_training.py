@@ -28,18 +28,13 @@ from modeling_visualbert.tasks.pretraining import PretrainingArgs
 from modeling_visualbert.tasks.vcr import VcrArgs
 from modeling_visualbert.tasks.vqa import VqaArgs, majority_baselines, score_answers
 from modeling_visualbert.training import loop
+from modeling_visualbert.training.accelerator import make_accelerator
 from modeling_visualbert.training.args import INTERVALS, TrainArgs, parse_args, read_recipe
 from modeling_visualbert.training.batches import AugmentedRows, MicroBatches, StepPlan
 from modeling_visualbert.training.checkpoint import list_checkpoints, load_checkpoint
-from modeling_visualbert.training.loop import (
-    evaluate,
-    make_accelerator,
-    make_optimizer,
-    rate_factor,
-    read_predictions,
-    train,
-    write_predictions,
-)
+from modeling_visualbert.training.evaluation import evaluate, read_predictions, write_predictions
+from modeling_visualbert.training.loop import train
+from modeling_visualbert.training.optimizer import make_optimizer, rate_factor
 from modeling_visualbert.training.task import count_examples
 
 RECIPES = Path(__file__).parents[1] / "examples" / "recipes"
@@ -441,6 +436,12 @@ def test_an_occupied_folder_is_refused(whole_run):
     assert (folder / "log.jsonl").read_text() == before
 
 
+def test_a_start_that_fails_at_once_leaves_the_folder_free(tmp_path):
+    with pytest.raises(ValueError, match="does not fit|divis|multiple"):
+        train(toy_task(), toy_args(tmp_path, micro_batch_size=3))
+    assert train(toy_task(), toy_args(tmp_path, max_steps=1))["run"]["steps"] == 1
+
+
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
     train(toy_task(), toy_args(tmp_path, save_steps=2, keep_checkpoints=3))
     kept = [path.name for path in (tmp_path / "checkpoints").iterdir()]
@@ -624,7 +625,7 @@ def test_the_same_weights_are_not_evaluated_twice(tmp_path, monkeypatch):
     task.model = type(task.model).from_pretrained(tmp_path / "run" / "best")
     metrics, again = evaluate(task, task.model, "dev", toy_args("unused"), Accelerator(cpu=True))
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["splits"]["dev"] == metrics
-    written = loop.read_predictions(tmp_path / "run" / "predictions_dev.jsonl")
+    written = read_predictions(tmp_path / "run" / "predictions_dev.jsonl")
     assert [record["answer"] for record in written] == [record["answer"] for record in again]
 
 

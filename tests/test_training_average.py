@@ -84,14 +84,20 @@ def test_checkpoints_keep_both(whole_run):
     assert not torch.equal(average["module.cls.weight"], trained["cls.weight"])
 
 
+def assert_same_but_for_rounding(found, expected):
+    """To a thousandth of what a step moves a weight. The bias of the keys adds the same to all scores of a query: its gradient is
+    nothing but rounding, which AdamW makes whole steps of."""
+    assert found.keys() == expected.keys()
+    for name in expected:
+        if not name.endswith(".key.bias"):
+            torch.testing.assert_close(found[name], expected[name], rtol=0, atol=2e-5, msg=name)
+
+
 def test_accumulation_changes_nothing_but_rounding(tmp_path):
     for name, micro in (("whole", None), ("parts", 2)):
         task = toy_task(dropout=0.0)
         train(task, toy_args(tmp_path / name, ema_decay=DECAY, micro_batch_size=micro, evals_per_epoch=0.1))
-    parts = best_weights(tmp_path / "parts")
-    for name, value in best_weights(tmp_path / "whole").items():
-        # A twentieth of what one step moves a weight.
-        torch.testing.assert_close(parts[name], value, rtol=0, atol=1e-3)
+    assert_same_but_for_rounding(best_weights(tmp_path / "parts"), best_weights(tmp_path / "whole"))
 
 
 @pytest.mark.parametrize(("before", "after"), [(None, DECAY), (DECAY, 0.9), (DECAY, None)])
@@ -127,5 +133,4 @@ def test_two_processes_average_as_one(tmp_path):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
         found.append(best_weights(folder))
-    for name, value in found[0].items():
-        torch.testing.assert_close(found[1][name], value, rtol=0, atol=1e-3)
+    assert_same_but_for_rounding(*found)

@@ -15,7 +15,8 @@ from modeling_visualbert.tasks.detection import DetectionArgs
 from modeling_visualbert.tasks.vqa import VqaArgs
 from modeling_visualbert.training.args import TrainArgs
 from modeling_visualbert.training.checkpoint import list_checkpoints
-from modeling_visualbert.training.loop import rate_factor, train
+from modeling_visualbert.training.loop import train
+from modeling_visualbert.training.optimizer import rate_factor
 from modeling_visualbert.training.resume import MAY_CHANGE, MAY_MOVE, MUST_STAY, changed_args, saved_args
 
 CHECKPOINT = Path("step-00000004")

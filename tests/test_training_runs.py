@@ -24,8 +24,9 @@ from transformers import AutoModelForVisualQuestionAnswering, AutoProcessor
 from modeling_visualbert import VisualBertForQuestionAnswering
 from modeling_visualbert.metrics.vqa import vqa_accuracy
 from modeling_visualbert.tasks.vqa import VqaArgs, vqa_task
+from modeling_visualbert.training.accelerator import make_accelerator
 from modeling_visualbert.training.args import parse_args
-from modeling_visualbert.training.loop import make_accelerator, train
+from modeling_visualbert.training.loop import train
 
 ROOT = Path(__file__).parents[1]
 CORPUS_RECIPE = ROOT / "examples" / "recipes" / "vqa_corpus.yaml"

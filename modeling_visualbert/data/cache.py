@@ -28,6 +28,7 @@ from datasets import Dataset, Features
 from filelock import FileLock, Timeout
 
 from ..cache_dir import default_cache_dir
+from ..disk import sha256_of, sync_folder
 
 logger = logging.getLogger(__name__)
 
@@ -93,11 +94,7 @@ def content_of(path: str | Path) -> list[str]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return [str(path), digest.hexdigest()]
+    return [str(path), sha256_of(Path(path))]
 
 
 def stamp_of(paths: Iterable[str]) -> tuple[int, str]:
@@ -151,17 +148,10 @@ def _make(folder: Path, features: Features, read: Callable[[Notes], Iterable[pa.
                     writer.write_table(table)
         with _writing(folder):
             (draft / "notes.json").write_text(json.dumps(notes), encoding="utf-8")
-            _sync(draft / "rows.arrow", draft / "notes.json")
+            sync_folder(draft)  # so that after a power cut a folder of that name is whole
             draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-
-
-def _sync(*paths: Path) -> None:
-    """Bring files to the disk, so that after a power cut a renamed folder is whole."""
-    for path in paths:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
 
 
 @contextmanager

@@ -11,30 +11,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Features, Value
 
+from ..answers import USUAL_MIN_COUNT
 from ..hub_code.processing_visualbert import UNKNOWN_ANSWER
 from ..metrics import vqa as rules
 from ..metrics.vqa import normalise_answer
 from .cache import Notes, batches, cached_table, content_of
 from .columns import column_of
 
-USUAL_MIN_COUNT = 9  # of VQA v2
 _BLOCK = 1 << 16  # questions that are counted at once
 _NORMALISED = Features({"answer": Value("string")})
-
-
-def build_answer_vocabulary(
-    answers_per_question: Iterable[list[str]], min_count: int | None = USUAL_MIN_COUNT
-) -> list[str]:
-    """`<unk>`, then, in code-point order, the answers that are the most common answer of at least `min_count` questions.
-
-    Answers are normalised like in the official evaluation before they are counted; empty ones are left out. The usual 3129
-    answers of VQA v2 train + val were built this way (`min_count` 9). If several answers of a question are equally common, the
-    first one counts.
-
-    With `min_count` None it is 9 too, or, where that would give up the answers of more than a tenth of the questions, the largest
-    number that does not.
-    """
-    return GivenAnswers(pa.chunked_array([pa.array(answers_per_question, pa.list_(pa.string()))])).vocabulary(min_count)
 
 
 class GivenAnswers:
@@ -50,7 +35,7 @@ class GivenAnswers:
         self._normalised = _normalise(self._texts)
 
     def vocabulary(self, min_count: int | None = USUAL_MIN_COUNT) -> list[str]:
-        """The answer vocabulary, see [`build_answer_vocabulary`]."""
+        """The answer vocabulary, see [`~modeling_visualbert.answers.build_answer_vocabulary`]."""
         counts = self._most_common()
         if min_count is None:
             enough = 0.9 * sum(counts.values())
@@ -101,4 +86,4 @@ def _normalise(texts: pa.Array) -> list[str]:
     return column_of(rows, "answer").to_pylist()
 
 
-__all__ = ["GivenAnswers", "build_answer_vocabulary"]
+__all__ = ["GivenAnswers"]

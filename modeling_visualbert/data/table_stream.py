@@ -232,9 +232,8 @@ class StreamedRows:
                 f"{stream.name}: no row is left; the first was left out because of: {(skipped or [''])[0]}"
             )
         self.known = concatenate_datasets(parts)
-        self.errors: list[
-            str
-        ] = []  # of rows that were left out while they were streamed; those of their texts are in `skipped`
+        # Of rows that were left out while they were streamed; those of their texts are in `skipped`.
+        self.errors: list[str] = []
 
     def __len__(self) -> int:
         return len(self.known)

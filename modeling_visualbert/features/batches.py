@@ -50,3 +50,6 @@ def processor_arguments(images: Sequence[Any] | None) -> dict[str, Any]:
     if all(isinstance(image, StoredRegions) for one in listed for image in one):
         return {"regions": pad_stored(listed)}
     return {"images": images}
+
+
+__all__ = ["StoredRegions", "pad_stored", "processor_arguments"]

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..data.files import read_json, read_json_lines
+from ..disk import write_json, write_text
 from .format import (
     FORMAT,
     IDS_SCHEMA,
@@ -32,9 +33,7 @@ from .format import (
     read_table,
     repeated_id,
     write_batches,
-    write_json,
     write_rows,
-    write_text,
 )
 from .image_files import ImageFile, from_records, read_image_files, to_records, write_image_files
 

@@ -19,16 +19,10 @@ Letters: R regions of an image, V feature.
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import json
-import os
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -37,6 +31,7 @@ import torch
 from datasets import Features, Value
 
 from ..data.files import is_unicode
+from ..disk import atomic_file
 
 FORMAT = 3
 DTYPES = ("float32", "float16")
@@ -216,68 +211,3 @@ def repeated_id(ids: pa.Array) -> str | None:
     """The first id that occurs twice in a row, if any."""
     is_repeated = pc.equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False)
     return ids[int(is_repeated.argmax())].as_py() if is_repeated.any() else None
-
-
-class HashedFile:
-    """A binary file opened for writing that counts and hashes what is written."""
-
-    def __init__(self, raw: IO[bytes]):
-        self.raw, self.bytes, self.digest, self.closed = raw, 0, hashlib.sha256(), False
-
-    def write(self, data: Any) -> int:
-        self.digest.update(data)
-        self.raw.write(data)
-        self.bytes += len(data)
-        return len(data)
-
-    def flush(self) -> None:
-        self.raw.flush()
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[HashedFile]:
-    """A file that appears under its name only once it is complete and flushed to disk.
-
-    Raises:
-        OSError: It could not be written, for example because the disk is full. Nothing of it is left behind.
-    """
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with draft.open("xb") as raw:
-            yield HashedFile(raw)
-            raw.flush()
-            os.fsync(raw.fileno())
-        draft.replace(path)
-        if os.name == "posix":  # a rename is durable once the folder is flushed; Windows cannot open folders
-            number = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(number)
-            finally:
-                os.close(number)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            problem = f"{os.strerror(error.errno)}; nothing half-written is kept: make room and run the command again"
-            raise OSError(error.errno, problem, str(path)) from error
-        raise
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def write_json(path: Path, record: Any) -> None:
-    """Write a JSON file, either completely or not at all."""
-    write_text(path, json.dumps(record, indent=1) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, either completely or not at all."""
-    with atomic_file(path) as file:
-        file.write(text.encode())
-
-
-def sha256_of(path: Path) -> str:
-    """Checksum of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

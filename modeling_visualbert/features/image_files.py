@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from .format import read_table, sha256_of, write_batches
+from ..disk import sha256_of
+from .format import read_table, write_batches
 
 SCHEMA = pa.schema(
     [("image_id", pa.string()), ("bytes", pa.int64()), ("modified", pa.int64()), ("sha256", pa.string())]

@@ -18,6 +18,7 @@ import torch
 from datasets import Dataset, concatenate_datasets
 
 from ..data.files import check_new, read_json, require, require_path
+from ..disk import sha256_of, write_json
 from ..hub_code.regions_visualbert import UNKNOWN_DETECTOR, spatial_hint
 from ..published import published_detector_name
 from .batches import StoredRegions
@@ -33,10 +34,8 @@ from .format import (
     encode_row,
     read_table,
     repeated_id,
-    sha256_of,
     shape_arrays,
     to_tensors,
-    write_json,
 )
 from .image_files import ImageFile, find_changes, read_image_files
 

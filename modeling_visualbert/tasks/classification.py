@@ -119,9 +119,8 @@ def classification_task(args: ClassificationArgs, accelerator: Accelerator) -> T
             class_weights=weights,
             label_smoothing=args.label_smoothing,
         )
-        model.config.task_options["num_images"] = (
-            tables.num_images
-        )  # for those who have the model without its processor
+        # For those who have the model without its processor.
+        model.config.task_options["num_images"] = tables.num_images
     if trained is not None and trained != labels:  # as many others would get their weights
         logger.warning("the %d labels of %s are given up for %d others", len(trained), args.init_from, len(labels))
         torch.nn.init.normal_(model.cls.weight, std=model.config.initializer_range)

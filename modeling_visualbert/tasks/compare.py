@@ -12,7 +12,7 @@ from typing import Any
 
 from ..data.vcr import load_vcr
 from ..metrics.compare import paired_bootstrap
-from ..training.loop import read_predictions
+from ..training.evaluation import read_predictions
 from ..training.report import table
 from ..training.task import Predictions
 from . import flickr30k, nlvr2, pretraining, vcr, vqa

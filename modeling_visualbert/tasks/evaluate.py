@@ -15,8 +15,10 @@ from typing import Any
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.utils import broadcast_object_list
 
+from ..disk import write_json
 from ..features.store import FeatureStore
-from ..training.loop import evaluate, list_skipped, run_facts, with_own_scores, write_json, write_predictions
+from ..training.evaluation import evaluate, with_own_scores, write_predictions
+from ..training.loop import list_skipped, run_facts
 from ..training.task import Predictions, Task
 from . import vcr
 from .batch_errors import naming_examples, one_line_errors

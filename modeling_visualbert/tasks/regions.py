@@ -30,6 +30,7 @@ from ..convert.published_detectors import open_region_encoder
 from ..corpus.build import in_corpus
 from ..data.table_images import TableImages
 from ..data.table_stream import StreamedRows
+from ..disk import sha256_of
 from ..features.batches import StoredRegions
 from ..features.extract import (
     Boxes,
@@ -42,7 +43,7 @@ from ..features.extract import (
     sample_sizes,
     unreadable,
 )
-from ..features.format import FORMAT, sha256_of
+from ..features.format import FORMAT
 from ..features.images import image_id_from_number, image_id_from_stem
 from ..features.store import FeatureStore, partial_folder
 from ..hub_code.configuration_grid_encoder import GridRegionEncoderConfig

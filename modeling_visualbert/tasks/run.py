@@ -10,9 +10,12 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 
+from ..disk import write_json
 from ..publish.push import check_push, push_checkpoint
+from ..training.accelerator import make_accelerator
 from ..training.args import TrainArgs
-from ..training.loop import make_accelerator, read_predictions, train, write_json
+from ..training.evaluation import read_predictions
+from ..training.loop import train
 from ..training.report import plot_curves, table
 from ..training.task import LABELS, Task, to_device
 from ..visualization import grid

@@ -29,7 +29,7 @@ from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..metrics.submissions import write_vcr_leaderboard
 from ..metrics.vcr import choice_accuracy, leaderboard_accuracy
 from ..training.args import TrainArgs
-from ..training.loop import evaluate, read_predictions, write_predictions
+from ..training.evaluation import evaluate, read_predictions, write_predictions
 from ..training.preparing import preparing_processes
 from ..training.task import Batch, Predictions, Rows, Task, count_examples
 from ..visualization import captioned, draw_regions

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import threading
 import zlib
@@ -23,6 +22,7 @@ from accelerate.checkpointing import save_accelerator_state, save_custom_state
 from accelerate.utils import DistributedType, broadcast_object_list
 
 from ..data.files import read_json
+from ..disk import sync, sync_folder
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class CheckpointWriter:
         if final.exists():
             _remove(final)
         draft.rename(final)
-        _sync(self.folder)
+        sync(self.folder)
         for old in list_checkpoints(self.folder)[: -self.keep]:
             _remove(old)
 
@@ -161,21 +161,6 @@ def checksum(path: Path) -> list[int]:
         while block := file.read(1 << 22):
             size, value = size + len(block), zlib.crc32(block, value)
     return [size, value]
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring all files of a folder to disk."""
-    for path in sorted(folder.rglob("*")):
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
 
 
 def _remove(checkpoint: Path) -> None:

@@ -7,40 +7,41 @@ bits. What may change when a run is resumed is in `resume.py`.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import os
 import resource
 import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import DynamoBackend, broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..data.files import read_json_lines
+from ..disk import sync_folder, write_json
 from ..hub_code.compile_visualbert import compile_model
+from .accelerator import check_accelerator, make_accelerator
 from .args import TrainArgs, recorded_args
 from .average import average_of, update_average
 from .batches import StepPlan
-from .checkpoint import CheckpointWriter, load_checkpoint, newest_checkpoint, read_state, sync_folder
-from .loaders import evaluation_batches, training_batches
+from .checkpoint import CheckpointWriter, load_checkpoint, newest_checkpoint, read_state
+from .evaluation import DevResult, dev_sample, evaluate, with_own_scores, write_predictions
+from .loaders import training_batches
+from .optimizer import make_optimizer, rate_factor, rates_of, set_rates
 from .output_folder import claimed
 from .preemption import STOPPED_STATUS, RunStoppedError, StopRequestedError, StopWatch
 from .resume import changed_args, check_steps, describe_changes, saved_args
-from .run_log import RunLog, make_trackers
-from .task import Batch, Predictions, Task, to_device
+from .run_log import RunLog
+from .task import Batch, Task, to_device
 from .towers import merged_weights
 
 logger = logging.getLogger(__name__)
@@ -61,74 +62,41 @@ class Progress:
 
 
 @dataclass
-class DevResult:
-    """Metrics, predictions (on the main process) and the threshold of decisions that some weights have on the dev split."""
+class _Run:
+    """What the steps of a run work with."""
 
-    metrics: dict[str, Any]
-    predictions: Predictions
-    threshold: float | None
+    task: Task
+    args: TrainArgs
+    accelerator: Accelerator
+    plan: StepPlan
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    average: AveragedModel | None
+    progress: Progress
+    log: RunLog
+    writer: CheckpointWriter
+    watch: StopWatch
 
+    @property
+    def last_step(self) -> int:
+        return self.plan.num_steps(self.args.epochs, self.args.max_steps)
 
-_SAMPLE = "dev_sample"
+    @property
+    def kept(self) -> torch.nn.Module:
+        """What is evaluated, and saved if it is the best."""
+        return self.model if self.average is None else self.average.module
 
+    @property
+    def best_folder(self) -> Path:
+        return Path(self.args.output_dir) / "best"
 
-def make_accelerator(args: TrainArgs) -> Accelerator:
-    """One accelerator for the run.
-
-    Raises:
-        ValueError: Accelerate is set up in a way that the loop does not follow.
-        ImportError: A tracker is not installed.
-    """
-    accelerator = Accelerator(
-        cpu=args.cpu,
-        mixed_precision=args.mixed_precision,
-        log_with=make_trackers(args) or None,
-        project_dir=args.output_dir,
-    )
-    check_launcher(accelerator)
-    check_accelerator(accelerator, args)
-    return accelerator
-
-
-def check_launcher(accelerator: Accelerator) -> None:
-    """
-    Raises:
-        ValueError: `accelerate launch --cpu` was asked for several processes, which it leaves to MPI: it starts one.
-    """
-    given = os.environ
-    if (
-        accelerator.num_processes == 1
-        and given.get("ACCELERATE_USE_CPU", "").lower() == "true"
-        and "MASTER_ADDR" in given
-        and given.get("WORLD_SIZE", "1") == "1"
-    ):
-        raise ValueError(
-            "`accelerate launch --cpu` was to start several processes, but leaves that to mpirun and started one; expected "
-            "`torchrun --nproc_per_node N SCRIPT --cpu ...`, or --num_processes 1"
-        )
-
-
-def check_accelerator(accelerator: Accelerator, args: TrainArgs) -> None:
-    """
-    Raises:
-        ValueError: The accelerator would divide the gradients for an accumulation of its own, compile the model, or has another
-            precision than the arguments.
-    """
-    if accelerator.gradient_accumulation_steps != 1:
-        raise ValueError(
-            f"Accelerate is set up for {accelerator.gradient_accumulation_steps} gradient accumulation steps "
-            "(ACCELERATE_GRADIENT_ACCUMULATION_STEPS, or its configuration); expected 1 and --micro_batch_size, which "
-            "accumulates gradients up to --batch_size"
-        )
-    if (backend := accelerator.state.dynamo_plugin.backend) != DynamoBackend.NO:
-        raise ValueError(  # it would wrap the model, whose weights could not be read again
-            f"Accelerate is set up to compile with {backend.value.lower()} (ACCELERATE_DYNAMO_BACKEND, or its configuration); "
-            "expected no backend and --compile"
-        )
-    if accelerator.mixed_precision != args.mixed_precision:
-        raise ValueError(
-            f"--mixed_precision {args.mixed_precision}, but the accelerator has {accelerator.mixed_precision}; expected the same"
-        )
+    def save_checkpoint(self) -> None:
+        state = {
+            "progress": asdict(self.progress),
+            **saved_args(self.args),
+            "train_examples": self.plan.num_examples,
+        }
+        self.writer.save(self.progress.step, state)
 
 
 def train(task: Task, args: TrainArgs, accelerator: Accelerator | None = None) -> dict:
@@ -169,6 +137,22 @@ def train(task: Task, args: TrainArgs, accelerator: Accelerator | None = None) -
 
 def _train(task: Task, args: TrainArgs, accelerator: Accelerator, watch: StopWatch) -> dict:
     """The work of [`train`] in a folder that is claimed."""
+    run = _start(task, args, accelerator, watch)
+    try:
+        with dev_sample(task, args) as dev:
+            best_dev = _run_steps(run, dev)
+        run.progress.is_ending = True
+        return _final_evaluation(run, best_dev)
+    except StopRequestedError:
+        run.save_checkpoint()
+    finally:
+        run.log.close()
+        run.writer.wait()
+    raise RunStoppedError(_how_to_go_on(run))
+
+
+def _start(task: Task, args: TrainArgs, accelerator: Accelerator, watch: StopWatch) -> _Run:
+    """Everything ready for the next step: the first, or that after the newest checkpoint."""
     output_dir = Path(args.output_dir)
     plan = StepPlan(
         len(task.splits["train"]), args.batch_size, accelerator.num_processes, args.micro_batch_size, args.seed
@@ -176,12 +160,7 @@ def _train(task: Task, args: TrainArgs, accelerator: Accelerator, watch: StopWat
     if accelerator.is_main_process:
         tqdm.write(f"{plan}; {plan.num_steps(args.epochs, args.max_steps)} steps", file=sys.stderr)
         _warn_of_few_steps(plan, args)
-    if args.gradient_checkpointing:
-        # Recent versions of transformers renamed it and warn about the old name.
-        name = "activation_checkpointing_enable"
-        getattr(task.model, name, task.model.gradient_checkpointing_enable)()
-    if args.attn_implementation is not None:
-        task.model.set_attn_implementation(args.attn_implementation)
+    _set_up(task.model, args)
     average = None if args.ema_decay is None else average_of(task.model, accelerator)
     # What a head never reads, models tell data-parallel training themselves.
     accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=not task.trains_all)
@@ -193,28 +172,26 @@ def _train(task: Task, args: TrainArgs, accelerator: Accelerator, watch: StopWat
         list_skipped(task.skipped, output_dir)
     log = RunLog(task.name, args, accelerator, progress.step)
     writer = CheckpointWriter(accelerator, output_dir / "checkpoints", args.keep_checkpoints)
-    try:
-        with _dev_sample(task, args) as dev:
-            best_dev = _run_steps(
-                *(task, model, average, optimizer, plan, progress, log, writer, watch, args, accelerator, dev)
-            )
-        progress.is_ending = True
-        return _final_evaluation(task, args, progress, accelerator, watch, best_dev)
-    except StopRequestedError:
-        writer.save(progress.step, _run_state(progress, args, plan))
-    finally:
-        log.close()
-        writer.wait()
-    raise RunStoppedError(_how_to_go_on(watch, progress, args, accelerator))
+    return _Run(task, args, accelerator, plan, model, optimizer, average, progress, log, writer, watch)
 
 
-def _how_to_go_on(watch: StopWatch, progress: Progress, args: TrainArgs, accelerator: Accelerator) -> str:
-    reason = next(filter(None, gather_object([watch.reason])))
-    if not accelerator.is_main_process:
+def _set_up(model: PreTrainedModel, args: TrainArgs) -> None:
+    """Let the model compute as the arguments ask."""
+    if args.gradient_checkpointing:
+        # Recent versions of transformers renamed it and warn about the old name.
+        name = "activation_checkpointing_enable"
+        getattr(model, name, model.gradient_checkpointing_enable)()
+    if args.attn_implementation is not None:
+        model.set_attn_implementation(args.attn_implementation)
+
+
+def _how_to_go_on(run: _Run) -> str:
+    reason = next(filter(None, gather_object([run.watch.reason])))
+    if not run.accelerator.is_main_process:
         return ""
     return (
-        f"stopped by {reason} after step {progress.step} and saved in {args.output_dir}; the same command with --resume goes on "
-        f"from there (exit status {STOPPED_STATUS})"
+        f"stopped by {reason} after step {run.progress.step} and saved in {run.args.output_dir}; the same command with --resume "
+        f"goes on from there (exit status {STOPPED_STATUS})"
     )
 
 
@@ -241,93 +218,92 @@ def run_facts(task: Task, started: float, accelerator: Accelerator) -> dict[str,
     }
 
 
-def _run_steps(
-    task: Task,
-    model: torch.nn.Module,
-    average: AveragedModel | None,
-    optimizer: torch.optim.Optimizer,
-    plan: StepPlan,
-    progress: Progress,
-    log: RunLog,
-    writer: CheckpointWriter,
-    watch: StopWatch,
-    args: TrainArgs,
-    accelerator: Accelerator,
-    dev: str,
-) -> DevResult | None:
-    """Take all remaining steps, log, evaluate and save checkpoints; updates `progress`.
+def _run_steps(run: _Run, dev: str) -> DevResult | None:
+    """Take all remaining steps, log, evaluate on the split `dev` and save checkpoints; updates the progress.
 
     Returns:
         What the best weights reached on the whole dev split, if that is known.
 
     Raises:
-        StopRequestedError: The run is to stop. `progress` can be saved as it is.
+        StopRequestedError: The run is to stop. A checkpoint can be saved.
     """
+    args, progress, last_step = run.args, run.progress, run.last_step
     best_dev: DevResult | None = None
-    kept = model if average is None else average.module  # what is evaluated, and saved if it is the best
-    last_step = plan.num_steps(args.epochs, args.max_steps)
-    eval_steps = args.eval_steps or max(1, round(plan.num_steps(1.0) / args.evals_per_epoch))
-    batches = training_batches(task, plan, args, accelerator, progress.step, last_step)
-    bar = tqdm(
-        total=last_step, initial=progress.step, desc=f"training {task.name}", disable=not accelerator.is_main_process
-    )
+    eval_steps = args.eval_steps or max(1, round(run.plan.num_steps(1.0) / args.evals_per_epoch))
+    batches = training_batches(run.task, run.plan, args, run.accelerator, progress.step, last_step)
+    name, is_main = f"training {run.task.name}", run.accelerator.is_main_process
     losses: list[torch.Tensor] = []  # not yet read, because reading one waits for the device
-    with bar:  # an error is printed below it
+    with tqdm(total=last_step, initial=progress.step, desc=name, disable=not is_main) as bar:  # errors come below it
         if progress.evaluation_due:
-            best_dev = _evaluate_dev(task, kept, progress, log, watch, args, accelerator, dev)
+            best_dev = _evaluate_dev(run, dev)
         while progress.step < last_step and not _out_of_patience(progress, args):
-            micro_batches = [next(batches) for _ in range(plan.accumulation)]
-            set_rates(optimizer, args, rate_factor(progress.step, last_step, args.warmup_ratio, args.schedule))
-            torch.manual_seed(_step_seed(args.seed, progress.step, accelerator.process_index))
-            loss, grad_norm = train_step(task, model, optimizer, micro_batches, args, accelerator)
+            micro_batches = [next(batches) for _ in range(run.plan.accumulation)]
+            loss, grad_norm = _next_step(run, micro_batches)
             losses.append(loss)
-            progress.step += 1
-            if average is not None:
-                update_average(average, task.model, args, progress.step)
             bar.update()
             is_last = progress.step == last_step
             logs, evaluates, saves = (
                 progress.step % every == 0 or is_last for every in (args.log_steps, eval_steps, args.save_steps)
             )
-            stops, saves_now = watch.after_step()
+            stops, saves_now = run.watch.after_step()
             if logs or evaluates or saves or stops or saves_now:
-                _read_losses(losses, progress, accelerator)
+                _read_losses(losses, progress, run.accelerator)
             if logs:
-                mean = progress.window_loss / progress.window_steps
-                log.write(progress.step, {"loss": mean, **rates_of(optimizer), "grad_norm": float(grad_norm)})
-                bar.set_postfix(loss=f"{mean:.4f}")
-                progress.window_loss, progress.window_steps = 0.0, 0
+                bar.set_postfix(loss=f"{_log_window(run, grad_norm):.4f}")
             progress.evaluation_due = evaluates
             if stops:
                 raise StopRequestedError
             if evaluates:
-                best_dev = _evaluate_dev(task, kept, progress, log, watch, args, accelerator, dev) or best_dev
+                best_dev = _evaluate_dev(run, dev) or best_dev
             if (saves or saves_now) and not is_last:
-                writer.save(progress.step, _run_state(progress, args, plan))
-                watch.note_save()
+                run.save_checkpoint()
+                run.watch.note_save()
     # What is saved of compiled models and of adapters computes the same with other roundings.
     is_other = args.compile or getattr(args, "backbone_lora_rank", None) is not None
     return None if is_other or dev != "dev" else best_dev
 
 
-def _evaluate_dev(
-    task: Task,
-    kept: torch.nn.Module,
-    progress: Progress,
-    log: RunLog,
-    watch: StopWatch,
-    args: TrainArgs,
-    accelerator: Accelerator,
-    dev: str,
-) -> DevResult | None:
-    """Evaluate during training; the result is returned if these are the best weights."""
-    metrics, predictions = evaluate(task, kept, dev, args, accelerator, watch)
-    _note_evaluation(task, kept, metrics, progress, Path(args.output_dir), accelerator)
+def _next_step(run: _Run, micro_batches: list[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Take the next step of the run, see [`train_step`]."""
+    args, progress = run.args, run.progress
+    set_rates(run.optimizer, args, rate_factor(progress.step, run.last_step, args.warmup_ratio, args.schedule))
+    torch.manual_seed(_step_seed(args.seed, progress.step, run.accelerator.process_index))
+    result = train_step(run.task, run.model, run.optimizer, micro_batches, args, run.accelerator)
+    progress.step += 1
+    if run.average is not None:
+        update_average(run.average, run.task.model, args, progress.step)
+    return result
+
+
+def _log_window(run: _Run, grad_norm: torch.Tensor) -> float:
+    """Log the mean loss since the last entry of the log, and begin anew."""
+    progress = run.progress
+    mean = progress.window_loss / progress.window_steps
+    run.log.write(progress.step, {"loss": mean, **rates_of(run.optimizer), "grad_norm": float(grad_norm)})
+    progress.window_loss, progress.window_steps = 0.0, 0
+    return mean
+
+
+def _evaluate_dev(run: _Run, dev: str) -> DevResult | None:
+    """Evaluate during training; the result is returned if these are the best weights, which are saved."""
+    progress = run.progress
+    metrics, predictions = evaluate(run.task, run.kept, dev, run.args, run.accelerator, run.watch)
+    value = float(metrics[run.task.best_metric])
+    if is_best := progress.best_metric is None or value > progress.best_metric:
+        progress.best_metric, progress.best_step, progress.evals_without_gain = value, progress.step, 0
+        _save_best(run)
+    else:
+        progress.evals_without_gain += 1
     progress.evaluation_due = False
-    log.write(progress.step, {f"dev_{k}": v for k, v in metrics.items() if isinstance(v, float)})
-    if progress.best_step != progress.step:
-        return None
-    return DevResult(metrics, predictions, getattr(task.processor, "threshold", None))
+    run.log.write(progress.step, {f"dev_{k}": v for k, v in metrics.items() if isinstance(v, float)})
+    return DevResult(metrics, predictions, getattr(run.task.processor, "threshold", None)) if is_best else None
+
+
+def _save_best(run: _Run) -> None:
+    state_dict = run.accelerator.get_state_dict(run.kept)
+    if run.accelerator.is_main_process:
+        save_model(run.accelerator.unwrap_model(run.kept), run.task, run.best_folder, state_dict)
+    run.accelerator.wait_for_everyone()
 
 
 def _read_losses(losses: list[torch.Tensor], progress: Progress, accelerator: Accelerator) -> None:
@@ -386,162 +362,11 @@ def train_step(
     return total, grad_norm
 
 
-def evaluate(
-    task: Task,
-    model: torch.nn.Module,
-    split: str,
-    args: TrainArgs,
-    accelerator: Accelerator,
-    watch: StopWatch | None = None,
-) -> tuple[dict, Predictions]:
-    """Metrics of a split, the same on every process, and on the main one its predictions; each example is predicted once.
-
-    The processes take whole batches in turn, so that the batches, and with them the bits of the scores, do not depend on the
-    number of processes.
-
-    Raises:
-        StopRequestedError: `watch` says that the run is to stop.
-    """
-    model.eval()
-    predictions: Predictions = []
-    batches, is_main = evaluation_batches(task, split, args, accelerator), accelerator.is_main_process
-    # The bar does not iterate itself: tqdm would start the processes that prepare batches twice.
-    bar = tqdm(total=len(batches), desc=f"evaluating {split}", leave=False, disable=not is_main)
-    with bar, torch.inference_mode(), accelerator.autocast():
-        for rows, batch in batches:
-            predictions += task.predict(accelerator.unwrap_model(model)(**to_device(batch, accelerator.device)), rows)
-            bar.update()
-            if watch is not None and watch.reason is not None:
-                break
-    if watch is not None and watch.anyone_stops():
-        raise StopRequestedError
-    predictions = sorted(_gather_on_main(predictions, accelerator), key=lambda record: record["id"])
-    fits = split in ("dev", _SAMPLE) and task.fit_threshold is not None
-    result: list[Any] = [None, None]
-    if is_main:
-        predictions = task.fit_threshold(predictions) if fits and task.fit_threshold is not None else predictions
-        result = [task.score(predictions, split), task.processor.threshold if fits else None]
-    metrics, threshold = broadcast_object_list(result)
-    if fits:
-        task.processor.threshold = threshold
-    return metrics, predictions
-
-
-def _gather_on_main(predictions: Predictions, accelerator: Accelerator) -> Predictions:
-    """The predictions of all processes; nothing on the others, which have no use for them."""
-    if accelerator.num_processes == 1:
-        return predictions
-    parts: list[Any] | None = [None] * accelerator.num_processes if accelerator.is_main_process else None
-    torch.distributed.gather_object(predictions, parts)
-    return [record for part in parts or () for record in part]
-
-
-@contextmanager
-def _dev_sample(task: Task, args: TrainArgs) -> Iterator[str]:
-    """Name of the split that is evaluated during training: dev, or with `eval_samples` examples of it that are spread evenly."""
-    rows = task.splits["dev"]
-    if args.eval_samples is None or args.eval_samples >= len(rows):
-        yield "dev"
-        return
-    places = [len(rows) * number // args.eval_samples for number in range(args.eval_samples)]
-    task.splits[_SAMPLE] = rows.select(places) if hasattr(rows, "select") else [rows[place] for place in places]
-    try:
-        yield _SAMPLE
-    finally:
-        del task.splits[_SAMPLE]
-
-
-def with_own_scores(task: Task, predictions: Predictions, split: str) -> Predictions:
-    """The predictions as they are written: where there are labels, each with its share of the metrics and its group."""
-    own = [] if task.score_each is None else task.score_each(predictions, split)
-    if not own:
-        return predictions
-    return [{**record, **scores} for record, scores in zip(predictions, own, strict=True)]
-
-
-# What is in the names of parameters that may have a learning rate of their own.
-PARTS = {
-    "backbone_learning_rate": ("region_encoder.", "backbone."),
-    "head_learning_rate": ("visual_projection.", "additional_layer.", "cls."),
-}
-
-
-def make_optimizer(model: PreTrainedModel, args: TrainArgs) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters, without weight decay for biases and normalisation. Parts of the model that have a
-    learning rate of their own have groups of their own."""
-    own = {rate: names for rate, names in PARTS.items() if getattr(args, rate) is not None}
-    parameters: dict[str, list[torch.nn.Parameter]] = {"learning_rate": [], **{rate: [] for rate in own}}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            rate = next((rate for rate, names in own.items() if any(part in name for part in names)), "learning_rate")
-            parameters[rate].append(parameter)
-    groups: list[dict[str, Any]] = []
-    for rate, mine in parameters.items():
-        decayed, others = [p for p in mine if p.dim() > 1], [p for p in mine if p.dim() <= 1]
-        groups.append({"params": decayed, "weight_decay": args.weight_decay, "rate": rate})
-        groups.append({"params": others, "weight_decay": 0.0, "rate": rate})
-    # One kernel that reads each parameter once: on a CPU eight times as fast as the default.
-    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in model.parameters())
-    return torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, args.adam_beta2), fused=fused)
-
-
-def set_rates(optimizer: torch.optim.Optimizer, args: TrainArgs, factor: float) -> None:
-    """Set the learning rates to this share of their peaks."""
-    for group in optimizer.param_groups:
-        group["lr"] = (getattr(args, _rate_of(group)) or 0.0) * factor
-
-
-def rates_of(optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """The learning rates, for the log."""
-    return {_rate_of(group): group["lr"] for group in optimizer.param_groups}
-
-
-def _rate_of(group: dict[str, Any]) -> str:
-    """The argument with the learning rate of a group. Optimisers of earlier versions mark the vision part only, or nothing."""
-    return group.get("rate", "backbone_learning_rate" if group.get("is_vision") else "learning_rate")
-
-
-def rate_factor(step: int, last_step: int, warmup_ratio: float, schedule: str) -> float:
-    """Share of the peak learning rate at a step: linear warm-up, then linear or cosine decay to zero, or constant."""
-    warmup = round(warmup_ratio * last_step)
-    if step < warmup:
-        return (step + 1) / warmup
-    done = (step - warmup) / max(1, last_step - warmup)
-    if schedule == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * done))
-    return 1.0 if schedule == "constant" else 1.0 - done
-
-
-def write_json(path: Path, record: dict) -> None:
-    """Write a JSON file atomically."""
-    draft = path.with_name(f".{path.name}.tmp")
-    draft.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    draft.replace(path)
-
-
-def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write one JSON record per line."""
-    path.write_text("".join(json.dumps(prediction) + "\n" for prediction in predictions), encoding="utf-8")
-
-
-def read_predictions(path: Path) -> Predictions:
-    """Read what [`write_predictions`] wrote.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-    """
-    return [record for _, record in read_json_lines(path)]
-
-
 def list_skipped(skipped: Sequence[str], output_dir: Path) -> None:
     """Write `skipped.txt` if bad records were left out, and say so in the log."""
     if skipped:
         (output_dir / "skipped.txt").write_text("".join(f"{line}\n" for line in skipped), encoding="utf-8")
         logger.warning("left out %d bad records; they are listed in %s", len(skipped), output_dir / "skipped.txt")
-
-
-def _run_state(progress: Progress, args: TrainArgs, plan: StepPlan) -> dict:
-    return {"progress": asdict(progress), **saved_args(args), "train_examples": plan.num_examples}
 
 
 def _resume(accelerator: Accelerator, output_dir: Path, args: TrainArgs, plan: StepPlan) -> Progress:
@@ -571,20 +396,6 @@ def _out_of_patience(progress: Progress, args: TrainArgs) -> bool:
     return args.patience is not None and progress.evals_without_gain >= args.patience
 
 
-def _note_evaluation(
-    task: Task, model: torch.nn.Module, metrics: dict, progress: Progress, output_dir: Path, accelerator: Accelerator
-) -> None:
-    value = float(metrics[task.best_metric])
-    if progress.best_metric is not None and value <= progress.best_metric:
-        progress.evals_without_gain += 1
-        return
-    progress.best_metric, progress.best_step, progress.evals_without_gain = value, progress.step, 0
-    state_dict = accelerator.get_state_dict(model)
-    if accelerator.is_main_process:
-        save_model(accelerator.unwrap_model(model), task, output_dir / "best", state_dict)
-    accelerator.wait_for_everyone()
-
-
 def save_model(model: PreTrainedModel, task: Task, folder: Path, state_dict: dict | None = None) -> None:
     """Write model and processor to `folder`; what was there is replaced only after everything is written. The weights of adapters
     become part of those that they belong to."""
@@ -600,18 +411,11 @@ def save_model(model: PreTrainedModel, task: Task, folder: Path, state_dict: dic
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _final_evaluation(
-    task: Task,
-    args: TrainArgs,
-    progress: Progress,
-    accelerator: Accelerator,
-    watch: StopWatch,
-    best_dev: DevResult | None,
-) -> dict:
+def _final_evaluation(run: _Run, best_dev: DevResult | None) -> dict:
     """The contents of `metrics.json`: scores of the best weights on every split but train. Predictions are written as well. What
     is known of the dev split is not computed again."""
-    output_dir = Path(args.output_dir)
-    best = type(task.model).from_pretrained(output_dir / "best").to(accelerator.device)
+    task, args, progress = run.task, run.args, run.progress
+    best = type(task.model).from_pretrained(run.best_folder).to(run.accelerator.device)
     record: dict[str, Any] = {
         "task": task.name,
         "best_metric": task.best_metric,
@@ -626,10 +430,14 @@ def _final_evaluation(
             if task.fit_threshold is not None:
                 task.processor.threshold = best_dev.threshold
         else:
-            metrics, predictions = evaluate(task, best, split, args, accelerator, watch)
-        if accelerator.is_main_process:
-            write_predictions(output_dir / f"predictions_{split}.jsonl", with_own_scores(task, predictions, split))
+            metrics, predictions = evaluate(task, best, split, args, run.accelerator, run.watch)
+        if run.accelerator.is_main_process:
+            path = Path(args.output_dir) / f"predictions_{split}.jsonl"
+            write_predictions(path, with_own_scores(task, predictions, split))
         record["splits"][split] = metrics
     if task.fit_threshold is not None:
         record["run"]["threshold"] = task.processor.threshold
     return record
+
+
+__all__ = ["Progress", "list_skipped", "run_facts", "save_model", "train", "train_step"]

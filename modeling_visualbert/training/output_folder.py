@@ -21,10 +21,12 @@ _LOCK = ".lock"
 def claimed(output_dir: Path, resume: bool, accelerator: Accelerator) -> Iterator[None]:
     """Hold the folder for this run, and mark it as a run's. The lock is the operating system's, so it ends with its process.
 
+    A run that fails before it has logged or saved anything leaves the folder free.
+
     Raises:
         FileExistsError: The folder holds a run and `resume` is not set, or another run is at work in it.
     """
-    lock, refused = None, None
+    lock, refused, log = None, None, output_dir / "log.jsonl"
     if accelerator.is_main_process:
         lock = _locked(output_dir)
         refused = _refusal(output_dir, resume, lock)
@@ -32,18 +34,25 @@ def claimed(output_dir: Path, resume: bool, accelerator: Accelerator) -> Iterato
         if refusal := broadcast_object_list([refused])[0]:
             raise FileExistsError(refusal)
         if accelerator.is_main_process:
-            if not (
-                output_dir / "log.jsonl"
-            ).exists():  # under the lock: only one of several runs finds the folder free
-                (output_dir / "log.jsonl").touch()
+            log.touch()  # under the lock: only one of several runs finds the folder free
             best, old = output_dir / "best", output_dir / ".best.old"
             if old.exists() and not best.exists():
                 old.rename(best)  # the run was killed between the two renames of `save_model`
         accelerator.wait_for_everyone()
         yield
+    except Exception:
+        if lock is not None and not refused and _is_unused(output_dir):
+            log.unlink(missing_ok=True)
+        raise
     finally:
         if lock is not None:
             os.close(lock)
+
+
+def _is_unused(output_dir: Path) -> bool:
+    """Whether nothing of a run is there yet that could be continued."""
+    log = output_dir / "log.jsonl"
+    return not (log.is_file() and log.stat().st_size) and not any((output_dir / "checkpoints").glob("step-*"))
 
 
 def _refusal(output_dir: Path, resume: bool, lock: int | None) -> str | None:
