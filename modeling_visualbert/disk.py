@@ -6,11 +6,19 @@ import errno
 import hashlib
 import json
 import os
+import re
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_OF_TORCH_SAVE = re.compile(
+    r"PytorchStreamWriter failed writing|inline_container\.cc.*unexpected pos"
+)  # it says no more
+_NUMBER_IN_RUST = re.compile(r"\(os error (\d+)\)")
 
 
 class HashedFile:
@@ -38,19 +46,74 @@ def atomic_file(path: Path) -> Iterator[HashedFile]:
     """
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with draft.open("xb") as raw:
-            yield HashedFile(raw)
-            raw.flush()
-            os.fsync(raw.fileno())
-        draft.replace(path)
-        sync(path.parent)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            problem = f"{os.strerror(error.errno)}; nothing half-written is kept: make room and run the command again"
-            raise OSError(error.errno, problem, str(path)) from error
-        raise
+        with telling_full_disks(path):
+            with draft.open("xb") as raw:
+                yield HashedFile(raw)
+                raw.flush()
+                os.fsync(raw.fileno())
+            draft.replace(path)
+            sync(path.parent)
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
+    """A folder to write to, which gets its name once the block has ended and all is on disk. If the block fails, nothing is left.
+
+    Args:
+        folder: What it will be called.
+        replace: Whether it takes the place of a folder of that name, which is `.NAME.old` for a moment.
+
+    Raises:
+        FileExistsError: There is a file or folder of that name, and it is not to be replaced.
+        OSError: The disk is full.
+    """
+    if folder.exists() and not replace:
+        raise FileExistsError(f"{folder} exists; choose another folder or remove it")
+    draft, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(draft, ignore_errors=True)  # of a killed process
+    try:
+        with telling_full_disks(folder):
+            draft.mkdir(parents=True)
+            yield draft
+            sync_folder(draft)
+            if replace and folder.exists():
+                shutil.rmtree(old, ignore_errors=True)  # the process was killed before the line below that removes it
+                folder.rename(old)
+            draft.rename(folder)
+            sync(folder.parent)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def telling_full_disks(
+    path: Path, remedy: str = "nothing half-written is kept: make room and run the command again"
+) -> Iterator[None]:
+    """Errors of a full disk, by which library ever, name what was written and say what to do.
+
+    Raises:
+        OSError: The disk is full, a quota is used up or a file is too large for its limit. It has the system's `errno`.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = _full_disk(error)
+        if number is None:
+            raise
+        raise OSError(number, f"{os.strerror(number)}; {remedy}", str(path)) from error
+
+
+def _full_disk(error: Exception) -> int | None:
+    """The system's number of an error that is that of a full disk."""
+    if isinstance(error, OSError):
+        return error.errno if error.errno in _FULL else None
+    text = str(error)
+    if match := _NUMBER_IN_RUST.search(text):  # safetensors, tokenizers
+        return int(match[1]) if int(match[1]) in _FULL else None
+    return errno.ENOSPC if _OF_TORCH_SAVE.search(text) else None
 
 
 def write_json(path: Path, record: Any) -> None:
@@ -91,4 +154,14 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-__all__ = ["HashedFile", "atomic_file", "sha256_of", "sync", "sync_folder", "write_json", "write_text"]
+__all__ = [
+    "HashedFile",
+    "atomic_file",
+    "sha256_of",
+    "sync",
+    "sync_folder",
+    "telling_full_disks",
+    "whole_folder",
+    "write_json",
+    "write_text",
+]

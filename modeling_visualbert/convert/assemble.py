@@ -23,6 +23,7 @@ from transformers import AutoImageProcessor, PreTrainedModel
 
 from ..cache_dir import default_cache_dir
 from ..checkpoints import check_name, check_task
+from ..disk import whole_folder
 from ..downloads import downloaded, hub_folder
 from ..hub_code.configuration_region_detector import RegionDetectorConfig
 from ..hub_code.configuration_visualbert import VisualBertConfig
@@ -69,17 +70,18 @@ class Assembled:
         Write model, processor and key report.
 
         Args:
-            folder: Where to.
+            folder: Where to; it is there once it is complete.
             region_encoder_weights: A file that has the weights of the region encoder already, under their names in this model:
                 the checkpoint then shares it as a hard link, where the file system has those.
         """
-        if region_encoder_weights is None:
-            self.model.save_pretrained(folder)
-        else:
-            _save_around(self.model, Path(folder), region_encoder_weights)
-        if self.processor is not None:
-            self.processor.save_pretrained(folder)
-        (Path(folder) / "key_report.txt").write_text("".join(f"{line}\n" for line in self.report), encoding="utf-8")
+        with whole_folder(Path(folder)) as draft:
+            if region_encoder_weights is None:
+                self.model.save_pretrained(draft)
+            else:
+                _save_around(self.model, draft, region_encoder_weights)
+            if self.processor is not None:
+                self.processor.save_pretrained(draft)
+            (draft / "key_report.txt").write_text("".join(f"{line}\n" for line in self.report), encoding="utf-8")
 
 
 def assemble(
@@ -273,16 +275,13 @@ def _assemble_in_cache(
     name: str | Path, region_encoder: str | Path | None, tokenizer: str, any_detector: bool, target: Path
 ) -> None:
     check_parts(region_encoder, tokenizer)
-    draft = target.with_name(f"{target.name}.partial")
-    shutil.rmtree(draft, ignore_errors=True)
     with checkpoint_files(name) as source:
         if source == name and not Path(name).exists():
             source = hub_folder(str(name), _CHECKPOINT_FILES)
         detector = None if region_encoder is None else find_published_detector(region_encoder)
         published = find_published_checkpoint(name)
         assembled = assemble(source, None, tokenizer, region_encoder, False, any_detector, published)
-        assembled.save(draft, None if detector is None else kept_weights(detector))
-        draft.rename(target)
+        assembled.save(target, None if detector is None else kept_weights(detector))
 
 
 def _known_parts(

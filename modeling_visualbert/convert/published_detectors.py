@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from filelock import FileLock
 from safetensors.torch import save_file
 
 from ..cache_dir import default_cache_dir
+from ..disk import whole_folder
 from ..downloads import downloaded
 from ..hub_code.configuration_region_detector import RegionDetectorConfig
 from ..hub_code.image_processing_region_detector import RegionDetectorImageProcessor
@@ -116,11 +116,9 @@ def _kept_folder(detector: PublishedDetector) -> Path:
             with downloaded(detector.files) as source:
                 weights, *settings = (source / file.url.rsplit("/", 1)[-1] for file in detector.files)
                 converted = convert_region_detector(weights, *settings[:1])
-                draft = folder.with_name(f"{folder.name}.partial")
-                shutil.rmtree(draft, ignore_errors=True)
-                _keep(*converted, draft)
-                _open_kept(draft)
-                draft.rename(folder)
+                with whole_folder(folder) as draft:
+                    _keep(*converted, draft)
+                    _open_kept(draft)
     return folder
 
 

@@ -25,7 +25,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -37,6 +36,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm.auto import tqdm
 
 from ..cache_dir import default_cache_dir
+from ..disk import whole_folder
 from .captions import caption_trees, captions_record
 from .flickr30k import flickr30k_files
 from .nlvr2 import SPLIT_NAMES, make_pairs, nlvr2_records
@@ -99,26 +99,24 @@ def build_corpus(folder: Path, config: CorpusConfig, progress: bool = True) -> N
     folder = Path(folder)
     if folder.exists():
         raise FileExistsError(f"{folder} exists but is not a complete corpus; remove it to build it anew")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    draft.chmod(0o755)
     try:
-        scenes = sample_splits(config)
-        for split in SPLITS:
-            _write_images(draft / "images" / split, scenes[split], split, progress)
-            _write_lines(draft / "scenes" / f"{split}.jsonl", (scene.to_dict() for scene in scenes[split]))
-            _write_json(draft / "detection" / f"instances_{split}.json", detection_record(scenes[split], split))
-            _write_vqa(draft, scenes[split], split, config)
-            if not config.one_object:
-                _write_other_tasks(draft, scenes[split], split, config.seed)
-        _write_json(draft / "corpus.json", {"format_version": FORMAT_VERSION, **asdict(config)})
-        try:
-            draft.rename(folder)
-        except OSError:
-            if not (folder / "corpus.json").is_file():  # otherwise another process was faster and wrote the same corpus
-                raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        with whole_folder(folder) as draft:
+            _write_corpus(draft, config, progress)
+    except OSError:
+        if not (folder / "corpus.json").is_file():  # otherwise another process was faster and wrote the same corpus
+            raise
+
+
+def _write_corpus(folder: Path, config: CorpusConfig, progress: bool) -> None:
+    scenes = sample_splits(config)
+    for split in SPLITS:
+        _write_images(folder / "images" / split, scenes[split], split, progress)
+        _write_lines(folder / "scenes" / f"{split}.jsonl", (scene.to_dict() for scene in scenes[split]))
+        _write_json(folder / "detection" / f"instances_{split}.json", detection_record(scenes[split], split))
+        _write_vqa(folder, scenes[split], split, config)
+        if not config.one_object:
+            _write_other_tasks(folder, scenes[split], split, config.seed)
+    _write_json(folder / "corpus.json", {"format_version": FORMAT_VERSION, **asdict(config)})
 
 
 def sample_splits(config: CorpusConfig) -> dict[str, list[Scene]]:

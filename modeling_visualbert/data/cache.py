@@ -15,7 +15,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -28,7 +27,7 @@ from datasets import Dataset, Features
 from filelock import FileLock, Timeout
 
 from ..cache_dir import default_cache_dir
-from ..disk import sha256_of, sync_folder
+from ..disk import sha256_of, whole_folder
 
 logger = logging.getLogger(__name__)
 
@@ -135,12 +134,9 @@ def _lock(folder: Path) -> Iterator[None]:
 
 
 def _make(folder: Path, features: Features, read: Callable[[Notes], Iterable[pa.Table]]) -> None:
-    draft = folder.with_name(f".{folder.name}.draft")  # an old one is that of a killed process, which held the lock
-    shutil.rmtree(draft, ignore_errors=True)
     notes: Notes = {}
-    try:
+    with whole_folder(folder) as draft:
         with _writing(folder):
-            draft.mkdir()
             file = (draft / "rows.arrow").open("wb")
         with file, pa.ipc.new_stream(file, features.arrow_schema) as writer:
             for table in read(notes):
@@ -148,10 +144,6 @@ def _make(folder: Path, features: Features, read: Callable[[Notes], Iterable[pa.
                     writer.write_table(table)
         with _writing(folder):
             (draft / "notes.json").write_text(json.dumps(notes), encoding="utf-8")
-            sync_folder(draft)  # so that after a power cut a folder of that name is whole
-            draft.rename(folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, TorchAoConfig
 
+from ..disk import telling_full_disks
 from ..hub_code.modeling_visualbert import (
     VisualBertForMultipleChoice,
     VisualBertForPreTraining,
@@ -60,7 +61,7 @@ def export_onnx(model: PreTrainedModel, path: str | Path, int8: bool = False) ->
     inputs, axes = _example_inputs(model)
     is_pretraining = isinstance(model, VisualBertForPreTraining)
     names = ["prediction_logits", "seq_relationship_logits"] if is_pretraining else ["logits"]
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    with telling_full_disks(path), tempfile.TemporaryDirectory(dir=path.parent) as folder:
         draft = Path(folder) / "model.onnx"
         with torch.no_grad():
             torch.onnx.export(

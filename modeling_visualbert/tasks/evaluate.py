@@ -5,6 +5,7 @@ The files are those that a training script writes for its dev and test splits, w
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import asdict, replace
 from datetime import timedelta
@@ -157,6 +158,9 @@ def _check_output_dir(output_dir: Path, overwrite: bool) -> None:
         )
     if output_dir.exists() and not output_dir.is_dir():
         raise FileExistsError(f"{output_dir} is a file; choose another --output_dir")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    if not os.access(output_dir, os.W_OK):  # said now, not after hours of work
+        raise PermissionError(f"{output_dir} cannot be written; choose another --output_dir")
 
 
 def _files_of_evaluation(output_dir: Path) -> list[Path]:
@@ -176,7 +180,6 @@ def _check_folders(args: EvaluateArgs) -> None:
 def _write(task: Task, record: Metrics, predictions: Predictions, output_dir: Path) -> None:
     """Write all files, `metrics.json` last, and print scores and places."""
     ((split, metrics),) = record["splits"].items()
-    output_dir.mkdir(parents=True, exist_ok=True)
     for path in _files_of_evaluation(output_dir):
         path.unlink()
     list_skipped(task.skipped, output_dir)

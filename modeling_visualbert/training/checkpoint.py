@@ -76,6 +76,7 @@ class CheckpointWriter:
             self._publish(draft, step, state)
         except BaseException as error:  # of a thread: raised by `wait`
             self._error = error
+            self._remove_drafts()
 
     def _save_sharded(self, step: int, state: dict) -> None:
         draft = self.folder / f".step-{step:08d}.tmp"
@@ -91,11 +92,14 @@ class CheckpointWriter:
 
     def _draft(self, step: int) -> Path:
         """A new folder to write to; what killed runs have left is removed."""
-        for left in self.folder.glob(".step-*.tmp"):
-            shutil.rmtree(left)
+        self._remove_drafts()
         draft = self.folder / f".step-{step:08d}.tmp"
         draft.mkdir(parents=True)
         return draft
+
+    def _remove_drafts(self) -> None:
+        for draft in self.folder.glob(".step-*.tmp"):
+            shutil.rmtree(draft)
 
     def _publish(self, draft: Path, step: int, state: dict) -> None:
         files = {str(path.relative_to(draft)): checksum(path) for path in sorted(draft.rglob("*")) if path.is_file()}

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import resource
-import shutil
 import sys
 import time
 from collections import Counter
@@ -27,7 +26,7 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..disk import sync_folder, write_json
+from ..disk import telling_full_disks, whole_folder, write_json
 from ..hub_code.compile_visualbert import compile_model
 from .accelerator import check_accelerator, make_accelerator
 from .args import TrainArgs, recorded_args
@@ -45,6 +44,8 @@ from .task import Batch, Task, to_device
 from .towers import merged_weights
 
 logger = logging.getLogger(__name__)
+
+_ROOM = "make room; the same command with --resume goes on from the newest checkpoint"
 
 
 @dataclass
@@ -111,6 +112,7 @@ def train(task: Task, args: TrainArgs, accelerator: Accelerator | None = None) -
         KeyboardInterrupt: Ctrl-C was pressed twice; the message says how to go on.
         ValueError: The task lacks a split, or arguments do not fit together, or not to those of the run that is resumed.
         FloatingPointError: The loss became NaN or infinite.
+        OSError: The disk is full.
     """
     started = time.time()
     if missing := {"train", "dev"} - set(task.splits):
@@ -119,7 +121,11 @@ def train(task: Task, args: TrainArgs, accelerator: Accelerator | None = None) -
     check_accelerator(accelerator, args)
     output_dir = Path(args.output_dir)
     try:
-        with claimed(output_dir, args.resume, accelerator), StopWatch(args, accelerator) as watch:
+        with (
+            claimed(output_dir, args.resume, accelerator),
+            telling_full_disks(output_dir, _ROOM),
+            StopWatch(args, accelerator) as watch,
+        ):
             record = _train(task, args, accelerator, watch)
             record["run"] |= {
                 "train_examples": len(task.splits["train"]),
@@ -399,16 +405,9 @@ def _out_of_patience(progress: Progress, args: TrainArgs) -> bool:
 def save_model(model: PreTrainedModel, task: Task, folder: Path, state_dict: dict | None = None) -> None:
     """Write model and processor to `folder`; what was there is replaced only after everything is written. The weights of adapters
     become part of those that they belong to."""
-    draft, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(draft, ignore_errors=True)
-    model.save_pretrained(draft, state_dict=merged_weights(model, state_dict or model.state_dict()))
-    task.processor.save_pretrained(draft)
-    sync_folder(draft)
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)  # the run was killed before the line below that removes it
-        folder.rename(old)
-    draft.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    with whole_folder(folder, replace=True) as draft:
+        model.save_pretrained(draft, state_dict=merged_weights(model, state_dict or model.state_dict()))
+        task.processor.save_pretrained(draft)
 
 
 def _final_evaluation(run: _Run, best_dev: DevResult | None) -> dict:
