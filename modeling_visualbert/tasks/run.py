@@ -17,6 +17,7 @@ from ..training.args import TrainArgs
 from ..training.evaluation import read_predictions
 from ..training.loop import train
 from ..training.report import plot_curves, table
+from ..training.sharding import class_of
 from ..training.task import LABELS, Task, to_device
 from ..visualization import grid
 from .batch_errors import naming_examples, one_line_errors
@@ -108,7 +109,7 @@ def _publish(args: TaskArgs, repo_id: str) -> None:
 def draw_sheet(task: Task, split: str, output_dir: Path, device: torch.device, count: int = 9) -> Path:
     """Draw `examples.png`: examples from the whole split with the predictions of the best weights."""
     assert task.draw is not None
-    model = type(task.model).from_pretrained(output_dir / "best").to(device).eval()
+    model = class_of(task.model).from_pretrained(output_dir / "best").to(device).eval()
     data = task.splits[split]
     rows = [data[i] for i in range(0, len(data), max(1, len(data) // count))][:count]
     batch = {name: value for name, value in task.collate(rows).items() if name not in LABELS}

@@ -31,6 +31,7 @@ from ..metrics.vcr import choice_accuracy, leaderboard_accuracy
 from ..training.args import TrainArgs
 from ..training.evaluation import evaluate, read_predictions, write_predictions
 from ..training.preparing import preparing_processes
+from ..training.sharding import class_of
 from ..training.task import Batch, Predictions, Rows, Task, count_examples
 from ..visualization import captioned, draw_regions
 from .common import ClassArgs, check_labels, corpus_folder, load_tokenizer, make_model, reads_corpus
@@ -376,7 +377,7 @@ def own_joint_accuracies(predictions: Predictions, split: Dataset) -> Prediction
 def rationales_of_every_answer(task: Task, args: VcrArgs, accelerator: Accelerator) -> None:
     """Write `rationales_<split>.jsonl` for every split but train; see [`rationale_scores`]."""
     output_dir = Path(args.output_dir)
-    model = type(task.model).from_pretrained(output_dir / "best").to(accelerator.device)
+    model = class_of(task.model).from_pretrained(output_dir / "best").to(accelerator.device)
     for split in task.splits:
         if split == "train":
             continue

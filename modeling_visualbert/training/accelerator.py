@@ -9,6 +9,7 @@ from accelerate.utils import DynamoBackend
 
 from .args import TrainArgs
 from .run_log import make_trackers
+from .sharding import check_sharding, set_up_sharding
 
 
 def make_accelerator(args: TrainArgs) -> Accelerator:
@@ -18,6 +19,7 @@ def make_accelerator(args: TrainArgs) -> Accelerator:
         ValueError: Accelerate is set up in a way that the loop does not follow.
         ImportError: A tracker is not installed.
     """
+    check_sharding()
     accelerator = Accelerator(
         cpu=args.cpu,
         mixed_precision=args.mixed_precision,
@@ -25,6 +27,7 @@ def make_accelerator(args: TrainArgs) -> Accelerator:
         project_dir=args.output_dir,
     )
     check_launcher(accelerator)
+    set_up_sharding(accelerator)
     check_accelerator(accelerator, args)
     return accelerator
 
@@ -50,9 +53,10 @@ def check_launcher(accelerator: Accelerator) -> None:
 def check_accelerator(accelerator: Accelerator, args: TrainArgs) -> None:
     """
     Raises:
-        ValueError: The accelerator would divide the gradients for an accumulation of its own, compile the model, or has another
-            precision than the arguments.
+        ValueError: The accelerator would divide the gradients for an accumulation of its own, compile the model or share it in
+            another way than FSDP2, or has another precision than the arguments.
     """
+    check_sharding(accelerator)
     if accelerator.gradient_accumulation_steps != 1:
         raise ValueError(
             f"Accelerate is set up for {accelerator.gradient_accumulation_steps} gradient accumulation steps "

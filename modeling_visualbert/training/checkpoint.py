@@ -19,15 +19,15 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.checkpointing import save_accelerator_state, save_custom_state
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 
 from ..data.files import read_json
 from ..disk import sync, sync_folder
+from .sharding import complete_state, is_sharded
 
 logger = logging.getLogger(__name__)
 
 _STATE = "run_state.json"
-_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 class CheckpointWriter:
@@ -49,7 +49,7 @@ class CheckpointWriter:
             OSError: The one before could not be written.
         """
         self.wait()
-        if self.accelerator.distributed_type in _SHARDED:
+        if is_sharded(self.accelerator):
             self._save_sharded(step, state)
         elif self.accelerator.is_main_process:
             parts = _Parts(self.accelerator)
@@ -83,6 +83,8 @@ class CheckpointWriter:
         if self.accelerator.is_main_process:
             self._draft(step)
         self.accelerator.wait_for_everyone()
+        for one in self.accelerator._optimizers:
+            complete_state(one.optimizer)
         self.accelerator.save_state(str(draft))
         sync_folder(draft)  # by every process: on another machine nobody else can
         self.accelerator.wait_for_everyone()
@@ -240,7 +242,14 @@ def load_checkpoint(accelerator: Accelerator, path: Path) -> dict:
 
     Raises:
         FileNotFoundError: The folder is not a complete checkpoint.
+        ValueError: It is that of a sharded model and this one is whole, or the other way round.
     """
-    state = read_state(path)
+    state, is_whole = read_state(path), (path / "model.safetensors").is_file()
+    if is_whole == is_sharded(accelerator):
+        kinds = ("a whole model", "a sharded one") if is_whole else ("a sharded model (FSDP2)", "a whole one")
+        raise ValueError(
+            f"{path}: checkpoint of {kinds[0]}, but this run trains {kinds[1]}; expected the same configuration of Accelerate, "
+            f"or a new --output_dir and --init_from {path.parents[1] / 'best'}"
+        )
     accelerator.load_state(str(path))
     return state

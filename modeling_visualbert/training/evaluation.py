@@ -18,6 +18,7 @@ from ..data.files import read_json_lines
 from .args import TrainArgs
 from .loaders import evaluation_batches
 from .preemption import StopRequestedError, StopWatch
+from .sharding import is_sharded
 from .task import Predictions, Task, to_device
 
 _SAMPLE = "dev_sample"
@@ -50,14 +51,16 @@ def evaluate(
     """
     model.eval()
     predictions: Predictions = []
-    batches, is_main = evaluation_batches(task, split, args, accelerator), accelerator.is_main_process
+    (batches, own), is_main = evaluation_batches(task, split, args, accelerator), accelerator.is_main_process
     # The bar does not iterate itself: tqdm would start the processes that prepare batches twice.
     bar = tqdm(total=len(batches), desc=f"evaluating {split}", leave=False, disable=not is_main)
     with bar, torch.inference_mode(), accelerator.autocast():
-        for rows, batch in batches:
-            predictions += task.predict(accelerator.unwrap_model(model)(**to_device(batch, accelerator.device)), rows)
+        for number, (rows, batch) in enumerate(batches):
+            outputs = accelerator.unwrap_model(model)(**to_device(batch, accelerator.device))
+            if number < own:
+                predictions += task.predict(outputs, rows)
             bar.update()
-            if watch is not None and watch.reason is not None:
+            if watch is not None and _stops(watch, accelerator):
                 break
     if watch is not None and watch.anyone_stops():
         raise StopRequestedError
@@ -71,6 +74,11 @@ def evaluate(
     if fits:
         task.processor.threshold = threshold
     return metrics, predictions
+
+
+def _stops(watch: StopWatch, accelerator: Accelerator) -> bool:
+    """Whether this process is to stop; where the next forward pass needs all of them, whether all are."""
+    return watch.anyone_stops() if is_sharded(accelerator) else watch.reason is not None
 
 
 def _gather_on_main(predictions: Predictions, accelerator: Accelerator) -> Predictions:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from ..data.table_stream import StreamedRows
 from .args import TrainArgs
 from .batches import AugmentedRows, MicroBatches, StepPlan, StreamedBatches
+from .sharding import is_sharded
 from .task import LABELS, Batch, Rows, Task
 
 logger = logging.getLogger(__name__)
@@ -49,22 +50,25 @@ def _noting_errors(batches: Iterable[tuple[Batch, list[str]]], task: Task, outpu
         yield batch
 
 
-def evaluation_batches(task: Task, split: str, args: TrainArgs, accelerator: Accelerator) -> DataLoader:
-    """Rows and model inputs without labels, of this process' batches of a split."""
+def evaluation_batches(task: Task, split: str, args: TrainArgs, accelerator: Accelerator) -> tuple[DataLoader, int]:
+    """Rows and model inputs without labels, of this process' batches of a split, and how many of these there are.
+
+    Where all processes take part in every forward pass, they get equally many batches: the split's first one fills the gaps.
+    """
     examples, size = task.splits[split], args.eval_batch_size
     batches = [range(start, min(start + size, len(examples))) for start in range(0, len(examples), size)]
     mine = batches[accelerator.process_index :: accelerator.num_processes]
-    workers = min(num_workers(args, accelerator), max(0, len(mine) - 1))  # the first batch is waited for in any case
+    own = len(mine)
+    if is_sharded(accelerator):
+        mine += batches[:1] * (-(-len(batches) // accelerator.num_processes) - own)
+    workers = min(num_workers(args, accelerator), max(0, own - 1))  # the first batch is waited for in any case
 
     def collate(rows: Rows) -> tuple[Rows, Batch]:
         return rows, {name: value for name, value in task.collate(rows).items() if name not in LABELS}
 
-    return DataLoader(
-        examples,
-        batch_sampler=[list(batch) for batch in mine],
-        collate_fn=collate,
-        **_processes(workers, accelerator),
-    )
+    sampler = [list(batch) for batch in mine]
+    loader = DataLoader(examples, batch_sampler=sampler, collate_fn=collate, **_processes(workers, accelerator))
+    return loader, own
 
 
 def num_workers(args: TrainArgs, accelerator: Accelerator) -> int:

@@ -40,6 +40,7 @@ from .output_folder import claimed
 from .preemption import STOPPED_STATUS, RunStoppedError, StopRequestedError, StopWatch
 from .resume import changed_args, check_steps, describe_changes, saved_args
 from .run_log import RunLog
+from .sharding import class_of, fill_shell, is_sharded, shell_of
 from .task import Batch, Task, to_device
 from .towers import merged_weights
 
@@ -73,6 +74,7 @@ class _Run:
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     average: AveragedModel | None
+    shell: PreTrainedModel | None  # of a model that is sharded
     progress: Progress
     log: RunLog
     writer: CheckpointWriter
@@ -170,6 +172,7 @@ def _start(task: Task, args: TrainArgs, accelerator: Accelerator, watch: StopWat
     average = None if args.ema_decay is None else average_of(task.model, accelerator)
     # What a head never reads, models tell data-parallel training themselves.
     accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=not task.trains_all)
+    shell = shell_of(task.model) if is_sharded(accelerator) else None
     model, optimizer = accelerator.prepare(task.model, make_optimizer(task.model, args))
     if args.compile:
         compile_model(task.model, training=True)
@@ -178,7 +181,7 @@ def _start(task: Task, args: TrainArgs, accelerator: Accelerator, watch: StopWat
         list_skipped(task.skipped, output_dir)
     log = RunLog(task.name, args, accelerator, progress.step)
     writer = CheckpointWriter(accelerator, output_dir / "checkpoints", args.keep_checkpoints)
-    return _Run(task, args, accelerator, plan, model, optimizer, average, progress, log, writer, watch)
+    return _Run(task, args, accelerator, plan, model, optimizer, average, shell, progress, log, writer, watch)
 
 
 def _set_up(model: PreTrainedModel, args: TrainArgs) -> None:
@@ -308,7 +311,10 @@ def _evaluate_dev(run: _Run, dev: str) -> DevResult | None:
 def _save_best(run: _Run) -> None:
     state_dict = run.accelerator.get_state_dict(run.kept)
     if run.accelerator.is_main_process:
-        save_model(run.accelerator.unwrap_model(run.kept), run.task, run.best_folder, state_dict)
+        if run.shell is None:
+            save_model(run.accelerator.unwrap_model(run.kept), run.task, run.best_folder, state_dict)
+        else:
+            save_model(fill_shell(run.shell, state_dict), run.task, run.best_folder)
     run.accelerator.wait_for_everyone()
 
 
@@ -414,7 +420,7 @@ def _final_evaluation(run: _Run, best_dev: DevResult | None) -> dict:
     """The contents of `metrics.json`: scores of the best weights on every split but train. Predictions are written as well. What
     is known of the dev split is not computed again."""
     task, args, progress = run.task, run.args, run.progress
-    best = type(task.model).from_pretrained(run.best_folder).to(run.accelerator.device)
+    best = class_of(task.model).from_pretrained(run.best_folder).to(run.accelerator.device)
     record: dict[str, Any] = {
         "task": task.name,
         "best_metric": task.best_metric,

@@ -34,7 +34,8 @@ def claimed(output_dir: Path, resume: bool, accelerator: Accelerator) -> Iterato
         if refusal := broadcast_object_list([refused])[0]:
             raise FileExistsError(refusal)
         if accelerator.is_main_process:
-            log.touch()  # under the lock: only one of several runs finds the folder free
+            if not log.exists():  # under the lock: only one of several runs finds the folder free
+                log.touch()
             best, old = output_dir / "best", output_dir / ".best.old"
             if old.exists() and not best.exists():
                 old.rename(best)  # the run was killed between the two renames of `save_model`
