@@ -1,10 +1,12 @@
 """Data-parallel training of the toy task in two processes, and launchers that start fewer processes than they were asked for."""
 
 import subprocess
+import sys
 
 import processes
 import pytest
-from toy_training import log_of, toy_args, toy_task
+from accelerate.state import AcceleratorState
+from toy_training import interrupted_run, log_of, toy_args, toy_task
 
 from modeling_visualbert.training.accelerator import make_accelerator
 from modeling_visualbert.training.loop import train
@@ -41,6 +43,95 @@ def test_two_processes_with_gradient_checkpointing_take_the_steps_of_one(tmp_pat
     losses = [[line["loss"] for line in log_of(tmp_path / name) if "loss" in line] for name in ("one", "two")]
     assert len(losses[0]) == 12
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+
+
+NOTEBOOK = """
+import sys
+from accelerate import notebook_launcher
+
+def run():
+    from toy_training import toy_args, toy_task
+    from modeling_visualbert.training.accelerator import make_accelerator
+    from modeling_visualbert.training.loop import train
+    args = toy_args(sys.argv[1], log_steps=1, report_to="none")
+    train(toy_task(dropout=0.0), args, make_accelerator(args))
+
+notebook_launcher(run, num_processes=2)
+"""
+NODE = """
+import sys
+from toy_training import toy_args, toy_task
+from modeling_visualbert.training.loop import train
+train(toy_task(dropout=0.0), toy_args(sys.argv[1], log_steps=1, report_to="none"))
+"""
+
+
+def start(script, *command, **variables):
+    """A script of the toy task in a process of its own."""
+    environment = processes.environment(**variables)
+    environment["PYTHONPATH"] += f":{processes.ROOT / 'tests'}"
+    return subprocess.Popen([*command, *script], env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def ended(*started):
+    """Wait for processes; what they wrote to stderr."""
+    errors = [one.communicate(timeout=300)[1] for one in started]
+    assert [one.returncode for one in started] == [0] * len(started), errors
+    return errors
+
+
+@pytest.fixture(scope="module")
+def losses_of_one(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one")
+    train(toy_task(dropout=0.0), toy_args(folder, log_steps=1, report_to="none"))
+    return losses_of(folder)
+
+
+def losses_of(folder):
+    return [line["loss"] for line in log_of(folder) if "loss" in line]
+
+
+@pytest.mark.slow
+def test_a_notebook_starts_processes(losses_of_one, tmp_path):
+    (tmp_path / "cell.py").write_text(NOTEBOOK)
+    (errors,) = ended(start([str(tmp_path / "cell.py"), str(tmp_path / "run")], sys.executable))
+    assert "8 examples in a step = 4 examples x 2 processes" in errors
+    assert losses_of(tmp_path / "run") == pytest.approx(losses_of_one, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_machines_that_start_their_own_processes_are_one_run(losses_of_one, tmp_path):
+    """As `srun` does it: one task for each machine, which knows its number."""
+    (tmp_path / "node.py").write_text(NODE)
+    script, port = [str(tmp_path / "node.py"), str(tmp_path / "run")], processes.launcher(2)[-1]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
+    torchrun += ["--master_addr", "127.0.0.1", "--master_port", port]
+    ended(*(start(script, *torchrun, "--node_rank", str(rank), SLURM_STEP_NUM_TASKS="2") for rank in range(2)))
+    assert losses_of(tmp_path / "run") == pytest.approx(losses_of_one, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_tasks_that_do_not_know_of_each_other_are_one_run_and_a_refusal(losses_of_one, tmp_path):
+    (tmp_path / "node.py").write_text(NODE)
+    script = [str(tmp_path / "node.py"), str(tmp_path / "run")]
+    tasks = [start(script, sys.executable, SLURM_STEP_NUM_TASKS="2") for _ in range(2)]
+    errors = [task.communicate(timeout=300)[1] for task in tasks]
+    assert sorted(task.returncode for task in tasks) == [0, 1]
+    refused = next(text for task, text in zip(tasks, errors, strict=True) if task.returncode)
+    assert "(srun started 2 tasks that do not know of each other: see docs/scaling.md)" in refused
+    assert losses_of(tmp_path / "run") == losses_of_one
+
+
+def test_half_precision_ends_with_the_same_bits_when_resumed(tmp_path):
+    train(toy_task(), toy_args(tmp_path / "whole", mixed_precision="bf16"))
+    interrupted_run(tmp_path / "run", 9, mixed_precision="bf16")
+    train(toy_task(), toy_args(tmp_path / "run", mixed_precision="bf16", resume=True))
+    assert log_of(tmp_path / "run") == log_of(tmp_path / "whole")
+    best = [(tmp_path / name / "best" / "model.safetensors").read_bytes() for name in ("run", "whole")]
+    assert best[0] == best[1]
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train(toy_task(), toy_args(tmp_path / "single"))
+    assert log_of(tmp_path / "single") != log_of(tmp_path / "whole")
 
 
 def test_a_launcher_that_started_one_process_of_several_is_refused(tmp_path, monkeypatch):
