@@ -122,14 +122,22 @@ def test_tasks_that_do_not_know_of_each_other_are_one_run_and_a_refusal(losses_o
     assert losses_of(tmp_path / "run") == losses_of_one
 
 
-def test_half_precision_ends_with_the_same_bits_when_resumed(tmp_path):
+@pytest.fixture
+def other_precision():
+    """Forgets the precision of this process, which Accelerate reads once, before and after the test and when called."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield lambda: AcceleratorState._reset_state(reset_partial_state=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_half_precision_ends_with_the_same_bits_when_resumed(other_precision, tmp_path):
     train(toy_task(), toy_args(tmp_path / "whole", mixed_precision="bf16"))
     interrupted_run(tmp_path / "run", 9, mixed_precision="bf16")
     train(toy_task(), toy_args(tmp_path / "run", mixed_precision="bf16", resume=True))
     assert log_of(tmp_path / "run") == log_of(tmp_path / "whole")
     best = [(tmp_path / name / "best" / "model.safetensors").read_bytes() for name in ("run", "whole")]
     assert best[0] == best[1]
-    AcceleratorState._reset_state(reset_partial_state=True)
+    other_precision()
     train(toy_task(), toy_args(tmp_path / "single"))
     assert log_of(tmp_path / "single") != log_of(tmp_path / "whole")
 
