@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, PretrainedConfig, PreTrainedModel
 
 from .hub_code import modeling_visualbert
 from .hub_code.configuration_visualbert import VisualBertConfig
+from .hub_code.files_visualbert import IMAGE_PROCESSOR_FILES, check_json_files, config_file, naming
 from .hub_code.modeling_region_encoder import RegionEncoder
 from .hub_code.pixels_visualbert import REGION_ENCODERS
 from .hub_code.tasks_visualbert import HEADS, VisualBertTask
@@ -36,6 +37,31 @@ def check_name(name: str | Path, what: str = "checkpoint") -> None:
         raise FileNotFoundError(f"{name}: no such file")
 
 
+def open_config(name: str | Path) -> Any:
+    """The configuration of a checkpoint of any kind, by folder or Hub name.
+
+    Raises:
+        OSError: There is none, or the Hub cannot be reached.
+        ValueError: It is damaged; the message names the file.
+    """
+    check_json_files(name, "config.json")
+    with naming(config_file(name)):
+        return AutoConfig.from_pretrained(name)
+
+
+def open_image_processor(name: str | Path) -> Any:
+    """The image processor of a checkpoint or of its region encoder, by folder or Hub name.
+
+    Raises:
+        OSError: There is none, or the Hub cannot be reached.
+        ValueError: It is damaged; the message names the file.
+    """
+    check_json_files(name, *IMAGE_PROCESSOR_FILES)
+    file = next((file for file in IMAGE_PROCESSOR_FILES if (Path(name) / file).is_file()), IMAGE_PROCESSOR_FILES[0])
+    with naming(f"{name}/{file}"):
+        return AutoImageProcessor.from_pretrained(name)
+
+
 def architecture(config: PretrainedConfig, default: str = "unknown") -> str:
     """Name of the class that a checkpoint was saved as; `default` when its configuration does not say."""
     return (config.architectures or [default])[0]
@@ -45,7 +71,7 @@ def trained_labels(name: str | None, head: type[PreTrainedModel]) -> list[str] |
     """The answers or labels of a checkpoint, in the order of its logits; None without a checkpoint, or if it has another head."""
     if name is None:
         return None
-    config = AutoConfig.from_pretrained(name)
+    config = open_config(name)
     if architecture(config) != head.__name__:
         return None
     return [config.id2label[index] for index in sorted(config.id2label)]
@@ -66,16 +92,20 @@ def check_task(name: str | Path, expected: str | None = None) -> VisualBertTask:
     check_name(name)
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise FileNotFoundError(f"{name}: no config.json; expected the folder of a checkpoint")
+    check_json_files(name, "config.json")
     try:
         fields, _ = PretrainedConfig.get_config_dict(name)
     except OSError as error:
         what = "" if Path(name).exists() else "no folder of this name is here, and the Hub's cannot be opened: "
         raise OSError(f"{name}: {what}{' '.join(str(error).split())}") from error
     if not isinstance(fields, dict):
-        raise ValueError(f"{name}: config.json holds a {type(fields).__name__}; expected an object")
+        raise ValueError(f"{config_file(name)}: holds a {type(fields).__name__}; expected a JSON object")
     if (kind := fields.get("model_type")) != VisualBertConfig.model_type:
         raise ValueError(f"{name}: config.json has model_type {kind!r}; expected {VisualBertConfig.model_type!r}")
-    found = (fields.get("architectures") or ["unknown"])[0]
+    listed = fields.get("architectures") or ["unknown"]
+    if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
+        raise ValueError(f"{config_file(name)}: architectures is {listed!r:.60}; expected a list of names")
+    found = listed[0]
     wanted = list(HEADS) if expected is None else [task.head for task in HEADS.values() if task.name == expected]
     if found not in wanted:
         one_of = "one of " if len(wanted) > 1 else ""
@@ -85,7 +115,7 @@ def check_task(name: str | Path, expected: str | None = None) -> VisualBertTask:
 
 def read_task(name: str | Path, expected: str | None = None) -> tuple[VisualBertTask, Any]:
     """The task of a checkpoint and its configuration; see [`check_task`] for what is refused."""
-    return check_task(name, expected), AutoConfig.from_pretrained(name)
+    return check_task(name, expected), open_config(name)
 
 
 def load_model(name: str | Path, expected: str | None = None) -> PreTrainedModel:
@@ -101,7 +131,7 @@ def load_inner_region_encoder(name: str | Path) -> RegionEncoder | None:
     The region encoder inside a VisualBERT checkpoint, in evaluation mode, without reading the rest of the weights; None if there
     is none inside.
     """
-    config = AutoConfig.from_pretrained(name)
+    config = open_config(name)
     inner = getattr(config, "region_encoder_config", None)
     if inner is None:
         return None
@@ -116,5 +146,7 @@ __all__ = [
     "check_task",
     "load_inner_region_encoder",
     "load_model",
+    "open_config",
+    "open_image_processor",
     "read_task",
 ]

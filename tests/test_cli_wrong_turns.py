@@ -31,7 +31,7 @@ ASK = ["ask", "image.png", "Is it red?", "--model"]
         ([*ASK, "model.th"], "model.th: no such file"),
         ([*ASK, ""], "no name is given; expected a checkpoint"),
         ([*ASK, "empty"], "empty: no config.json; expected the folder of a checkpoint"),
-        ([*ASK, "list"], "list: config.json holds a list; expected an object"),
+        ([*ASK, "list"], "list/config.json: holds a list; expected a JSON object"),
         (["convert", "model.th", "new"], "model.th: no such file"),
         (["demo", "--model", "nofolder"], "nofolder: no folder of this name is here"),
         (["export", "nofolder", "new.onnx"], "nofolder: no folder of this name is here"),

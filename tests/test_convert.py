@@ -200,7 +200,7 @@ def test_hardly_any_tensor_of_an_original_file(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("model.safetensors", b"nonsense", r"model\.safetensors: cannot be used"),
+        ("model.safetensors", b"nonsense", r"model\.safetensors: damaged weights, expected safetensors"),
         ("pytorch_model.bin", b"nonsense", r"pytorch_model\.bin: cannot be used"),
         ("config.json", b'{"hidden_size": "large"}', r"config\.json: cannot be used: .*hidden_size"),
         ("config.json", b'{"hidden_size": 52, "num_attention_heads": 4}', r"pytorch_model\.bin: cannot be used"),

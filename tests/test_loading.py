@@ -271,8 +271,8 @@ def test_integers_are_no_weights(dtype, damaged):
 
 INDEX = "model.safetensors.index.json"
 BROKEN_INDEXES = {
-    "{": "damaged JSON",
-    "[]": "no index of weights files; expected `metadata`",
+    "{": "malformed JSON at line 1, column 2",
+    "[]": "holds a list; expected a JSON object",
     "{}": "no index of weights files; expected `metadata`",
     '{"metadata": {}, "weight_map": {"a": 3}}': "no index of weights files; expected `metadata`",
     '{"metadata": {}, "weight_map": {"a": "b.safetensors"}}': "b.safetensors: no such file; expected it because",

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
-from ..checkpoints import check_name
+from ..checkpoints import check_name, open_config, open_image_processor
 from ..corpus.build import CorpusConfig, ensure_corpus
 from ..data.files import index_images
 from ..data.flickr30k import read_split
@@ -84,7 +84,7 @@ def load_material(options: AnalysisOptions, processes: Processes = ALONE) -> Mat
     if options.images_per_batch < 1:
         raise ValueError(f"{options.images_per_batch} images per batch; expected at least 1")
     check_name(options.model)
-    model_type = AutoConfig.from_pretrained(options.model).model_type
+    model_type = open_config(options.model).model_type
     if model_type != VisualBertModel.config_class.model_type:
         raise ValueError(f"{options.model} is a {model_type!r} checkpoint; expected VisualBERT")
     corpus = ensure_corpus(CorpusConfig()) if options.data is None else None
@@ -243,7 +243,7 @@ def regions_from(
         raise FileNotFoundError(
             f"{images_dir}: no file for image {missing}; expected one whose name ends in its number"
         )
-    image_processor = AutoImageProcessor.from_pretrained(name)
+    image_processor = open_image_processor(name)
     # Images of different sizes are not padded to form a batch: padding changes the regions that a detector finds.
     batch_size = images_per_batch if resizes_to_one_size(image_processor) else 1
 

@@ -103,14 +103,13 @@ def _analyze(args: argparse.Namespace) -> None:
 
 
 def _check_explanations(args: argparse.Namespace) -> None:
-    from transformers import AutoProcessor
-
     from ..analysis.faithfulness import count_faithfulness, faithfulness_report, faithfulness_table
     from ..analysis.run import regions_from
     from ..checkpoints import load_model, read_task
     from ..corpus.build import CorpusConfig, ensure_corpus
     from ..data.vqa2 import find_vqa_files, load_vqa
     from ..features.extract import launched_processes
+    from ..hub_code.processing_visualbert import VisualBertProcessor
 
     if args.max_images is not None and args.max_images < 1:
         raise ValueError(f"--max_images {args.max_images}; expected at least 1")
@@ -131,7 +130,7 @@ def _check_explanations(args: argparse.Namespace) -> None:
     regions_of, _ = regions_from(
         model.visual_bert, args.model, args.features, images_dir, image_ids, any_detector=args.any_detector
     )
-    processor = AutoProcessor.from_pretrained(args.model)
+    processor = VisualBertProcessor.from_pretrained(args.model)
     found = count_faithfulness(model, processor, rows, regions_of, processes, progress=processes.is_main)
     if processes.is_main:
         report = faithfulness_report(found)

@@ -19,10 +19,10 @@ from typing import Any
 
 from filelock import FileLock
 from safetensors import safe_open
-from transformers import AutoImageProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..cache_dir import default_cache_dir
-from ..checkpoints import check_name, check_task
+from ..checkpoints import check_name, check_task, open_image_processor
 from ..disk import whole_folder
 from ..downloads import downloaded, hub_folder
 from ..hub_code.configuration_region_detector import RegionDetectorConfig
@@ -162,7 +162,7 @@ def _own_image_processor(model: PreTrainedModel, source: str | Path) -> Any:
     config = model.config.region_encoder_config
     if isinstance(config, RegionDetectorConfig):  # the file of a VCR model holds its detector
         return RegionDetectorImageProcessor.for_config(config)
-    return None if config is None else AutoImageProcessor.from_pretrained(source)  # of ours, without its processor
+    return None if config is None else open_image_processor(source)  # of ours, without its processor
 
 
 def check_parts(region_encoder: str | Path | None, tokenizer: str | Path | None) -> None:

@@ -6,8 +6,7 @@ import re
 import sys
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,30 +94,9 @@ def why_refused(error: Exception) -> str:
     return next(filter(str.strip, text.splitlines()), type(error).__name__)
 
 
-@contextmanager
-def naming(file: str | Path, *others: str | Path) -> Iterator[None]:
-    """Turn any error inside into one line that names `file`, unless it already names that or one of the `others`.
-
-    For calls into other libraries, where damaged files and wrong fields raise errors of any type and length.
-
-    Raises:
-        ValueError: Something failed.
-        OSError: The file is missing or cannot be read, as the error itself says.
-    """
-    try:
-        yield
-    except OSError:
-        raise
-    except Exception as error:
-        if isinstance(error, ValueError) and str(error).startswith(tuple(f"{name}" for name in (file, *others))):
-            raise
-        reason = " ".join(str(error).split())[:500] or type(error).__name__
-        raise ValueError(f"{file}: cannot be used: {reason}") from error
-
-
 def summarise(report: list[KeyReport]) -> str:
     """One line such as `61 loaded, 1 tied, 2 new`."""
     return ", ".join(f"{count} {status}" for status, count in Counter(item.status for item in report).items())
 
 
-__all__ = ["KeyReport", "load_torch", "load_weights", "naming", "summarise", "why_refused"]
+__all__ = ["KeyReport", "load_torch", "load_weights", "summarise", "why_refused"]

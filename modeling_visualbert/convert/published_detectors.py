@@ -18,10 +18,11 @@ from ..cache_dir import default_cache_dir
 from ..disk import whole_folder
 from ..downloads import downloaded
 from ..hub_code.configuration_region_detector import RegionDetectorConfig
+from ..hub_code.files_visualbert import naming
 from ..hub_code.image_processing_region_detector import RegionDetectorImageProcessor
 from ..hub_code.modeling_region_detector import RegionDetector
 from ..published import PublishedDetector, authors_files, find_published_detector
-from .checkpoint_files import KeyReport, naming
+from .checkpoint_files import KeyReport
 from .region_detector import convert_region_detector, is_region_detector
 
 PREFIX = "visual_bert.region_encoder."  # of a region encoder's tensors in the checkpoint of a head

@@ -19,10 +19,11 @@ import torch
 from ..data.files import read_text
 from ..hub_code.configuration_region_detector import RegionDetectorConfig
 from ..hub_code.detection_ops import cell_anchors, legacy_cell_anchors
+from ..hub_code.files_visualbert import naming
 from ..hub_code.image_processing_region_detector import RegionDetectorImageProcessor
 from ..hub_code.modeling_region_detector import RegionDetector
 from .array_pickles import load_arrays
-from .checkpoint_files import KeyReport, load_weights, naming
+from .checkpoint_files import KeyReport, load_weights
 from .detector_families import FAMILIES, Family, guess_family, nested
 from .plain_yaml import parse_yaml
 

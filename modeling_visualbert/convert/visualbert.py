@@ -23,9 +23,10 @@ from transformers import PreTrainedModel
 from ..answers import pythia_answers
 from ..checkpoints import HEAD_CLASSES, architecture
 from ..hub_code.configuration_visualbert import VisualBertConfig
+from ..hub_code.files_visualbert import naming
 from ..hub_code.loading_visualbert import check_finite, check_missing
 from ..hub_code.tasks_visualbert import HEADS, TASKS
-from .checkpoint_files import KeyReport, load_weights, naming, summarise
+from .checkpoint_files import KeyReport, load_weights, summarise
 from .region_detector import detector_from_weights
 
 _RENAMES = (

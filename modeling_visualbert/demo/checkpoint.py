@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..checkpoints import HEAD_CLASSES, read_task
 from ..features.extract import region_names
 from ..hub_code import pipeline_visualbert
+from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..hub_code.regions_visualbert import find_regions
 from .drawing import Bars, View
 
@@ -64,7 +65,7 @@ class Checkpoint:
         self.name = name
         self.model: PreTrainedModel = HEAD_CLASSES[task.name].from_pretrained(name).eval()
         self.model.set_attn_implementation("eager")  # for all calls: several threads share the model
-        self.processor = AutoProcessor.from_pretrained(name)
+        self.processor = VisualBertProcessor.from_pretrained(name)
         pipeline_class = getattr(pipeline_visualbert, task.pipeline_class)
         self.pipeline = pipeline_class(model=self.model, processor=self.processor, device=self.model.device)
         self.task: str = self.processor.task

@@ -20,10 +20,10 @@ from typing import Any, TypeVar
 import torch
 from PIL import Image
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers import AutoModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
 
-from ..checkpoints import check_name
+from ..checkpoints import check_name, open_config, open_image_processor
 from ..data.files import read_json
 from ..data.image_size import upright_size
 from ..hub_code.image_processing_visualbert import load_image
@@ -57,13 +57,13 @@ def load_region_encoder(name: str | Path) -> tuple[RegionEncoder, Any]:
     """
     name = str(name)
     check_name(name, "region encoder")
-    config = AutoConfig.from_pretrained(name)
+    config = open_config(name)
     encoder = AutoModel.from_pretrained(name) if getattr(config, "region_dim", None) is not None else None
     if not isinstance(encoder, RegionEncoder):
         sees = hasattr(config, "vision_config") or type(config) in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
         hint = "; --grid_backbone takes vision models" if sees else ""
         raise ValueError(f"{name} is a {config.model_type!r} checkpoint; expected a region encoder{hint}")
-    return encoder.eval(), AutoImageProcessor.from_pretrained(name)
+    return encoder.eval(), open_image_processor(name)
 
 
 def describe_detector(encoder: Any, image_processor: Any) -> dict[str, Any]:

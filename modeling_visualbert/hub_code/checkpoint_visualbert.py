@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 
 from .configuration_visualbert import VisualBertConfig
-from .loading_visualbert import load_checked
+from .loading_visualbert import CheckedModel, load_checked
 from .modeling_region_encoder import RegionEncoder
 from .regions_visualbert import check_detector, spatial_hint
 from .tasks_visualbert import AUTO_MAP, custom_pipelines
@@ -29,7 +28,7 @@ _BERT_KEYS = {
 _NOT_IN_BERT = ("embeddings.visual_projection.", "pooler.", "additional_layer.", "region_encoder.")
 
 
-class VisualBertCheckpointModel(PreTrainedModel):
+class VisualBertCheckpointModel(CheckedModel):
     """A model that is saved with its code, reports damaged files by name, and can start from a BERT."""
 
     config: VisualBertConfig

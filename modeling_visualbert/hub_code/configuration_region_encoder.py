@@ -1,10 +1,13 @@
 """What all our configurations share, and that of the region encoder made of any object detector of `transformers`."""
 
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PretrainedConfig
 from transformers.utils import TRANSFORMERS_DYNAMIC_MODULE_NAME
+
+from .files_visualbert import check_json_files, check_sizes, config_file, naming
 
 NUM_GEOMETRY_FEATURES = 9  # x1, y1, x2, y2, centre x, centre y, width, height, area; all in units of the image
 
@@ -21,6 +24,26 @@ class PortableConfig(PretrainedConfig):
             kwargs.pop("auto_map", None)
             kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As in `transformers`, with errors that name the file.
+
+        Raises:
+            OSError: There is no such file, or the Hub cannot be reached.
+            ValueError: The file is damaged, or a field cannot be what it is.
+        """
+        check_json_files(pretrained_model_name_or_path, "config.json")
+        with naming(config_file(pretrained_model_name_or_path)):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As in `transformers`. From `AutoConfig`, which says where the fields come from, errors name the file."""
+        place = kwargs.get("name_or_path")
+        with nullcontext() if place is None else naming(config_file(place)):
+            check_sizes(config_dict)
+            return super().from_dict(config_dict, **kwargs)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in `transformers`, with the code beside the file."""

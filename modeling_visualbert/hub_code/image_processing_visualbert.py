@@ -2,7 +2,9 @@
 
 import base64
 import io
+import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,11 @@ from huggingface_hub.utils import httpx
 from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import ChannelDimension
+from transformers.image_utils import ChannelDimension, validate_preprocess_arguments
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs, as an error instead of a warning
 MIN_SIDE = 8
+_MAX_SIDE = 4096  # that a checkpoint may resize images to
 MAX_DOWNLOAD = 200_000_000  # bytes
 TIMEOUT = 30  # seconds without an answer
 _MODES = ("RGB", "RGBA", "L", "LA", "P", "1")
@@ -273,6 +276,19 @@ class VisualBertImageProcessor(PilBackend):
     def __init__(self, **kwargs):
         kwargs.pop("auto_map", None)  # saving writes it anew
         super().__init__(**kwargs)
+        together = (
+            "do_resize",
+            "size",
+            "resample",
+            "do_rescale",
+            "rescale_factor",
+            "do_normalize",
+            "image_mean",
+            "image_std",
+        )
+        validate_preprocess_arguments(**{name: getattr(self, name) for name in together})
+        known = self.valid_kwargs.__annotations__
+        self._checked({name: value for name, value in kwargs.items() if name in known})
 
     @classmethod
     def from_detector(cls, pretrained_model_name_or_path, **kwargs) -> "VisualBertImageProcessor":
@@ -337,7 +353,12 @@ class VisualBertImageProcessor(PilBackend):
                 validate_typed_dict(self.valid_kwargs, {name: checked[name]})
             except StrictDataclassError as error:
                 raise ValueError(f"{name} {value!r:.60}: {' '.join(str(error).split()):.200}") from error
-        if not isinstance(checked.get("resample", 0), int):
+        for name in ("size", "pad_size", "crop_size"):
+            _check_sides(name, checked.get(name))
+        factor: Any = checked.get("rescale_factor", 1.0)
+        if not 0 < factor < math.inf:
+            raise ValueError(f"rescale_factor {factor!r}; expected a positive number")
+        if checked.get("resample", 0) not in list(Image.Resampling):
             raise ValueError(f"resample {checked['resample']!r}; expected one of PIL.Image.Resampling")
         if "image_seq_length" in checked:
             raise ValueError("image_seq_length; expected none: regions take the place of image tokens")
@@ -368,12 +389,28 @@ class VisualBertImageProcessor(PilBackend):
 
 def _three_numbers(name: str, value: Any) -> list[float]:
     """Mean or deviation of the three channels, which may be given as one number."""
-    numbers = [float(number) for number in (value if isinstance(value, (list, tuple)) else [value] * 3)]
-    if len(numbers) != 3 or not np.isfinite(numbers).all() or (name == "image_std" and min(numbers) <= 0):
+    numbers = list(value) if isinstance(value, (list, tuple)) else [value] * 3
+    if (
+        not all(isinstance(number, Real) and not isinstance(number, bool) for number in numbers)
+        or len(numbers) != 3
+        or not np.abs(numbers).max() <= 255  # nor is one NaN
+        or (name == "image_std" and min(numbers) <= 0)
+    ):
         raise ValueError(
             f"{name} {value!r:.60}; expected a {'positive ' * (name == 'image_std')}number for each of 3 channels"
         )
-    return numbers
+    return [float(number) for number in numbers]
+
+
+def _check_sides(name: str, value: Any) -> None:
+    """Refuse sizes of images that are none, or take more memory than a machine has."""
+    if value is None or isinstance(value, (int, list, tuple)):
+        sides = value if isinstance(value, (list, tuple)) else [value]
+    else:
+        sides = [side for key, side in dict(value).items() if not key.endswith("_pixels")]
+    for side in sides:
+        if side is not None and not (type(side) is int and 0 < side <= _MAX_SIDE):
+            raise ValueError(f"{name} {value!r:.80}; expected sides of 1 to {_MAX_SIDE:,} pixels")
 
 
 def _is_float(array: np.ndarray | torch.Tensor) -> bool:

@@ -3,17 +3,22 @@
 `transformers` warns and goes on with random weights, and a model with random weights answers as readily as a trained one.
 """
 
-import json
 import pickle
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from contextvars import ContextVar
+from itertools import chain
+from math import prod
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
+
+from .files_visualbert import config_file, naming, read_json_object
 
 # Beginnings of the names of a head's tensors; one of its parts may be new without the others.
 _HEAD_PARTS = ("cls.", "cls.predictions.", "cls.seq_relationship.", "attention.")
@@ -23,9 +28,26 @@ _INNER_PARTS = ("embeddings.", "encoder.", "additional_layer.", "region_encoder.
 # A pooler may be left out; the others are buffers of older checkpoints, 0, 1, 2, ... and zeros.
 _HARMLESS = ("pooler.", "embeddings.position_ids", "embeddings.token_type_ids")
 _INTEGERS = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")  # as safetensors has them
+_MAX_HEADER = 10 << 20  # bytes of a safetensors file in front of its numbers
+_MAX_NEW = (
+    64 << 20
+)  # numbers that a model may have beside those of its files; small parts are told by name once it is loaded
 _CHECKED_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _SHOWN = 5
 Part = str | tuple[str, ...]
+
+_new_parts: ContextVar[Sequence[Part]] = ContextVar("new_parts", default=())  # of the model that is being loaded
+
+
+class CheckedModel(PreTrainedModel):
+    """A model whose weights files are compared with it before memory is taken for it."""
+
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs):
+        # Here `transformers` has found the files, on the disk or on the Hub, and the model has no memory yet.
+        if checkpoint_files and state_dict is None:
+            _check_stored(model, checkpoint_files, _new_parts.get())
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, *args, **kwargs)
 
 
 def load_checked(
@@ -48,12 +70,13 @@ def load_checked(
     check_files(Path(str(name)))
     wants_info = kwargs.pop("output_loading_info", False)
     may_mismatch = kwargs.pop("ignore_mismatched_sizes", False)
+    token = _new_parts.set((*new_parts, *_HEAD_PARTS))
     try:
-        model, info = load(name, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{name}: damaged weights, expected safetensors ({error}); the file is truncated or of another format"
-        ) from error
+        with naming(name), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # which do not fit the weights
+            model, info = load(name, *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
+    finally:
+        _new_parts.reset(token)
     if name is None and kwargs.get("state_dict") == {}:  # no checkpoint is meant: all weights are new
         return (model, info) if wants_info else model
     if kwargs.get("key_mapping"):  # is for reading only; `save_pretrained` would change the names back
@@ -68,8 +91,6 @@ def load_checked(
         new_parts = (*new_parts, _REGION_TABLES)
     check_missing(model, info["missing_keys"], info["unexpected_keys"], new_parts, name)
     _check_left_over(model, info["unexpected_keys"], is_same_class, name)
-    if getattr(model.config, "quantization_config", None) is None:
-        _check_kinds(model, Path(str(name)))
     check_finite(model, name)
     return (model, info) if wants_info else model
 
@@ -79,9 +100,12 @@ def check_files(folder: Path) -> None:
 
     Raises:
         FileNotFoundError: A file that an index lists is missing.
-        ValueError: An index or a file of `torch.save` is damaged, or holds something else than tensors by name.
+        ValueError: A file is damaged, or holds something else than tensors by name.
     """
-    if (folder / "model.safetensors").is_file():  # which is read first
+    whole = folder / "model.safetensors"
+    for path in [whole] if whole.is_file() else sorted(folder.glob("model-*-of-*.safetensors")):
+        check_safetensors(path)
+    if whole.is_file():  # which is read first
         return
     for index in sorted(folder.glob("*.index.json")):
         _check_index(index)
@@ -102,18 +126,36 @@ def check_files(folder: Path) -> None:
                 raise ValueError(f"{path}: {key!r} is a {type(value).__name__}; expected a tensor")
 
 
-def _check_index(index: Path) -> None:
+def check_safetensors(path: Path) -> None:
+    """Look at the header of a safetensors file.
+
+    Raises:
+        ValueError: It is damaged, or does not fit the file.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if _MAX_HEADER < length < path.stat().st_size:
+        raise ValueError(f"{path}: a header of {length:,} bytes; expected at most {_MAX_HEADER:,}")
     try:
-        found = json.loads(index.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{index}: damaged JSON ({error})") from error
-    files = found.get("weight_map") if isinstance(found, dict) else None
+        with safe_open(path, "pt"):
+            pass
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path}: damaged weights, expected safetensors ({error}); the file is truncated or of another format"
+        ) from error
+
+
+def _check_index(index: Path) -> None:
+    found = read_json_object(index)
+    files = found.get("weight_map")
     is_map = isinstance(files, dict) and all(isinstance(file, str) for file in files.values())
     if not files or not is_map or not isinstance(found.get("metadata"), dict):
         raise ValueError(
             f"{index}: no index of weights files; expected `metadata` and a `weight_map` of names and files"
         )
     for file in sorted(set(files.values())):
+        if PurePath(file).name != file:
+            raise ValueError(f"{index}: names the file {file!r}; expected files beside it")
         if not (index.parent / file).is_file():
             raise FileNotFoundError(f"{index.parent / file}: no such file; expected it because {index.name} lists it")
 
@@ -212,25 +254,51 @@ def _check_left_over(model: PreTrainedModel, unexpected: Iterable[str], is_same_
         )
 
 
-def _check_kinds(model: PreTrainedModel, folder: Path) -> None:
-    """Refuse integers in the place of real numbers, which would be taken as they are: quantised weights without their scales.
+def _check_stored(model: PreTrainedModel, files: Sequence[str], new_parts: Sequence[Part]) -> None:
+    """Compare a model without memory with what its weights files say that they hold.
 
     Raises:
-        ValueError: A tensor holds integers or truth values.
+        ValueError: A file holds integers in the place of real numbers, which would be taken as they are: quantised weights
+            without their scales. Or the model is much larger than its files.
     """
+    is_quantised = getattr(model.config, "quantization_config", None) is not None
     real = {_in_base(model, key) for key, value in model.state_dict().items() if value.is_floating_point()}
-    for path, key, dtype in _stored(folder):
-        if dtype in _INTEGERS and _in_base(model, key) in real:
+    stored: dict[str, int] = {}  # most numbers, by every end of a name: files have prefixes that the model has not
+    for path, key, dtype, shape in _stored(files):
+        if dtype in _INTEGERS and not is_quantised and _in_base(model, key) in real:
             raise ValueError(f"{path}: {key!r} holds {dtype} numbers; expected floating point")
+        parts = key.split(".")
+        for start in range(len(parts)):
+            end = ".".join(parts[start:])
+            stored[end] = max(stored.get(end, 0), prod(shape))
+    may_lack = tuple(part for part in new_parts if not any(end.startswith(part) for end in stored))
+    lacking = {
+        key: value
+        for key, value in chain(model.named_parameters(), model.named_buffers())
+        if value.numel() > stored.get(_in_base(model, key), 0)
+        and not any(map(_in_base(model, key).startswith, may_lack))
+    }
+    if not is_quantised and sum(value.numel() for value in lacking.values()) > _MAX_NEW:
+        key = max(lacking, key=lambda key: lacking[key].numel())
+        raise ValueError(
+            f"{config_file(model.name_or_path)}: {key} would have shape {tuple(lacking[key].shape)}; expected sizes that fit the "
+            f"weights in {Path(files[0]).name}"
+        )
 
 
-def _stored(folder: Path) -> Iterator[tuple[Path, str, str]]:
-    """File, name and type of the tensors in the safetensors files of a local folder that are read."""
-    whole = folder / "model.safetensors"
-    for path in [whole] if whole.is_file() else sorted(folder.glob("model-*-of-*.safetensors")):
-        with safe_open(path, "pt") as file:
-            for key in file.keys():  # noqa: SIM118 (it is no mapping)
-                yield path, key, file.get_slice(key).get_dtype()
+def _stored(files: Sequence[str]) -> Iterator[tuple[str, str, str, Sequence[int]]]:
+    """File, name, type and shape of the tensors in weights files."""
+    for path in files:
+        if path.endswith(".safetensors"):
+            with safe_open(path, "pt") as file:
+                for key in file.keys():  # noqa: SIM118 (it is no mapping)
+                    tensor = file.get_slice(key)
+                    yield path, key, tensor.get_dtype(), tensor.get_shape()
+        elif path.endswith(".bin"):
+            found = torch.load(path, map_location="meta", weights_only=True, mmap=check_archive(Path(path)))
+            for key, value in found.items():
+                if isinstance(value, torch.Tensor):
+                    yield path, key, str(value.dtype), value.shape
 
 
 def check_finite(model: PreTrainedModel, name: Any) -> None:
@@ -254,4 +322,12 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-__all__ = ["check_archive", "check_files", "check_finite", "check_missing", "load_checked"]
+__all__ = [
+    "CheckedModel",
+    "check_archive",
+    "check_files",
+    "check_finite",
+    "check_missing",
+    "check_safetensors",
+    "load_checked",
+]

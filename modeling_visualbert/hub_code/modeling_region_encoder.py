@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_region_encoder import NUM_GEOMETRY_FEATURES, QueryRegionEncoderConfig
-from .loading_visualbert import load_checked
+from .loading_visualbert import CheckedModel, load_checked
 from .regions_visualbert import box_geometry, box_iou, center_to_corners, corners_to_center, suppress_overlaps
 
 _WHOLE_IMAGE = 0.99  # a given box of at least this area is the whole image
@@ -81,7 +81,7 @@ class ImageFeaturesOutput(RegionEncoderOutput, BaseModelOutputWithPooling):
 _NEW_FIELDS = {"bgr": False}
 
 
-class RegionEncoder(PreTrainedModel):
+class RegionEncoder(CheckedModel):
     """What all region encoders share. `region_inputs` names the inputs that one reads beside `pixel_values`, `pixel_mask`,
     `boxes_unit` and `boxes_mask`."""
 

@@ -30,7 +30,6 @@ from .regions_visualbert import check_regions, find_regions, join_regions, pad_r
 from .rows_visualbert import holds_many, is_streamed, named_errors, prepared_batches
 from .sequence_visualbert import answer_positions
 from .tasks_visualbert import TASKS, VisualBertTask, own_labels, own_num_images
-from .text_visualbert import check_tokenizer
 
 _HEADS = {
     head.__name__: head
@@ -116,7 +115,7 @@ class VisualBertPipeline(Pipeline):
         if self.processor is None or self.processor.task != self.about.name:
             task = None if self.processor is None else self.processor.task
             raise ValueError(f"the processor is for task {task!r}; expected {self.about.name!r}")
-        check_tokenizer(self.processor.tokenizer, self.model.config.vocab_size, self.about.name, "the processor")
+        self.processor.check_model(self.model.config, f"the processor for {self.model.name_or_path or 'the model'}")
         if compile:
             compile_model(self.model)
 

@@ -5,16 +5,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import BatchFeature, ProcessorMixin
+from transformers import AutoTokenizer, BatchFeature, ProcessorMixin
 from transformers.utils import CONFIG_NAME, IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, cached_file
 
 from .arguments_visualbert import CallSettings, read_arguments
+from .files_visualbert import IMAGE_PROCESSOR_FILES, TOKENIZER_FILES, check_json_files, naming, tokenizer_file
 from .image_processing_visualbert import VisualBertImageProcessor, as_tensors, is_undecoded, list_images
 from .regions_visualbert import check_regions, encode_boxes, join_regions, pad_regions, split_regions
 from .tasks_visualbert import TASKS, TRUTH
 from .text_visualbert import (
     EncodedText,
     check_special_tokens,
+    check_tokenizer,
     encode_choice,
     encode_pair,
     encode_question,
@@ -95,6 +97,13 @@ class VisualBertProcessor(ProcessorMixin):
             raise ValueError(f"alignment {alignment!r}; expected 'subword' or 'original'")
         if max_length is not None and (type(max_length) is not int or max_length < 1):
             raise ValueError(f"max_length {max_length!r}; expected a number of tokens, at least 1")
+        for name, value in (("answers", answers), ("labels", labels)):
+            if value is not None and not (isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)):
+                raise ValueError(f"{name} {value!r:.60}; expected a list of texts")
+        if region_dim is not None and (type(region_dim) is not int or region_dim < 1):
+            raise ValueError(f"region_dim {region_dim!r:.60}; expected the length of a region feature, at least 1")
+        if not isinstance(whole_image, bool):
+            raise ValueError(f"whole_image {whole_image!r:.60}; expected true or false")
         if answers is not None and len(set(answers)) != len(answers):
             repeated = next(answer for answer in answers if answers.count(answer) > 1)
             raise ValueError(f"answer {repeated!r} is in the vocabulary twice")
@@ -116,19 +125,19 @@ class VisualBertProcessor(ProcessorMixin):
 
         Raises:
             OSError: There is no processor of that name, or it cannot be reached.
-            ValueError: Its tokenizer lacks special tokens, or has nothing else; or `truncation_side="right"` for a task
+            ValueError: A file is damaged, or a field cannot be what it is; the message names the file. Or its
+                tokenizer lacks special tokens, or has nothing else; or `truncation_side="right"` for a task
                 whose texts lose their front.
         """
         name = pretrained_model_name_or_path
+        check_json_files(name, *IMAGE_PROCESSOR_FILES, *TOKENIZER_FILES)
         try:
             processor = super().from_pretrained(name, *args, **kwargs)
-        except (
-            OSError,
-            ValueError,
-        ):  # their messages have many lines, and those about tokenizers do not name the folder
+        except Exception:  # of any type and length, and most do not name the file
             if lacking := _lacking(name, **kwargs):
                 raise OSError(f"{name} has no {lacking}") from None
-            raise
+            with naming(_to_blame(name), name):
+                raise
         check_special_tokens(processor.tokenizer, processor.task, str(name))
         if processor.task in _CUTS_THE_FRONT and kwargs.get("truncation_side") == "right":
             raise ValueError(
@@ -142,6 +151,39 @@ class VisualBertProcessor(ProcessorMixin):
         for part in (self, self.image_processor):
             part.__dict__.pop("auto_map", None)  # written for `trust_remote_code`, and left behind in the objects
         return saved
+
+    def check_model(self, config: Any, name: str = "the processor") -> None:
+        """
+        Refuse a model that this processor is not for.
+
+        Args:
+            config: The model's [`VisualBertConfig`].
+            name: What to call the processor in an error.
+
+        Raises:
+            ValueError: The model has another vocabulary, other answers or labels, or reads features of another length.
+        """
+        check_tokenizer(self.tokenizer, config.vocab_size, self.task, name)
+        if self.region_dim not in (None, config.visual_embedding_dim):
+            raise ValueError(
+                f"{name}: region_dim {self.region_dim}, but the model reads features of {config.visual_embedding_dim} numbers"
+            )
+        kind = "answers" if self.task == "vqa" else "labels"
+        ours, theirs = getattr(self, kind), [label for _, label in sorted(config.id2label.items())]
+        is_numbered = theirs == [
+            f"LABEL_{number}" for number in range(len(theirs))
+        ]  # the model does not know their names
+        if ours is None or ours == theirs or (is_numbered and len(ours) == len(theirs)):
+            return
+        if len(ours) != len(theirs):
+            raise ValueError(
+                f"{name}: {len(ours)} {kind}, but the model has {len(theirs)}; expected those of its id2label"
+            )
+        number = next(number for number, (our, their) in enumerate(zip(ours, theirs, strict=True)) if our != their)
+        raise ValueError(
+            f"{name}: {kind}[{number}] is {ours[number]!r:.60}, but the model's is {theirs[number]!r:.60}; expected those of its "
+            "id2label"
+        )
 
     @property
     def model_input_names(self) -> list[str]:
@@ -712,6 +754,15 @@ def _lacking(name, **kwargs) -> str | None:
         f"processor ({PROCESSOR_NAME}); `visualbert convert {name} FOLDER --tokenizer google-bert/bert-base-uncased "
         "--region_encoder NAME` writes a complete checkpoint (NAME: pythia-x101 for VQA, detectron-r101 for NLVR2, or your own)"
     )
+
+
+def _to_blame(name: Any) -> str:
+    """The file because of which a processor cannot be opened."""
+    try:
+        AutoTokenizer.from_pretrained(name)
+    except Exception:  # of any type: that is what it is asked for
+        return tokenizer_file(name)
+    return f"{name}/{PROCESSOR_NAME}"
 
 
 def _logits(outputs: Any) -> torch.Tensor:

@@ -293,15 +293,25 @@ def find_regions(
         dtype: Floating point type of the result; the one that the model computes in when not given.
 
     Raises:
-        ValueError: The model is a VisualBERT without a region encoder.
+        ValueError: The model is a VisualBERT without a region encoder; or its region encoder fails on images of this size, which
+            its configuration or the image processor is to blame for.
     """
     read = {name: value.to(model.device) for name, value in inputs.items()}
     read["pixel_values"] = read["pixel_values"].to(model.dtype)
-    if hasattr(model, "get_image_features"):
-        found = model.get_image_features(**read, return_dict=True)
-    else:  # a region encoder takes only what it reads
-        names = ("pixel_values", "pixel_mask", "boxes_unit", "boxes_mask", *model.region_inputs)
-        found = model(**{name: read[name] for name in names if name in read})
+    try:
+        if hasattr(model, "get_image_features"):
+            found = model.get_image_features(**read, return_dict=True)
+        else:  # a region encoder takes only what it reads
+            names = ("pixel_values", "pixel_mask", "boxes_unit", "boxes_mask", *model.region_inputs)
+            found = model(**{name: read[name] for name in names if name in read})
+    except (ValueError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of any type: detectors of others compute here, with numbers of a configuration file
+        height, width = read["pixel_values"].shape[-2:]
+        raise ValueError(
+            f"{model.name_or_path or type(model).__name__}: fails on images that were made {height} x {width} pixels "
+            f"({type(error).__name__}: {' '.join(str(error).split()):.300})"
+        ) from error
     if dtype is not None:
         found = {name: value.to(dtype) if value.is_floating_point() else value for name, value in found.items()}
     return split_regions(found, inputs["image_sizes"].tolist())

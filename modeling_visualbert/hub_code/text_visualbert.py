@@ -50,6 +50,9 @@ def check_tokenizer(tokenizer, vocab_size: int, task: str | None = None, name: s
             f"{name}: a tokenizer of {len(tokenizer)} word pieces, but the model has {vocab_size}; expected the tokenizer that "
             "the model was trained with"
         )
+    ids = tokenizer.get_vocab().values()
+    if len(set(ids)) != vocab_size or max(ids) >= vocab_size:
+        raise ValueError(f"{name}: the tokenizer's word pieces are not numbered from 0 to {vocab_size - 1}, each once")
     check_special_tokens(tokenizer, task, name)
 
 
@@ -61,6 +64,9 @@ def check_special_tokens(tokenizer, task: str | None = None, name: str = "tokeni
         ValueError: It lacks one of them.
     """
     tokens = ("cls_token", "sep_token", "mask_token", "pad_token", "unk_token")
+    longest = tokenizer.model_max_length
+    if isinstance(longest, bool) or not isinstance(longest, (int, float)) or not longest > 0:
+        raise ValueError(f"{name}: the tokenizer has model_max_length {longest!r:.60}; expected a number of tokens")
     named = {token: getattr(tokenizer, token, None) for token in tokens}
     wanted = [*named.values(), *(["?"] if task == "vqa" else [])]
     vocabulary = tokenizer.get_vocab()

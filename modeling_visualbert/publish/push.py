@@ -21,7 +21,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
-from transformers import AutoProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..checkpoints import load_model
 from ..convert.published_detectors import open_region_encoder
@@ -297,7 +297,7 @@ def _without_folders(value: Any) -> Any:
 
 
 def _load(folder: Path) -> tuple[PreTrainedModel, VisualBertProcessor]:
-    return load_model(folder), AutoProcessor.from_pretrained(folder)
+    return load_model(folder), VisualBertProcessor.from_pretrained(folder)
 
 
 def _copy_examples(facts: Mapping[str, Any], folder: Path) -> None:

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from datasets import Dataset
 from transformers import (
-    AutoConfig,
     PreTrainedModel,
 )
 
-from ..checkpoints import check_name
+from ..checkpoints import check_name, open_config
 from ..corpus.build import CorpusConfig, ensure_corpus
 from ..corpus.vocabulary import ASSETS
 from ..hub_code.configuration_visualbert import VisualBertConfig
@@ -324,7 +323,7 @@ def make_model(
         sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "initializer_range")
         fields |= {name: getattr(args, name) for name in sizes}
         model = head(VisualBertConfig(vocab_size=len(tokenizer), **fields))
-    elif AutoConfig.from_pretrained(args.init_from).model_type == "bert":
+    elif open_config(args.init_from).model_type == "bert":
         model = head.from_bert(args.init_from, **fields)
     else:
         model = _from_visualbert(head, args.init_from, fields)

@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 import torch
 from accelerate import Accelerator
 from datasets import Dataset
-from transformers import AutoConfig, AutoProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 
-from ..checkpoints import check_name, load_model, read_task
+from ..checkpoints import check_name, load_model, open_config, read_task
 from ..convert.assemble import complete_checkpoint
 from ..data.columns import has_missing
 from ..data.files import find_one
@@ -26,7 +26,6 @@ from ..data.layouts import advice_about
 from ..data.nlvr2 import find_nlvr2_file
 from ..data.vqa2 import find_vqa_files
 from ..hub_code.processing_visualbert import VisualBertProcessor
-from ..hub_code.text_visualbert import check_tokenizer
 from ..published import find_published_checkpoint
 from ..training.args import agreed_precision
 from ..training.preparing import preparing_processes
@@ -167,7 +166,7 @@ def open_checkpoint(name: str, args: EvaluateArgs) -> Opened:
         )
     complete, region_encoder = name, None
     if (folder / "processor_config.json").is_file() and args.region_encoder is not None:
-        if AutoConfig.from_pretrained(name).region_encoder_config is not None:
+        if open_config(name).region_encoder_config is not None:
             raise ValueError(f"{name} has a region encoder inside; expected no --region_encoder for it")
         region_encoder = args.region_encoder  # regions are found with it, the model itself stays without
         complete_checkpoint(name, None, args.tokenizer)  # refuses a tokenizer that is not the checkpoint's
@@ -176,12 +175,12 @@ def open_checkpoint(name: str, args: EvaluateArgs) -> Opened:
         found = complete_checkpoint(name, *parts, reads_features=not needs_pixels, any_detector=args.any_detector)
         complete = str(found)
     task, config = _read_task(complete)
-    processor = AutoProcessor.from_pretrained(complete)
+    processor = VisualBertProcessor.from_pretrained(complete)
     if processor.task != task:
         raise ValueError(
             f"{name} is a {task} checkpoint with a processor for {processor.task}; expected one for {task}"
         )
-    check_tokenizer(processor.tokenizer, config.vocab_size, task, name)
+    processor.check_model(config, name)
     return Opened(complete, name, task, config, processor, region_encoder)
 
 

@@ -18,14 +18,11 @@ import torch
 from filelock import FileLock
 from PIL import Image
 from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
     ResNetConfig,
 )
 
 from ..cache_dir import default_cache_dir
-from ..checkpoints import load_inner_region_encoder
-from ..convert.checkpoint_files import naming
+from ..checkpoints import load_inner_region_encoder, open_config, open_image_processor
 from ..convert.published_detectors import open_region_encoder
 from ..corpus.build import in_corpus
 from ..data.table_images import TableImages
@@ -48,6 +45,7 @@ from ..features.images import image_id_from_number, image_id_from_stem
 from ..features.store import FeatureStore, partial_folder
 from ..hub_code.configuration_grid_encoder import GridRegionEncoderConfig
 from ..hub_code.configuration_visualbert import VisualBertConfig
+from ..hub_code.files_visualbert import naming
 from ..hub_code.image_processing_visualbert import VisualBertImageProcessor, load_image
 from ..hub_code.modeling_grid_encoder import GridRegionEncoder
 from ..hub_code.modeling_region_encoder import RegionEncoder
@@ -200,7 +198,7 @@ def _region_encoder(
         with naming(args.init_from):  # safetensors' errors name no file
             encoder = load_inner_region_encoder(args.init_from)
         if encoder is not None:
-            return encoder, AutoImageProcessor.from_pretrained(args.init_from)
+            return encoder, open_image_processor(args.init_from)
     if args.features_dir is not None:
         return None, None
     return load_region_encoder(DETECTOR)
@@ -260,7 +258,7 @@ def _check_features(
     links: list[tuple[str, int, Mapping[str, Any] | None]] = []
     given = args.region_encoder or args.grid_backbone
     if args.init_from is not None:
-        start = AutoConfig.from_pretrained(args.init_from)
+        start = open_config(args.init_from)
         if isinstance(start, VisualBertConfig) and (given or not start.region_encoder_config):
             published = find_published_checkpoint(args.init_from)
             trained_on = start.feature_detector if published is None else {"name": published.detector.name}
