@@ -505,7 +505,9 @@ class Interruption:
 @pytest.mark.parametrize("at", [0, 3, 4, 9])
 def test_a_run_that_stopped_goes_on(folder, finder, at):
     images = list_images(folder)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(
+        KeyboardInterrupt, match=f"the same command goes on with the complete shards in {folder}/store.partial"
+    ):
         extract_store(folder / "store", Interruption(images, at).images, *finder, OPTIONS, progress=False)
     assert not (folder / "store").exists()
     done = extract(folder, finder)["images"]

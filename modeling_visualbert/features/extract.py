@@ -11,6 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain, groupby, islice
@@ -306,6 +307,7 @@ def extract_store(
         ValueError: An id occurs twice; the folder holds a store, or part of one, with other images or options; or the
             regions of an image cannot be found or stored (names the image).
         OSError: The disk is full.
+        KeyboardInterrupt: Ctrl-C; the message says how to go on.
     """
     folder, started = Path(folder), time.time()
     plan = _extraction_plan(images, encoder, image_processor, options, boxes)
@@ -324,11 +326,12 @@ def extract_store(
             for number, positions in shards.items():
                 files = _image_files(positions, images, options.hash_images)
                 given = None if boxes is None else {position: boxes[position] for position in positions}
-                rows, failed = _extract_shard(
-                    positions, images, encoder, image_processor, options, bar, given, skip_unreadable
-                )
-                files = {row["image_id"]: files[row["image_id"]] for row in rows if row["image_id"] in files}
-                draft.write_shard(number, rows, failed, files)
+                with _saying_how_to_go_on(draft):
+                    rows, failed = _extract_shard(
+                        positions, images, encoder, image_processor, options, bar, given, skip_unreadable
+                    )
+                    files = {row["image_id"]: files[row["image_id"]] for row in rows if row["image_id"] in files}
+                    draft.write_shard(number, rows, failed, files)
         processes.wait()
         if processes.is_main:
             draft.finish(num_shards)
@@ -337,6 +340,16 @@ def extract_store(
     seconds = time.time() - started
     failures = len(images) - num_images
     return {"images": left, "changed": changed, "seconds": seconds, "num_images": num_images, "failed": failures}
+
+
+@contextmanager
+def _saying_how_to_go_on(draft: StoreDraft) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(
+            f"interrupted; the same command goes on with the complete shards in {draft.folder}"
+        ) from error
 
 
 def _extraction_plan(
