@@ -1,5 +1,6 @@
 """Data-parallel training of the toy task in two processes, and launchers that start fewer processes than they were asked for."""
 
+import json
 import subprocess
 import sys
 
@@ -16,7 +17,7 @@ import sys
 from toy_training import toy_args, toy_task
 from modeling_visualbert.training.accelerator import make_accelerator
 from modeling_visualbert.training.loop import train
-args = toy_args(sys.argv[1], gradient_checkpointing=True, micro_batch_size=2, log_steps=1, report_to="none")
+args = toy_args(sys.argv[1], gradient_checkpointing=True, micro_batch_size=2, log_steps=1, report_to="none", profile=2)
 accelerator = make_accelerator(args)
 task = toy_task(dropout=0.0)
 train(task, args, accelerator)
@@ -43,6 +44,11 @@ def test_two_processes_with_gradient_checkpointing_take_the_steps_of_one(tmp_pat
     losses = [[line["loss"] for line in log_of(tmp_path / name) if "loss" in line] for name in ("one", "two")]
     assert len(losses[0]) == 12
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    # Both count: there is one region to each example. One of them writes a trace.
+    told = json.loads((tmp_path / "two" / "metrics.json").read_text())["run"]["throughput"]
+    assert told["regions_per_second"] == pytest.approx(told["examples_per_second"], rel=0.01)
+    assert 0 < told["waiting_share"] < 1
+    assert done.stderr.count("wrote a trace of 2 steps") == 1
 
 
 NOTEBOOK = """

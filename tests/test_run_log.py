@@ -69,7 +69,11 @@ def test_a_tracker_gets_the_numbers_of_the_log_and_the_arguments(make_trackio, t
     train(toy_task(), toy_args(tmp_path / "run", report_to="trackio"))
     assert told()[0] == ["init", {"project": "visualbert-vqa", "name": "run"}]
     assert told()[1][1].items() >= {"learning_rate": 0.02, "report_to": "trackio", "max_steps": 12}.items()
-    assert [value for what, value in told() if what == "log"] == log_of(tmp_path / "run")
+    logged = [value for what, value in told() if what == "log"]
+    speeds = [value for value in logged if "throughput/examples_per_second" in value]
+    assert [value for value in logged if value not in speeds] == log_of(tmp_path / "run")
+    assert [value["step"] for value in speeds] == [3, 6, 9, 12]
+    assert all(name == "step" or name.startswith("throughput/") for value in speeds for name in value)
     assert told()[-1] == ["finish", None]
     assert not (tmp_path / "run" / "tensorboard").exists()
 

@@ -166,13 +166,27 @@ class TrainArgs:
             "choices": [*TRACKERS, "all", "none"],
         },
     )
+    profile: int | None = field(
+        default=None,
+        metadata={
+            "help": "trace this many steps, after three others, to output_dir/profile; https://ui.perfetto.dev shows it"
+        },
+    )
     cpu: bool = field(default=False, metadata={"help": "use the CPU even if there is a GPU"})
 
     def __post_init__(self) -> None:
         self.started = time.monotonic()  # of the job: `max_hours` counts from here
         for name in INTERVALS.keys() & vars(self).keys():
             check_interval(name, getattr(self, name), f"--{name} {getattr(self, name)}")
-        for name in ("max_steps", "batch_size", "micro_batch_size", "eval_batch_size", "eval_steps", "eval_samples"):
+        for name in (
+            "max_steps",
+            "batch_size",
+            "micro_batch_size",
+            "eval_batch_size",
+            "eval_steps",
+            "eval_samples",
+            "profile",
+        ):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"--{name} {value}; expected more than 0")

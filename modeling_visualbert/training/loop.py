@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import resource
 import sys
 import time
 from collections import Counter
@@ -42,6 +41,7 @@ from .resume import changed_args, check_steps, describe_changes, saved_args
 from .run_log import RunLog
 from .sharding import class_of, fill_shell, is_sharded, shell_of
 from .task import Batch, Task, to_device
+from .throughput import Throughput, peak_memory, profiler
 from .towers import merged_weights
 
 logger = logging.getLogger(__name__)
@@ -79,6 +79,7 @@ class _Run:
     log: RunLog
     writer: CheckpointWriter
     watch: StopWatch
+    speed: Throughput
 
     @property
     def last_step(self) -> int:
@@ -181,7 +182,8 @@ def _start(task: Task, args: TrainArgs, accelerator: Accelerator, watch: StopWat
         list_skipped(task.skipped, output_dir)
     log = RunLog(task.name, args, accelerator, progress.step)
     writer = CheckpointWriter(accelerator, output_dir / "checkpoints", args.keep_checkpoints)
-    return _Run(task, args, accelerator, plan, model, optimizer, average, shell, progress, log, writer, watch)
+    speed = Throughput(task.model, accelerator, args.batch_size)
+    return _Run(task, args, accelerator, plan, model, optimizer, average, shell, progress, log, writer, watch, speed)
 
 
 def _set_up(model: PreTrainedModel, args: TrainArgs) -> None:
@@ -221,7 +223,7 @@ def run_facts(task: Task, started: float, accelerator: Accelerator) -> dict[str,
         "skipped_records": len(task.skipped),
         "processes": accelerator.num_processes,
         "seconds": round(time.time() - started, 1),
-        "peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        **peak_memory(accelerator.device),
         "torch": torch.__version__,
         "device": str(accelerator.device),
     }
@@ -242,12 +244,16 @@ def _run_steps(run: _Run, dev: str) -> DevResult | None:
     batches = training_batches(run.task, run.plan, args, run.accelerator, progress.step, last_step)
     name, is_main = f"training {run.task.name}", run.accelerator.is_main_process
     losses: list[torch.Tensor] = []  # not yet read, because reading one waits for the device
-    with tqdm(total=last_step, initial=progress.step, desc=name, disable=not is_main) as bar:  # errors come below it
+    with (
+        tqdm(total=last_step, initial=progress.step, desc=name, disable=not is_main) as bar,  # errors come below it
+        profiler(args.profile, Path(args.output_dir), run.accelerator) as trace,
+    ):
         if progress.evaluation_due:
             best_dev = _evaluate_dev(run, dev)
         while progress.step < last_step and not _out_of_patience(progress, args):
-            micro_batches = [next(batches) for _ in range(run.plan.accumulation)]
-            loss, grad_norm = _next_step(run, micro_batches)
+            loss, grad_norm = _next_step(run, run.speed.fetch(batches, run.plan.accumulation))
+            if trace is not None:
+                trace.step()
             losses.append(loss)
             bar.update()
             is_last = progress.step == last_step
@@ -258,7 +264,10 @@ def _run_steps(run: _Run, dev: str) -> DevResult | None:
             if logs or evaluates or saves or stops or saves_now:
                 _read_losses(losses, progress, run.accelerator)
             if logs:
-                bar.set_postfix(loss=f"{_log_window(run, grad_norm):.4f}")
+                loss_shown = f"{_log_window(run, grad_norm):.4f}"
+                bar.set_postfix({"loss": loss_shown, **run.speed.log(progress.step, last_step)})
+            if evaluates or saves or saves_now:
+                run.speed.pause()
             progress.evaluation_due = evaluates
             if stops:
                 raise StopRequestedError
@@ -425,7 +434,12 @@ def _final_evaluation(run: _Run, best_dev: DevResult | None) -> dict:
         "task": task.name,
         "best_metric": task.best_metric,
         "splits": {},
-        "run": {"steps": progress.step, "best_step": progress.best_step, "args": recorded_args(args)},
+        "run": {
+            "steps": progress.step,
+            "best_step": progress.best_step,
+            "throughput": run.speed.summary(),
+            "args": recorded_args(args),
+        },
     }
     for split in task.splits:
         if split == "train":

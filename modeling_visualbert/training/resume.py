@@ -26,6 +26,7 @@ MAY_CHANGE = frozenset(
             "keep_checkpoints",
             "log_steps",
             "report_to",
+            "profile",
         ),
         *("push_to_hub", "hub_model_id", "hub_private_repo", "hub_token"),
         # The learning rate follows the schedule of the new length from the first resumed step on.
