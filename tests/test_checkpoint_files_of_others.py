@@ -5,6 +5,7 @@ import os
 import shutil
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import save_tiny_checkpoint
 from transformers import AutoConfig
@@ -12,6 +13,7 @@ from transformers import AutoConfig
 from modeling_visualbert import VisualBertConfig, VisualBertForQuestionAnswering, VisualBertProcessor
 from modeling_visualbert.checkpoints import load_inner_region_encoder
 from modeling_visualbert.cli import main
+from modeling_visualbert.convert.visualbert import convert_original_checkpoint
 from modeling_visualbert.corpus.scenes import render, sample_scene
 from modeling_visualbert.tokenizer import open_tokenizer
 
@@ -238,3 +240,17 @@ def test_the_tokenizer_of_a_training_run_is_named_too(copied):
     (copied / "tokenizer.json").write_text('{"version": "1.0"}')
     with pytest.raises(ValueError, match=rf"^{copied}/tokenizer.json: cannot be used: "):
         open_tokenizer(copied)
+
+
+@pytest.mark.parametrize("is_archive", [True, False])
+def test_a_small_file_with_large_tensors_is_refused(is_archive, copied, world, tmp_path, capsys):
+    weights = load_file(copied / "model.safetensors")
+    weights["visual_bert.embeddings.word_embeddings.weight"] = torch.zeros(1).expand(3_000_000, 32)
+    (copied / "model.safetensors").unlink()
+    path = copied / "pytorch_model.bin"
+    torch.save(weights, path, _use_new_zipfile_serialization=is_archive)
+    assert refused(copied, world, capsys).startswith(f"{path}: tensors of 38")
+    with pytest.raises(
+        ValueError, match=rf"^{path}: tensors of 38.* bytes in a file of 2.*; expected one that holds its"
+    ):
+        convert_original_checkpoint(path, "vqa")

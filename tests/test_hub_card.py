@@ -4,9 +4,12 @@ import re
 
 import pytest
 from huggingface_hub import ModelCard
+from tiny_checkpoints import tiny_checkpoint
 
 from modeling_visualbert.hub_code.tasks_visualbert import TASKS
 from modeling_visualbert.publish.card import NOT_MEASURED, build_card, cards_folder, default_facts, load_facts
+from modeling_visualbert.tasks.vqa import VqaArgs
+from modeling_visualbert.training.args import read_recipe
 
 NAMES = sorted(path.stem for path in cards_folder().glob("*-*.yaml"))
 PUBLISHED = [name for name in NAMES if name.startswith("visualbert-")]
@@ -160,8 +163,8 @@ def test_scores_of_another_split_are_not_taken():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("title: [", "malformed YAML"),
-        ("- a", "list; expected a mapping"),
+        ("title: [", "not yaml that can be read"),
+        ("- a", r"found \['a'\]; expected a mapping"),
         ("title: a\nexample: {image: a}\n", "key 'head' is missing"),
         (
             "title: a\nsource: uclanlp/visualbert-vqa\nexample: {image: a}\nexpects: {regions: 'of {size}'}\n",
@@ -203,3 +206,48 @@ def test_everything_is_installed():
     )
     found = {".".join(path.parent.relative_to(root).parts) for path in root.glob("modeling_visualbert/**/__init__.py")}
     assert listed == found | {"modeling_visualbert.hub_cards", "modeling_visualbert.examples"}
+
+
+BOMB = "a: &a [x, x]\n" + "".join(
+    f"{chr(n + 1)}: &{chr(n + 1)} [*{chr(n)}, *{chr(n)}, *{chr(n)}]\n" for n in range(97, 120)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("based_on: own.yaml\n", "based_on own.yaml leads back to itself"),
+        ("based_on: ../own.yaml\n", "based_on is '../own.yaml'; expected the name of a file beside it"),
+        ("based_on: [own]\n", r"based_on is \['own'\]; expected the name of a file beside it"),
+        ("expects: 3\n", "'expects' is 3; expected a mapping"),
+        (BOMB, r"its aliases \(`\*name`\) make more than 1,000,000 characters of it"),
+        ("a: &a [*a]\n", r"its aliases \(`\*name`\) make more than"),
+        ("a: " + "[" * 20_000, "not yaml that can be read: maximum recursion depth exceeded"),
+        ("a: " + "9" * 5000, "not yaml that can be read: Exceeds the limit"),
+        ("a: 2026-13-45\n", "not yaml that can be read: month must be in 1..12"),
+    ],
+)
+def test_facts_and_recipes_that_have_no_end(content, message, tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=rf"^{path}: {message}[^\n]*$"):
+        load_facts(path)
+    if "based_on" not in content and "expects" not in content:
+        with pytest.raises(ValueError, match=rf"^{path}: {message}[^\n]*$"):
+            read_recipe(path, VqaArgs)
+
+
+def test_facts_that_lead_to_one_another(tmp_path):
+    for name, other in (("a", "b"), ("b", "a")):
+        (tmp_path / f"{name}.yaml").write_text(f"based_on: {other}.yaml\n")
+    with pytest.raises(ValueError, match=r"b.yaml: based_on a.yaml leads back to itself"):
+        load_facts(tmp_path / "a.yaml")
+
+
+def test_labels_and_settings_of_others_stay_in_their_cells():
+    _, processor = tiny_checkpoint("nlvr2", labels=["no`</td>\n---\n# Title |", *map(str, range(60))], num_images=1)
+    metrics = {"run": {"args": {"learning_rate": "1 |\n| <script> | 2"}}, "splits": {}}
+    card = build_card("me/model", default_facts("VisualBertForVisualReasoning", None, processor), metrics, 5)
+    assert "`no'&lt;/td> --- # Title \\|`, `0`" in card and " and 11 more" in card
+    assert "| learning rate | 1 \\| \\| &lt;script> \\| 2 |" in card
+    assert "\n# Title" not in card and "<script>" not in card

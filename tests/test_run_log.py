@@ -143,3 +143,13 @@ def test_names_on_the_command_line_and_in_recipes(tmp_path, capsys):
 
 def test_patience_has_the_name_of_transformers_too():
     assert parse_args(VqaArgs, "", ["--output_dir", "x", "--early_stopping_patience", "3"]).patience == 3
+
+
+def test_a_damaged_line_of_the_log_is_named(tmp_path):
+    train(toy_task(), toy_args(tmp_path / "run"))
+    log = tmp_path / "run" / "log.jsonl"
+    first, *others = log.read_bytes().splitlines(keepends=True)
+    for damaged, said in ((bytes(8) + b"\n", "malformed JSON at column 1"), (b"{}\n", "key 'step' is missing")):
+        log.write_bytes(first + damaged + b"".join(others))  # as after a loss of power
+        with pytest.raises(ValueError, match=f"log.jsonl: line 2: {said}"):
+            train(toy_task(), toy_args(tmp_path / "run", resume=True))

@@ -38,7 +38,7 @@ def _may_be_quantised(model: str) -> bool:
     try:
         fields = json.loads((Path(model) / "config.json").read_text("utf-8"))
         return bool(fields.get("quantization_config"))
-    except (OSError, ValueError, AttributeError):  # of the Hub, or broken, which opening it will tell
+    except (OSError, ValueError, AttributeError, RecursionError):  # of the Hub, or broken, which opening it will tell
         return find_published_checkpoint(model) is None
 
 

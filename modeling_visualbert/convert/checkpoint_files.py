@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..hub_code.loading_visualbert import check_archive
+from ..hub_code.loading_visualbert import check_archive, check_repeated
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def load_weights(path: str | Path, inside: str | None = None) -> dict[str, torch
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, holds anything but named tensors, or could run code.
+        ValueError: The file is damaged, holds anything but named tensors, repeats its numbers, or could run code.
     """
     path = Path(path)
     if not path.is_file():
@@ -60,6 +60,7 @@ def load_weights(path: str | Path, inside: str | None = None) -> dict[str, torch
         weights = weights[inside]
     if not isinstance(weights, Mapping) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise ValueError(f"{path}: expected a dict of tensors by name, found {type(weights).__name__}")
+    check_repeated(path, weights.values())
     return dict(weights)
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ..data.files import described, read_text
+
+_MAX_SIZE = 1_000_000  # characters and values
 _PYTHON = "tag:yaml.org,2002:python/"
 
 
@@ -48,12 +52,38 @@ def parse_yaml(text: str | bytes, where: str) -> Any:
     """Read a yaml text as mappings, lists, texts and numbers.
 
     Raises:
-        ValueError: It is not yaml, or holds more than plain data and `!!python` tags.
+        ValueError: It is not yaml, holds more than plain data and `!!python` tags, or its aliases make more of it than anyone
+            writes.
     """
     try:
-        return _PlainLoader(text).get_single_data()
+        content = _PlainLoader(text).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not yaml that can be read: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).partition(";")[0].split())  # behind it: how Python would read longer numbers
+        raise ValueError(f"{where}: not yaml that can be read: {reason}") from error
+    waiting, size = [content], 0
+    while waiting:
+        value: Any = waiting.pop()
+        size += 1 + (len(value) if isinstance(value, str) else 0)
+        if size > _MAX_SIZE:  # also of what is inside itself
+            raise ValueError(f"{where}: its aliases (`*name`) make more than {_MAX_SIZE:,} characters of it")
+        if isinstance(value, dict):
+            waiting += [*value.keys(), *value.values()]
+        elif isinstance(value, (list, tuple)):
+            waiting += value
+    return content
 
 
-__all__ = ["parse_yaml"]
+def read_yaml(path: str | Path) -> dict[Any, Any]:
+    """The mapping in a yaml file that people wrote: a recipe, the facts of a model card.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not UTF-8 or no mapping, or cannot be read, see [`parse_yaml`].
+    """
+    content = parse_yaml(read_text(path), str(path))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: found {described(content)}; expected a mapping, `name: value` lines")
+    return content
+
+
+__all__ = ["parse_yaml", "read_yaml"]

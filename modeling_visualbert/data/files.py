@@ -147,10 +147,15 @@ def read_json_lines(path: str | Path, skipped: list[str] | None = None) -> Itera
             empty.clear()
             # The block may contain the yield: errors in the code that uses the record are not raised here.
             with skipping(skipped):
-                yield f"{path}: line {number}", _parse_line(line.rstrip(b"\r\n"), f"{path}: line {number}")
+                yield f"{path}: line {number}", parse_json_line(line.rstrip(b"\r\n"), f"{path}: line {number}")
 
 
-def _parse_line(line: bytes, where: str) -> Any:
+def parse_json_line(line: bytes, where: str) -> Any:
+    """Parse a line of a JSON Lines file.
+
+    Raises:
+        ValueError: It is not UTF-8 or not JSON; the message starts with `where`, and says the column.
+    """
     try:
         return _parse(line, where)
     except json.JSONDecodeError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..corpus.scenes import render, sample_scene
-from ..data.files import read_text
+from ..data.files import read_json
 from .limits import open_image
 
 _SCENES = {"triangles": 10, "stars": 5, "diamonds": 2, "circles": 8, "suns": 1}  # number of the scene
@@ -53,10 +52,7 @@ def read_examples(path: str | Path) -> Examples:
         ValueError: An entry is malformed or an image cannot be read; the entry is named.
     """
     path = Path(path)
-    try:
-        entries = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
+    entries = read_json(path)
     if not isinstance(entries, list):
         raise ValueError(f"{path}: {type(entries).__name__}; expected a list of examples")
     examples = Examples({})

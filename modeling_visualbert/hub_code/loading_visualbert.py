@@ -32,6 +32,7 @@ _MAX_HEADER = 10 << 20  # bytes of a safetensors file in front of its numbers
 _MAX_NEW = (
     64 << 20
 )  # numbers that a model may have beside those of its files; small parts are told by name once it is loaded
+_MOST_COPIES = 4  # of the numbers in a file: tied weights are there twice
 _CHECKED_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _SHOWN = 5
 Part = str | tuple[str, ...]
@@ -124,6 +125,20 @@ def check_files(folder: Path) -> None:
             # Others are told as left over: they may be what surrounds the weights in the file of a training run.
             if not isinstance(value, (torch.Tensor, dict, list)):
                 raise ValueError(f"{path}: {key!r} is a {type(value).__name__}; expected a tensor")
+        check_repeated(path, [value for value in found.values() if isinstance(value, torch.Tensor)])
+
+
+def check_repeated(path: Path, tensors: Iterable[torch.Tensor]) -> None:
+    """Refuse tensors that repeat the few numbers of a file: copied into a model, they would take any amount of memory.
+
+    Raises:
+        ValueError: They are several times as large as the file.
+    """
+    claimed, held = sum(value.numel() * value.element_size() for value in tensors), path.stat().st_size
+    if claimed > _MOST_COPIES * held + (1 << 20):
+        raise ValueError(
+            f"{path}: tensors of {claimed:,} bytes in a file of {held:,}; expected one that holds its tensors"
+        )
 
 
 def check_safetensors(path: Path) -> None:
@@ -328,6 +343,7 @@ __all__ = [
     "check_files",
     "check_finite",
     "check_missing",
+    "check_repeated",
     "check_safetensors",
     "load_checked",
 ]

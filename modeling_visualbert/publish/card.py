@@ -11,15 +11,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..data.files import read_text
+from ..convert.plain_yaml import read_yaml
 from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..hub_code.tasks_visualbert import HEADS, TASKS
 from ..published import published_checkpoints
 
 NOT_MEASURED = "not measured"
+_LONGEST_CELL = 200  # characters
+_SHOWN_LABELS = 50
 # Settings of the run that a card lists, under the names that they have in `metrics.json`.
 _SETTINGS = (
     *("batch_size", "learning_rate", "epochs", "schedule", "warmup_ratio", "weight_decay", "max_grad_norm", "dropout"),
@@ -114,18 +115,21 @@ def _with_detector(expects: Mapping[str, str], source: str | None, path: Path) -
         ) from error
 
 
-def _read_facts(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: malformed YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: {type(content).__name__}; expected a mapping")
+def _read_facts(path: Path, others: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The content of a facts file, on top of that of the file beside it that it is based on, and so on."""
+    content = read_yaml(path)
     base = content.pop("based_on", None)
+    expects = content.get("expects", {})
+    if not isinstance(expects, dict):
+        raise ValueError(f"{path}: 'expects' is {expects!r:.60}; expected a mapping")
     if base is None:
         return content
-    shared = _read_facts(path.parent / base)
-    return {**shared, **content, "expects": {**shared.get("expects", {}), **content.get("expects", {})}}
+    if not isinstance(base, str) or Path(base).name != base:
+        raise ValueError(f"{path}: based_on is {base!r:.60}; expected the name of a file beside it")
+    if path.parent / base in (path, *others):
+        raise ValueError(f"{path}: based_on {base} leads back to itself; expected a file that is not based on this one")
+    shared = _read_facts(path.parent / base, (path, *others))
+    return {**shared, **content, "expects": {**shared.get("expects", {}), **expects}}
 
 
 def default_facts(
@@ -157,9 +161,11 @@ def default_facts(
 def _of_labels(processor: VisualBertProcessor) -> dict[str, Any]:
     """What a checkpoint with labels of its own is and answers."""
     images = "an image" if processor.num_images == 1 else "two images"
-    answers = ", ".join(f"`{label}`" for label in processor.labels or ())
+    labels = [_cell(label).replace("`", "'") for label in processor.labels or ()]
+    more = f" and {len(labels) - _SHOWN_LABELS} more" if len(labels) > _SHOWN_LABELS else ""
+    answers = ", ".join(f"`{label}`" for label in labels[:_SHOWN_LABELS]) + more
     if processor.threshold is not None:
-        first, second = processor.labels or ("", "")
+        first, second = labels or ("", "")
         answers = f"`{second}` where its probability is at least {processor.threshold:.4g}, else `{first}`"
     return {
         "title": f"VisualBERT, classification of {images} with a text",
@@ -286,7 +292,7 @@ def _scores(
         }
         for row in facts["scores"]
     ]
-    return rows, measured.get("num_examples"), list(baselines)
+    return rows, measured.get("num_examples"), [_cell(name) for name in baselines]
 
 
 def _eval_results(facts: Mapping[str, Any], rows: list[dict[str, Any]]) -> list[EvalResult]:
@@ -320,7 +326,7 @@ def _settings(metrics: Mapping[str, Any] | None) -> dict[str, str]:
     run = metrics["run"]
     args = {**run.get("args", {}), **{key: run[key] for key in ("steps", "best_step", "train_examples") if key in run}}
     named = ("steps", "best_step", "train_examples", *_SETTINGS)
-    return {key.replace("_", " "): str(args[key]) for key in named if args.get(key) is not None}
+    return {key.replace("_", " "): _cell(args[key]) for key in named if args.get(key) is not None}
 
 
 def _cost(metrics: Mapping[str, Any] | None) -> dict[str, str]:
@@ -334,10 +340,16 @@ def _cost(metrics: Mapping[str, Any] | None) -> dict[str, str]:
         "peak_memory_mib": "peak memory",
         "torch": "PyTorch",
     }
-    costs = {names[key]: unit.format(run[key]) if key in run else NOT_MEASURED for key, unit in units.items()}
+    costs = {names[key]: _cell(unit.format(run[key])) if key in run else NOT_MEASURED for key, unit in units.items()}
     if run.get("args", {}).get("init_from"):
         costs["not included"] = "the training of the checkpoint that it starts from"
     return {**costs, "energy": NOT_MEASURED, "emissions": NOT_MEASURED}
+
+
+def _cell(value: Any) -> str:
+    """A text from a run or a checkpoint as one cell of a table: no line, column or tag of its own."""
+    text = " ".join(str(value).split())[:_LONGEST_CELL]
+    return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 def _shown(value: Any) -> str:

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 from ..checkpoints import load_model
 from ..convert.published_detectors import open_region_encoder
-from ..data.files import read_text
+from ..data.files import read_json
 from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..published import published_tokenizer
 from .card import build_card, cards_folder, default_facts, load_facts
@@ -279,10 +279,7 @@ def _find_metrics(folder: Path, given: str | Path | None) -> dict[str, Any] | No
         if given is not None:
             raise FileNotFoundError(f"{given}: no such file")
         return None
-    try:
-        content = json.loads(read_text(path))
-    except ValueError as error:
-        raise ValueError(f"{path}: malformed JSON ({error})") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: {type(content).__name__}; expected an object with the scores of a run")
     return _without_folders(content)

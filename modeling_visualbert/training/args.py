@@ -10,10 +10,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-import yaml
 from transformers import HfArgumentParser
 
-from ..data.files import described, read_text
+from ..convert.plain_yaml import read_yaml
 from .recipes import recipe_path
 
 PRECISIONS = ("no", "bf16", "fp16")
@@ -297,17 +296,12 @@ def read_recipe(path: str | Path, args_class: type[TrainArgs]) -> dict:
             its interval.
     """
     path = recipe_path(path)
-    try:
-        values = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: malformed YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: found {described(values)}; expected `name: value` lines")
+    values = read_yaml(path)
     known = {f.name: f for f in fields(args_class)}
     hints = get_type_hints(args_class)
     for name, value in values.items():
         if name not in known:
-            raise ValueError(f"{path}: unknown argument {name!r}; expected one of {', '.join(sorted(known))}")
+            raise ValueError(f"{path}: unknown argument {name!r:.60}; expected one of {', '.join(sorted(known))}")
         if get_origin(hints[name]) is list:
             items = value if isinstance(value, list) else [value]
             values[name] = [_checked(item, get_args(hints[name]), f"{path}: {name!r}") for item in items]
@@ -328,5 +322,5 @@ def _checked(value: Any, types: tuple[type, ...], what: str) -> Any:
     if str in types and type(value) is int:
         return str(value)  # and a size, such as 6 where 6x8 is possible, as a number
     if type(value) not in types:
-        raise ValueError(f"{what} is {value!r}; expected {' or '.join(t.__name__ for t in types)}")
+        raise ValueError(f"{what} is {value!r:.60}; expected {' or '.join(t.__name__ for t in types)}")
     return value

@@ -9,6 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.tracking import TensorBoardTracker, get_available_trackers
 
+from ..data.files import parse_json_line, require
 from .args import TrainArgs, recorded_args
 
 _PACKAGES = {
@@ -45,6 +46,7 @@ class RunLog:
 
     Raises:
         ConnectionError: A tracker does not start.
+        ValueError: A line of the log is damaged; the message names it.
     """
 
     def __init__(self, task: str, args: TrainArgs, accelerator: Accelerator, step: int):
@@ -65,10 +67,15 @@ class RunLog:
         if accelerator.is_main_process:
             self.path.touch()
             # A killed run may leave half a line, which belongs to a later step in any case.
-            whole = [line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            whole = [line for line in self.path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+            kept = [line for number, line in enumerate(whole, start=1) if self._step_of(line, number) <= step]
             draft = self.path.with_name(f".{self.path.name}.tmp")
-            draft.write_text("".join(line for line in whole if json.loads(line)["step"] <= step))
+            draft.write_bytes(b"".join(kept))
             draft.replace(self.path)
+
+    def _step_of(self, line: bytes, number: int) -> int:
+        where = f"{self.path}: line {number}"
+        return require(parse_json_line(line, where), "step", where, int)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Log the values of a step."""

@@ -1,0 +1,82 @@
+"""Checkpoints through every door: configurations, processors, tokenizers and weights that are damaged, lie or mean harm."""
+
+import contextlib
+import io
+import os
+import re
+import shutil
+from functools import cache
+
+import pytest
+from campaign import attempt, examples, judge
+from hypothesis import given, strategies
+from mutations import mutate_json, mutate_safetensors, refer_elsewhere, repeat_key
+from tiny_checkpoints import save_tiny_checkpoint
+
+from modeling_visualbert import VisualBertForQuestionAnswering, VisualBertProcessor
+from modeling_visualbert.checkpoints import load_inner_region_encoder
+from modeling_visualbert.cli import main
+from modeling_visualbert.corpus.scenes import render, sample_scene
+from modeling_visualbert.demo.checkpoint import Checkpoint
+
+MUTATIONS = {
+    "config.json": (mutate_json, mutate_json, mutate_json, repeat_key, refer_elsewhere),
+    "processor_config.json": (mutate_json, mutate_json, repeat_key, refer_elsewhere),
+    "tokenizer_config.json": (mutate_json, mutate_json, refer_elsewhere),
+    "tokenizer.json": (mutate_json,),
+    "model.safetensors": (mutate_safetensors,),
+}
+
+
+def by_command(*argv):
+    """What a command prints, or its message as an error: one line, or a traceback."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main(list(argv))
+    if status:
+        raise ValueError(err.getvalue().strip())
+    return re.sub(r"(\.\d\d\d)\d+", r"\1", out.getvalue())  # numbers at other places in memory are rounded otherwise
+
+
+DOORS = {
+    "ask": lambda folder: by_command(
+        "ask", "--model", folder, f"{folder}/../image.png", "Is there a red star?", "--json"
+    ),
+    "demo": lambda folder: len(Checkpoint(folder).name),
+    "convert": lambda folder: by_command("convert", folder, f"{folder}/../new", "--tokenizer", folder),
+    "model": lambda folder: len(VisualBertForQuestionAnswering.from_pretrained(folder).state_dict()),
+    "processor": lambda folder: len(VisualBertProcessor.from_pretrained(folder).answers or ()),
+    "region encoder": lambda folder: len(load_inner_region_encoder(folder).state_dict()),
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    save_tiny_checkpoint("vqa", folder / "vqa")
+    render(sample_scene(3, "fuzz")).save(folder / "image.png")
+    return folder
+
+
+@cache
+def usual_of(door, folder):
+    return attempt(lambda: DOORS[door](str(folder)))
+
+
+@pytest.mark.parametrize("door", DOORS)
+@examples(16)
+@given(random=strategies.randoms(use_true_random=False))
+def test_checkpoints(door, random, world):
+    name = random.choice(list(MUTATIONS))
+    folder, usual = world / "changed", usual_of(door, world / "vqa")
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(world / "vqa", folder, copy_function=os.link)
+    content = (folder / name).read_bytes()
+    (folder / name).unlink()
+    (folder / name).write_bytes(random.choice(MUTATIONS[name])(content, random))
+    # Weights are those that were saved, or none. Other files may say something else that is right.
+    answers = (lambda answer: answer == usual.answer) if name == "model.safetensors" else None
+    # A text that is too long for the `max_length` of a processor is named by itself.
+    judge(
+        f"checkpoints: {door}", attempt(lambda: DOORS[door](str(folder))), [str(folder), "question 0"], usual, answers
+    )
