@@ -5,7 +5,7 @@ import torch
 from helpers import inputs_for, labels_for, tiny_model
 from torch.nn import functional as F
 
-from modeling_visualbert.hub_code.losses_visualbert import cross_entropy, kl_divergence
+from modeling_visualbert.hub_code.losses_visualbert import choice_cross_entropy, cross_entropy, kl_divergence
 
 LOGITS = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
 
@@ -19,6 +19,22 @@ def test_cross_entropy_is_the_mean_over_the_labels_there_are(labels, count, as_t
     for items in (1, 2, 7):
         torch.testing.assert_close(cross_entropy(logits, labels, as_type(items)), total / items)
     torch.testing.assert_close(cross_entropy(LOGITS, torch.stack((labels, labels.clone().fill_(-100)))), total / count)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_choices_that_are_masked_count_for_nothing(smoothing):
+    """Each row is worth what it is without them, its gradient too; with all choices the loss is that of classes."""
+    logits, labels = LOGITS[0].clone().requires_grad_(), torch.tensor([1, -100, 3])
+    mask = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0]])
+    found = choice_cross_entropy(logits, labels, mask, 5, smoothing)
+    rows = [cross_entropy(logits[:1, :2], labels[:1], 5, label_smoothing=smoothing)]
+    rows.append(cross_entropy(logits[2:, :4], labels[2:], 5, label_smoothing=smoothing))
+    torch.testing.assert_close(found, sum(rows))
+    (gradient,), (expected,) = (torch.autograd.grad(loss, logits) for loss in (found, sum(rows)))
+    torch.testing.assert_close(gradient, expected)
+    assert not gradient[mask == 0].any()
+    whole = choice_cross_entropy(logits, labels, torch.ones_like(mask), None, smoothing)
+    torch.testing.assert_close(whole, cross_entropy(logits, labels, label_smoothing=smoothing))
 
 
 @pytest.mark.parametrize("items", [None, 0, torch.tensor(0)])

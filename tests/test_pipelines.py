@@ -147,6 +147,13 @@ def test_choices_come_best_first_with_their_place(pipes, scenes):
     assert pipes["vcr"](item, top_k=1) == close(chosen[:1])
 
 
+def test_items_of_a_batch_have_different_numbers_of_choices(pipes, scenes):
+    few = item_of("vcr", scenes)
+    more = {**item_of("vcr", scenes, 1), "choices": ["it is red", "it is blue", "yes", "no"]}
+    together, alone = pipes["vcr"]([few, more], batch_size=2), [pipes["vcr"](few), pipes["vcr"](more)]
+    assert [len(chosen) for chosen in together] == [2, 4] and together == [close(chosen) for chosen in alone]
+
+
 def test_options_may_be_given_when_the_pipeline_is_made(checkpoints, scenes):
     model, processor = checkpoints["vqa"]
     one = pipeline("visual-question-answering", model=model, processor=processor, top_k=1, batch_size=2)

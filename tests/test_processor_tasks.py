@@ -16,6 +16,7 @@ import modeling_visualbert
 from modeling_visualbert import VisualBertImageProcessor, VisualBertProcessor
 from modeling_visualbert.corpus.scenes import render, sample_scene
 from modeling_visualbert.corpus.vocabulary import corpus_tokenizer
+from modeling_visualbert.hub_code.losses_visualbert import check_choices_mask
 from modeling_visualbert.hub_code.modeling_region_encoder import QueryRegionEncoder
 
 TOKENIZER = corpus_tokenizer()
@@ -374,6 +375,42 @@ def test_choices_and_their_scores():
         assert item["scores"] == pytest.approx(row.softmax(-1).tolist()) and sum(item["scores"]) == pytest.approx(1)
 
 
+def test_what_fills_up_the_number_of_choices_is_masked():
+    processor, call = processor_for("vcr"), CALLS["vcr"]
+    same = processor(text=call["text"], choices=call["choices"], objects=call["objects"])
+    assert "choices_mask" not in same
+    fewer = [call["choices"][0], call["choices"][1][:2]]
+    found = processor(text=call["text"], choices=fewer, objects=call["objects"])
+    assert found.pop("choices_mask").tolist() == [[1, 1, 1], [1, 1, 0]]
+    assert found["attention_mask"][1, 2].tolist() == [1] + [0] * (found["attention_mask"].shape[2] - 1)
+    assert (found["image_text_alignment"][1, 2] == -1).all()
+    for name, tensor in found.items():
+        width = tensor.shape[-1]
+        assert torch.equal(tensor[0], same[name][0][..., :width]) and torch.equal(
+            tensor[1, :2], same[name][1, :2, ..., :width]
+        )
+    scored = processor.post_process_multiple_choice(torch.tensor([[1.0, 2.0, 3.0], [-5.0, -4.0, -torch.inf]]))
+    assert [item["choice"] for item in scored] == [2, 1] and len(scored[1]["scores"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("mask", "labels", "message"),
+    [
+        ([[1, 1]], [0], r"`choices_mask` of shape \(1, 2\); expected \(batch_size, num_choices\), here \(2, 3\)"),
+        ([[1, 1, 1], [0, 0, 0]], [0, -100], "`choices_mask`: question 1 has no choice; expected at least one"),
+        (
+            [[1, 1, 1], [1, 1, 0]],
+            [2, 2],
+            "`labels`: question 1 has 2 choices, and 2 is masked; expected one of its own",
+        ),
+    ],
+)
+def test_masks_of_choices_that_do_not_fit_are_refused(mask, labels, message):
+    with pytest.raises(ValueError, match=message):
+        check_choices_mask(torch.tensor(mask), torch.zeros(2, 3), torch.tensor(labels))
+    check_choices_mask(torch.tensor([[1, 1, 1], [1, 1, 0]]), torch.zeros(2, 3), torch.tensor([2, -100]))
+
+
 def test_regions_of_phrases():
     logits = torch.tensor([[[1.0, 3.0, 2.0], [0.0, 0.0, 5.0]], [[2.0, 1.0, 7.0], [9.0, 9.0, 9.0]]])
     images = [
@@ -506,8 +543,8 @@ def test_texts_that_are_no_strings_are_named(task, value):
         ("vcr", {"choices": None}, "no choices; expected `choices`, a list for each question"),
         ("vcr", {"choices": [["yes", "no"]]}, "1 choices for 2 texts; expected as many"),
         ("vcr", {"objects": [["circle"]] * 3}, "3 objects for 2 texts; expected as many"),
-        ("vcr", {"choices": [["yes", "no"], ["yes"]]}, r"question 1: choices \['yes'\]; expected a list of 2"),
-        ("vcr", {"choices": [["yes"], "no"]}, "question 1: choices 'no'; expected a list of 1"),
+        ("vcr", {"choices": [["yes", "no"], []]}, r"question 1: choices \[\]; expected a list of some"),
+        ("vcr", {"choices": [["yes"], "no"]}, "question 1: choices 'no'; expected a list of some"),
         ("vcr", {"choices": ["yes", "no"]}, "question 0: choices 'yes'; expected a list of some"),
         ("vcr", {"choices": [[], []]}, r"question 0: choices \[\]; expected a list of some"),
         ("vcr", {"choices": [None, None]}, "question 0: choices None; expected a list of some"),

@@ -459,7 +459,11 @@ def test_objects_are_boxes_that_the_texts_name(folder):
             {"label": ["red", "pink", "blue", "white"]},
             "row 1: the label is 'pink'; expected 0 to 3, or the text of one choice",
         ),
-        ({"choices": [CHOICES, CHOICES[:2], CHOICES, CHOICES]}, "row 1: 2 choices; expected 4, as most rows have"),
+        ({"choices": [CHOICES, CHOICES[:1], CHOICES, CHOICES]}, "row 1: 1 choices; expected at least 2"),
+        (
+            {"choices": [CHOICES, CHOICES[:2], CHOICES, CHOICES], "label": [0, 2, 1, 2]},
+            "row 1: the label is 2; expected 0 to 1, or the text of one choice",
+        ),
         (
             {"choices": [CHOICES, ["red", "", "a", "b"], CHOICES, CHOICES]},
             "row 1: a choice is ''; expected at least one word",
@@ -537,6 +541,35 @@ def test_a_model_is_trained_on_choices_and_chooses(folder, tokenizer, capsys):
     assert [chosen[n] for n in range(5)] == pytest.approx(first["scores"], abs=1e-4)
 
 
+@pytest.mark.parametrize("boxes", [False, True])
+def test_questions_have_different_numbers_of_choices(folder, tokenizer, caplog, boxes):
+    """In a batch each is worth what it is alone; training, evaluation and the command line agree."""
+    choices = [CHOICES, CHOICES[:2], [*CHOICES, "black"], CHOICES[:3]]
+    columns = (
+        {"boxes": [[[1, 1, 9, 9]]] * 4, "objects": [["dog"]] * 4, "question": ["is [0] red?"] * 4} if boxes else {}
+    )
+    table = write_table(folder / "a.jsonl", asked((3, 1, 4, 0), choices=choices, **columns))
+    args = vcr_args(folder, tokenizer, table, epochs=2.0, label_smoothing=0.1)
+    task = vcr_task(args, CPU)
+    assert "different numbers of choices: 2 of 2, 2 of 3, 2 of 4, 2 of 5; what some lack is masked" in caplog.text
+    rows, model = [task.splits["train"][n] for n in range(4)], task.model.eval()
+    with torch.no_grad():
+        together = model(**task.collate(rows))
+        alone = [model(**task.collate([row])) for row in rows]
+    assert together.logits.shape == (4, 5)
+    for logits, single in zip(together.logits, alone, strict=True):
+        torch.testing.assert_close(logits[: single.logits.shape[1]], single.logits[0], atol=1e-5, rtol=0)
+        assert (logits[single.logits.shape[1] :] == -torch.inf).all()
+    torch.testing.assert_close(together.loss, torch.stack([single.loss for single in alone]).mean())
+    assert [len(found["scores"]) for found in task.predict(together, rows)] == [4, 2, 5, 3]
+    trained = train(task, args, CPU)["splits"]["dev"]
+    command = ["evaluate", "--model", str(folder / "run" / "best"), "--test_file", table, "--cpu"]
+    assert main([*command, "--output_dir", str(folder / "scores")]) == 0
+    assert json.loads((folder / "scores" / "metrics.json").read_text())["splits"]["test"] == trained
+    lines = (folder / "scores" / "predictions_test.jsonl").read_text().splitlines()
+    assert [len(json.loads(line)["scores"]) for line in lines] == [4, 2, 5, 3]
+
+
 def test_a_model_that_reads_boxes_is_trained_on_choices(folder, tokenizer, capsys):
     boxes = [[[1, 1, 9, 9], [2, 2, 20, 20]], [[0, 0, 30, 20]], [[5, 5, 9, 9]], []]
     objects = [["person", "dog"], ["cat"], ["dog"], []]
@@ -580,6 +613,11 @@ def test_a_model_that_reads_boxes_is_trained_on_choices(folder, tokenizer, capsy
             {"train_file": "a.csv", "subtask": "rationale", "score_with": "x"},
             "--score_with: own data has no leaderboard",
         ),
+        (
+            {"train_file": "a.csv", "rationales_column": "why"},
+            "--rationales_column chooses rationales; expected it with --subtask rationale",
+        ),
+        ({"rationale_label_column": "right"}, "--rationale_label_column without a table"),
         ({"objects": "found"}, "--objects found: official files name objects"),
         ({"num_regions": 3}, "--num_regions: the regions of VCR are the objects of its metadata"),
     ],
@@ -601,7 +639,7 @@ def test_questions_with_their_choice_are_read_by_pretraining(folder, tokenizer):
 def test_rationales_are_choices_of_their_own(folder, tokenizer):
     reasons = [["it is red", "it is green", "it is what"]] * 4
     records = asked(rationales=reasons, rationale_label=[0, "it is green", 1, 0])
-    with pytest.raises(ValueError, match="a.jsonl: no column 'rationales' to choose rationales; there are 'image', "):
+    with pytest.raises(ValueError, match="a.jsonl: no column 'rationales'; there are 'image', .*--rationales_column"):
         read_choices(write_table(folder / "a.jsonl", asked()), rationales=True)
     labels = ["it is red", "it is green", "it is what", "it is red"]
     records = asked(rationales=reasons, rationale_label=labels)
@@ -621,6 +659,14 @@ def test_rationales_are_choices_of_their_own(folder, tokenizer):
     assert main([*evaluate, "--output_dir", str(folder / "scores"), "--cpu"]) == 0
     scored = json.loads((folder / "scores" / "metrics.json").read_text())["splits"]["test"]
     assert scored == metrics["splits"]["dev"]
+    renamed = [
+        {{"rationales": "why", "rationale_label": "right"}.get(name, name): value for name, value in record.items()}
+        for record in records
+    ]
+    named = [*evaluate[:4], write_table(folder / "b.jsonl", renamed), *evaluate[5:]]
+    named += ["--rationales_column", "why", "--rationale_label_column", "right", "--cpu"]
+    assert main([*named, "--output_dir", str(folder / "renamed")]) == 0
+    assert json.loads((folder / "renamed" / "metrics.json").read_text())["splits"]["test"] == scored
 
 
 def test_pretraining_on_sentences_needs_no_phrases(folder, tokenizer):

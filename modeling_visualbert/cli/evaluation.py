@@ -17,6 +17,8 @@ _COLUMNS = {
     "label": "what is right (NLVR2, VCR, classification)",
     "caption": "captions (pre-training)",
     "choices": "choices (VCR)",
+    "rationales": "rationales (VCR)",
+    "rationale_label": "the right rationale (VCR)",
     "objects": "classes of the boxes (VCR)",
     "sentence": "sentences (Flickr30k)",
     "phrases": "phrases of the sentences (Flickr30k)",

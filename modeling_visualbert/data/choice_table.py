@@ -1,6 +1,6 @@
 """A table of images, questions and choices -> the rows that multiple choice (VCR) reads.
 
-The choices of a row are a list of texts, in every row as many. What is right is the number of a choice (from 0), its text, or its
+The choices of a row are a list of two texts or more. What is right is the number of a choice (from 0), its text, or its
 letter (A is the first); labels that are texts are all read in the same way.
 
 Objects are optional: boxes x1, y1, x2, y2 in pixels, and class names, for which "[0]" or "[0,2]" stands in the texts, as in VCR.
@@ -11,8 +11,7 @@ Without boxes the model reads the regions that its region encoder finds. In CSV 
      "answer_choices": [["[0]", "sleeps", "."], ...], "answer_label": 2, "objects": ["person"], "object_ids": [0],
      "boxes": [[10.0, 20.0, 80.0, 200.0]]}
 
-Rationales, where they are wanted, are choices with a label of their own, in the columns `rationales` and `rationale_label`; in
-the row `rationale_choices` and `rationale_label`.
+Rationales, where they are wanted, are choices with a label of their own; in the row `rationale_choices` and `rationale_label`.
 
 `answer_label` is None where the table has no labels, `boxes` and `object_ids` where it has no boxes. `object_ids` are indices of
 the boxes among those of all rows about the image.
@@ -20,7 +19,6 @@ the boxes among those of all rows about the image.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -48,6 +46,8 @@ def read_choice_table(
     objects_column: str | None = None,
     boxes_column: str | None = None,
     rationales: bool = False,
+    rationales_column: str = "rationales",
+    rationale_label_column: str = "rationale_label",
     needs_labels: bool = True,
     skipped: list[str] | None = None,
 ) -> Dataset:
@@ -61,14 +61,14 @@ def read_choice_table(
             `LABEL_COLUMNS` that there is by default. `annot_id` or `id` is read too.
         objects_column, boxes_column: Columns that may be missing, `objects` and `boxes` by default.
         rationales: Whether rationales are read.
+        rationales_column, rationale_label_column: Their columns.
         needs_labels: Whether a table without labels is refused.
         skipped: If given, bad rows are left out and their errors are added to this list instead of being raised.
 
     Raises:
         FileNotFoundError: An image does not exist.
-        ValueError: A column is missing, a text is empty or names an object that does not exist, a row has another number of
-            choices than most, a label is none of them, a box is not in the image, or an id occurs twice; the message names the
-            row.
+        ValueError: A column is missing, a text is empty or names an object that does not exist, a row has fewer than two choices,
+            a label is none of them, a box is not in the image, or an id occurs twice; the message names the row.
     """
     image_column = table.column("image_column", image_column)
     label_column = column_of_labels(
@@ -83,31 +83,29 @@ def read_choice_table(
     }
     if columns["objects"] and not columns["boxes"]:
         raise ValueError(f"{table.name}: objects without boxes; expected a column of boxes, one for each object")
-    shapes = {"answer": _shape(table, columns["choices"], columns["label"])}
+    readings = {"answer": _reading(table, columns["choices"], columns["label"])}
     if rationales:
-        for name in ("rationales", "rationale_label"):
-            if name not in table.rows.column_names:
-                there = ", ".join(map(repr, table.rows.column_names))
-                raise ValueError(f"{table.name}: no column {name!r} to choose rationales; there are {there}")
-        columns |= {"rationales": "rationales", "rationale_label": "rationale_label"}
-        shapes["rationale"] = _shape(table, "rationales", "rationale_label")
-    rows = _Rows(images, image_boxes, image_column, shapes)
+        columns["rationales"] = table.column("rationales_column", rationales_column)
+        columns["rationale_label"] = column_of_labels(
+            table, needs_labels, "rationale_label_column", (rationale_label_column,)
+        )
+        readings["rationale"] = _reading(table, columns["rationales"], columns["rationale_label"])
+    rows = _Rows(images, image_boxes, image_column, readings)
     found = read_rows(table, columns, images.add(table, image_column, skipped), rows.read, "annot_id", skipped)
     return Dataset.from_dict({name: [row[name] for row in found] for name in found[0]}, features=_features(found[0]))
 
 
-def _shape(table: Table, choices_column: str | None, label_column: str | None) -> tuple[int, str]:
-    """How many choices most rows have, and how labels that are texts are to be read."""
+def _reading(table: Table, choices_column: str | None, label_column: str | None) -> str:
+    """How labels that are texts are to be read."""
+    if label_column is None:
+        return "text"
     choices: list[list[Any]] = []
     for cell in table.rows[choices_column][:]:
         with suppress(ValueError):
             choices.append(as_list(cell, ""))
             continue
         choices.append([])
-    count = Counter(map(len, choices)).most_common(1)[0][0]
-    if label_column is None:
-        return count, "text"
-    return count, reading_of_labels(table.rows[label_column][:], choices, table.name)
+    return reading_of_labels(table.rows[label_column][:], choices, table.name)
 
 
 def reading_of_labels(labels: Sequence[Any], choices: Sequence[Sequence[Any]], name: str) -> str:
@@ -148,7 +146,7 @@ class _Rows:
     images: TableImages
     image_boxes: dict[str, list[Box]]
     image_column: str
-    shapes: Mapping[str, tuple[int, str]]  # of answers and rationales
+    readings: Mapping[str, str]  # of the labels of answers and rationales
 
     def read(self, values: Mapping[str, Any], keys: Keys, where: str) -> dict[str, Any]:
         """A row."""
@@ -163,7 +161,7 @@ class _Rows:
             **self._choices("answer", ("choices", "label"), values, len(objects), where),
             "objects": [as_text(name, f"{where}: an object") for name in objects],
         }
-        if "rationale" in self.shapes:
+        if "rationale" in self.readings:
             row |= self._choices("rationale", ("rationales", "rationale_label"), values, len(objects), where)
         if "boxes" not in values:
             return {**row, "object_ids": None, "boxes": None}
@@ -173,11 +171,10 @@ class _Rows:
         self, kind: str, columns: tuple[str, str], values: Mapping[str, Any], num_objects: int, where: str
     ) -> dict[str, Any]:
         """The answers or rationales of a row, and which is right: None where the table has no labels."""
-        (of_choices, of_label), (count, how) = columns, self.shapes[kind]
+        (of_choices, of_label), how = columns, self.readings[kind]
         choices = as_list(values[of_choices], f"{where}: the {of_choices}")
-        if len(choices) != count or len(choices) < 2:
-            expected = f"{count}, as most rows have" if count > 1 else "at least 2"
-            raise ValueError(f"{where}: {len(choices)} {of_choices}; expected {expected}")
+        if len(choices) < 2:
+            raise ValueError(f"{where}: {len(choices)} {of_choices}; expected at least 2")
         texts = [str(choice) if type(choice) in (int, float) else choice for choice in choices]
         what = of_choices.removesuffix("s")
         return {

@@ -33,7 +33,14 @@ from transformers.utils.output_capturing import capture_outputs
 from .checkpoint_visualbert import VisualBertCheckpointModel
 from .configuration_visualbert import VisualBertConfig, split_attention_request
 from .linear_visualbert import apply_linear
-from .losses_visualbert import check_classes, check_scores, cross_entropy, kl_divergence
+from .losses_visualbert import (
+    check_choices_mask,
+    check_classes,
+    check_scores,
+    choice_cross_entropy,
+    cross_entropy,
+    kl_divergence,
+)
 from .packing_visualbert import Packing, choose_kernel, encode, wants_attentions
 from .pixels_visualbert import PixelReader, pop_region_inputs
 from .sequence_visualbert import (
@@ -752,6 +759,7 @@ class VisualBertForMultipleChoice(VisualBertPreTrainedModel):
         pixel_mask: torch.Tensor | None = None,
         boxes_unit: torch.Tensor | None = None,
         boxes_mask: torch.Tensor | None = None,
+        choices_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -768,6 +776,9 @@ class VisualBertForMultipleChoice(VisualBertPreTrainedModel):
                 With `pixel_values`: normalised boxes (0..1) of the whole image and its objects.
             boxes_mask (`torch.LongTensor` of shape `(batch_size, regions)`, *optional*):
                 1 for a given box, 0 for padding; `visual_attention_mask` when not given.
+            choices_mask (`torch.LongTensor` of shape `(batch_size, num_choices)`, *optional*):
+                Where questions have different numbers of choices: 1 for a choice, 0 for what fills up their number. Its logits
+                are minus infinity, and it has no part in the loss.
             labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
                 Index of the right choice; -100 is ignored. While a detector is trained too (`config.freeze_region_encoder` is
                 off), the loss includes its class loss, weighted with its `class_loss_weight`.
@@ -790,9 +801,14 @@ class VisualBertForMultipleChoice(VisualBertPreTrainedModel):
         logits_BC = apply_linear(self.cls, self.dropout(outputs.pooler_output)).view(-1, text.shape[1])
         if labels is not None:
             check_classes(labels, logits_BC.shape[:1], "(batch_size,)", logits_BC.shape[1])
-        loss = None
-        if labels is not None:
-            loss = cross_entropy(logits_BC, labels, num_items_in_batch, label_smoothing=self.config.label_smoothing)
+        if choices_mask is not None:
+            check_choices_mask(choices_mask, logits_BC, labels)
+            logits_BC = logits_BC.masked_fill(~choices_mask.to(logits_BC.device).bool(), -torch.inf)
+        loss, smoothing = None, self.config.label_smoothing
+        if labels is not None and choices_mask is not None:
+            loss = choice_cross_entropy(logits_BC, labels, choices_mask, num_items_in_batch, smoothing)
+        elif labels is not None:
+            loss = cross_entropy(logits_BC, labels, num_items_in_batch, label_smoothing=smoothing)
         if labels is not None and class_loss is not None and not self.config.freeze_region_encoder:
             # When this batch is part of a larger one, it counts by its share of the examples.
             share = 1.0 if num_items_in_batch is None else len(labels) / num_items_in_batch

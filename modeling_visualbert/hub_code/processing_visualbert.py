@@ -195,6 +195,7 @@ class VisualBertProcessor(ProcessorMixin):
             "visual_attention_mask",
             "visual_token_type_ids",
             "image_text_alignment",
+            "choices_mask",
             "region_to_phrase_position",
             "pixel_values",
             "pixel_mask",
@@ -227,7 +228,8 @@ class VisualBertProcessor(ProcessorMixin):
                 with that of the whole image, if there is one.
             text: A text or a list of texts. VCR texts are strings or lists of words, so a text given as words has to be in
                 a list of texts.
-            choices: VCR: the choices of the question; a list of such lists for a list of questions.
+            choices: VCR: the choices of the question; a list of such lists for a list of questions. Where some have fewer than
+                others, the result has a `choices_mask` `(batch_size, num_choices)`, 0 for what fills up the number.
             objects: VCR: class names of the objects that tags stand for; a list of such lists for a list of questions.
             boxes: VCR from pixels: boxes of the objects, x1, y1, x2, y2 in pixels; a list for a list of questions.
             polygons: VCR from pixels, for the detector of the published checkpoints: for each object the polygons that
@@ -335,39 +337,56 @@ class VisualBertProcessor(ProcessorMixin):
         finds_regions = "pixel_values" in images and "boxes_unit" not in images
         if finds_regions and (self.whole_image or any(map(len, objects))):
             raise ValueError("images without boxes; expected `boxes`, those of the objects of each question")
-        first = extra["choices"][0]
-        num_choices = len(first) if isinstance(first, (list, tuple)) else 0
-        encoded: list[EncodedText] = []
-        listed = [text for choices in extra["choices"] if isinstance(choices, (list, tuple)) for text in choices]
-        known = read_choices(self.tokenizer, [*texts, *listed], [name for names in objects for name in names])
-        for i, (question, choices, names) in enumerate(zip(texts, extra["choices"], objects, strict=True)):
-            if not isinstance(choices, (list, tuple)) or len(choices) != num_choices or not num_choices:
-                raise ValueError(f"question {i}: choices {choices!r:.60}; expected a list of {num_choices or 'some'}")
-            if isinstance(names, str):
-                raise ValueError(f"question {i}: objects {names!r:.60}; expected a list of class names")
-            cut = settings.cut(2, f"question {i}")
-            encoded += [
-                encode_choice(
-                    *(self.tokenizer, question, choice, names, settings.max_length, self.alignment, cut),
-                    name=f"question {i}, choice {j}",
-                    known=known,
-                )
-                for j, choice in enumerate(choices)
-            ]
-        shape = (len(texts), num_choices)
+        encoded = self._pad_choices(self._encode_each_choice(texts, extra["choices"], objects, settings))
+        shape = (len(texts), len(encoded) // len(texts))
         padded = {name: tensor.unflatten(0, shape) for name, tensor in self._pad(encoded, settings).items()}
+        counts = torch.tensor([len(choices) for choices in extra["choices"]])
+        if (counts < shape[1]).any():
+            padded["choices_mask"] = (torch.arange(shape[1]) < counts[:, None]).long()
         if finds_regions:  # no word names them
             return padded
         offset = int(self.whole_image)  # no word names the whole image
         mask = images.get("visual_attention_mask")
         num_regions = max(map(len, objects)) + offset if mask is None else mask.shape[1]
-        counts = [] if mask is None else mask.sum(dim=1).tolist()
+        given = [] if mask is None else mask.sum(dim=1).tolist()
         for i, names in enumerate(objects):
-            count = counts[i if len(counts) > 1 else 0] if len(counts) in (1, len(texts)) else num_regions
+            count = given[i if len(given) > 1 else 0] if len(given) in (1, len(texts)) else num_regions
             if len(names) + offset > count:
                 raise ValueError(f"question {i}: {len(names)} objects, but regions for {int(count) - offset}")
         alignment = pad_alignment(encoded, num_regions, offset)
         return {**padded, "image_text_alignment": alignment.unflatten(0, shape)}
+
+    def _encode_each_choice(
+        self, texts: list, listed: list, objects: list, settings: CallSettings
+    ) -> list[list[EncodedText]]:
+        """The choices of each question, with the question."""
+        words = [text for choices in listed if isinstance(choices, (list, tuple)) for text in choices]
+        known = read_choices(self.tokenizer, [*texts, *words], [name for names in objects for name in names])
+        encoded = []
+        for i, (question, choices, names) in enumerate(zip(texts, listed, objects, strict=True)):
+            if not isinstance(choices, (list, tuple)) or not choices:
+                raise ValueError(f"question {i}: choices {choices!r:.60}; expected a list of some")
+            if isinstance(names, str):
+                raise ValueError(f"question {i}: objects {names!r:.60}; expected a list of class names")
+            cut = settings.cut(2, f"question {i}")
+            encoded.append(
+                [
+                    encode_choice(
+                        *(self.tokenizer, question, choice, names, settings.max_length, self.alignment, cut),
+                        name=f"question {i}, choice {j}",
+                        known=known,
+                    )
+                    for j, choice in enumerate(choices)
+                ]
+            )
+        return encoded
+
+    def _pad_choices(self, encoded: list[list[EncodedText]]) -> list[EncodedText]:
+        """As many choices for each question, one after another."""
+        # One token, as a text of nothing but padding has nothing to attend to where there are no regions.
+        padding = EncodedText([self.tokenizer.cls_token_id], [0])
+        longest = max(map(len, encoded))
+        return [text for choices in encoded for text in (*choices, *[padding] * (longest - len(choices)))]
 
     def _encode_phrases(
         self, texts: list[str], phrases: list | None, settings: CallSettings
@@ -616,13 +635,17 @@ class VisualBertProcessor(ProcessorMixin):
         return results
 
     def post_process_multiple_choice(self, outputs: Any) -> list[dict[str, Any]]:
-        """VCR: `{"choice": 2, "scores": [0.01, 0.02, 0.96, 0.01]}` for each question; of equal scores the first wins.
+        """VCR: `{"choice": 2, "scores": [0.01, 0.02, 0.96, 0.01]}` for each question, with as many scores as it has choices; of
+        equal scores the first wins.
 
         Args:
             outputs: Output of [`VisualBertForMultipleChoice`], or its logits of shape `(batch_size, num_choices)`.
         """
-        scores = _logits(outputs).float().softmax(dim=-1).tolist()
-        return [{"choice": row.index(max(row)), "scores": row} for row in scores]
+        results = []
+        for logits in _logits(outputs).float():
+            scores = logits[logits != -torch.inf].softmax(dim=-1).tolist()  # what fills up a batch scores nothing
+            results.append({"choice": scores.index(max(scores)), "scores": scores})
+        return results
 
     def post_process_phrase_grounding(
         self,

@@ -59,6 +59,8 @@ class EvaluateArgs:
     label_column: str | None = None
     caption_column: str | None = None
     choices_column: str | None = None
+    rationales_column: str | None = None
+    rationale_label_column: str | None = None
     objects_column: str | None = None
     sentence_column: str | None = None
     phrases_column: str | None = None

@@ -28,6 +28,7 @@ COLUMN_FLAGS = (
     *("image_column", "question_column", "answer_column"),
     *("text_column", "label_column", "caption_column"),
     *("choices_column", "objects_column", "boxes_column"),
+    *("rationales_column", "rationale_label_column"),
     *("sentence_column", "phrases_column"),
 )
 

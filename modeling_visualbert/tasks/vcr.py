@@ -5,7 +5,9 @@ Q->A chooses an answer. QA->R chooses a rationale; its context is the question f
 
 from __future__ import annotations
 
-from collections import defaultdict
+import logging
+import math
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -38,7 +40,10 @@ from .common import ClassArgs, check_labels, corpus_folder, load_tokenizer, make
 from .regions import Boxes, prepare_images, reads_objects
 from .tables import TaskData, first_rows, given_columns, mentioning_own_data, read_tables, reads_table
 
+logger = logging.getLogger(__name__)
+
 SUBTASKS = ("answer", "rationale")
+RATIONALE_COLUMNS = ("rationales_column", "rationale_label_column")
 
 
 @dataclass
@@ -76,6 +81,14 @@ class VcrArgs(ClassArgs):
     label_column: str | None = field(
         default=None,
         metadata={"help": "own data: column of the right choice, as number, text or letter (default: label or answer)"},
+    )
+    rationales_column: str | None = field(
+        default=None,
+        metadata={"help": "own data with --subtask rationale: column of rationales (default: rationales)"},
+    )
+    rationale_label_column: str | None = field(
+        default=None,
+        metadata={"help": "own data with --subtask rationale: column of the right one (default: rationale_label)"},
     )
     objects_column: str | None = field(
         default=None,
@@ -116,6 +129,8 @@ class VcrArgs(ClassArgs):
                 raise ValueError("--score_with: own data has no leaderboard; leave it out")
             if self.subtask == "both":  # own data needs to have no rationales
                 self.subtask = "answer"
+            if self.subtask == "answer" and (given := given_columns(self, *RATIONALE_COLUMNS)):
+                raise ValueError(f"--{next(iter(given))} chooses rationales; expected it with --subtask rationale")
         elif self.objects == "found":
             raise ValueError("--objects found: official files name objects; expected mentioned or all, or own data")
 
@@ -162,6 +177,14 @@ def vcr_task(args: VcrArgs, accelerator: Accelerator, labels_of: str | None = No
     return task
 
 
+def _tell_numbers_of_choices(data: TaskData, subtask: str) -> None:
+    """A row that lacks a choice by mistake looks like one that has fewer."""
+    counts = Counter(len(choices) for split in data.splits.values() for choices in split[f"{subtask}_choices"][:])
+    if len(counts) > 1:
+        listed = ", ".join(f"{counts[number]} of {number}" for number in sorted(counts))
+        logger.warning("questions have different numbers of choices: %s; what some lack is masked", listed)
+
+
 def _freeze_backbone(encoder: RegionEncoder | None, args: VcrArgs) -> None:
     """Apply --freeze_detector to the configuration from which the model is made."""
     if args.freeze_detector is None:
@@ -203,10 +226,11 @@ def _annotations_file(folder: Path, split: str) -> Path:
 def _load_table(args: Any) -> TaskData:
     """One's own table. The regions are those of its boxes; or, if it has none or they are not wanted, those that are found."""
     columns = given_columns(args, "image_column", "question_column", "choices_column", "label_column")
-    columns |= given_columns(args, "objects_column", "boxes_column")
+    columns |= given_columns(args, "objects_column", "boxes_column", *RATIONALE_COLUMNS)
     boxes: dict[str, list[list[float]]] = {}
     columns["rationales"] = args.subtask == "rationale"
     data = read_tables(args, partial(read_choice_table, image_boxes=boxes, **columns), "image")
+    _tell_numbers_of_choices(data, args.subtask)
     has_boxes = [split[0]["boxes"] is not None for split in data.splits.values()]
     if args.objects == "found" or not any(has_boxes):
         splits = {role: _without_objects(split) for role, split in data.splits.items()}
@@ -338,7 +362,9 @@ def make_task(
         if None in labels.values():
             return {"num_examples": len(labels)}
         scores, truth = zip(*((record["scores"], labels[record["id"]]) for record in predictions), strict=True)
-        accuracy = choice_accuracy(scores, truth, num_choices=len(data[split][0][f"{subtask}_choices"]))
+        longest = max(map(len, scores))
+        padded = [[*row, *[-math.inf] * (longest - len(row))] for row in scores]
+        accuracy = choice_accuracy(padded, truth, num_choices=longest)
         return {"accuracy": 100.0 * accuracy, "num_examples": len(truth)}
 
     return Task(

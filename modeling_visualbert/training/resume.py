@@ -66,6 +66,7 @@ MUST_STAY = frozenset(
         *("streaming", "shuffle_buffer"),
         *("question_column", "answer_column", "text_column", "label_column", "caption_column"),
         *("sentence_column", "phrases_column", "boxes_column", "choices_column", "objects_column"),
+        *("rationales_column", "rationale_label_column"),
         *("train_scenes", "val_scenes", "test_scenes", "one_object"),
         *(
             "learning_rate",
