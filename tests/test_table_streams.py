@@ -22,6 +22,10 @@ from modeling_visualbert.data.tables import open_files
 from modeling_visualbert.data.vqa_table import read_vqa_table
 from modeling_visualbert.tasks.batch_errors import naming_examples
 from modeling_visualbert.tasks.classification import ClassificationArgs, classification_task
+from modeling_visualbert.tasks.flickr30k import Flickr30kArgs, flickr30k_task
+from modeling_visualbert.tasks.nlvr2 import Nlvr2Args, nlvr2_task
+from modeling_visualbert.tasks.pretraining import PretrainingArgs, pretraining_task
+from modeling_visualbert.tasks.vcr import VcrArgs, vcr_task
 from modeling_visualbert.tasks.vqa import VqaArgs, vqa_task
 from modeling_visualbert.training.accelerator import make_accelerator
 from modeling_visualbert.training.batches import StepPlan, StreamedBatches
@@ -169,6 +173,81 @@ def test_a_run_is_resumed_with_the_same_bits(tmp_path, tables):
     assert weights(tmp_path / "stopped") == weights(tmp_path / "straight")
 
 
+def inside_of(photos, numbers):
+    return [{"bytes": (photos / f"{number}.png").read_bytes(), "path": None} for number in numbers]
+
+
+def other_rows(task, photos, count):
+    """Rows of tasks other than VQA, with the images inside; those of multiple choice have 2 to 4 choices, and letters."""
+    for n in range(count):
+        images = inside_of(photos, (n % 4, (n + 1) % 4))
+        if task == "nlvr2":
+            yield {"left_image": images[0], "right_image": images[1], "text": f"both are {n}", "label": n % 3 == 0}
+        else:
+            choices = COLOURS[: 2 + n % 3]
+            yield {
+                "image": images[0],
+                "question": f"what is {n}",
+                "choices": choices,
+                "label": "ABCD"[n % len(choices)],
+            }
+
+
+OTHERS = {"nlvr2": (Nlvr2Args, nlvr2_task), "vcr": (VcrArgs, vcr_task)}
+
+
+@pytest.mark.parametrize("task", OTHERS)
+def test_runs_of_other_tasks(tmp_path, tables, photos, task):
+    """The rows and labels of the whole table, resumed with the same bits, the same step on any number of processes; bad rows are
+    listed."""
+    make_args, make_task = OTHERS[task]
+    file = write_table(tmp_path / "train.parquet", list(other_rows(task, photos, 90)))
+    dev = write_table(tmp_path / "dev.parquet", list(other_rows(task, photos, 8)))
+
+    def prepared(name, **changes):
+        values = options(tmp_path, tables, train_file=file, validation_file=dev, max_steps=6, schedule="constant")
+        args = make_args(**{**values, "output_dir": str(tmp_path / name), **changes})
+        accelerator = make_accelerator(args)
+        return make_task(args, accelerator), args, accelerator
+
+    built, *_ = prepared("streamed")
+    whole, *_ = prepared("whole", streaming=False, from_pixels=True)
+    label = "label" if task == "nlvr2" else "answer_label"
+    rows = built.splits["train"]
+    assert rows[label][:] == whole.splits["train"][label][:]
+    key = {"nlvr2": "identifier", "vcr": "annot_id"}[task]
+    epoch = sorted(first(rows, 90), key=lambda row: row[key])
+    image = {"nlvr2": "images", "vcr": "image"}[task]
+    assert [{**row, image: 0} for row in epoch] == [{**row, image: 0} for row in whole.splits["train"]]
+    steps = [
+        [
+            [
+                row[key]
+                for batch, _ in StreamedBatches(rows, StepPlan(90, 12, many, None, 0), one, 2, 5, list)
+                for row in batch
+            ]
+            for one in range(many)
+        ]
+        for many in (1, 2)
+    ]
+    halves = [[one[n : n + 6] for n in range(0, 18, 6)] for one in steps[1]]
+    assert steps[0][0] == [number for pair in zip(*halves, strict=True) for half in pair for number in half]
+    straight = train(*prepared("straight"))
+    train(*prepared("stopped", max_steps=4))
+    resumed = train(*prepared("stopped", resume=True))
+    assert resumed["splits"] == straight["splits"] and resumed["run"]["train_examples"] == 90
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "straight")
+    bad = list(other_rows(task, photos, 90))
+    bad[70] |= {"text" if task == "nlvr2" else "question": " "}
+    file = write_table(tmp_path / "bad.parquet", bad)
+    with pytest.raises(
+        ValueError, match=r"bad.parquet: row 70: the (text|question) is ' '; expected at least one word"
+    ):
+        prepared("bad")
+    train(*prepared("bad", skip_bad_records=True))
+    assert "row 70" in (tmp_path / "bad" / "skipped.txt").read_text()
+
+
 def test_bad_rows_are_listed_once(tmp_path, tables, photos):
     images = [{"bytes": (photos / f"{n}.png").read_bytes(), "path": None} for n in range(4)]
     rows = [{"image": images[n % 4], "text": f"it is {n}", "label": COLOURS[n % 3]} for n in range(40)]
@@ -209,6 +288,29 @@ def test_what_cannot_be_streamed_is_refused(tmp_path, tables, changes, message):
     with pytest.raises(ValueError, match=message):
         args = VqaArgs(**options(tmp_path, tables, **changes))
         vqa_task(args, make_accelerator(args))
+
+
+def test_boxes_phrases_and_captions_are_not_streamed(tmp_path, tables, photos):
+    rows = [{**row, "boxes": [[1, 1, 9, 9]]} for row in other_rows("vcr", photos, 8)]
+    file = write_table(tmp_path / "boxes.parquet", rows)
+    values = options(tmp_path, tables, train_file=file, validation_file=file)
+    with pytest.raises(ValueError, match="boxes.parquet: --streaming reads no boxes; expected --objects found, or"):
+        vcr_task(VcrArgs(**values), make_accelerator(VcrArgs(**values)))
+    args = VcrArgs(**values, objects="found")
+    assert vcr_task(args, make_accelerator(args)).splits["train"]["answer_label"][:] == [0, 1, 2, 1, 1, 1, 0, 1]
+    for make_args, make_task, message in (
+        (Flickr30kArgs, flickr30k_task, "--streaming: phrase grounding looks at the regions of all images first"),
+        (
+            PretrainingArgs,
+            pretraining_task,
+            "--streaming: pre-training reads stored regions, and texts of other images",
+        ),
+    ):
+        args = make_args(
+            str(tmp_path / "run"), train_file=file, validation_file=file, streaming=True, tokenizer="corpus"
+        )
+        with pytest.raises(ValueError, match=message):
+            make_task(args, make_accelerator(args))
 
 
 def test_a_damaged_file_is_named(tmp_path, tables):

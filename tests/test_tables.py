@@ -204,6 +204,11 @@ def test_a_test_file_may_lack_answers(folder):
             "no column 'image'; there are 'question', 'answer', 'img': pass --image_column img",
         ),
         (
+            {"image": None, "Picture_img": ["x"] * 4},
+            {},
+            "no column 'image'; there are 'question', 'answer', 'Picture_img': pass --image_column Picture_img",
+        ),
+        (
             {},
             {"question_column": "text"},
             "no column 'text'; there are 'image', 'question', 'answer': pass --question_column",

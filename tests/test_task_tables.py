@@ -16,7 +16,7 @@ from table_files import write_photos, write_table
 from modeling_visualbert.cli import main
 from modeling_visualbert.corpus.vocabulary import ASSETS
 from modeling_visualbert.data.caption_table import read_caption_table
-from modeling_visualbert.data.choice_table import read_choice_table, reading_of_labels
+from modeling_visualbert.data.choice_table import LabelReading, read_choice_table
 from modeling_visualbert.data.grounding_table import read_grounding_table
 from modeling_visualbert.data.reasoning_table import read_reasoning_table
 from modeling_visualbert.data.table_images import TableImages
@@ -425,13 +425,19 @@ def test_lists_as_pandas_writes_them(folder):
     ],
 )
 def test_labels_of_a_column_are_read_in_one_way(labels, choices, how):
-    if how is None:
-        with pytest.raises(
-            ValueError, match=r"a.csv: the label '1' is the text of a choice and could be the number of another"
-        ):
-            reading_of_labels(labels, choices, "a.csv")
-    else:
-        assert reading_of_labels(labels, choices, "a.csv") == how
+    whole, parts = LabelReading(), LabelReading()
+    whole.add(labels, choices)
+    for label, given in zip(labels, choices, strict=True):  # as a stream does
+        parts.add([label], [given])
+    for reading in (whole, parts):
+        if how is None:
+            with pytest.raises(
+                ValueError, match=r"a.csv: the label '1' is the text of a choice and could be the number of another"
+            ):
+                reading.decide("a.csv")
+        else:
+            reading.decide("a.csv")
+            assert reading.how == how
 
 
 def test_objects_are_boxes_that_the_texts_name(folder):
@@ -677,7 +683,7 @@ def test_pretraining_on_sentences_needs_no_phrases(folder, tokenizer):
     assert source.data.splits["train"]["sentence"][:] == [SENTENCES[n % 3] for n in range(4)]
     with pytest.raises(ValueError, match="--boxes_column: stage 'flickr30k' reads sentences only; leave it out"):
         load_source(replace(args, boxes_column="boxes"), open_tokenizer(tokenizer))
-    with pytest.raises(ValueError, match="--streaming: expected VQA or classification"):
+    with pytest.raises(ValueError, match="--streaming: pre-training reads stored regions, and texts of other images"):
         pretraining_task(replace(args, streaming=True), CPU)
 
 

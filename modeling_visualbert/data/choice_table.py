@@ -19,7 +19,8 @@ the boxes among those of all rows about the image.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,8 @@ from .table_rows import Keys, as_list, as_text, column_of_labels, only_image, op
 from .tables import Table
 
 LABEL_COLUMNS = ("label", "answer")
+Readings = Mapping[str, "LabelReading"]  # of answers and, if there are any, of rationales
+_KINDS = {"answer": ("choices", "label"), "rationale": ("rationales", "rationale_label")}  # their columns
 
 
 def read_choice_table(
@@ -48,6 +51,8 @@ def read_choice_table(
     rationales: bool = False,
     rationales_column: str = "rationales",
     rationale_label_column: str = "rationale_label",
+    with_boxes: bool = True,
+    streamed: Mapping[str, Readings] | None = None,
     needs_labels: bool = True,
     skipped: list[str] | None = None,
 ) -> Dataset:
@@ -62,6 +67,8 @@ def read_choice_table(
         objects_column, boxes_column: Columns that may be missing, `objects` and `boxes` by default.
         rationales: Whether rationales are read.
         rationales_column, rationale_label_column: Their columns.
+        with_boxes: Whether objects and boxes are read, if there are any.
+        streamed: What [`find_readings`] says of tables that come in parts, by their names.
         needs_labels: Whether a table without labels is refused.
         skipped: If given, bad rows are left out and their errors are added to this list instead of being raised.
 
@@ -71,59 +78,108 @@ def read_choice_table(
             a label is none of them, a box is not in the image, or an id occurs twice; the message names the row.
     """
     image_column = table.column("image_column", image_column)
-    label_column = column_of_labels(
-        table, needs_labels, "label_column", (label_column,) if label_column else LABEL_COLUMNS
-    )
-    columns = {
-        "question": table.column("question_column", question_column),
-        "choices": table.column("choices_column", choices_column),
-        "label": label_column,
-        "objects": optional_column(table, "objects_column", objects_column, "objects"),
-        "boxes": optional_column(table, "boxes_column", boxes_column, "boxes"),
-    }
-    if columns["objects"] and not columns["boxes"]:
-        raise ValueError(f"{table.name}: objects without boxes; expected a column of boxes, one for each object")
-    readings = {"answer": _reading(table, columns["choices"], columns["label"])}
+    columns: dict[str, str | None] = {"question": table.column("question_column", question_column)}
+    labels = (label_column,) if label_column else LABEL_COLUMNS
+    columns["choices"] = table.column("choices_column", choices_column)
+    columns["label"] = column_of_labels(table, needs_labels, "label_column", labels)
+    if with_boxes:
+        columns["objects"] = optional_column(table, "objects_column", objects_column, "objects")
+        columns["boxes"] = optional_column(table, "boxes_column", boxes_column, "boxes")
+        if columns["objects"] and not columns["boxes"]:
+            raise ValueError(f"{table.name}: objects without boxes; expected a column of boxes, one for each object")
     if rationales:
+        labels = (rationale_label_column,)
         columns["rationales"] = table.column("rationales_column", rationales_column)
-        columns["rationale_label"] = column_of_labels(
-            table, needs_labels, "rationale_label_column", (rationale_label_column,)
-        )
-        readings["rationale"] = _reading(table, columns["rationales"], columns["rationale_label"])
-    rows = _Rows(images, image_boxes, image_column, readings)
+        columns["rationale_label"] = column_of_labels(table, needs_labels, "rationale_label_column", labels)
+    readings = (streamed or {}).get(table.name) or _readings(table, columns)
+    rows = _Rows(images, image_boxes, image_column, {kind: reading.how for kind, reading in readings.items()})
     found = read_rows(table, columns, images.add(table, image_column, skipped), rows.read, "annot_id", skipped)
     return Dataset.from_dict({name: [row[name] for row in found] for name in found[0]}, features=_features(found[0]))
 
 
-def _reading(table: Table, choices_column: str | None, label_column: str | None) -> str:
-    """How labels that are texts are to be read."""
-    if label_column is None:
-        return "text"
-    choices: list[list[Any]] = []
-    for cell in table.rows[choices_column][:]:
-        with suppress(ValueError):
-            choices.append(as_list(cell, ""))
-            continue
-        choices.append([])
-    return reading_of_labels(table.rows[label_column][:], choices, table.name)
+def _readings(table: Table, columns: Mapping[str, str | None]) -> Readings:
+    """How the labels of a whole table are read, which may have none."""
+    found = {kind: LabelReading() for kind, (choices, _) in _KINDS.items() if choices in columns}
+    for kind, reading in found.items():
+        choices, label = (columns[column] for column in _KINDS[kind])
+        if choices is not None and label is not None:
+            reading.add_column(table, choices, label)
+            reading.decide(table.name)
+    return found
 
 
-def reading_of_labels(labels: Sequence[Any], choices: Sequence[Sequence[Any]], name: str) -> str:
+def find_readings(
+    tables: Iterable[Table],
+    choices_column: str = "choices",
+    label_column: str | None = None,
+    rationales: bool = False,
+    rationales_column: str = "rationales",
+    rationale_label_column: str = "rationale_label",
+) -> tuple[str, Readings]:
+    """The name of a table that comes in parts, and how its labels are read; arguments and errors as of [`read_choice_table`]."""
+    found = {kind: LabelReading() for kind in (_KINDS if rationales else ("answer",))}
+    name = ""
+    for table in tables:
+        name = table.name
+        labels = (label_column,) if label_column else LABEL_COLUMNS
+        columns = {
+            "choices": table.column("choices_column", choices_column),
+            "label": table.column("label_column", *labels),
+        }
+        if rationales:
+            columns["rationales"] = table.column("rationales_column", rationales_column)
+            columns["rationale_label"] = table.column("rationale_label_column", rationale_label_column)
+        for kind, reading in found.items():
+            reading.add_column(table, *(columns[column] for column in _KINDS[kind]))
+    for reading in found.values():
+        reading.decide(name)
+    return name, found
+
+
+class LabelReading:
     """How the labels of a column that are texts are read: as the `text` of a choice, its `number` or its `letter`, whichever is
-    possible in most rows.
+    possible in most rows. `numbers_of_choices` counts rows by how many choices they have."""
 
-    Raises:
-        ValueError: All could be read as text and as number, and would mean different choices.
-    """
-    pairs = [(label, given) for label, given in zip(labels, choices, strict=True) if isinstance(label, str)]
-    readings = ("text", "number", "letter")
-    indices = {how: [_index(label, given, how) for label, given in pairs] for how in readings}
-    if pairs and indices["text"] != indices["number"] and all(None not in indices[how] for how in ("text", "number")):
-        raise ValueError(
-            f"{name}: the label {pairs[0][0]!r} is the text of a choice and could be the number of another; expected numbers "
-            "that are no texts (json, parquet), or letters (A is the first)"
-        )
-    return max(readings, key=lambda how: len(pairs) - indices[how].count(None))
+    def __init__(self) -> None:
+        self.how = "text"
+        self.numbers_of_choices: Counter[int] = Counter()
+        self._possible = Counter(text=0, number=0, letter=0)
+        self._texts: list[str] = []  # the first label that is a text
+        self._count, self._differ = 0, False
+
+    def add_column(self, table: Table, choices_column: str, label_column: str) -> None:
+        """Look at the rows of a table."""
+        choices: list[list[Any]] = []
+        for cell in table.rows[choices_column][:]:
+            choices.append([])
+            with suppress(ValueError):  # which is raised, with its row, when the row is read
+                choices[-1] = as_list(cell, "")
+        self.add(table.rows[label_column][:], choices)
+
+    def add(self, labels: Sequence[Any], choices: Sequence[Sequence[Any]]) -> None:
+        """Look at labels and the choices of their rows."""
+        self.numbers_of_choices.update(len(given) for given in choices if given)
+        for label, given in zip(labels, choices, strict=True):
+            if not isinstance(label, str):
+                continue
+            self._texts = self._texts or [label]
+            self._count += 1
+            found = {how: _index(label, given, how) for how in self._possible}
+            self._possible.update(how for how, index in found.items() if index is not None)
+            self._differ |= found["text"] != found["number"]
+
+    def decide(self, name: str) -> None:
+        """Say how, in `how`, when all rows were looked at; `name` is that of the table, for the message.
+
+        Raises:
+            ValueError: All could be read as text and as number, and would mean different choices.
+        """
+        if self._differ and self._possible["text"] == self._possible["number"] == self._count:
+            raise ValueError(
+                f"{name}: the label {self._texts[0]!r} is the text of a choice and could be the number of another; expected "
+                "numbers that are no texts (json, parquet), or letters (A is the first)"
+            )
+        self.how = max(self._possible, key=self._possible.__getitem__)
 
 
 def _index(label: str, choices: Sequence[Any], how: str) -> int | None:
@@ -146,7 +202,7 @@ class _Rows:
     images: TableImages
     image_boxes: dict[str, list[Box]]
     image_column: str
-    readings: Mapping[str, str]  # of the labels of answers and rationales
+    readings: Mapping[str, str]  # how labels that are texts are read, of answers and rationales
 
     def read(self, values: Mapping[str, Any], keys: Keys, where: str) -> dict[str, Any]:
         """A row."""
@@ -158,20 +214,18 @@ class _Rows:
         row = {
             "image": key,
             "question": _words(values["question"], len(objects), f"{where}: the question"),
-            **self._choices("answer", ("choices", "label"), values, len(objects), where),
+            **self._choices("answer", values, len(objects), where),
             "objects": [as_text(name, f"{where}: an object") for name in objects],
         }
         if "rationale" in self.readings:
-            row |= self._choices("rationale", ("rationales", "rationale_label"), values, len(objects), where)
+            row |= self._choices("rationale", values, len(objects), where)
         if "boxes" not in values:
             return {**row, "object_ids": None, "boxes": None}
         return {**row, "object_ids": self._enter(key, boxes, where), "boxes": boxes}
 
-    def _choices(
-        self, kind: str, columns: tuple[str, str], values: Mapping[str, Any], num_objects: int, where: str
-    ) -> dict[str, Any]:
+    def _choices(self, kind: str, values: Mapping[str, Any], num_objects: int, where: str) -> dict[str, Any]:
         """The answers or rationales of a row, and which is right: None where the table has no labels."""
-        (of_choices, of_label), how = columns, self.readings[kind]
+        (of_choices, of_label), how = _KINDS[kind], self.readings[kind]
         choices = as_list(values[of_choices], f"{where}: the {of_choices}")
         if len(choices) < 2:
             raise ValueError(f"{where}: {len(choices)} {of_choices}; expected at least 2")
@@ -243,4 +297,4 @@ def _features(row: Mapping[str, Any]) -> Features:
     )
 
 
-__all__ = ["LABEL_COLUMNS", "read_choice_table", "reading_of_labels"]
+__all__ = ["LABEL_COLUMNS", "LabelReading", "find_readings", "read_choice_table"]

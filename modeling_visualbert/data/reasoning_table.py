@@ -78,11 +78,12 @@ def image_columns(table: Table, given: str | None, names: Sequence[str] = ("imag
     Raises:
         ValueError: There is no such column.
     """
-    if given is None and set(_SIDES) <= set(table.rows.column_names):
+    there = {*table.rows.column_names, *table.unread}
+    if given is None and there >= {*_SIDES}:
         return [*_SIDES]
     if given is None:
         return [table.column("image_column", *names)]
-    if given in table.rows.column_names:
+    if given in there:
         return [given]
     return [table.column("image_column", name.strip()) for name in given.split(",")]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -64,10 +64,10 @@ class Table:
         for name in names:
             if name in there:
                 return name
-        near = difflib.get_close_matches(names[0], there, n=1, cutoff=0.5)
+        near = _nearest(names[0], there)
         raise ValueError(
             f"{self.name}: no column {' or '.join(map(repr, names))}; there are {', '.join(map(repr, there))}{self.hint}: "
-            f"pass --{flag}{f' {near[0]}' if near else ''}"
+            f"pass --{flag}{f' {near}' if near else ''}"
         )
 
     def first(self, count: int) -> Table:
@@ -77,6 +77,14 @@ class Table:
     def place(self, row: int) -> str:
         """What a row is called in messages; rows are counted from 0, as `datasets` does."""
         return f"{self.name}: row {self.first_row + row}"
+
+
+def _nearest(name: str, there: Sequence[str]) -> str | None:
+    """The column that is called most like it, or has a part that is: `picture_img` for `image`."""
+    parts = {part: column for column in reversed(there) for part in column.lower().split("_")}
+    named = {**parts, **{column.lower(): column for column in reversed(there)}}
+    near = difflib.get_close_matches(name.lower(), named, n=1, cutoff=0.5)
+    return named[near[0]] if near else None
 
 
 # --------------------------------------------------------------------------------------------------------------- reading

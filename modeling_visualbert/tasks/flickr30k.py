@@ -64,6 +64,8 @@ def flickr30k_task(args: Flickr30kArgs, accelerator: Accelerator) -> Task:
     """
     if args.text_only:
         raise ValueError("--text_only: phrases cannot be grounded without regions")
+    if args.streaming:
+        raise ValueError("--streaming: phrase grounding looks at the regions of all images first; leave it out")
     if args.from_pixels:
         raise ValueError("--from_pixels: targets are matched against stored boxes; train on stored regions")
     data = load_flickr30k_data(args)

@@ -98,7 +98,7 @@ def load_nlvr2_data(args: Nlvr2Args) -> TaskData:
     """The splits and where their images are: of one's own table, of the official files, or of the embedded corpus."""
     if reads_table(args):
         columns = given_columns(args, "image_column", "text_column", "label_column")
-        return read_tables(args, partial(read_reasoning_table, **columns), "images")
+        return read_tables(args, partial(read_reasoning_table, **columns), "images", known_columns=("label",))
     folder = corpus_folder(args) / "nlvr2" if reads_corpus(args) else Path(args.data_dir or "")
     skipped: list[str] | None = [] if args.skip_bad_records else None
     splits = {"train": args.train_split, "dev": args.dev_split, "test": args.test_split}

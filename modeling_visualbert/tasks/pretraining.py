@@ -141,7 +141,7 @@ def pretraining_task(args: PretrainingArgs, accelerator: Accelerator) -> Task:
         ValueError, FileNotFoundError: Arguments or files do not fit together.
     """
     if args.streaming:
-        raise ValueError("--streaming: expected VQA or classification; the tables of other tasks are read whole")
+        raise ValueError("--streaming: pre-training reads stored regions, and texts of other images; leave it out")
     if args.from_pixels:
         raise ValueError("--from_pixels: pre-training reads stored regions; leave it out")
     with accelerator.main_process_first():

@@ -63,8 +63,8 @@ class TableArgs(TrainArgs):
     streaming: bool = field(
         default=False,
         metadata={
-            "help": "own data larger than the disk (VQA, classification): read the rows while training on them, mixed only "
-            "with those that come soon after them; implies --from_pixels"
+            "help": "own data larger than the disk (not phrase grounding, not pre-training): read the rows while training on "
+            "them, mixed only with those that come soon after them; implies --from_pixels"
         },
     )
     shuffle_buffer: int = field(
@@ -188,7 +188,7 @@ def read_tables(
         image_key: Column of its rows with the key of an image, or with keys of several. Rows about the same image stay together
             when a dev split is cut.
         fewest_images: How many images a dev split that is cut has at least.
-        known_columns: What has to be known of all training rows, for tasks that can stream them.
+        known_columns: What has to be known of all training rows, where they are streamed.
         look_through: Sees all parts of a stream before their rows are read.
 
     Raises:
@@ -197,8 +197,6 @@ def read_tables(
     images, folder = TableImages(), Path(args.images_dir or ".")
     skipped: list[str] | None = [] if args.skip_bad_records else None
     trains = args.train_split != ""
-    if args.streaming and not known_columns:
-        raise ValueError("--streaming: expected VQA or classification; the tables of other tasks are read whole")
     tables = open_tables(args)
     if trains and "train" not in tables:
         raise ValueError(f"{_described(args)}: no split to train on; expected --train_file, or --train_split NAME")

@@ -8,9 +8,10 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ from datasets import Dataset
 from PIL import Image
 from transformers import PreTrainedModel
 
-from ..data.choice_table import read_choice_table
+from ..data.choice_table import Readings, find_readings, read_choice_table
 from ..data.columns import column_of
+from ..data.table_images import TableImages
+from ..data.table_stream import StreamedRows
+from ..data.tables import Table
 from ..data.vcr import NUM_CHOICES, TAG, AllMetadata, load_vcr, read_all_metadata, read_metadata
 from ..features.batches import processor_arguments
 from ..hub_code.image_processing_visualbert import load_image
@@ -44,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 SUBTASKS = ("answer", "rationale")
 RATIONALE_COLUMNS = ("rationales_column", "rationale_label_column")
+_OF_LABELS = ("choices_column", "label_column", "rationales", *RATIONALE_COLUMNS)
 
 
 @dataclass
@@ -177,9 +182,8 @@ def vcr_task(args: VcrArgs, accelerator: Accelerator, labels_of: str | None = No
     return task
 
 
-def _tell_numbers_of_choices(data: TaskData, subtask: str) -> None:
-    """A row that lacks a choice by mistake looks like one that has fewer."""
-    counts = Counter(len(choices) for split in data.splits.values() for choices in split[f"{subtask}_choices"][:])
+def _tell_numbers_of_choices(counts: Mapping[int, int]) -> None:
+    """Say it, as a row that lacks a choice by mistake looks like one that has fewer."""
     if len(counts) > 1:
         listed = ", ".join(f"{counts[number]} of {number}" for number in sorted(counts))
         logger.warning("questions have different numbers of choices: %s; what some lack is masked", listed)
@@ -229,8 +233,11 @@ def _load_table(args: Any) -> TaskData:
     columns |= given_columns(args, "objects_column", "boxes_column", *RATIONALE_COLUMNS)
     boxes: dict[str, list[list[float]]] = {}
     columns["rationales"] = args.subtask == "rationale"
+    if args.streaming:
+        return _stream_table(args, columns)
     data = read_tables(args, partial(read_choice_table, image_boxes=boxes, **columns), "image")
-    _tell_numbers_of_choices(data, args.subtask)
+    given = (split[f"{args.subtask}_choices"][:] for split in data.splits.values())
+    _tell_numbers_of_choices(Counter(map(len, chain.from_iterable(given))))
     has_boxes = [split[0]["boxes"] is not None for split in data.splits.values()]
     if args.objects == "found" or not any(has_boxes):
         splits = {role: _without_objects(split) for role, split in data.splits.items()}
@@ -247,6 +254,28 @@ def _load_table(args: Any) -> TaskData:
     if args.num_regions is not None:
         raise ValueError("--num_regions: the regions are those of the boxes; expected --objects found")
     return replace(data, boxes=boxes)
+
+
+def _stream_table(args: Any, columns: Mapping[str, Any]) -> TaskData:
+    """The same about regions that are found: boxes are checked against all images, which are not looked at before training.
+
+    Raises:
+        ValueError: There are boxes, and nothing says to leave them out.
+    """
+    streamed: dict[str, Readings] = {}
+    of_labels = {name: value for name, value in columns.items() if name in _OF_LABELS}
+
+    def read(table: Table, images: TableImages, **how: Any) -> Dataset:
+        if args.objects != "found" and {"boxes", args.boxes_column} & {*table.rows.column_names}:
+            raise ValueError(f"{table.name}: --streaming reads no boxes; expected --objects found, or the table whole")
+        return read_choice_table(table, images, {}, **columns, with_boxes=False, streamed=streamed, **how)
+
+    def look_through(tables: Iterable[Table]) -> None:
+        name, readings = find_readings(tables, **of_labels)
+        streamed[name] = readings
+        _tell_numbers_of_choices(readings[args.subtask].numbers_of_choices)
+
+    return read_tables(args, read, "image", known_columns=(f"{args.subtask}_label",), look_through=look_through)
 
 
 def _without_objects(split: Dataset) -> Dataset:
@@ -266,7 +295,8 @@ def _without_objects(split: Dataset) -> Dataset:
 
 def finds_regions(data: TaskData) -> bool:
     """Whether the regions are those that the region encoder finds, as nothing says where objects are."""
-    return next(iter(data.splits.values()))[0]["object_ids"] is None
+    whole = (split for split in data.splits.values() if not isinstance(split, StreamedRows))  # streams name no objects
+    return all(split[0]["object_ids"] is None for split in whole)
 
 
 def check_vcr_labels(data: dict[str, Dataset], args: VcrArgs, subtask: str) -> None:
