@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
@@ -152,7 +153,12 @@ def _is_file(path: str | Path) -> bool:
 
 def _open(file: Any, name: str) -> Image.Image:
     try:
-        with Image.open(file) as image:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", Image.DecompressionBombWarning
+            )  # such images are refused below, in one line
+            opened = Image.open(file)
+        with opened as image:
             return _checked_rgb(image, name)
     except UnidentifiedImageError as error:
         raise ValueError(f"{name}: not an image that Pillow can read") from error
