@@ -1,5 +1,6 @@
 """Runs that are killed, stopped by signals or out of time, damaged checkpoints, and several runs in one folder."""
 
+import contextlib
 import json
 import logging
 import os
@@ -11,7 +12,7 @@ import time
 import pytest
 import torch
 from accelerate import Accelerator
-from killed_runs import STEPS, finish, start, wait_for
+from killed_runs import STEPS, TEST_ID, finish, fork, join, run_vqa, start, wait_for
 from toy_training import interrupted_run, toy_args, toy_task
 
 from modeling_visualbert.cli.errors import exit_status
@@ -87,6 +88,51 @@ def test_twenty_kills_and_the_same_bits(whole, tmp_path):
     assert results(folder) == whole
 
 
+def phases(folder, tables):
+    """Phases of a run from an empty cache, by name: what tells that a process that starts now is there."""
+    started = time.time()
+
+    def count(place, pattern):
+        return sum(1 for _ in place.glob(pattern))
+
+    def begun(place, pattern):
+        with contextlib.suppress(FileNotFoundError):  # between the listing and the look
+            return any(path.stat().st_mtime > started for path in place.glob(pattern))
+        return False
+
+    shards = count(tables, "regions/*.partial/parts/*")
+    return {
+        "corpus": lambda: begun(tables, ".shapes-*.tmp"),
+        "tables": lambda: begun(tables, "tables/.*.tmp"),
+        "regions": lambda: count(tables, "regions/*.partial/parts/*") > shards,
+        "step": lambda: begun(folder, "log.jsonl"),
+        "best": lambda: begun(folder, ".best.tmp"),
+        "checkpoint": lambda: begun(folder / "checkpoints", ".step-*.tmp"),
+    }
+
+
+@pytest.mark.slow
+def test_twenty_kills_from_the_first_picture_to_the_last_step(tmp_path):
+    """While the corpus is drawn, tables are made, regions are found and steps are taken; what is left is gone on with."""
+    whole, folder, tables, chance = tmp_path / "whole", tmp_path / "run", tmp_path / "cache", random.Random(0)
+    join(fork(run_vqa, str(whole), str(tmp_path / "other_cache")), whole, 300)
+    preparing = ["corpus"] * 3 + ["tables"] * 4 + ["regions"] * 5
+    later = [chance.choice(["step", "best", "checkpoint"]) for _ in range(8)]
+    met = []
+    for phase in [*preparing, *later]:
+        process = fork(run_vqa, str(folder), str(tables))
+        if wait_for(process, phases(folder, tables)[phase], 120):
+            met.append(phase)
+        time.sleep(chance.random() * 0.05)
+        process.kill()
+        process.join()
+    assert met[: len(preparing)] == preparing
+    assert len(met) > len(preparing)  # the run may end before the last kill
+    join(fork(run_vqa, str(folder), str(tables)), folder, 300)
+    assert results(folder) == results(whole)
+    assert (folder / "predictions_test.jsonl").read_bytes() == (whole / "predictions_test.jsonl").read_bytes()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_finishes_the_step_saves_and_has_its_exit_status(whole, tmp_path, number):
     folder = tmp_path / "run"
@@ -117,6 +163,31 @@ def test_a_signal_does_not_wait_for_an_evaluation(whole, tmp_path):
     assert progress["evaluation_due"]
     finish(folder)
     assert results(folder) == whole
+
+
+def test_a_stop_in_the_final_evaluation_repeats_no_step(tmp_path):
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    finish(whole, tests=True)
+    process = start(folder, pause=0.1, tests=True)
+    assert wait_for(process, folder.with_name("run.testing").exists)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(30)
+    assert process.exitcode == STOPPED_STATUS
+    assert f"toy: stopped by SIGTERM after step {STEPS} and saved in {folder}" in stderr_of(folder)
+    assert not (folder / "metrics.json").exists()
+    progress = json.loads((list_checkpoints(folder / "checkpoints")[-1] / "run_state.json").read_text())["progress"]
+    assert progress["is_ending"] and progress["step"] == STEPS
+    batches = folder.with_name("run.batches")
+    batches.unlink()
+    finish(folder, tests=True)
+    splits = {100 * (int(first) // 100) for first in batches.read_text().split()}
+    assert splits == {100, TEST_ID}  # no batch of the training split
+    assert (
+        json.loads((folder / "metrics.json").read_text())["splits"]
+        == (json.loads((whole / "metrics.json").read_text())["splits"])
+    )
+    assert (folder / "predictions_test.jsonl").read_bytes() == (whole / "predictions_test.jsonl").read_bytes()
+    assert results(folder) == results(whole)
 
 
 def test_a_second_ctrl_c_interrupts_at_once_and_says_how_to_go_on(tmp_path):

@@ -115,7 +115,8 @@ def with_own_scores(task: Task, predictions: Predictions, split: str) -> Predict
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
     """Write one JSON record per line."""
-    path.write_text("".join(json.dumps(prediction) + "\n" for prediction in predictions), encoding="utf-8")
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(prediction) + "\n" for prediction in predictions)
 
 
 def read_predictions(path: Path) -> Predictions:
