@@ -2,12 +2,17 @@
 
 python benchmarks/bench_full_size.py write FOLDER [--tasks vqa vcr coco nlvr2 flickr30k]
 python benchmarks/bench_full_size.py start FOLDER [--tasks ...] [--processes 2] [--note before]
+python benchmarks/bench_full_size.py measure FOLDER [--parts evaluation loader checkpoint extraction] [--pictures 120000]
+python benchmarks/bench_full_size.py table
 
 `write` makes synthetic files in the official formats, with as many questions, answers, sentences and objects as the official
 ones have, and a store with a small feature for each image: texts and boxes are random, their lengths are not. `start` trains one
 step in fresh processes and measures processor time, wall time and the highest resident memory of each process from its start to
 the end of the first step: the first start with an empty cache, then a later one. `--processes 2` measures both on two processes
-that start together. Appends a line for each to `benchmarks/results/full_size.jsonl`.
+that start together. `measure` measures parts of a run, each in a process of its own (`run_parts.py`); regions of small pictures
+are found in 5000 of them and extrapolated to 120,000, unless `--pictures` asks for all. Both append a line for each measurement
+to `benchmarks/results/full_size.jsonl`, with the note `after` unless another is given. `table` prints what stands there: the
+latest measurements of the version before beside those of this one.
 
 The files of all tasks need 4 GB, most of it the 90,000 metadata files of VCR.
 """
@@ -29,6 +34,7 @@ from typing import Any
 
 import numpy as np
 
+PARTS = ["evaluation", "loader", "checkpoint", "extraction"]  # of `run_parts.py`
 RESULTS = Path(__file__).parent / "results" / "full_size.jsonl"
 DIM, REGIONS = 16, 4  # of the stores: what is measured is the start, not the features
 VQA_IMAGES = {"train2014": 82_783, "val2014": 1000}
@@ -241,10 +247,14 @@ def start(folder: Path, tasks: list[str], processes: int, note: str, cold: bool 
                     "cache_mib": round(kept / 2**20),
                     **{"wall_s": [one["wall_s"] for one in found], "peak_mib": [one["peak_mib"] for one in found]},
                 }
-                print(json.dumps(record), flush=True)
-                RESULTS.parent.mkdir(exist_ok=True)
-                with RESULTS.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(record) + "\n")
+                append(record)
+
+
+def append(record: dict[str, Any]) -> None:
+    """Print a measurement and add it to the results."""
+    print(json.dumps(record), flush=True)
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
 
 
 def _started(folder: Path, task: str, processes: int, cache: str) -> list[dict[str, float]]:
@@ -304,19 +314,73 @@ def _started_at() -> float:
     return booted + ticks / os.sysconf("SC_CLK_TCK")
 
 
+# ------------------------------------------------------------------------------------------- parts of a run, and the table
+
+
+def measure(folder: Path, parts: list[str], pictures: int, note: str) -> None:
+    """Measure each part in a process of its own and append it to the results."""
+    for part in parts:
+        command = [sys.executable, __file__, "part", str(folder), "--parts", part, "--pictures", str(pictures)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        append({"date": datetime.date.today().isoformat(), "workload": part, "note": note, **found})
+
+
+def part(folder: Path, name: str, pictures: int) -> None:
+    """The process that measures a part."""
+    import torch
+    from run_parts import PARTS
+
+    torch.set_num_threads(1)
+    folder.mkdir(parents=True, exist_ok=True)
+    print(json.dumps(PARTS[name](folder, pictures) if name == "extraction" else PARTS[name](folder)))
+
+
+def table() -> None:
+    """Print the latest measurements before and after."""
+    latest: dict[tuple[str, str], dict[str, Any]] = {}
+    for line in RESULTS.read_text("utf-8").splitlines():
+        record = json.loads(line)
+        name = record["workload"]
+        if "start" in record:
+            name += f", {record['start']} start, {record['processes']} process{'es' * (record['processes'] > 1)}"
+        latest[name, record["note"]] = record
+    print("| | before | after |\n|---|---|---|")
+    for name in dict.fromkeys(name for name, _ in latest):
+        cells = [_cell(latest.get((name, note))) for note in ("before", "after")]
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+def _cell(record: dict[str, Any] | None) -> str:
+    """What was measured, without what tells when and where."""
+    hidden = ("date", "workload", "note", "start", "processes", "wall_s")
+    return "; ".join(f"{key} {value}" for key, value in (record or {}).items() if key not in hidden)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["write", "start", "first_step"])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("command", choices=["write", "start", "measure", "table", "first_step", "part"])
+    parser.add_argument("folder", type=Path, nargs="?", help="for files; not needed for `table`")
     parser.add_argument("--tasks", nargs="+", choices=list(WRITERS), default=list(WRITERS))
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--note", default="", help="goes into the results")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--pictures", type=int, default=5000, help="small pictures to find regions in")
+    parser.add_argument("--note", default="after", help="goes into the results")
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.folder is None and args.command != "table":
+        parser.error(f"{args.command}: expected a FOLDER")
     if args.command == "write":
         write(args.folder, args.tasks)
     elif args.command == "start":
         start(args.folder, args.tasks, args.processes, args.note)
+    elif args.command == "measure":
+        measure(args.folder, args.parts, args.pictures, args.note)
+    elif args.command == "part":
+        part(args.folder, args.parts[0], args.pictures)
+    elif args.command == "table":
+        table()
     else:
         first_step(args.folder, args.tasks[0], args.output)
 
