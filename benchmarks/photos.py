@@ -3,7 +3,7 @@
     python benchmarks/photos.py --data_dir data/daquar --tower data/efficientnet_lite0 --bert data/minilm --output_dir runs/photos
 
 `--data_dir` has `questions.csv` (columns image, question, answer; of several answers joined by ", " the first counts, as
-published) and `photos/`. A tenth of the questions is split off by seed and decides nothing but which weights are kept. With
+published) and `photos/`. A share of the questions (`--dev_share`) is split off by seed and decides which weights are kept. With
 `--test_file`, more questions of the same form are answered at the end. Trains examples/recipes/vqa_photos.yaml with and without
 the photos, and adds a line to benchmarks/results/photos.jsonl: accuracies, the most common answer of each kind of question, time
 and size. The photos are for research only: nothing of them is kept but figures.
@@ -17,7 +17,7 @@ import json
 import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,6 @@ from modeling_visualbert.training.args import read_recipe
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "examples" / "recipes" / "vqa_photos.yaml"
 IMAGE_SIZE, GRID_SIZE = "320x416", "5x7"
-PHOTO_QUESTION = "what is in the photo"
-PHOTO_ROWS = 2  # per photo and epoch
-DEV_SHARE = 0.1
 TIMED_QUESTIONS = 64
 
 
@@ -45,14 +42,15 @@ def main() -> None:
     parser.add_argument("--bert", required=True)
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--test_file", type=Path)
+    parser.add_argument("--dev_share", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--max_steps", type=int, help="of both runs, for a quick look")
     args = parser.parse_args()
-    train, dev = split(read_questions(args.data_dir / "questions.csv"), args.seed)
+    train, dev = split(read_questions(args.data_dir / "questions.csv"), args.seed, args.dev_share)
     splits = {"train": train, "dev": dev} | ({"test": read_questions(args.test_file)} if args.test_file else {})
     started = time.perf_counter()
     model = args.output_dir / "with_photos"
-    scores = run(args, model, {**splits, "train": train + photo_rows(train)})
+    scores = run(args, model, splits)
     minutes = (time.perf_counter() - started) / 60
     text_scores = run(args, args.output_dir / "text_only", splits, text_only=True)
     last = "test" if args.test_file else "dev"
@@ -88,68 +86,43 @@ def read_questions(path: Path) -> list[dict[str, Any]]:
     ]
 
 
-def split(rows: Sequence[dict[str, Any]], seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def split(
+    rows: Sequence[dict[str, Any]], seed: int, dev_share: float
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Training and dev questions; the photos are the same ones, as in the published split."""
     shuffled = random.Random(seed).sample(rows, len(rows))
-    count = round(DEV_SHARE * len(rows))
+    count = max(1, round(dev_share * len(rows)))
     return shuffled[count:], shuffled[:count]
 
 
-def photo_rows(train: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A question about each photo as a whole: which of the answers do its training questions mention?
-
-    The answers themselves are left out: the model would learn to look its training answers up.
-    """
-    forms = {form: row["label"]["ids"][0] for row in train for form in _forms(row["label"]["ids"][0].split("_"))}
-    mentioned: dict[str, set[str]] = defaultdict(set)
-    for row in train:
-        words = row["question"].split()
-        pairs = [list(pair) for pair in zip(words, words[1:], strict=False)]
-        for part in [*([word] for word in words), *pairs]:
-            mentioned[row["image"]].update(forms[form] for form in _forms(part) if form in forms)
-    return [
-        {
-            "id": f"photo-{image}-{number}",
-            "image": image,
-            "question": PHOTO_QUESTION,
-            "label": {"ids": sorted(found), "weights": [1 / len(found)] * len(found)},
-        }
-        for image, found in sorted(mentioned.items())
-        for number in range(PHOTO_ROWS if found else 0)
-    ]
-
-
-def _forms(words: Sequence[str]) -> Iterable[str]:
-    """How an answer may be written in a question: in one word or two, in singular or plural. Numbers are no objects."""
-    joined = "".join(words)
-    return () if joined.isdigit() else {joined, joined.removesuffix("s")}
-
-
 def run(args: argparse.Namespace, folder: Path, splits: dict[str, list[dict]], text_only: bool = False) -> dict:
-    """Scores of each split, of a run that is read if it is complete."""
-    if not (folder / "metrics.json").is_file():
-        names = {"train": "train_file", "dev": "validation_file", "test": "test_file"}
-        files = {}
-        for name, rows in splits.items():
-            path = folder.with_name(f"{folder.name}_{name}.jsonl")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-            files[names[name]] = str(path)
-        fields = {
-            **read_recipe(RECIPE, VqaArgs),
-            **files,
-            "output_dir": str(folder),
-            "images_dir": str(args.data_dir / "photos"),
-            "init_from": args.bert,
-            "grid_backbone": args.tower,
-            "image_size": IMAGE_SIZE,
-            "grid_size": GRID_SIZE,
-            "text_only": text_only,
-            "seed": args.seed,
-            "max_steps": args.max_steps,
-        }
-        _, _, accelerator = run_task(vqa_task, VqaArgs(**fields))
-        accelerator.end_training()
+    """Train, and return the scores of each split.
+
+    Raises:
+        FileExistsError: The folder holds another run.
+    """
+    names = {"train": "train_file", "dev": "validation_file", "test": "test_file"}
+    files = {}
+    for name, rows in splits.items():
+        path = folder.with_name(f"{folder.name}_{name}.jsonl")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        files[names[name]] = str(path)
+    fields = {
+        **read_recipe(RECIPE, VqaArgs),
+        **files,
+        "output_dir": str(folder),
+        "images_dir": str(args.data_dir / "photos"),
+        "init_from": args.bert,
+        "grid_backbone": args.tower,
+        "image_size": IMAGE_SIZE,
+        "grid_size": GRID_SIZE,
+        "text_only": text_only,
+        "seed": args.seed,
+        "max_steps": args.max_steps,
+    }
+    _, _, accelerator = run_task(vqa_task, VqaArgs(**fields))
+    accelerator.end_training()
     return read_json(folder / "metrics.json")["splits"]
 
 

@@ -14,6 +14,7 @@ _SIZES = (
     *("vocab_size", "hidden_size", "visual_embedding_dim", "num_hidden_layers", "num_attention_heads"),
     *("intermediate_size", "max_position_embeddings", "type_vocab_size"),
 )
+_SHARES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "label_smoothing", "image_fusion_dropout")
 # By model type: what a model can own to find its regions. `modeling_visualbert.py` has the classes.
 REGION_ENCODER_CONFIGS = {
     config_class.model_type: config_class
@@ -77,6 +78,14 @@ class VisualBertConfig(PortableConfig):
         label_smoothing (`float`, *optional*, defaults to 0.0):
             [`VisualBertForVisualReasoning`] and [`VisualBertForMultipleChoice`]: the share of each label that the loss spreads
             over all classes evenly.
+        image_fusion_size (`int`, *optional*, defaults to 0):
+            [`VisualBertForQuestionAnswering`]: question and image are also multiplied, at this size, and each answer gets a score
+            of the product beside that of `[MASK]` (low-rank bilinear pooling, Kim et al., arXiv 1610.04325). 0: they are not.
+            Other code than this package, such as the classes of `transformers`, does not read these weights.
+        image_fusion_dropout (`float`, *optional*, defaults to 0.5):
+            Dropout of what is multiplied and of the product.
+        mentioned_answers_weight (`float`, *optional*, defaults to 0.0):
+            With `image_fusion_size`: what the loss of `mentioned_answers` is multiplied with; 0 when it is trained without.
     """
 
     model_type = "visual_bert"
@@ -103,6 +112,9 @@ class VisualBertConfig(PortableConfig):
     feature_detector: dict[str, Any] | None = None
     class_weights: list[float] | None = None
     label_smoothing: float | int = 0.0
+    image_fusion_size: int = 0
+    image_fusion_dropout: float | int = 0.5
+    mentioned_answers_weight: float | int = 0.0
     pad_token_id: int | None = 0
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -151,10 +163,12 @@ class VisualBertConfig(PortableConfig):
         for name in _SIZES:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}; expected at least 1")
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "label_smoothing"):
+        for name in _SHARES:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)}; expected at least 0 and less than 1")
-        for name in ("initializer_range", "layer_norm_eps"):
+        if self.image_fusion_size < 0:
+            raise ValueError(f"image_fusion_size {self.image_fusion_size}; expected at least 0")
+        for name in ("initializer_range", "layer_norm_eps", "mentioned_answers_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} {getattr(self, name)}; expected a number of at least 0")
 

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from .files_visualbert import config_file, naming, read_json_object
 
 # Beginnings of the names of a head's tensors; one of its parts may be new without the others.
-_HEAD_PARTS = ("cls.", "cls.predictions.", "cls.seq_relationship.", "attention.")
+_HEAD_PARTS = ("cls.", "fusion.", "cls.predictions.", "cls.seq_relationship.", "attention.")
 # They start as copies of the text's (`special_visual_initialize`).
 _REGION_TABLES = ("embeddings.visual_token_type_embeddings.", "embeddings.visual_position_embeddings.")
 _INNER_PARTS = ("embeddings.", "encoder.", "additional_layer.", "region_encoder.")

@@ -61,15 +61,15 @@ def check_choices_mask(mask_BC: torch.Tensor, logits_BC: torch.Tensor, labels: t
         )
 
 
-def check_scores(labels: torch.Tensor, shape: Sequence[int], dimensions: str) -> None:
+def check_scores(labels: torch.Tensor, shape: Sequence[int], dimensions: str, name: str = "labels") -> None:
     """Labels that are scores of all classes in 0..1.
 
     Raises:
         ValueError: They are of another shape or (on a CPU) no such scores.
     """
-    _check_shape(labels, shape, dimensions, "labels")
+    _check_shape(labels, shape, dimensions, name)
     if labels.is_complex():
-        raise ValueError(f"`labels` of {labels.dtype}; expected scores in 0..1")
+        raise ValueError(f"`{name}` of {labels.dtype}; expected scores in 0..1")
     if not has_values(labels):
         return
     scores = labels.float()
@@ -136,7 +136,16 @@ def kl_divergence(
     return F.kl_div(logits.float().log_softmax(dim=-1), scores.float(), reduction="sum") / count
 
 
+def binary_cross_entropy(
+    logits: torch.Tensor, scores: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """Sum over classes and batch, divided by the batch's size (or that of the global batch, if given)."""
+    count = scores.shape[0] if num_items_in_batch is None else num_items_in_batch
+    return F.binary_cross_entropy_with_logits(logits.float(), scores.float(), reduction="sum") / count
+
+
 __all__ = [
+    "binary_cross_entropy",
     "check_choices_mask",
     "check_classes",
     "check_scores",

@@ -32,8 +32,10 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .checkpoint_visualbert import VisualBertCheckpointModel
 from .configuration_visualbert import VisualBertConfig, split_attention_request
+from .fusion_visualbert import VisualBertImageFusion
 from .linear_visualbert import apply_linear
 from .losses_visualbert import (
+    binary_cross_entropy,
     check_choices_mask,
     check_classes,
     check_scores,
@@ -53,6 +55,7 @@ from .sequence_visualbert import (
     joint_mask,
     phrase_and_region_positions,
     text_of,
+    word_positions,
 )
 
 # How layers know which positions are visible: by the mask that attention implementations take, or in rows without padding.
@@ -372,6 +375,8 @@ class VisualBertPreTrainedModel(VisualBertCheckpointModel):
         super()._init_weights(module)
         if isinstance(module, VisualBertLMPredictionHead):
             init.zeros_(module.bias)
+        elif isinstance(module, VisualBertImageFusion):
+            module.start()
         elif isinstance(module, VisualBertEmbeddings) and module.starts_from_text_tables:
             # Runs after the text tables were loaded; `init.copy_` does not touch tables that the checkpoint has.
             init.copy_(module.visual_token_type_embeddings.weight, module.token_type_embeddings.weight)
@@ -673,7 +678,10 @@ class VisualBertForPreTraining(VisualBertWithPreTrainingHeads):
 
 
 class VisualBertForQuestionAnswering(VisualBertPreTrainedModel):
-    """VQA: scores of `config.num_labels` answers, read from the `[MASK]` token that the processor appends to the question."""
+    """VQA: scores of `config.num_labels` answers, read from the `[MASK]` token that the processor appends to the question.
+
+    With `config.image_fusion_size`, scores of the product of the question and the image are added.
+    """
 
     _auto_class = "AutoModelForVisualQuestionAnswering"
     _unread = ("visual_bert.pooler.",)
@@ -684,6 +692,7 @@ class VisualBertForQuestionAnswering(VisualBertPreTrainedModel):
         self.visual_bert = VisualBertModel(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.cls = nn.Linear(config.hidden_size, config.num_labels)
+        self.fusion = VisualBertImageFusion(config) if config.image_fusion_size else None
         self.post_init()
 
     @can_return_tuple
@@ -702,6 +711,7 @@ class VisualBertForQuestionAnswering(VisualBertPreTrainedModel):
         pixel_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        mentioned_answers: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SequenceClassifierOutput:
         r"""
@@ -711,23 +721,62 @@ class VisualBertForQuestionAnswering(VisualBertPreTrainedModel):
                 distribution from the scores, summed over answers.
             num_items_in_batch (`int`, *optional*):
                 What the summed loss is divided by: the number of questions in the global batch. Defaults to that of this batch.
+            mentioned_answers (`torch.FloatTensor` of shape `(batch_size, num_labels)`, *optional*):
+                For a model with `config.mentioned_answers_weight`: 1 for each answer that is known to be in the image,
+                whatever is asked. Their loss is the binary cross-entropy of what the image alone scores, summed over answers and
+                weighted.
+
+        Raises (beside those of [`VisualBertModel.forward`]):
+            ValueError: Labels of another shape, or that are no scores; or `mentioned_answers` without regions, or for a model
+                that has no loss of them.
         """
         text = text_of(input_ids, inputs_embeds)
         text_mask_BT = text.new_ones(text.shape[:2]) if attention_mask is None else attention_mask
+        visual_embeds, visual_attention_mask, *segments, _ = self.visual_bert.regions_given_or_found(
+            *(visual_embeds, visual_attention_mask, visual_token_type_ids),
+            *(pixel_values, pixel_mask, kwargs.pop("boxes_unit", None), kwargs.pop("boxes_mask", None)),
+            **pop_region_inputs(kwargs),
+        )
+        read_BP = answer_positions(text_mask_BT)[:, None]
+        if self.fusion is not None and visual_embeds is not None:
+            read_BP = torch.cat((read_BP, word_positions(text_mask_BT)), dim=1)
         outputs = self.visual_bert(
             *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds),
-            *(visual_embeds, visual_attention_mask, visual_token_type_ids, image_text_alignment),
-            *(pixel_values, pixel_mask),
-            read_positions=answer_positions(text_mask_BT)[:, None],
+            *(visual_embeds, visual_attention_mask, *segments, image_text_alignment),
+            read_positions=read_BP,
             return_dict=True,
             **kwargs,
         )
-        logits_BL = apply_linear(self.cls, self.dropout(outputs.last_hidden_state[:, 0]))
+        states_BPD, image_BF = outputs.last_hidden_state, None
+        logits_BL = apply_linear(self.cls, self.dropout(states_BPD[:, 0]))
+        if self.fusion is not None and visual_embeds is not None:
+            image_BF = for_each_text(self.fusion.project_image(visual_embeds, visual_attention_mask), len(text))
+            logits_BL = logits_BL + self.fusion(states_BPD[:, 1:], text_mask_BT, image_BF)
+        loss = None
         if labels is not None:
             check_scores(labels, logits_BL.shape, "(batch_size, num_labels)")
-        loss = None if labels is None else kl_divergence(logits_BL, labels, num_items_in_batch)
+            loss = kl_divergence(logits_BL, labels, num_items_in_batch)
+            if mentioned_answers is not None:
+                loss = loss + self._mentioned_loss(image_BF, mentioned_answers, num_items_in_batch)
         return SequenceClassifierOutput(
             loss=loss, logits=logits_BL, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+    def _mentioned_loss(
+        self,
+        image_BF: torch.Tensor | None,
+        mentioned_answers: torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> torch.Tensor:
+        if self.fusion is None or image_BF is None or not self.config.mentioned_answers_weight:
+            raise ValueError(
+                "`mentioned_answers` without regions, or for a model without `image_fusion_size` and "
+                "`mentioned_answers_weight`; expected all"
+            )
+        scores_BL = self.fusion.image_scores(image_BF)
+        check_scores(mentioned_answers, scores_BL.shape, "(batch_size, num_labels)", "mentioned_answers")
+        return self.config.mentioned_answers_weight * binary_cross_entropy(
+            scores_BL, mentioned_answers, num_items_in_batch
         )
 
 

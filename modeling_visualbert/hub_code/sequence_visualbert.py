@@ -118,6 +118,11 @@ def answer_positions(attention_mask: torch.Tensor) -> torch.Tensor:
     return (attention_mask.long().sum(dim=1) - 2).clamp(min=0)
 
 
+def word_positions(attention_mask: torch.Tensor) -> torch.Tensor:
+    """[B, T]: all positions of the text, given its mask; those of padding are 0, so that no padding is read."""
+    return torch.arange(attention_mask.shape[1], device=attention_mask.device) * attention_mask.bool()
+
+
 def phrase_and_region_positions(
     phrases_BE: torch.Tensor, visual_mask: torch.Tensor | None, text_length: int, num_regions: int
 ) -> torch.Tensor:
@@ -148,4 +153,5 @@ __all__ = [
     "joint_mask",
     "phrase_and_region_positions",
     "text_of",
+    "word_positions",
 ]

@@ -97,7 +97,9 @@ def int8_config() -> TorchAoConfig:
     except ImportError as error:
         raise ImportError('int8 needs one more package: pip install "modeling-visualbert[int8]"') from error
     kept = [f"{prefix}{name}" for name in ("embeddings", "region_encoder", "pooler") for prefix in ("", "visual_bert.")]
-    return TorchAoConfig(Int8DynamicActivationInt8WeightConfig(), modules_to_not_convert=[*kept, "attention", "cls"])
+    return TorchAoConfig(
+        Int8DynamicActivationInt8WeightConfig(), modules_to_not_convert=[*kept, "attention", "cls", "fusion"]
+    )
 
 
 def _example_inputs(model: PreTrainedModel) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -345,10 +345,10 @@ def _from_visualbert(head: type[PreTrainedModel], name: str, fields: dict[str, A
     config = VisualBertConfig(**{**old, **fields})
     options = {"ignore_mismatched_sizes": True, "output_loading_info": True}
     model, info = head.from_pretrained(
-        name, config=config, new_parts=("region_encoder.", "additional_layer."), **options
+        name, config=config, new_parts=("region_encoder.", "additional_layer.", "fusion."), **options
     )
     for key, theirs, ours in info["mismatched_keys"]:
         # Another task or answer vocabulary gets a new classifier; anything else is a mistake.
-        if not key.startswith("cls."):
+        if not key.startswith(("cls.", "fusion.")):
             raise ValueError(f"{name}: {key!r} has shape {tuple(theirs)}, expected {tuple(ours)}")
     return model

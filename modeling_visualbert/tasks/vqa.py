@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from ..checkpoints import trained_labels
 from ..data.columns import column_of
 from ..data.files import check_new, index_images, read_text
 from ..data.given_answers import GivenAnswers
+from ..data.image_words import answers_in_questions
 from ..data.table_stream import StreamedRows
 from ..data.vqa2 import find_vqa_files, load_vqa
 from ..data.vqa_table import read_vqa_table
@@ -79,6 +80,34 @@ class VqaArgs(TaskArgs):
             "choices": ["visualbert", "uniform", "mmf"],
         },
     )
+    image_fusion_size: int = field(
+        default=0,
+        metadata={
+            "help": "also multiply question and image, at this size, such as 1024, and score answers from the product: learns "
+            "fast from few questions"
+        },
+    )
+    image_fusion_dropout: float = field(
+        default=0.5, metadata={"help": "with --image_fusion_size: dropout of what is multiplied and of the product"}
+    )
+    mentioned_answers_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "with --image_fusion_size: weight of a loss for finding the answers that training questions about the same "
+            "image mention, such as 0.1"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_fusion_size < 0:
+            raise ValueError(f"--image_fusion_size {self.image_fusion_size}; expected at least 0")
+        if self.mentioned_answers_weight and not self.image_fusion_size:
+            raise ValueError("--mentioned_answers_weight without --image_fusion_size; expected both")
+        if self.mentioned_answers_weight and self.streaming:
+            raise ValueError(
+                "--mentioned_answers_weight with --streaming; expected one of them: all questions are read first"
+            )
 
 
 def vqa_task(args: VqaArgs, accelerator: Accelerator) -> Task:
@@ -107,14 +136,23 @@ def vqa_task(args: VqaArgs, accelerator: Accelerator) -> Task:
             images,
             id2label=dict(enumerate(answers)),
             label2id={answer: index for index, answer in enumerate(answers)},
+            image_fusion_size=args.image_fusion_size,
+            image_fusion_dropout=args.image_fusion_dropout,
+            mentioned_answers_weight=args.mentioned_answers_weight,
         )
         if given_up:  # as many answers in another order would get one another's weights
             torch.nn.init.normal_(model.cls.weight, std=model.config.initializer_range)
             torch.nn.init.zeros_(model.cls.bias)
+            if model.fusion is not None:
+                torch.nn.init.normal_(model.fusion.answers.weight, std=model.config.initializer_range)
     processor = VisualBertProcessor(
         images.image_processor, tokenizer, answers=answers, region_dim=model.config.visual_embedding_dim
     )
-    task = make_task(model, processor, data.splits, images.get, args.target_rule)
+    mentioned = None
+    if args.mentioned_answers_weight and images.get is not None:
+        questions, image_ids = (column_of(train, name).to_pylist() for name in ("question", "image_id"))
+        mentioned = answers_in_questions(questions, image_ids, answers)
+    task = make_task(model, processor, data.splits, images.get, args.target_rule, mentioned)
     task.images, task.skipped = images.paths, data.skipped
     task.write_results = None if reads_table(args) else write_results  # there is no server for one's own data
     if images.encoder is not None and images.paths:
@@ -159,8 +197,17 @@ def make_task(
     data: dict[str, Dataset],
     image_of: Callable[[int], Any] | None,
     target_rule: str = "visualbert",
+    mentioned: Mapping[Any, Sequence[int]] | None = None,
 ) -> Task:
-    """The task over loaded data; `image_of` gives the regions or the image of an image id, None for text only."""
+    """The task over loaded data.
+
+    Args:
+        model, processor: As they are.
+        data: The splits.
+        image_of: The regions or the image of an image id; None for text only.
+        target_rule: How answers become a target.
+        mentioned: For the loss of `mentioned_answers`, the answers in each image, see [`answers_in_questions`].
+    """
     answer_to_index = {answer: index for index, answer in enumerate(processor.answers or ())}
 
     def collate(rows: Rows) -> Batch:
@@ -173,6 +220,10 @@ def make_task(
                 for index, score in answer_targets(*given, answer_to_index, target_rule).items():
                     label[index] = score
             batch["labels"] = labels
+        if mentioned is not None:
+            batch["mentioned_answers"] = torch.zeros(len(rows), len(answer_to_index))
+            for label, row in zip(batch["mentioned_answers"], rows, strict=True):
+                label[mentioned.get(row["image_id"], [])] = 1.0
         return batch
 
     def predict(outputs: Any, rows: Rows) -> Predictions:
@@ -199,7 +250,10 @@ def make_task(
         score_each=score_each,
         count_items=count_examples,
         # Without regions their projection has no gradient; a region encoder has parts that the answer does not depend on.
-        trains_all=image_of is not None and model.config.region_encoder_config is None,
+        # Without a loss of what is in the image, the bias of its scores has none.
+        trains_all=image_of is not None
+        and model.config.region_encoder_config is None
+        and bool(model.config.mentioned_answers_weight) == bool(model.config.image_fusion_size),
     )
 
 

@@ -34,11 +34,11 @@ INTERVALS = {
     **dict.fromkeys(
         (
             *("learning_rate", "backbone_learning_rate", "head_learning_rate"),
-            *("weight_decay", "initializer_range", "second_segment_std"),
+            *("weight_decay", "initializer_range", "second_segment_std", "mentioned_answers_weight"),
         ),
         "[0, inf)",
     ),
-    **dict.fromkeys(("adam_beta2", "dropout", "label_smoothing"), "[0, 1)"),
+    **dict.fromkeys(("adam_beta2", "dropout", "label_smoothing", "image_fusion_dropout"), "[0, 1)"),
     **dict.fromkeys(("warmup_ratio", "score_threshold", "nms_threshold"), "[0, 1]"),
     "mlm_probability": "(0, 1]",
     **dict.fromkeys(("train_val_split", "ema_decay"), "(0, 1)"),

@@ -13,7 +13,7 @@ from .args import TrainArgs
 # What is in the names of parameters that may have a learning rate of their own.
 PARTS = {
     "backbone_learning_rate": ("region_encoder.", "backbone."),
-    "head_learning_rate": ("visual_projection.", "additional_layer.", "cls."),
+    "head_learning_rate": ("visual_projection.", "additional_layer.", "cls.", "fusion."),
 }
 
 

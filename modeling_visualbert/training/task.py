@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 Rows = list[Any]
 Batch = dict[str, Any]
 Predictions = list[dict[str, Any]]
-LABELS = ("labels", "sentence_image_labels")  # the part of a batch that only the loss reads
+LABELS = ("labels", "sentence_image_labels", "mentioned_answers")  # the part of a batch that only the loss reads
 
 
 @dataclass
