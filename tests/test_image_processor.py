@@ -169,7 +169,8 @@ def files_to_refuse():
         "empty": (b"", "not an image that Pillow can read"),
         "truncated jpeg": (jpeg[: len(jpeg) // 2], "damaged or truncated image file"),
         "truncated png": (png[: len(png) // 2], "damaged or truncated image file"),
-        "animated gif": (animation("GIF"), "animated, 3 frames"),
+        "animated gif": (animation("GIF"), "animated, several frames"),
+        "tiff of several pages": (animation("TIFF"), "animated, several frames"),
         "animated png": (animation("PNG"), "animated, 3 frames"),
         "16-bit": (encoded(Image.fromarray(noise()[..., 0].astype(np.uint16) * 257), "PNG"), "16-bit.* expected 8-bit"),
         "float": (
@@ -198,6 +199,45 @@ def test_a_bomb_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     with warnings.catch_warnings(), pytest.raises(ValueError, match="expected at most 89,478,485"):
         warnings.simplefilter("error")
         load_image(file_with(tmp_path, png_header(width, 8)))
+
+
+def jpeg_of_scans(extra):
+    """A progressive JPEG whose last scan is repeated."""
+    whole = io.BytesIO()
+    Image.fromarray(noise(64, 64)).save(whole, "JPEG", progressive=True)
+    content = whole.getvalue()
+    start, end = content.rindex(b"\xff\xda"), content.rindex(b"\xff\xd9")
+    return content[:end] + content[start:end] * extra + content[end:]
+
+
+def test_a_jpeg_that_keeps_its_reader_busy_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    load_image(file_with(tmp_path, jpeg_of_scans(54)))  # 64 of them
+    content = jpeg_of_scans(55)
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    for source in (file_with(tmp_path, content), content, Image.open(io.BytesIO(content))):
+        with pytest.raises(ValueError, match=": JPEG of 65 scans; expected at most 64"):
+            load_image(source)
+
+
+def test_scans_are_counted_across_blocks_and_the_file_is_read_from_where_it_was(tmp_path):
+    plain = encoded(Image.fromarray(noise(64, 64)), "JPEG")
+    comment = b"\xff\xfe" + (65_000).to_bytes(2, "big") + bytes(64_998)  # pushes the scans over the border of a block
+    content = plain[:2] + comment * 16 + comment[:2] + (8_000).to_bytes(2, "big") + bytes(7_998) + plain[2:]
+    assert np.array_equal(pixels_of(file_with(tmp_path, content)), pixels_of(file_with(tmp_path, plain)))
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 40\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+def test_no_file_starts_another_program(tmp_path, monkeypatch):
+    monkeypatch.setattr("subprocess.check_call", lambda *args, **kwargs: pytest.fail("a program was started"))
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(EPS)
+    for source in (path, EPS, io.BytesIO(EPS)):
+        with pytest.raises(ValueError, match="not an image that Pillow can read"):
+            load_image(source)
+    with pytest.raises(ValueError, match="image in EPS format; expected one of JPEG, "):
+        load_image(Image.open(path))
 
 
 def stumps():

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from PIL import ExifTags, Image
 
+from ..hub_code.image_processing_visualbert import FORMATS
+
 
 def upright_size(source: Path | str | bytes) -> tuple[int, int]:
     """Height and width of an image as it is looked at, with its EXIF orientation applied.
@@ -20,7 +22,7 @@ def upright_size(source: Path | str | bytes) -> tuple[int, int]:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about very large images, which are refused when they are loaded
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             lies_on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
             return image.size if lies_on_its_side else image.size[::-1]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
-from ..hub_code.image_processing_visualbert import load_image
+from ..hub_code.image_processing_visualbert import FORMATS, load_image
 
 MAX_UPLOAD_BYTES = 10_000_000
 MAX_PIXELS = 25_000_000  # what phones take; decoded it is 75 MB
@@ -25,7 +25,6 @@ MAX_BODY_BYTES = 64_000  # of a request without an image
 MAX_QUEUE = 64  # questions that wait; more are refused
 KEEP_SECONDS = 900  # images of visitors are deleted after this time
 MAX_KEPT_BYTES = 500_000_000  # of such images on disk
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow reads more, some through other programs
 
 # What the page and `gradio_client` ask for. Gradio has more, such as fetching files from elsewhere, which nobody here needs.
 # Routes are gradio's internals: these are those of 6.31. tests/fixtures/gradio_routes.json lists what is let through and what is

@@ -5,6 +5,7 @@ import io
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,11 @@ MIN_SIDE = 8
 _MAX_SIDE = 4096  # that a checkpoint may resize images to
 MAX_DOWNLOAD = 200_000_000  # bytes
 TIMEOUT = 30  # seconds without an answer
+# Pillow reads more, some through other programs: an EPS file, whatever its name, would start Ghostscript.
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "JPEG2000")
+if find_spec("PIL.AvifImagePlugin"):
+    FORMATS += ("AVIF",)
+_MOST_SCANS = 64  # of a JPEG; encoders write about ten
 _MODES = ("RGB", "RGBA", "L", "LA", "P", "1")
 _CHANNELS = (1, 3, 4)  # of an array: grey, RGB, RGBA
 
@@ -157,7 +163,7 @@ def _open(file: Any, name: str) -> Image.Image:
             warnings.simplefilter(
                 "ignore", Image.DecompressionBombWarning
             )  # such images are refused below, in one line
-            opened = Image.open(file)
+            opened = Image.open(file, formats=FORMATS)
         with opened as image:
             return _checked_rgb(image, name)
     except UnidentifiedImageError as error:
@@ -200,9 +206,11 @@ def _checked_rgb(image: Image.Image, name: str) -> Image.Image:
         raise ValueError(f"{name}: {width} x {height} pixels; expected at most {MAX_PIXELS:,} (decompression bomb?)")
     if min(width, height) < MIN_SIDE:
         raise ValueError(f"{name}: {width} x {height} pixels; expected at least {MIN_SIDE} on each side")
-    # An MPO file is a phone's JPEG with a preview or depth map behind the image.
-    if (frames := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":
+    if image.format not in (None, "MPO", *FORMATS):
+        raise ValueError(f"{name}: image in {image.format} format; expected one of {', '.join(FORMATS)}")
+    if (frames := _frames(image)) is not None:
         raise ValueError(f"{name}: animated, {frames} frames; expected a still image (pick one frame)")
+    _check_scans(image, name)
     if image.mode not in _MODES:
         kind = "16-bit or 32-bit" if image.mode.startswith(("I", "F")) else image.mode
         raise ValueError(
@@ -217,6 +225,40 @@ def _checked_rgb(image: Image.Image, name: str) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
+
+
+def _frames(image: Image.Image) -> str | None:
+    """How many frames an animation has, None if it is a still image. Those of GIF and TIFF files are not counted: in one that is
+    made for it, that takes minutes."""
+    if image.format == "MPO":  # a phone's JPEG with a preview or depth map behind the image, opened as a JPEG
+        return None
+    if image.format == "GIF":
+        return "several" if getattr(image, "is_animated", False) else None
+    if image.format == "TIFF":
+        try:
+            image.seek(1)
+        except EOFError:
+            return None
+        finally:
+            image.seek(0)
+        return "several"
+    frames = getattr(image, "n_frames", 1)
+    return str(frames) if frames > 1 else None
+
+
+def _check_scans(image: Image.Image, name: str) -> None:
+    """Refuse a JPEG that goes over its pixels again and again: a small one keeps a processor busy for minutes."""
+    file = getattr(image, "fp", None)
+    if file is None or image.format not in ("JPEG", "MPO"):
+        return
+    place, scans, last = file.tell(), 0, b""
+    file.seek(0)
+    while block := file.read(1 << 20):
+        scans += (last + block).count(b"\xff\xda")  # in front of every scan; within one, 255 is never followed by this
+        last = block[-1:]
+    file.seek(place)
+    if scans > _MOST_SCANS:
+        raise ValueError(f"{name}: JPEG of {scans} scans; expected at most {_MOST_SCANS}")
 
 
 def _as_array(value: np.ndarray | torch.Tensor) -> np.ndarray:
