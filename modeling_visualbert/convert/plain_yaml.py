@@ -73,8 +73,12 @@ def parse_yaml(text: str | bytes, where: str) -> Any:
     return content
 
 
-def read_yaml(path: str | Path) -> dict[Any, Any]:
+def read_yaml(path: str | Path, expected: str = "a mapping") -> dict[Any, Any]:
     """The mapping in a yaml file that people wrote: a recipe, the facts of a model card.
+
+    Args:
+        path: The file.
+        expected: What an error calls it.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -82,7 +86,7 @@ def read_yaml(path: str | Path) -> dict[Any, Any]:
     """
     content = parse_yaml(read_text(path), str(path))
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: found {described(content)}; expected a mapping, `name: value` lines")
+        raise ValueError(f"{path}: found {described(content)}; expected {expected}")
     return content
 
 

@@ -296,7 +296,7 @@ def read_recipe(path: str | Path, args_class: type[TrainArgs]) -> dict:
             its interval.
     """
     path = recipe_path(path)
-    values = read_yaml(path)
+    values = read_yaml(path, "`name: value` lines")
     known = {f.name: f for f in fields(args_class)}
     hints = get_type_hints(args_class)
     for name, value in values.items():
