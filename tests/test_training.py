@@ -261,7 +261,9 @@ def test_every_real_number_has_an_interval():
     ],
 )
 def test_numbers_outside_their_interval_are_refused(name, value, tmp_path):
-    (args_class,) = [k for k in (DetectionArgs, PretrainingArgs, Nlvr2Args) if name in {f.name for f in fields(k)}][:1]
+    (args_class,) = [
+        k for k in (DetectionArgs, PretrainingArgs, Nlvr2Args, VqaArgs) if name in {f.name for f in fields(k)}
+    ][:1]
     expected = re.escape(f"expected a number in {INTERVALS[name]}")
     with pytest.raises(ValueError, match=rf"--{name} {float(value)}; {expected}"):
         parse_args(args_class, "", ["--output_dir", "x", f"--{name}={value}"])
