@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from transformers import pipeline
 
@@ -63,6 +64,7 @@ def main() -> None:
         "of_kind": {kind: round(value, 1) for kind, value in by_kind(model, last, splits[last], right).items()},
         "minutes": round(minutes, 1),
         **size_and_speed(model / "best", args.data_dir / "photos", dev),
+        "mixed_precision": precision(),
         "seed": args.seed,
         "max_steps": args.max_steps,
     }
@@ -120,10 +122,18 @@ def run(args: argparse.Namespace, folder: Path, splits: dict[str, list[dict]], t
         "text_only": text_only,
         "seed": args.seed,
         "max_steps": args.max_steps,
+        "mixed_precision": precision(),
     }
     _, _, accelerator = run_task(vqa_task, VqaArgs(**fields))
     accelerator.end_training()
     return read_json(folder / "metrics.json")["splits"]
+
+
+def precision() -> str:
+    """That of the recipe where the device multiplies in it; processors without the units take many times as long for it."""
+    units = torch.cpu.get_capabilities()
+    has_units = torch.cuda.is_available() or any(units.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return "bf16" if has_units else "no"
 
 
 def kind_of(question: str) -> str:
