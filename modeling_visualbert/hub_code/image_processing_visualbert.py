@@ -33,6 +33,12 @@ _MOST_SCANS = 64  # of a JPEG; encoders write about ten
 _MODES = ("RGB", "RGBA", "L", "LA", "P", "1")
 _CHANNELS = (1, 3, 4)  # of an array: grey, RGB, RGBA
 
+# Settings that say how an image is resized and scaled.
+_PREPARATION = (
+    *("do_resize", "size", "resample", "do_rescale", "rescale_factor"),
+    *("do_normalize", "image_mean", "image_std"),
+)
+
 ImageSource = Any  # str | Path | bytes | an open file | PIL.Image.Image | numpy.ndarray | torch.Tensor
 
 
@@ -324,17 +330,7 @@ class VisualBertImageProcessor(PilBackend):
     def __init__(self, **kwargs):
         kwargs.pop("auto_map", None)  # saving writes it anew
         super().__init__(**kwargs)
-        together = (
-            "do_resize",
-            "size",
-            "resample",
-            "do_rescale",
-            "rescale_factor",
-            "do_normalize",
-            "image_mean",
-            "image_std",
-        )
-        validate_preprocess_arguments(**{name: getattr(self, name) for name in together})
+        validate_preprocess_arguments(**{name: getattr(self, name) for name in _PREPARATION})
         known = self.valid_kwargs.__annotations__
         self._checked({name: value for name, value in kwargs.items() if name in known})
 
@@ -347,17 +343,7 @@ class VisualBertImageProcessor(PilBackend):
             kwargs: Fields that should differ.
         """
         fields, _ = cls.get_image_processor_dict(pretrained_model_name_or_path)
-        shared = (
-            "do_resize",
-            "size",
-            "resample",
-            "do_rescale",
-            "rescale_factor",
-            "do_normalize",
-            "image_mean",
-            "image_std",
-        )
-        return cls(**{**{name: fields[name] for name in shared if name in fields}, **kwargs})
+        return cls(**{**{name: fields[name] for name in _PREPARATION if name in fields}, **kwargs})
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in `transformers`; the image processor is afterwards what it was before."""
