@@ -1,5 +1,6 @@
 """The demo without a browser: what checkpoints answer, what is drawn, and what visitors may send."""
 
+import asyncio
 import io
 import json
 import re
@@ -280,28 +281,93 @@ def test_texts_are_bounded():
             split_choices(text)
 
 
-@pytest.mark.parametrize("kept", [limits.MAX_KEPT_BYTES, 0])
-def test_uploads_are_bounded_in_sum(kept, tmp_path):
-    import asyncio
-
-    sent, passed = [], []
+def upload_through_limits(tmp_path, kept=0, announced=1000, chunks=(1000,), wait=0.0):
+    """Upload to an app that reads everything and answers 200; the status, the detail, and the middleware."""
+    sent, arriving = [], list(chunks)
 
     async def app(scope, receive, send):
-        passed.append(scope["path"])
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                await send({"type": "http.response.start", "status": 500, "headers": []})
+                raise RuntimeError("the visitor has left")
+            if not message["more_body"]:
+                break
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def receive():
+        await asyncio.sleep(wait)
+        return {"type": "http.request", "body": bytes(arriving.pop(0)), "more_body": bool(arriving)}
 
     async def send(message):
         sent.append(message)
 
     guard = limits.RequestLimits(app, tmp_path)
-    guard._kept.append((limits.time.monotonic(), kept))
-    headers = [(b"content-length", b"1000")]
+    guard.kept.add(kept)
+    headers = [(b"content-length", str(announced).encode())]
     scope = {"type": "http", "method": "POST", "path": "/gradio_api/upload", "headers": headers}
-    asyncio.run(guard(scope, None, send))
-    assert bool(passed) == (kept == 0)
-    assert bool(sent) == (kept > 0)
-    if kept:
-        assert sent[0]["status"] == 503
-        assert "try again" in sent[1]["body"].decode()
+    asyncio.run(guard(scope, receive, send))
+    return [message["status"] for message in sent if "status" in message], sent[-1]["body"].decode(), guard
+
+
+@pytest.mark.parametrize("kept", [limits.MAX_KEPT_BYTES, limits.MAX_KEPT_BYTES - 999, limits.MAX_KEPT_BYTES - 1000, 0])
+def test_uploads_are_bounded_in_sum(kept, tmp_path):
+    statuses, detail, guard = upload_through_limits(tmp_path, kept)
+    if kept + 1000 > limits.MAX_KEPT_BYTES:
+        assert statuses == [503]
+        assert "try again" in detail
+    else:
+        assert statuses == [200]
+        assert guard.kept._sum == kept + 1000
+
+
+def test_uploads_that_arrive_together_are_cut_off_where_there_is_no_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "MAX_KEPT_BYTES", 2500)
+    statuses, detail, guard = upload_through_limits(tmp_path, 0, 2000, (1000, 1000, 1000))
+    assert statuses == [503]
+    assert "try again" in detail
+    assert guard.kept._sum == 2000
+
+
+def test_what_is_only_announced_takes_nothing_from_others(tmp_path):
+    """A hundred headers blocked the page for a quarter of an hour."""
+
+    async def app(scope, receive, send):
+        raise RuntimeError("the visitor has left")
+
+    guard = limits.RequestLimits(app, tmp_path)
+    headers = [(b"content-length", str(limits.MAX_UPLOAD_BYTES).encode())]
+    scope = {"type": "http", "method": "POST", "path": "/gradio_api/upload", "headers": headers}
+    for _ in range(120):
+        with pytest.raises(RuntimeError):
+            asyncio.run(guard(scope, None, None))
+    assert guard.kept.has_room(limits.MAX_KEPT_BYTES)
+
+
+def test_uploads_take_a_bounded_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "UPLOAD_SECONDS", 0.2)
+    statuses, detail, _ = upload_through_limits(tmp_path, chunks=(100,) * 10, wait=0.05)
+    assert statuses == [408]
+    assert "longer than 0.2 seconds" in detail
+
+
+def test_what_was_kept_is_forgotten_in_time(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(limits.time, "monotonic", lambda: now[0])
+    kept = limits.KeptBytes()
+    assert kept.add(limits.MAX_KEPT_BYTES)
+    assert not kept.add(1)
+    now[0] += limits.KEEP_SECONDS + 1
+    assert kept.add(limits.MAX_KEPT_BYTES)
+
+
+def test_an_empty_name_of_the_upload_folder_is_none(monkeypatch):
+    pytest.importorskip("gradio")
+    from modeling_visualbert.demo.page import upload_folder
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    assert upload_folder().is_absolute()
 
 
 # Examples of one's own

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import time
@@ -25,6 +26,8 @@ MAX_BODY_BYTES = 64_000  # of a request without an image
 MAX_QUEUE = 64  # questions that wait; more are refused
 KEEP_SECONDS = 900  # images of visitors are deleted after this time
 MAX_KEPT_BYTES = 500_000_000  # of such images on disk
+UPLOAD_SECONDS = 120  # 10 MB over a slow line of 0.7 Mbit/s
+_FULL = "Too many images at the moment; please try again in some minutes."
 
 # What the page and `gradio_client` ask for. Gradio has more, such as fetching files from elsewhere, which nobody here needs.
 # Routes are gradio's internals: these are those of 6.31. tests/fixtures/gradio_routes.json lists what is let through and what is
@@ -91,6 +94,29 @@ def split_choices(text: Any) -> list[str]:
     return choices
 
 
+class KeptBytes:
+    """How many bytes of uploads are on disk: what has arrived in the last `KEEP_SECONDS`."""
+
+    def __init__(self) -> None:
+        self._arrived: deque[tuple[float, int]] = deque()  # when, bytes
+        self._sum = 0
+
+    def has_room(self, size: int) -> bool:
+        """Whether so many bytes more are accepted."""
+        before = time.monotonic() - KEEP_SECONDS
+        while self._arrived and self._arrived[0][0] < before:
+            self._sum -= self._arrived.popleft()[1]
+        return self._sum + size <= MAX_KEPT_BYTES
+
+    def add(self, size: int) -> bool:
+        """Count bytes that have arrived; False if they are too many."""
+        if not self.has_room(size):
+            return False
+        self._arrived.append((time.monotonic(), size))
+        self._sum += size
+        return True
+
+
 class RequestLimits:
     """
     ASGI middleware: only the routes that the page needs, bodies of bounded size, a bounded amount of uploads, and no mention
@@ -104,7 +130,7 @@ class RequestLimits:
     def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], uploads: str | Path):
         self.app = app
         self.uploads = Path(uploads).resolve()
-        self._kept: deque[tuple[float, int]] = deque()  # when, bytes
+        self.kept = KeptBytes()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -119,11 +145,9 @@ class RequestLimits:
             await self._take_body(scope, receive, send)
 
     async def _take_upload(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The body streams through; the number of bytes must be announced, so that it can be judged before."""
+        """The body streams through; the number of bytes must be announced, so that it can be judged before. What counts as kept
+        is what arrives: visitors who only announce something take nothing from others."""
         announced = _content_length(scope)
-        now = time.monotonic()
-        while self._kept and self._kept[0][0] < now - KEEP_SECONDS:
-            self._kept.popleft()
         if announced is None:
             return await _refuse(scope, send, 411, "How large is the upload? Expected a Content-Length.")
         if announced > MAX_UPLOAD_BYTES + MAX_BODY_BYTES:
@@ -131,10 +155,34 @@ class RequestLimits:
                 f"The upload has {announced / 1e6:.0f} MB; at most {MAX_UPLOAD_BYTES // 1_000_000} MB are accepted."
             )
             return await _refuse(scope, send, 413, message)
-        if sum(size for _, size in self._kept) + announced > MAX_KEPT_BYTES:
-            return await _refuse(scope, send, 503, "Too many images at the moment; please try again in some minutes.")
-        self._kept.append((now, announced))
-        await self.app(scope, receive, send)
+        if not self.kept.has_room(announced):
+            return await _refuse(scope, send, 503, _FULL)
+        cut_off: tuple[int, str] | None = None
+        end = time.monotonic() + UPLOAD_SECONDS
+
+        async def receive_within_limits() -> dict[str, Any]:
+            nonlocal cut_off
+            try:
+                message = await asyncio.wait_for(receive(), end - time.monotonic())
+            except asyncio.TimeoutError:
+                cut_off = 408, f"The upload took longer than {UPLOAD_SECONDS} seconds."
+                return {"type": "http.disconnect"}
+            if not self.kept.add(len(message.get("body", b""))):
+                cut_off = 503, _FULL
+                return {"type": "http.disconnect"}
+            return message
+
+        async def send_until_then(message: dict[str, Any]) -> None:
+            if cut_off is None:
+                await send(message)
+
+        try:
+            await self.app(scope, receive_within_limits, send_until_then)
+        except Exception:
+            if cut_off is None:
+                raise
+        if cut_off is not None:
+            await _refuse(scope, send, *cut_off)
 
     async def _take_body(self, scope: Scope, receive: Receive, send: Send) -> None:
         too_long = f"The request is too long; at most {MAX_BODY_BYTES // 1000} kB are accepted."

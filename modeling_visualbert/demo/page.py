@@ -200,7 +200,7 @@ def launch_page(page: gr.Blocks, host: str | None = None, port: int | None = Non
 
 def upload_folder() -> Path:
     """Where gradio keeps images: a folder of this process, removed when it ends."""
-    if "GRADIO_TEMP_DIR" not in os.environ:
+    if not os.environ.get("GRADIO_TEMP_DIR"):
         global _folder
         _folder = tempfile.TemporaryDirectory(prefix="visualbert_demo_")
         os.environ["GRADIO_TEMP_DIR"] = _folder.name
