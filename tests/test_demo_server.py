@@ -247,6 +247,13 @@ def test_what_the_page_does_not_need_is_not_there(client, route):
     assert client.post(route, json={}).status_code == 404
 
 
+@pytest.mark.parametrize("path", ["call/nope", "cancel", "reset", "queue/join"])
+@pytest.mark.parametrize("body", ["{}", "[]", '{"data": []}', '{"data": [], "fn_index": 99}', "nothing"])
+def test_no_request_is_an_error_of_the_server(client, path, body):
+    answer = client.post(f"/gradio_api/{path}", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code in (400, 404, 422), answer.text
+
+
 def test_uploads_lie_in_a_folder_of_the_process(client, server):
     path = Path(upload(client, image_bytes(0), name="../../../evil<>.png")["path"])
     assert "visualbert_demo_" in path.parts[-3]

@@ -10,7 +10,7 @@ import json
 import re
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ _ROUTES = re.compile(
     r"|gradio_api/(?:info/?|startup-events|theme\.css|heartbeat/\w+|queue/(?:join|data)|upload|upload_progress|cancel|reset/?"
     r"|call/\w+(?:/\w+)?|file=(?!\w+:/).*))"
 )
+
+_CALL = re.compile(r"/gradio_api/call/(\w+)")
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -125,17 +127,24 @@ class RequestLimits:
     Args:
         app: The application behind it.
         uploads: Folder in which uploads are kept.
+        calls: Names of what can be called, for which gradio's programs ask by name; of another name gradio makes an error of the
+            server. None lets all through.
     """
 
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], uploads: str | Path):
+    def __init__(
+        self,
+        app: Callable[[Scope, Receive, Send], Awaitable[None]],
+        uploads: str | Path,
+        calls: Collection[str] | None = None,
+    ):
         self.app = app
-        self.uploads = Path(uploads).resolve()
+        self.uploads, self.calls = Path(uploads).resolve(), calls
         self.kept = KeptBytes()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
-        elif scope["type"] != "http" or not _ROUTES.fullmatch(scope["path"]):
+        elif scope["type"] != "http" or not self._is_served(scope["path"]):
             await _refuse(scope, send, 404, "There is nothing here.")
         elif scope["method"] in ("GET", "HEAD", "OPTIONS"):
             await self.app(scope, receive, send)
@@ -143,6 +152,10 @@ class RequestLimits:
             await self._take_upload(scope, receive, send)
         else:
             await self._take_body(scope, receive, send)
+
+    def _is_served(self, path: str) -> bool:
+        called = _CALL.match(path)
+        return bool(_ROUTES.fullmatch(path)) and (called is None or self.calls is None or called[1] in self.calls)
 
     async def _take_upload(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The body streams through; the number of bytes must be announced, so that it can be judged before. What counts as kept

@@ -176,6 +176,7 @@ def launch_page(page: gr.Blocks, host: str | None = None, port: int | None = Non
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     # Waiting visitors get their place in the queue once a second, not whenever somebody else gets an answer.
     page.queue(status_update_rate=1.0, max_size=MAX_QUEUE, default_concurrency_limit=workers, api_open=False)
+    calls = {function.api_name for function in page.fns.values() if isinstance(function.api_name, str)}
     _, address, _ = page.launch(
         server_name=host,
         server_port=port,
@@ -184,7 +185,7 @@ def launch_page(page: gr.Blocks, host: str | None = None, port: int | None = Non
         max_file_size=MAX_UPLOAD_BYTES,
         max_threads=workers + 4,
         state_session_capacity=_KEPT_SESSIONS,
-        app_kwargs={"middleware": [Middleware(RequestLimits, uploads=upload_folder())]},
+        app_kwargs={"middleware": [Middleware(RequestLimits, uploads=upload_folder(), calls=calls)]},
         theme=_theme(),
         css_paths=Path(__file__).with_name("page.css"),
         footer_links=[],
