@@ -76,6 +76,7 @@ def _image(encoded: Any) -> Image.Image:
         raise ValueError(f"an image is {type(encoded).__name__}; expected base64")
     if encoded.startswith("data:"):
         encoded = encoded.partition(",")[2]
+    encoded = "".join(encoded.split())  # many programs write base64 in lines
     if len(encoded) > MAX_IMAGE_BYTES * 4 // 3 + 4:
         raise ValueError(f"an image has more than {MAX_IMAGE_BYTES // 1_000_000} MB; expected a smaller one")
     try:

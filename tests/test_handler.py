@@ -175,6 +175,13 @@ def test_bad_requests_are_refused_with_a_message(handler, request_, message):
     assert message in str(refusal.value)
 
 
+def test_base64_may_be_written_in_lines(handler):
+    in_lines = base64.encodebytes(base64.b64decode(GOOD)).decode()
+    assert in_lines.count("\n") > 1
+    expected, found = (handler({"inputs": {"image": one, "question": "Is it red?"}}) for one in (GOOD, in_lines))
+    assert found == expected
+
+
 def test_nothing_in_a_request_is_fetched(handler):
     """Wherever a stranger puts an address, no request arrives there."""
     with listener() as (address, requests):

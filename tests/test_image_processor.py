@@ -502,6 +502,7 @@ def test_images_in_memory_are_those_of_the_file(form, transparent, tmp_path):
         **{"buffer": buffer, "read buffer": buffer},
         **{"stored bytes": {"bytes": transparent, "path": "b.png"}, "stored path": {"path": str(tmp_path / "a.png")}},
         "data address": f"data:image/png;base64,{base64.b64encode(transparent).decode()}",
+        "data address in lines": f"data:image/png;base64,{base64.encodebytes(transparent).decode()}",
     }
     expected = pixels_of(tmp_path / "a.png")
     if form == "file":

@@ -201,7 +201,7 @@ def _download(address: str) -> bytes:
 
 def _decode_base64(address: str) -> bytes:
     try:
-        return base64.b64decode(address.partition(",")[2], validate=True)
+        return base64.b64decode("".join(address.partition(",")[2].split()), validate=True)  # often written in lines
     except ValueError as error:
         raise ValueError(f"{address[:30]}...: not base64 ({error}); expected data:image/...;base64,...") from error
 
