@@ -136,7 +136,7 @@ FIELDS = {
             "image_mean ['a', 0, 0]; expected a number for each of 3 channels",
         ),
         ({"image_processor__image_std": [1e9, 1, 1]}, "expected a positive number for each of 3 channels"),
-        ({"image_processor__rescale_factor": 0.0}, "rescale_factor 0.0; expected a positive number"),
+        ({"image_processor__rescale_factor": 0.0}, "rescale_factor 0.0; expected a number other than 0"),
         ({"image_processor__resample": 100}, "resample 100; expected one of PIL.Image.Resampling"),
     ],
     "tokenizer_config.json": [

@@ -390,8 +390,8 @@ class VisualBertImageProcessor(PilBackend):
         for name in ("size", "pad_size", "crop_size"):
             _check_sides(name, checked.get(name))
         factor: Any = checked.get("rescale_factor", 1.0)
-        if not 0 < factor < math.inf:
-            raise ValueError(f"rescale_factor {factor!r}; expected a positive number")
+        if not 0 < abs(factor) < math.inf:
+            raise ValueError(f"rescale_factor {factor!r}; expected a number other than 0")
         if checked.get("resample", 0) not in list(Image.Resampling):
             raise ValueError(f"resample {checked['resample']!r}; expected one of PIL.Image.Resampling")
         if "image_seq_length" in checked:
