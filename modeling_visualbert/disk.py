@@ -100,14 +100,14 @@ def telling_full_disks(
     try:
         yield
     except Exception as error:
-        number = _full_disk(error)
+        number = full_disk(error)
         if number is None:
             raise
         raise OSError(number, f"{os.strerror(number)}; {remedy}", str(path)) from error
 
 
-def _full_disk(error: Exception) -> int | None:
-    """The system's number of an error that is that of a full disk."""
+def full_disk(error: Exception) -> int | None:
+    """The system's number of an error that is that of a full disk, by which library ever; None of any other."""
     if isinstance(error, OSError):
         return error.errno if error.errno in _FULL else None
     text = str(error)
@@ -157,6 +157,7 @@ def sha256_of(path: Path) -> str:
 __all__ = [
     "HashedFile",
     "atomic_file",
+    "full_disk",
     "sha256_of",
     "sync",
     "sync_folder",

@@ -7,27 +7,33 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_checkpoints import save_tiny_checkpoint
+from tiny_checkpoints import save_checkpoint_and_image
 from transformers import AutoConfig
 
 from modeling_visualbert import VisualBertConfig, VisualBertForQuestionAnswering, VisualBertProcessor
 from modeling_visualbert.checkpoints import load_inner_region_encoder
 from modeling_visualbert.cli import main
 from modeling_visualbert.convert.visualbert import convert_original_checkpoint
-from modeling_visualbert.corpus.scenes import render, sample_scene
 from modeling_visualbert.tokenizer import open_tokenizer
 
 QUESTION = "Is there a red star?"
 DIGITS = "9" * 5000
 
 
+def test_a_missing_package_stays_one_that_is_missing(world, tmp_path):
+    """The files are not to blame, but which ones need it is said."""
+    shutil.copytree(world / "vqa", tmp_path / "vqa")
+    fields = json.loads((tmp_path / "vqa" / "config.json").read_text())
+    fields["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (tmp_path / "vqa" / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(ImportError, match=f"^{tmp_path}/vqa: .*pip install"):
+        VisualBertForQuestionAnswering.from_pretrained(tmp_path / "vqa")
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A complete checkpoint and an image."""
-    folder = tmp_path_factory.mktemp("world")
-    save_tiny_checkpoint("vqa", folder / "vqa")
-    render(sample_scene(3, "files")).save(folder / "image.png")
-    return folder
+    return save_checkpoint_and_image(tmp_path_factory.mktemp("world"), "files")
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from modeling_visualbert import RegionDetector, RegionDetectorConfig, RegionDete
 from modeling_visualbert.cli import main
 from modeling_visualbert.convert.checkpoint_files import summarise
 from modeling_visualbert.convert.detector_families import FAMILIES, _longest_suffix
-from modeling_visualbert.convert.plain_yaml import parse_yaml
 from modeling_visualbert.convert.region_detector import (
     _config,
     _depths,
@@ -28,6 +27,7 @@ from modeling_visualbert.convert.region_detector import (
     name_outputs,
 )
 from modeling_visualbert.convert.visualbert import convert_original_checkpoint
+from modeling_visualbert.data.plain_yaml import parse_yaml
 
 TOLERANT = {"canonical_scale": 44}  # of the recorded pyramids; no yaml tells it
 

@@ -2,12 +2,14 @@
 
 import errno
 import json
+import os
 import resource
 from contextlib import contextmanager
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny_checkpoints import save_tiny_checkpoint
 from toy_training import log_of, toy_args, toy_task
 
 from modeling_visualbert.cli import main
@@ -113,6 +115,17 @@ def test_a_full_disk_leaves_no_converted_model(tmp_path):
     assert json.loads((tmp_path / "converted" / "config.json").read_text())["architectures"] == [
         type(task.model).__name__
     ]
+
+
+def test_a_full_disk_ends_a_command_in_one_line(tmp_path, capsys):
+    """Also one that writes with a library whose errors are no `OSError`."""
+    save_tiny_checkpoint("vqa", tmp_path / "vqa")
+    capsys.readouterr()
+    with files_of_at_most(100_000):
+        assert main(["push", str(tmp_path / "vqa"), "me/vqa", "--dry_run", "--folder", str(tmp_path / "new")]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "it/s]" not in line]
+    assert line.startswith("visualbert push: ")
+    assert os.strerror(errno.EFBIG) in line
 
 
 def test_a_full_disk_leaves_no_corpus(tmp_path):

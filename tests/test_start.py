@@ -7,11 +7,10 @@ import sys
 
 import pytest
 from processes import environment
-from tiny_checkpoints import save_tiny_checkpoint
+from tiny_checkpoints import save_checkpoint_and_image
 
 from modeling_visualbert.cli import build_parser
 from modeling_visualbert.cli.start import NEEDED_FOR_INTEGERS, NEVER_NEEDED, QUESTION_COMMANDS, prepare_process
-from modeling_visualbert.corpus.scenes import render, sample_scene
 
 # Packages that this one or `transformers` uses elsewhere.
 HEAVY = {
@@ -30,10 +29,7 @@ print(json.dumps([status, sorted(imported)]), file=sys.stderr)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A checkpoint and an image."""
-    folder = tmp_path_factory.mktemp("start")
-    save_tiny_checkpoint("vqa", folder / "vqa")
-    render(sample_scene(0, "start")).save(folder / "image.png")
-    return folder
+    return save_checkpoint_and_image(tmp_path_factory.mktemp("start"), "start")
 
 
 def test_a_question_is_answered_without_what_it_does_not_need(folder):

@@ -3,6 +3,7 @@
 from helpers import MODELS, randomise
 
 from modeling_visualbert import QueryRegionEncoder, VisualBertConfig, VisualBertImageProcessor, VisualBertProcessor
+from modeling_visualbert.corpus.scenes import render, sample_scene
 from modeling_visualbert.corpus.vocabulary import corpus_tokenizer
 from modeling_visualbert.tasks.common import DETECTOR
 
@@ -45,6 +46,13 @@ def tiny_checkpoint(task, seed=0, std=0.2, num_hidden_layers=1, labels=None, **o
         **of_processor,
     )
     return model, processor
+
+
+def save_checkpoint_and_image(folder, seed):
+    """A complete VQA checkpoint `vqa` and a picture `image.png`."""
+    save_tiny_checkpoint("vqa", folder / "vqa")
+    render(sample_scene(0, seed)).save(folder / "image.png")
+    return folder
 
 
 def save_tiny_checkpoint(task, folder, **options):

@@ -8,6 +8,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from ..disk import full_disk
+
 DEBUG = "MODELING_VISUALBERT_DEBUG"  # if this variable is set, the traceback is shown as well
 
 
@@ -47,7 +49,7 @@ def _stopped(error: Exception) -> int | None:
 
 def _is_mistake(error: Exception) -> bool:
     """Whether the message says what is wrong with files, arguments or numbers."""
-    if isinstance(error, (ValueError, TypeError, OSError, ImportError, FloatingPointError)):
+    if isinstance(error, (ValueError, TypeError, OSError, ImportError, FloatingPointError)) or full_disk(error):
         return True
     from huggingface_hub.errors import StrictDataclassError
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from ..data.files import read_text
+from ..data.plain_yaml import parse_yaml
 from ..hub_code.configuration_region_detector import RegionDetectorConfig
 from ..hub_code.detection_ops import cell_anchors, legacy_cell_anchors
 from ..hub_code.files_visualbert import naming
@@ -25,7 +26,6 @@ from ..hub_code.modeling_region_detector import RegionDetector
 from .array_pickles import load_arrays
 from .checkpoint_files import KeyReport, load_weights
 from .detector_families import FAMILIES, Family, guess_family, nested
-from .plain_yaml import parse_yaml
 
 logger = logging.getLogger(__name__)
 

@@ -322,16 +322,16 @@ def extract_store(
         encoder.to(processes.device)
         shards = {number: range(len(images))[number * per_shard : (number + 1) * per_shard] for number in mine}
         total, hidden = sum(map(len, shards.values())), not (progress and processes.is_main)
-        with tqdm(total=total, desc="finding regions", unit="image", disable=hidden) as bar:
+        bar = tqdm(total=total, desc="finding regions", unit="image", disable=hidden)
+        with _saying_how_to_go_on(draft), bar:
             for number, positions in shards.items():
                 files = _image_files(positions, images, options.hash_images)
                 given = None if boxes is None else {position: boxes[position] for position in positions}
-                with _saying_how_to_go_on(draft):
-                    rows, failed = _extract_shard(
-                        positions, images, encoder, image_processor, options, bar, given, skip_unreadable
-                    )
-                    files = {row["image_id"]: files[row["image_id"]] for row in rows if row["image_id"] in files}
-                    draft.write_shard(number, rows, failed, files)
+                rows, failed = _extract_shard(
+                    positions, images, encoder, image_processor, options, bar, given, skip_unreadable
+                )
+                files = {row["image_id"]: files[row["image_id"]] for row in rows if row["image_id"] in files}
+                draft.write_shard(number, rows, failed, files)
         processes.wait()
         if processes.is_main:
             draft.finish(num_shards)

@@ -13,6 +13,7 @@ from datasets import Image as ImageColumn
 from PIL import Image
 
 from ..data.files import IMAGE_SUFFIXES, files_below, is_unicode, read_lines, skipping
+from ..hub_code.image_processing_visualbert import FORMATS
 from .extract import ImageOrFile
 
 Named = Sequence[tuple[str, ImageOrFile, str]]  # name, image, and where it comes from, for errors
@@ -108,7 +109,7 @@ def _open(column: Column, row: int) -> Image.Image:
     record = column[row]
     if record is None:
         raise ValueError("there is no image in this row")
-    return Image.open(io.BytesIO(record["bytes"]) if record["bytes"] is not None else record["path"])
+    return Image.open(io.BytesIO(record["bytes"]) if record["bytes"] is not None else record["path"], formats=FORMATS)
 
 
 def _identified(

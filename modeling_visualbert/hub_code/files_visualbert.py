@@ -14,9 +14,8 @@ from transformers import PreTrainedTokenizerFast
 # What `transformers` reads beside configuration and weights.
 IMAGE_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json")
-_OF_FIELDS = re.compile(
-    r"^(Class v|V)alidation error for (validator|field) '\w+': \w+: "
-)  # before what is wrong with one
+# What the Hub's library writes in front of what is wrong with a field.
+_OF_FIELDS = re.compile(r"^(Class v|V)alidation error for (validator|field) '\w+': \w+: ")
 _MAX_BYTES = 10 << 20  # tokenizers of BERT have a few megabytes at most
 # A model is built, part by part, before weights are compared with it. These bound the time that it takes.
 _MAX_SIZE = 1_000_000_000
@@ -113,6 +112,7 @@ def naming(file: str | Path, *others: str | Path) -> Iterator[None]:
     Raises:
         ValueError: Something failed.
         OSError: A file is missing or cannot be read, as the error itself says.
+        ImportError: A package is missing.
     """
     try:
         yield
@@ -120,12 +120,13 @@ def naming(file: str | Path, *others: str | Path) -> Iterator[None]:
         text = _OF_FIELDS.sub("", " ".join(str(error).split()))
         if isinstance(error, OSError) and (error.errno is not None or text == str(error)):
             raise
-        if isinstance(error, OSError):
-            raise OSError(f"{file}: {text:.500}") from error
+        if isinstance(error, (OSError, ImportError)):
+            kind: type[Exception] = OSError if isinstance(error, OSError) else ImportError
+            raise kind(f"{file}: {text:.500}") from error
         if isinstance(error, ValueError) and str(error).startswith(tuple(f"{name}" for name in (file, *others))):
             raise
-        kind = "" if isinstance(error, (ValueError, StrictDataclassError)) and text else f"{type(error).__name__}: "
-        raise ValueError(f"{file}: cannot be used: {kind}{text:.500}".removesuffix(": ")) from error
+        what = "" if isinstance(error, (ValueError, StrictDataclassError)) and text else f"{type(error).__name__}: "
+        raise ValueError(f"{file}: cannot be used: {what}{text:.500}".removesuffix(": ")) from error
 
 
 __all__ = [

@@ -165,10 +165,8 @@ def _is_file(path: str | Path) -> bool:
 
 def _open(file: Any, name: str) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", Image.DecompressionBombWarning
-            )  # such images are refused below, in one line
+        with warnings.catch_warnings():  # of images that are refused below, in one line
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             opened = Image.open(file, formats=FORMATS)
         with opened as image:
             return _checked_rgb(image, name)

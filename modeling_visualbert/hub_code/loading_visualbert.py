@@ -29,9 +29,8 @@ _INNER_PARTS = ("embeddings.", "encoder.", "additional_layer.", "region_encoder.
 _HARMLESS = ("pooler.", "embeddings.position_ids", "embeddings.token_type_ids")
 _INTEGERS = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")  # as safetensors has them
 _MAX_HEADER = 10 << 20  # bytes of a safetensors file in front of its numbers
-_MAX_NEW = (
-    64 << 20
-)  # numbers that a model may have beside those of its files; small parts are told by name once it is loaded
+# Numbers that a model may have beside those of its files; small parts are told by name once it is loaded.
+_MAX_NEW = 64 << 20
 _MOST_COPIES = 4  # of the numbers in a file: tied weights are there twice
 _CHECKED_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _SHOWN = 5

@@ -170,9 +170,8 @@ class VisualBertProcessor(ProcessorMixin):
             )
         kind = "answers" if self.task == "vqa" else "labels"
         ours, theirs = getattr(self, kind), [label for _, label in sorted(config.id2label.items())]
-        is_numbered = theirs == [
-            f"LABEL_{number}" for number in range(len(theirs))
-        ]  # the model does not know their names
+        # A model that does not know their names.
+        is_numbered = theirs == [f"LABEL_{number}" for number in range(len(theirs))]
         if ours is None or ours == theirs or (is_numbered and len(ours) == len(theirs)):
             return
         if len(ours) != len(theirs):

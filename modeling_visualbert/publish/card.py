@@ -13,7 +13,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..convert.plain_yaml import read_yaml
+from ..data.plain_yaml import read_yaml
 from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..hub_code.tasks_visualbert import HEADS, TASKS
 from ..published import published_checkpoints

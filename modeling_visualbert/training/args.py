@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from transformers import HfArgumentParser
 
-from ..convert.plain_yaml import read_yaml
+from ..data.plain_yaml import read_yaml
 from .recipes import recipe_path
 
 PRECISIONS = ("no", "bf16", "fp16")

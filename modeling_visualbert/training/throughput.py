@@ -49,9 +49,8 @@ def forward_flops(config: VisualBertConfig, sequences: int, tokens: int, regions
         regions: Number of their regions.
     """
     hidden, length = config.hidden_size, tokens + regions
-    dense = (
-        4 * hidden**2 + 2 * hidden * config.intermediate_size
-    )  # query, key, value, output; the two layers after them
+    # Query, key, value and output; the two layers after them.
+    dense = 4 * hidden**2 + 2 * hidden * config.intermediate_size
     layer = 2 * length * dense + 2 * 2 * length**2 * hidden
     projection = 2 * regions * config.visual_embedding_dim * hidden
     return sequences * (config.num_hidden_layers * layer + projection + 2 * hidden**2)
@@ -141,9 +140,8 @@ class Throughput:
         counts = {name: int(mask.sum()) for name, mask in (("tokens", text), ("regions", visual)) if mask is not None}
         if self.config is not None and text is not None and visual is not None:
             sequences = text.numel() // text.shape[-1]
-            regions = max(
-                visual.shape[-1], visual.numel() // sequences
-            )  # one picture for all choices; or two for one text
+            # One picture for all choices, or two for one text.
+            regions = max(visual.shape[-1], visual.numel() // sequences)
             counts["flops"] = 3 * forward_flops(self.config, sequences, text.shape[-1], regions)
         return counts
 

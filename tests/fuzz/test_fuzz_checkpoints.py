@@ -11,12 +11,11 @@ import pytest
 from campaign import attempt, examples, judge
 from hypothesis import given, strategies
 from mutations import mutate_json, mutate_safetensors, refer_elsewhere, repeat_key
-from tiny_checkpoints import save_tiny_checkpoint
+from tiny_checkpoints import save_checkpoint_and_image
 
 from modeling_visualbert import VisualBertForQuestionAnswering, VisualBertProcessor
 from modeling_visualbert.checkpoints import load_inner_region_encoder
 from modeling_visualbert.cli import main
-from modeling_visualbert.corpus.scenes import render, sample_scene
 from modeling_visualbert.demo.checkpoint import Checkpoint
 
 MUTATIONS = {
@@ -52,10 +51,7 @@ DOORS = {
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("world")
-    save_tiny_checkpoint("vqa", folder / "vqa")
-    render(sample_scene(3, "fuzz")).save(folder / "image.png")
-    return folder
+    return save_checkpoint_and_image(tmp_path_factory.mktemp("world"), "fuzz")
 
 
 @cache

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ..data.files import described, read_text
+from .files import described, read_text
 
 _MAX_SIZE = 1_000_000  # characters and values
 _PYTHON = "tag:yaml.org,2002:python/"
