@@ -33,11 +33,19 @@ def sized(head, *sizes):
     return inputs
 
 
+FUSED = {"image_fusion_size": 12}
+
+
 @pytest.mark.parametrize(
-    "head", ["vqa", *(pytest.param(h, marks=pytest.mark.slow) for h in ("pretraining", "vcr", "nlvr2", "flickr30k"))]
+    ("head", "fields"),
+    [
+        ("vqa", {}),
+        ("vqa", FUSED),
+        *(pytest.param(h, {}, marks=pytest.mark.slow) for h in ("pretraining", "vcr", "nlvr2", "flickr30k")),
+    ],
 )
-def test_onnx_equals_the_model_for_all_sizes(head, tmp_path):
-    model = tiny_model(head)
+def test_onnx_equals_the_model_for_all_sizes(head, fields, tmp_path):
+    model = tiny_model(head, **fields)
     names = export_onnx(model, tmp_path / "model.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
     for sizes in ((3, 9, 6), (5, 14, 11)):
@@ -47,6 +55,17 @@ def test_onnx_equals_the_model_for_all_sizes(head, tmp_path):
             expected = meaningful(head, model(**inputs), inputs)
         found = meaningful(head, run(tmp_path / "model.onnx", inputs), inputs)
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_size_that_became_that_of_the_example_is_told(tmp_path, monkeypatch):
+    model = tiny_model("vqa", **FUSED)
+    project = model.fusion.project_image
+    monkeypatch.setattr(
+        model.fusion, "project_image", lambda regions, mask: project(regions, mask) * torch.ones(len(regions), 1)
+    )
+    with pytest.raises(RuntimeError, match="input_ids: axis 0 of the ONNX file is 2 for good; expected any size"):
+        export_onnx(model, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
 
 
 def test_int8_onnx_from_the_command_line(tmp_path, capsys):

@@ -750,7 +750,7 @@ class VisualBertForQuestionAnswering(VisualBertPreTrainedModel):
         states_BPD, image_BF = outputs.last_hidden_state, None
         logits_BL = apply_linear(self.cls, self.dropout(states_BPD[:, 0]))
         if self.fusion is not None and visual_embeds is not None:
-            image_BF = for_each_text(self.fusion.project_image(visual_embeds, visual_attention_mask), len(text))
+            image_BF = for_each_text(self.fusion.project_image(visual_embeds, visual_attention_mask), text.shape[0])
             logits_BL = logits_BL + self.fusion(states_BPD[:, 1:], text_mask_BT, image_BF)
         loss = None
         if labels is not None:

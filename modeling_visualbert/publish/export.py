@@ -75,6 +75,7 @@ def export_onnx(model: PreTrainedModel, path: str | Path, int8: bool = False) ->
                 external_data=False,
                 verbose=False,
             )
+        _check_axes(draft, axes)
         if int8:
             # Weights of 7 bits: sums of products of 8 bits overflow on processors without VNNI, and the file is for any.
             options = {"per_channel": True, "weight_type": QuantType.QInt8, "reduce_range": True}
@@ -82,6 +83,21 @@ def export_onnx(model: PreTrainedModel, path: str | Path, int8: bool = False) ->
             draft = Path(folder) / "int8.onnx"
         draft.replace(path)
     return list(inputs)
+
+
+def _check_axes(path: Path, axes: dict[str, Any]) -> None:
+    """
+    Raises:
+        RuntimeError: A size that may differ has become that of the example, which the exporter does not say.
+    """
+    import onnx
+
+    for given in onnx.load(path, load_external_data=False).graph.input:
+        sizes = given.type.tensor_type.shape.dim
+        if fixed := [place for place in axes.get(given.name, ()) if not sizes[place].dim_param]:
+            raise RuntimeError(
+                f"{given.name}: axis {fixed[0]} of the ONNX file is {sizes[fixed[0]].dim_value} for good; expected any size"
+            )
 
 
 def int8_config() -> TorchAoConfig:
