@@ -25,10 +25,8 @@ def set_up_sharding(accelerator: Accelerator) -> None:
     models with buffers could not be shared.
     """
     if accelerator.distributed_type == DistributedType.MULTI_CPU and parse_flag_from_env("ACCELERATE_USE_FSDP"):
-        for state in (
-            PartialState(),
-            accelerator.state,
-        ):  # every new view of the second takes over what the first one has
+        # Every new view of the second state takes over what the first one has.
+        for state in (PartialState(), accelerator.state):
             state.distributed_type = DistributedType.FSDP
         accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
     if is_sharded(accelerator):
