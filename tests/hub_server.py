@@ -8,9 +8,12 @@ demand. `huggingface_hub` and `transformers` talk to it through HTTP as to the r
 
 import base64
 import hashlib
+import io
 import json
 import re
+import socket
 import threading
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -52,6 +55,7 @@ class Hub:
     )  # "METHOD pattern of the path" -> status, message
     other_files: dict[str, bytes] = field(default_factory=dict)  # outside repositories, by path
     cuts: list[int] = field(default_factory=list)  # the next downloads break off after so many bytes
+    hang_up: Callable[[int], str | None] = lambda number: None  # by a request's number: "before" it is done, or "after"
     max_bytes: int = 10**9
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -82,6 +86,20 @@ class _Handler(BaseHTTPRequestHandler):
         parsed = urlparse(self.path)
         self.route, self.query, self.body = unquote(parsed.path), parse_qs(parsed.query), self._read()
         self.hub.requests.append(f"{self.command} {self.route}")
+        moment = self.hub.hang_up(len(self.hub.requests))
+        if moment == "before":
+            return self._hang_up()
+        if moment == "after":
+            self.wfile = io.BytesIO()  # the answer is lost
+        self._answer()
+        if moment == "after":
+            self._hang_up()
+
+    def _hang_up(self):
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+    def _answer(self):
         try:
             for pattern, (status, message) in self.hub.failures.items():
                 method, path = pattern.split(" ", 1)

@@ -243,6 +243,78 @@ def test_a_push_that_fails_half_way_publishes_nothing(hub, small, monkeypatch, s
     assert {name: (dict(r.refs), dict(r.commits)) for name, r in hub.repositories.items()} == before
 
 
+def push_again(hub, small, **options):
+    """What a folder with one new value is pushed as, and the number of requests before."""
+    (small / "config.json").write_text('{"new": 1}')
+    begun = len(hub.requests)
+    return begun, lambda: push_folder(small, "tester/model", **options)
+
+
+CUTS = {
+    "the request is lost": lambda number, cut: "before" if number == cut else None,
+    "the answer is lost": lambda number, cut: "after" if number == cut else None,
+    "the network is gone": lambda number, cut: "before" if number >= cut else None,
+    "the network is gone after it": lambda number, cut: (
+        "after" if number == cut else "before" if number > cut else None
+    ),
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("state", ["new", "existing", "branch", "pull request"])
+def test_a_push_that_is_cut_at_any_request_can_be_repeated(hub, small, monkeypatch, state, cut):
+    """Branches have the old files or all new ones, an error is one line that says what to do, and the same push succeeds."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # of retries
+    old = {} if state == "new" else contents(small)
+    options = {"branch": {"revision": "next"}, "pull request": {"create_pr": True}}.get(state, {})
+    push_folder(small, "tester/other")  # what is asked once in a process
+    for number in range(1, 100):
+        hub.repositories.pop("tester/model", None)
+        hub.large_files.clear()
+        if state != "new":
+            hub.add("tester/model", old)
+        begun, push = push_again(hub, small, **options)
+        new = contents(small)
+        hub.hang_up = lambda request, cut=cut, number=begun + number: CUTS[cut](request, number)
+        try:
+            push()
+        except ConnectionError as error:
+            assert "\n" not in str(error) and "push again with the same command" in str(error)
+        finally:
+            is_cut = len(hub.requests) >= begun + number
+            hub.hang_up = lambda request: None
+        for ref in hub.repositories["tester/model"].refs if "tester/model" in hub.repositories else ():
+            assert hub.files("tester/model", ref) in (old, new)
+        if not is_cut:
+            break
+        push()
+        changed = {"branch": "next", "pull request": "refs/pr/1"}.get(state, "main")
+        assert hub.files("tester/model", changed) == new
+    assert 4 <= number < 10
+
+
+@pytest.mark.parametrize("state", ["main", "next"])
+def test_a_commit_whose_answer_is_lost_counts(hub, small, state):
+    push_folder(small, "tester/model")
+    push_folder(small, "tester/model", revision="next")
+    begun, push = push_again(hub, small, revision=state)
+    hub.hang_up = lambda number: "after" if "/commit/" in hub.requests[-1] else None
+    assert push().url == f"{hub.url}/tester/model/commit/{hub.repositories['tester/model'].refs[state]}"
+    assert hub.files("tester/model", state) == contents(small)
+    assert sum("/commit/" in request for request in hub.requests[begun:]) == 1
+
+
+def test_a_pull_request_whose_answer_is_lost_is_not_opened_twice(hub, small):
+    push_folder(small, "tester/model")
+    _, push = push_again(hub, small, create_pr=True)
+    hub.hang_up = lambda number: "after" if "/commit/" in hub.requests[-1] else None
+    with pytest.raises(
+        ConnectionError, match="look at .*/tester/model/discussions whether the pull request was opened"
+    ):
+        push()
+    assert set(hub.repositories["tester/model"].refs) == {"main", "refs/pr/1"}
+
+
 @pytest.mark.parametrize(
     ("repo_id", "token", "options", "message"),
     [

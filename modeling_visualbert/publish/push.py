@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import httpx, validate_repo_id
 from transformers import PreTrainedModel
 
 from ..checkpoints import load_model
@@ -144,7 +144,8 @@ def push_folder(
     """
     Send a folder that [`build_repository`] made to the Hub in one commit; see [`push_checkpoint`].
 
-    When the commit fails, a repository or branch that was created for it is removed again: a failed push publishes nothing.
+    When the commit fails, a repository or branch that was created for it is removed again: a failed push publishes nothing. Where
+    the connection is gone by then, the empty one stays, and the next push goes into it.
     """
     files, sizes = _files(Path(folder)), folder_sizes(folder)
     for name, size in sizes.items():
@@ -159,10 +160,7 @@ def push_folder(
             if revision is not None and not api.revision_exists(repo_id, revision):
                 api.create_branch(repo_id, branch=revision)
                 undo.append(lambda: api.delete_branch(repo_id, branch=revision))
-            operations = [CommitOperationAdd(name, path) for name, path in files.items()]
-            commit = api.create_commit(
-                repo_id, operations, commit_message="Upload VisualBERT", revision=revision, create_pr=create_pr
-            )
+            commit = _commit(api, repo_id, files, revision, create_pr)
         except BaseException:
             for step in reversed(undo):
                 with suppress(Exception):  # what remains is empty
@@ -171,6 +169,27 @@ def push_folder(
     except Exception as error:
         raise _explained(error, api, repo_id, sizes) from error
     return Pushed(sizes, str(commit.pr_url or commit.commit_url))
+
+
+def _commit(api: HfApi, repo_id: str, files: Mapping[str, Path], revision: str | None, create_pr: bool) -> CommitInfo:
+    """
+    One commit with all files. When its answer is lost, nobody knows whether it was made: it is asked for once more, which makes
+    none where the files are there already. A pull request would be opened twice, so that is left to the user.
+    """
+
+    def ask() -> CommitInfo:
+        operations = [CommitOperationAdd(name, path) for name, path in files.items()]  # they know what the Hub has
+        return api.create_commit(
+            repo_id, operations, commit_message="Upload VisualBERT", revision=revision, create_pr=create_pr
+        )
+
+    try:
+        return ask()
+    except httpx.TransportError as error:
+        if create_pr:
+            place = f"{api.endpoint}/{repo_id}/discussions"
+            raise ConnectionError(f"{error}; look at {place} whether the pull request was opened") from error
+        return ask()
 
 
 def build_repository(
@@ -347,7 +366,10 @@ def _explained(error: Exception, api: HfApi, repo_id: str, sizes: Mapping[str, i
         cause = cause.__cause__
     if cause is None:
         text = " ".join(str(error).split())
-        return ConnectionError(f"{repo_id}: {api.endpoint} refused the push or cannot be reached ({text})")
+        return ConnectionError(
+            f"{repo_id}: {api.endpoint} refused the push or cannot be reached ({text}); what may be there is an empty "
+            "repository or branch, never half a model: push again with the same command"
+        )
     status, said = cause.response.status_code, " ".join((cause.server_message or str(cause)).split())
     if status == 401:
         return PermissionError(
