@@ -149,15 +149,16 @@ def _register_processor() -> None:
 
 def _register_pipelines() -> None:
     import transformers
-    from transformers.pipelines import PIPELINE_REGISTRY, REMOVED_TASKS, TASK_ALIASES
+    from transformers.pipelines import PIPELINE_REGISTRY, TASK_ALIASES
 
     from .hub_code import pipeline_visualbert as pipelines
     from .hub_code.tasks_visualbert import TASKS
 
-    REMOVED_TASKS.pop("vqa", None)
+    removed = getattr(transformers.pipelines, "REMOVED_TASKS", {})  # names that it refuses, since 5.19
+    removed.pop("vqa", None)
     TASK_ALIASES["vqa"] = TASKS["vqa"].pipeline
     for task in TASKS.values():
-        REMOVED_TASKS.pop(task.pipeline, None)
+        removed.pop(task.pipeline, None)
         if task.pipeline not in PIPELINE_REGISTRY.supported_tasks:  # registering again would warn
             PIPELINE_REGISTRY.register_pipeline(
                 task.pipeline,

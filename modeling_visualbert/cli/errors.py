@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..disk import full_disk
+from ..system import print_any_letter
 
 DEBUG = "MODELING_VISUALBERT_DEBUG"  # if this variable is set, the traceback is shown as well
 
@@ -20,6 +21,7 @@ def exit_status(name: str, run: Callable[[], object]) -> int:
         name: What it is called in front of the message.
         run: Does the work.
     """
+    print_any_letter()
     try:
         run()
     except KeyboardInterrupt as error:

@@ -7,6 +7,7 @@ rows that are trained on.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -174,12 +175,13 @@ def _in_file(parts: Iterable[Dataset]) -> Dataset:
     """The rows in one file, which has no name any more: it is gone when nobody reads it."""
     tables = (part.data.table for part in parts)
     first = next(tables)
-    with tempfile.NamedTemporaryFile(suffix=".arrow") as file:
-        with pa.ipc.new_stream(file.name, first.schema) as writer:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # Windows keeps files that are read
+        path = os.path.join(folder, "rows.arrow")
+        with pa.ipc.new_stream(path, first.schema) as writer:
             writer.write_table(first)
             for table in tables:
                 writer.write_table(table.cast(first.schema))
-        return Dataset.from_file(file.name)
+        return Dataset.from_file(path)
 
 
 # ------------------------------------------------------------------------------------------------------------------ rows

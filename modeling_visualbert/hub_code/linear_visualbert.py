@@ -26,7 +26,8 @@ def prefers_onednn() -> bool:
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise") or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     try:
-        vendor = re.search(r"^vendor_id\s*:\s*(\S+)", Path("/proc/cpuinfo").read_text(), flags=re.MULTILINE)
+        told = Path("/proc/cpuinfo").read_text("utf-8")  # only Linux tells
+        vendor = re.search(r"^vendor_id\s*:\s*(\S+)", told, flags=re.MULTILINE)
     except OSError:
         return False
     return vendor is not None and vendor[1] != "GenuineIntel"

@@ -268,7 +268,12 @@ def try_repository(folder: str | Path, repo_id: str, offline: bool = True) -> st
         environment = {**os.environ, "HF_MODULES_CACHE": modules, **({"HF_HUB_OFFLINE": "1"} if offline else {})}
         environment.pop("PYTHONPATH", None)
         done = subprocess.run(
-            [sys.executable, "-c", program], cwd=modules, env=environment, capture_output=True, text=True, check=False
+            [sys.executable, "-X", "utf8", "-c", program],
+            cwd=modules,
+            env=environment,
+            capture_output=True,
+            encoding="utf-8",
+            check=False,
         )
     if done.returncode:
         reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"status {done.returncode}"

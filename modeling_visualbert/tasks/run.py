@@ -91,7 +91,8 @@ def report(task: Task, args: TrainArgs, metrics: Metrics, device: torch.device) 
     run = metrics["run"]
     if run.get("threshold") is not None:
         print(f"threshold of the second label, chosen on the dev split: {run['threshold']:.3f}")
-    print(f"{run['steps']} steps, {run['seconds']:.0f} s, peak memory {run['peak_memory_mib']} MiB")
+    memory = f", peak memory {run['peak_memory_mib']} MiB" if "peak_memory_mib" in run else ""
+    print(f"{run['steps']} steps, {run['seconds']:.0f} s{memory}")
     print(f"model in {output_dir / 'best'}")
 
 

@@ -104,7 +104,9 @@ class CheckpointWriter:
             shutil.rmtree(draft)
 
     def _publish(self, draft: Path, step: int, state: dict) -> None:
-        files = {str(path.relative_to(draft)): checksum(path) for path in sorted(draft.rglob("*")) if path.is_file()}
+        files = {
+            path.relative_to(draft).as_posix(): checksum(path) for path in sorted(draft.rglob("*")) if path.is_file()
+        }
         (draft / _STATE).write_text(json.dumps({**state, "files": files}, indent=1), encoding="utf-8")
         sync_folder(draft)
         final = self.folder / f"step-{step:08d}"

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from ..data.table_stream import StreamedRows
+from ..system import can_fork
 from .args import TrainArgs
 from .batches import AugmentedRows, MicroBatches, StepPlan, StreamedBatches
 from .sharding import is_sharded
@@ -73,7 +74,15 @@ def evaluation_batches(task: Task, split: str, args: TrainArgs, accelerator: Acc
 
 def num_workers(args: TrainArgs, accelerator: Accelerator) -> int:
     """Processes that prepare batches for this one: with a GPU half of its share of the machine's cores, at most eight, as far as
-    shared memory allows. Without one none: the cores compute, and a batch takes a hundredth of a step."""
+    shared memory allows. Without one none: the cores compute, and a batch takes a hundredth of a step.
+
+    Raises:
+        ValueError: The system cannot make the processes that were asked for.
+    """
+    if args.num_workers and not can_fork():
+        raise ValueError(
+            f"--num_workers {args.num_workers}: what prepares batches is a fork, which this system does not have; expected 0"
+        )
     if args.num_workers is not None:
         return args.num_workers
     shared = Path("/dev/shm")  # batches pass through it; in containers it often has 64 MB

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 from collections.abc import Iterator
@@ -11,6 +10,8 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+
+from ..system import lock as take
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def _locked(output_dir: Path) -> int | None:
     output_dir.mkdir(parents=True, exist_ok=True)
     lock = os.open(output_dir / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        take(lock)
     except (BlockingIOError, PermissionError):
         os.close(lock)
         return None

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from ..system import STOP_SIGNALS
 from .args import TrainArgs
 
 STOPPED_STATUS = 75  # EX_TEMPFAIL of sysexits.h: nothing is wrong, call again
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 _REPEAT_SECONDS = 1.0  # launchers pass on the Ctrl-C that the terminal has sent already
 
 
@@ -52,7 +52,7 @@ class StopWatch:
             pid = os.getpid()
             self._earlier = {
                 number: signal.signal(number, lambda number, frame: self._note(number, frame, pid))
-                for number in _SIGNALS
+                for number in STOP_SIGNALS
             }
         return self
 

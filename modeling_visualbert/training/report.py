@@ -14,7 +14,7 @@ def plot_curves(output_dir: str | Path, title: str) -> Path:
     from matplotlib import pyplot
 
     output_dir = Path(output_dir)
-    lines = [json.loads(line) for line in (output_dir / "log.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (output_dir / "log.jsonl").read_text("utf-8").splitlines()]
     losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
     figure, left = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     left.plot(*zip(*losses, strict=True), color="tab:blue", label="training loss")

@@ -81,7 +81,7 @@ class RunLog:
         """Log the values of a step."""
         self.accelerator.log(values, step=step)
         if self.accelerator.is_main_process:
-            with self.path.open("a") as file:
+            with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
 
     def close(self) -> None:

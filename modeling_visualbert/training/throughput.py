@@ -7,7 +7,6 @@ that depend on the clock are not in `log.jsonl`, which is equal for equal runs.
 from __future__ import annotations
 
 import logging
-import resource
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from accelerate import Accelerator
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from ..hub_code.configuration_visualbert import VisualBertConfig
+from ..system import peak_memory_bytes
 from .task import Batch
 
 logger = logging.getLogger(__name__)
@@ -65,8 +65,9 @@ def peak_flops(accelerator: Accelerator) -> float | None:
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:
-    """The most MiB that this process has used: of the host, and of its GPU."""
-    memory = {"peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)}
+    """The most MiB that this process has used: of the host, as far as the system counts them, and of its GPU."""
+    used = peak_memory_bytes()
+    memory = {} if used is None else {"peak_memory_mib": round(used / 2**20)}
     if device.type == "cuda":
         memory["peak_device_memory_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20)
     return memory
