@@ -16,7 +16,7 @@ from transformers import AutoImageProcessor, AutoModel, CLIPVisionConfig, HieraC
 
 from modeling_visualbert import VisualBertForQuestionAnswering
 from modeling_visualbert.cli import main
-from modeling_visualbert.features.extract import load_region_encoder, sample_sizes
+from modeling_visualbert.features.extract import describe_detector, load_region_encoder, sample_sizes
 from modeling_visualbert.features.store import FeatureStore
 from modeling_visualbert.tasks.common import DETECTOR
 from modeling_visualbert.towers import grid_of, image_size_of, open_tower, read_size, resized
@@ -110,6 +110,15 @@ def save_tower(folder, family="resnet", fields=None):
     if fields is not None:
         (folder / "preprocessor_config.json").write_text(json.dumps(fields))
     return folder
+
+
+def test_a_tower_is_the_same_detector_after_it_was_saved(tmp_path):
+    """What a run finds with a new tower serves the evaluation of the model that it saved."""
+    encoder, image_processor = open_tower(save_tower(tmp_path / "tower"))
+    before = describe_detector(encoder, image_processor)
+    encoder.save_pretrained(tmp_path / "saved")
+    image_processor.save_pretrained(tmp_path / "saved")
+    assert describe_detector(*load_region_encoder(tmp_path / "saved")) == before
 
 
 NORMAL = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "rescale_factor": 1 / 255, "do_normalize": True}

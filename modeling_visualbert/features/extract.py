@@ -71,6 +71,8 @@ def describe_detector(encoder: Any, image_processor: Any) -> dict[str, Any]:
     """The `detector` of a store's index, with hashes by which another detector or other preprocessing is noticed."""
     unrelated = ("_name_or_path", "auto_map", "transformers_version")
     config = {name: value for name, value in encoder.config.to_dict().items() if name not in unrelated}
+    unsaved = {"architectures": [type(encoder).__name__], "dtype": "float32"}  # fields that saving fills in
+    config |= {name: config.get(name) or value for name, value in unsaved.items()}
     spatial = {"spatial_features": True} if config.get("spatial_features") else {}
     return {
         **encoder.identity(),
