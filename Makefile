@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # What `accelerate config` would ask; override for your machines: make vqa LAUNCH="--multi_gpu --num_processes 8"
 LAUNCH ?= --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: vqa nlvr2 vcr classification flickr30k pretraining test test-slow test-browser test-suites fuzz check format detector golden bench clean
+.PHONY: vqa nlvr2 vcr classification flickr30k pretraining test test-slow test-browser test-suites fuzz check format docs detector golden bench clean
 
 vqa: $(VENV)/.train ## train on the embedded corpus and score it
 	$(BIN)/accelerate launch $(LAUNCH) examples/run_vqa.py --output_dir runs/vqa --resume
@@ -51,6 +51,9 @@ format: $(VENV)/.dev ## format and fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(VENV)/.docs ## the site, in build/site; a warning or a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 detector: $(VENV)/.dev ## train the region detector that ships with the package
 	$(BIN)/accelerate launch $(LAUNCH) examples/train_detector.py --output_dir runs/detector --resume
 
@@ -70,6 +73,10 @@ $(VENV)/.train: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@ $(VENV)/.train
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
 
 clean: ## remove what was built, trained models too
 	rm -rf $(VENV) runs build dist *.egg-info

@@ -4,8 +4,10 @@ import argparse
 import re
 import shlex
 from pathlib import Path
+from typing import NamedTuple
 
 from modeling_visualbert.cli import build_parser
+from modeling_visualbert.cli.training import SCRIPTS
 from modeling_visualbert.tasks.classification import ClassificationArgs
 from modeling_visualbert.tasks.detection import DetectionArgs
 from modeling_visualbert.tasks.flickr30k import Flickr30kArgs
@@ -28,9 +30,37 @@ ARGS = {
 COMMANDS = {"examples/extract_features.py": "extract", "examples/evaluate.py": "evaluate"}  # scripts around a command
 
 
+# Path in the repository -> text: README and the pages of the site.
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text("utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+}
+_BLOCK = re.compile(r"(?:<!-- not run: ([^\n]+) -->\n+)?^( *)```(\w*)\n(.*?)^\2```", flags=re.DOTALL | re.MULTILINE)
+
+
+class Block(NamedTuple):
+    """A code block; `not_run` is the reason that the line `<!-- not run: REASON -->` above it gives, if there is one."""
+
+    not_run: str
+    indent: str
+    language: str
+    content: str
+
+
+def code_blocks(text):
+    """Every code block of a page."""
+    return [Block(*found) for found in _BLOCK.findall(text)]
+
+
 def blocks(text):
-    """(language, content) of every code block."""
-    return re.findall(r"```(\w+)\n(.*?)```", text, flags=re.DOTALL)
+    """(language, content) of every code block that has a language and is not marked as one that is not run."""
+    return [(block.language, block.content) for block in code_blocks(text) if block.language and not block.not_run]
+
+
+def python_of(block):
+    """The code of a block; of a session, what was typed."""
+    typed = re.findall(r"^>>> (.*)$", block, flags=re.MULTILINE)
+    return "\n".join(typed) if typed else block
 
 
 def command_lines(text):
@@ -41,10 +71,17 @@ def command_lines(text):
 
 
 def words_of(line):
-    """The words of a command line without its comment; of `accelerate launch script.py ...` those from the script on."""
+    """The words of a command line without its comment; of `accelerate launch script.py ...` those from the script on.
+
+    `accelerate launch -m modeling_visualbert.cli ...` is taken as `visualbert ...`, and `visualbert train TASK ...` as the script
+    that it stands for."""
     words = shlex.split(line, comments=True)
+    if "modeling_visualbert.cli" in words:
+        words = ["visualbert", *words[words.index("modeling_visualbert.cli") + 1 :]]
     if words[:2] == ["accelerate", "launch"]:
         words = words[next(i for i, word in enumerate(words) if word.endswith(".py")) :]
+    if words[:2] == ["visualbert", "train"]:
+        words = [f"examples/{SCRIPTS[words[2]]}", *words[3:]]
     return words
 
 

@@ -1,44 +1,28 @@
 """docs/trainer.md: its example trains a small model on a small table, and what it says about labels holds."""
 
-import csv
-import random
-
 import pytest
 import torch
 from documents import ROOT, blocks
 from helpers import inputs_for, labels_for, tiny_model
 from PIL import Image
 from test_tower_sizes import save_tower
-from transformers import BertConfig, BertModel, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
+from user_folder import COLORS, save_bert, write_photos
 
-from modeling_visualbert.corpus.vocabulary import corpus_tokenizer
 from modeling_visualbert.hub_code.modeling_visualbert import VisualBertForQuestionAnswering
 from modeling_visualbert.hub_code.pipeline_visualbert import ask
 from modeling_visualbert.hub_code.processing_visualbert import VisualBertProcessor
 
 DOCUMENT = (ROOT / "docs" / "trainer.md").read_text()
-COLORS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A folder with `data/photos.csv`, 20 questions about photos of one colour, and small models called as the real ones."""
     monkeypatch.chdir(tmp_path)
-    tokenizer = corpus_tokenizer()
-    bert = tmp_path / "google-bert" / "bert-base-uncased"
-    size = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    torch.manual_seed(0)
-    BertModel(BertConfig(vocab_size=len(tokenizer), **size)).save_pretrained(bert)
-    tokenizer.save_pretrained(bert)
+    save_bert(tmp_path / "google-bert" / "bert-base-uncased")
     save_tower(tmp_path / "microsoft" / "resnet-50")
-    (tmp_path / "data").mkdir()
-    with (tmp_path / "data" / "photos.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["image", "question", "answer"])
-        for number in range(20):
-            color = random.Random(number).choice(sorted(COLORS))
-            Image.new("RGB", (64, 64), COLORS[color]).save(tmp_path / "data" / f"{number}.png")
-            table.writerow([f"{number}.png", "What color is it?", color])
+    write_photos(tmp_path / "data")
     return tmp_path
 
 
