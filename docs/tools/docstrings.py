@@ -5,6 +5,7 @@ import re
 import griffe
 
 PACKAGE = "modeling_visualbert"
+SHARED = {"VisualBertPipeline": f"{PACKAGE}.hub_code.pipeline_visualbert.VisualBertPipeline"}  # on a page, not public
 
 
 class DocstringsOfTransformers(griffe.Extension):
@@ -30,6 +31,8 @@ def _rewrite(text: str, public: list[str]) -> str:
 
     def link(found: re.Match) -> str:
         name = found[1]
+        if name in SHARED:
+            return f"[`{name}`][{SHARED[name]}]"
         is_public = name.removesuffix(".forward") in public
         return f"[`{name}`][{PACKAGE}.{name}]" if is_public else f"`{name}`"
 

@@ -86,6 +86,10 @@ class VisualBertConfig(PortableConfig):
             Dropout of what is multiplied and of the product.
         mentioned_answers_weight (`float`, *optional*, defaults to 0.0):
             With `image_fusion_size`: what the loss of `mentioned_answers` is multiplied with; 0 when it is trained without.
+        pad_token_id (`int`, *optional*, defaults to 0):
+            Word piece that pads texts, BERT's. `bos_token_id` and `eos_token_id` are None: nothing is generated.
+        tie_word_embeddings (`bool`, *optional*, defaults to `True`):
+            Whether the masked-LM head of [`VisualBertForPreTraining`] shares its weights with the word embeddings.
     """
 
     model_type = "visual_bert"

@@ -110,6 +110,9 @@ class GridRegionEncoder(StandardisedRegionEncoder):
                 1 for a given box, 0 for padding.
             output_hidden_states, output_attentions (`bool`, *optional*):
                 Whether to return those of the backbone; the configuration's when not given.
+
+        Raises:
+            ValueError: The backbone does not read images of this shape or size.
         """
         padded = whole_patches(pixel_values, self.config.backbone_config)
         asked = self.layers_asked_for(output_hidden_states, output_attentions)

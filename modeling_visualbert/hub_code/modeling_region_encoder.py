@@ -235,7 +235,11 @@ class QueryRegionEncoder(StandardisedRegionEncoder):
 
     @classmethod
     def from_detector(cls, detector: PreTrainedModel, **config_kwargs) -> "QueryRegionEncoder":
-        """Wrap a loaded detector; `config_kwargs` are fields of [`QueryRegionEncoderConfig`]."""
+        """Wrap a loaded detector; `config_kwargs` are fields of [`QueryRegionEncoderConfig`].
+
+        Raises:
+            ValueError: It is no object detection model of `transformers`.
+        """
         fields = detector.config.to_dict()
         fields.pop("_name_or_path", None)  # a path on this machine means nothing elsewhere
         encoder = cls(QueryRegionEncoderConfig(detector_config=fields, **config_kwargs))
@@ -266,6 +270,9 @@ class QueryRegionEncoder(StandardisedRegionEncoder):
                 1 for a given box, 0 for padding.
             output_hidden_states, output_attentions (`bool`, *optional*):
                 Whether to return those of the layers whose last states are the features; the configuration's when not given.
+
+        Raises:
+            ValueError: The detector does not read images of this shape.
         """
         found = self.detect(pixel_values, pixel_mask, **self.layers_asked_for(output_hidden_states, output_attentions))
         regions = self._select(found)

@@ -637,6 +637,9 @@ class VisualBertForPreTraining(VisualBertWithPreTrainingHeads):
                 batch. Default to those of this batch.
 
         Both losses are means over their labels; a batch without labels has loss 0.
+
+        Raises (beside those of [`VisualBertModel.forward`]):
+            ValueError: Labels of another shape, or that are no word pieces; or sentence-image labels other than 0, 1 and -100.
         """
         batch_size, text_length = text_of(input_ids, inputs_embeds).shape[:2]
         if labels is not None:
@@ -831,6 +834,15 @@ class VisualBertForMultipleChoice(VisualBertPreTrainedModel):
             labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
                 Index of the right choice; -100 is ignored. While a detector is trained too (`config.freeze_region_encoder` is
                 off), the loss includes its class loss, weighted with its `class_loss_weight`.
+            num_items_in_batch (`int`, *optional*):
+                What the summed loss is divided by: the number of labels in the global batch. Defaults to that of this batch.
+
+        Returns:
+            `logits` of shape `(batch_size, num_choices)`.
+
+        Raises (beside those of [`VisualBertModel.forward`]):
+            ValueError: Labels of another shape, or that name no choice; or a `choices_mask` of another shape, or that leaves a
+                question without a choice.
         """
         text = text_of(input_ids, inputs_embeds)
         regions = (visual_embeds, visual_attention_mask, visual_token_type_ids)
@@ -908,6 +920,14 @@ class VisualBertForVisualReasoning(VisualBertPreTrainedModel):
             labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
                 1 when the sentence is true of the images, else 0, or the index of another label; -100 is ignored. In the loss,
                 labels have the weights `config.class_weights`, if there are any, and are smoothed by `config.label_smoothing`.
+            num_items_in_batch (`int`, *optional*):
+                What the summed loss is divided by: the number of labels in the global batch. Defaults to that of this batch.
+
+        Returns:
+            `logits` of shape `(batch_size, num_labels)`.
+
+        Raises (beside those of [`VisualBertModel.forward`]):
+            ValueError: Labels of another shape, or that are no class numbers.
         """
         outputs = self.visual_bert(
             *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds),
@@ -987,9 +1007,15 @@ class VisualBertForRegionToPhraseAlignment(VisualBertWithPreTrainingHeads):
             labels (`torch.FloatTensor` of shape `(batch_size, phrases, regions)`, *optional*):
                 For each phrase a distribution over regions, uniform over those that match; all zero for phrases without
                 one and for padding. The loss is the KL divergence, summed and divided by the batch size.
+            num_items_in_batch (`int`, *optional*):
+                What the summed loss is divided by instead: the number of sentences in the global batch.
 
         Returns:
             `logits` of shape `(batch_size, phrases, regions)`; about -10000 at padded regions.
+
+        Raises (beside those of [`VisualBertModel.forward`]):
+            ValueError: `region_to_phrase_position` is missing, of another shape, or outside the text; or labels of another
+                shape, or that are no scores.
         """
         if region_to_phrase_position is None:
             raise ValueError("`region_to_phrase_position` is missing; expected a tensor of shape (batch_size, phrases)")

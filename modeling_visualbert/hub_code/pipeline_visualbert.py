@@ -441,6 +441,10 @@ class VisualBertVQAPipeline(VisualBertPipeline):
             For each question `[{"answer": "red", "score": 0.97}, ...]`, scores falling and in 0..1. With `explain`
             `{"answers": [...], "words": [...], "regions": [...]}`, see [`explain_answers`]; regions have their `box` too,
             where it is known.
+
+        Raises (beside those of [`VisualBertPipeline`]):
+            FileNotFoundError: There is no image file of this name.
+            ValueError: A text is too long, or regions have features of another length than the model reads.
         """
         options |= {"top_k": top_k, "explain": explain, "attention": attention}
         return self._run(image, {"question": question}, batch_size, num_workers, **options)
@@ -519,6 +523,10 @@ class VisualBertMultipleChoicePipeline(VisualBertPipeline):
 
         Returns:
             For each question `[{"index": 2, "text": "[0] is red.", "score": 0.96}, ...]`, scores falling and in 0..1.
+
+        Raises (beside those of [`VisualBertPipeline`]):
+            FileNotFoundError: There is no image file of this name.
+            ValueError: A tag names no object, a box is inverted or outside the image, or there are no choices.
         """
         rest = {"question": question, "choices": choices, "objects": objects, "boxes": boxes, "polygons": polygons}
         if self._holds_many_images(image) and any(_given(objects=objects, boxes=boxes, polygons=polygons)):
@@ -625,6 +633,10 @@ class VisualBertReasoningPipeline(VisualBertPipeline):
         Returns:
             For each statement `{"label": "True", "score": 0.98}`, the label "True" or "False" or one that the processor names,
             the score being its probability; with `top_k` a list of these.
+
+        Raises (beside those of [`VisualBertPipeline`]):
+            FileNotFoundError: There is no image file of this name.
+            ValueError: There are not as many images to a text as the model reads.
         """
         if image is not None and images is not None:
             raise TypeError("image and images; expected one of them")
@@ -695,6 +707,10 @@ class VisualBertGroundingPipeline(VisualBertPipeline):
             For each sentence a list with, for each phrase, `{"phrase": ..., "regions": [{"score": 0.8, "box": {"xmin": ...,
             "ymin": ..., "xmax": ..., "ymax": ...}, "region": 3}, ...]}`: scores falling and in 0..1, boxes in pixels of the
             image, `region` the number of the region. No regions where none was found in the image.
+
+        Raises (beside those of [`VisualBertPipeline`]):
+            FileNotFoundError: There is no image file of this name.
+            ValueError: A phrase is not in its sentence.
         """
         rest = {"sentence": sentence, "phrases": phrases}
         return self._run(image, rest, batch_size, num_workers, top_k=top_k, attention=attention, **options)
@@ -770,6 +786,10 @@ class VisualBertMaskedCaptionPipeline(VisualBertPipeline):
         Returns:
             For each text `{"words": [[{"word": "red", "score": 0.9}, ...], ...], "match": 0.97}`: for each mask the best word
             pieces, and the probability that text and image belong together.
+
+        Raises (beside those of [`VisualBertPipeline`]):
+            FileNotFoundError: There is no image file of this name.
+            ValueError: A text is empty or too long.
         """
         rest = {"text": text, "text_pair": text_pair}
         return self._run(image, rest, batch_size, num_workers, top_k=top_k, attention=attention, **options)
@@ -805,7 +825,12 @@ def ask(model, processor, image, questions: list[str], top_k: int = 5) -> tuple[
         top_k: How many answers to each.
 
     Returns:
-        For each question its best answers, and the image's regions with boxes in pixels.
+        For each question its best answers, and the image's regions with boxes in pixels: `visual_embeds` of shape
+        `(regions, dim)`, `boxes` of shape `(regions, 4)`.
+
+    Raises:
+        FileNotFoundError: There is no image file of this name.
+        ValueError: The image cannot be used, the model has no region encoder, or there are no questions.
     """
     answering = VisualBertVQAPipeline(model=model, processor=processor, device=model.device)
     regions = answering.find_regions(image)
