@@ -77,6 +77,22 @@ def trained_labels(name: str | None, head: type[PreTrainedModel]) -> list[str] |
     return [config.id2label[index] for index in sorted(config.id2label)]
 
 
+def check_checkpoint_name(name: str | Path) -> None:
+    """
+    What names a checkpoint; see [`check_name`].
+
+    Raises:
+        FileNotFoundError: It looks like a folder and is not there, or has no checkpoint.
+        ValueError: It cannot be a name.
+    """
+    check_name(name)
+    folder = Path(name)
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        best = folder / "best"
+        hint = f"; the model of this training run is in {best}" if (best / "config.json").is_file() else ""
+        raise FileNotFoundError(f"{name}: no config.json; expected the folder of a checkpoint{hint}")
+
+
 def check_task(name: str | Path, expected: str | None = None) -> VisualBertTask:
     """
     The task of a checkpoint.
@@ -89,9 +105,7 @@ def check_task(name: str | Path, expected: str | None = None) -> VisualBertTask:
         FileNotFoundError: It looks like a folder and is not there.
         ValueError: It has no head of ours, or that of another task.
     """
-    check_name(name)
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise FileNotFoundError(f"{name}: no config.json; expected the folder of a checkpoint")
+    check_checkpoint_name(name)
     check_json_files(name, "config.json")
     try:
         fields, _ = PretrainedConfig.get_config_dict(name)
@@ -142,6 +156,7 @@ def load_inner_region_encoder(name: str | Path) -> RegionEncoder | None:
 __all__ = [
     "HEAD_CLASSES",
     "architecture",
+    "check_checkpoint_name",
     "check_name",
     "check_task",
     "load_inner_region_encoder",

@@ -58,6 +58,24 @@ def atomic_file(path: Path) -> Iterator[HashedFile]:
 
 
 @contextmanager
+def folder_for_drafts(path: Path) -> Iterator[Path]:
+    """A folder beside a file or folder, for what it is made of; removed at the end of the block. What a killed process left there
+    is in nobody's way.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    folder = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(folder, ignore_errors=True)  # of a killed process
+    try:
+        with telling_full_disks(path):
+            folder.mkdir(parents=True)
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
 def whole_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
     """A folder to write to, which gets its name once the block has ended and all is on disk. If the block fails, nothing is left.
 
@@ -71,20 +89,15 @@ def whole_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
     """
     if folder.exists() and not replace:
         raise FileExistsError(f"{folder} exists; choose another folder or remove it")
-    draft, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(draft, ignore_errors=True)  # of a killed process
-    try:
-        with telling_full_disks(folder):
-            draft.mkdir(parents=True)
-            yield draft
-            sync_folder(draft)
-            if replace and folder.exists():
-                shutil.rmtree(old, ignore_errors=True)  # the process was killed before the line below that removes it
-                folder.rename(old)
-            draft.rename(folder)
-            sync(folder.parent)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    old = folder.with_name(f".{folder.name}.old")
+    with folder_for_drafts(folder) as draft:
+        yield draft
+        sync_folder(draft)
+        if replace and folder.exists():
+            shutil.rmtree(old, ignore_errors=True)  # the process was killed before the line below that removes it
+            folder.rename(old)
+        draft.rename(folder)
+        sync(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -157,6 +170,7 @@ def sha256_of(path: Path) -> str:
 __all__ = [
     "HashedFile",
     "atomic_file",
+    "folder_for_drafts",
     "full_disk",
     "sha256_of",
     "sync",

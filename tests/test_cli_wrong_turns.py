@@ -1,5 +1,7 @@
 """Likely mistakes at the command line: each ends in one line that names the thing, before anything is computed."""
 
+import shutil
+
 import pytest
 from tiny_checkpoints import save_tiny_checkpoint
 
@@ -15,11 +17,14 @@ def folder(tmp_path_factory):
         save_tiny_checkpoint(task, folder / task)
     render(sample_scene(0, "wrong turns")).save(folder / "image.png")
     (folder / "empty").mkdir()
+    (folder / "run").mkdir()
+    shutil.copytree(folder / "vqa", folder / "run" / "best")
     (folder / "list").mkdir()
     (folder / "list" / "config.json").write_text("[1]")
     return folder
 
 
+TRAINED = "the model of this training run is in"
 ASK = ["ask", "image.png", "Is it red?", "--model"]
 
 
@@ -31,6 +36,7 @@ ASK = ["ask", "image.png", "Is it red?", "--model"]
         ([*ASK, "model.th"], "model.th: no such file"),
         ([*ASK, ""], "no name is given; expected a checkpoint"),
         ([*ASK, "empty"], "empty: no config.json; expected the folder of a checkpoint"),
+        ([*ASK, "run"], f"run: no config.json; expected the folder of a checkpoint; {TRAINED} run/best"),
         ([*ASK, "list"], "list/config.json: holds a list; expected a JSON object"),
         (["convert", "model.th", "new"], "model.th: no such file"),
         (["demo", "--model", "nofolder"], "nofolder: no folder of this name is here"),

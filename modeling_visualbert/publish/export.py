@@ -6,14 +6,13 @@ words and regions.
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, TorchAoConfig
 
-from ..disk import telling_full_disks
+from ..disk import folder_for_drafts, sync
 from ..hub_code.modeling_visualbert import (
     VisualBertForMultipleChoice,
     VisualBertForPreTraining,
@@ -61,8 +60,8 @@ def export_onnx(model: PreTrainedModel, path: str | Path, int8: bool = False) ->
     inputs, axes = _example_inputs(model)
     is_pretraining = isinstance(model, VisualBertForPreTraining)
     names = ["prediction_logits", "seq_relationship_logits"] if is_pretraining else ["logits"]
-    with telling_full_disks(path), tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        draft = Path(folder) / "model.onnx"
+    with folder_for_drafts(path) as folder:
+        draft = folder / "model.onnx"
         with torch.no_grad():
             torch.onnx.export(
                 model.eval(),
@@ -79,8 +78,9 @@ def export_onnx(model: PreTrainedModel, path: str | Path, int8: bool = False) ->
         if int8:
             # Weights of 7 bits: sums of products of 8 bits overflow on processors without VNNI, and the file is for any.
             options = {"per_channel": True, "weight_type": QuantType.QInt8, "reduce_range": True}
-            quantize_dynamic(draft, Path(folder) / "int8.onnx", **options)
-            draft = Path(folder) / "int8.onnx"
+            quantize_dynamic(draft, folder / "int8.onnx", **options)
+            draft = folder / "int8.onnx"
+        sync(draft)
         draft.replace(path)
     return list(inputs)
 

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from ..checkpoints import load_model
 from ..convert.published_detectors import open_region_encoder
 from ..data.files import read_json
+from ..disk import whole_folder
 from ..hub_code.processing_visualbert import VisualBertProcessor
 from ..published import published_tokenizer
 from .card import build_card, cards_folder, default_facts, load_facts
@@ -207,42 +208,31 @@ def build_repository(
 
     Raises:
         FileExistsError: `target` exists.
-        ValueError: The checkpoint cannot be used, or does not work when tried; `target` is removed again.
+        ValueError: The checkpoint cannot be used, or does not work when tried; there is no `target` then.
     """
-    target = Path(target)
-    if target.exists():
-        raise FileExistsError(f"{target} exists; choose another folder or remove it")
-    source = _checkpoint_folder(Path(source))
-    measured = _find_metrics(source, metrics)
-    try:
-        model, processor = _load(source)
+    with whole_folder(Path(target)) as draft:
+        source = _checkpoint_folder(Path(source))
+        measured = _find_metrics(source, metrics)
+        model, processor = load_model(source), VisualBertProcessor.from_pretrained(source)
         if region_encoder is not None:
             encoder, processor.image_processor = open_region_encoder(region_encoder)
             model.attach_region_encoder(encoder, any_detector)
         card_facts = default_facts(type(model).__name__, measured, processor) if facts is None else load_facts(facts)
-        if card_facts["head"] != type(model).__name__:
-            raise ValueError(f"{source} is a {type(model).__name__} checkpoint; the facts are of {card_facts['head']}")
-        if card_facts["region_encoder"] and model.config.region_encoder_config is not None:
-            raise ValueError(
-                f"the facts refer to {card_facts['region_encoder']}, but the checkpoint has a region encoder inside"
-            )
+        _check_facts(card_facts, model, source)
         finds_regions = bool(card_facts["region_encoder"]) or model.config.region_encoder_config is not None
         region_dim = None if finds_regions else model.config.visual_embedding_dim
-        model.save_pretrained(target)
-        processor.save_pretrained(target)
+        model.save_pretrained(draft)
+        processor.save_pretrained(draft)
         for name in ("handler.py", "requirements.txt"):
-            shutil.copyfile(cards_folder() / name, target / name)
+            shutil.copyfile(cards_folder() / name, draft / name)
         if measured is not None:
-            (target / "metrics.json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
+            (draft / "metrics.json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
         if finds_regions:
-            _copy_examples(card_facts, target / "examples")
-        (target / "README.md").write_text(build_card(repo_id, card_facts, measured, region_dim), encoding="utf-8")
-        printed = try_repository(target, repo_id, offline=not card_facts["region_encoder"])
+            _copy_examples(card_facts, draft / "examples")
+        (draft / "README.md").write_text(build_card(repo_id, card_facts, measured, region_dim), encoding="utf-8")
+        printed = try_repository(draft, repo_id, offline=not card_facts["region_encoder"])
         card = build_card(repo_id, card_facts, measured, region_dim, printed=printed if finds_regions else None)
-        (target / "README.md").write_text(card, encoding="utf-8")
-    except BaseException:
-        shutil.rmtree(target, ignore_errors=True)
-        raise
+        (draft / "README.md").write_text(card, encoding="utf-8")
 
 
 def try_repository(folder: str | Path, repo_id: str, offline: bool = True) -> str:
@@ -317,8 +307,17 @@ def _without_folders(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
-def _load(folder: Path) -> tuple[PreTrainedModel, VisualBertProcessor]:
-    return load_model(folder), VisualBertProcessor.from_pretrained(folder)
+def _check_facts(facts: Mapping[str, Any], model: PreTrainedModel, source: Path) -> None:
+    """
+    Raises:
+        ValueError: The facts are of another model.
+    """
+    if facts["head"] != type(model).__name__:
+        raise ValueError(f"{source} is a {type(model).__name__} checkpoint; the facts are of {facts['head']}")
+    if facts["region_encoder"] and model.config.region_encoder_config is not None:
+        raise ValueError(
+            f"the facts refer to {facts['region_encoder']}, but the checkpoint has a region encoder inside"
+        )
 
 
 def _copy_examples(facts: Mapping[str, Any], folder: Path) -> None:

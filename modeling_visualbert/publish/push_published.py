@@ -5,7 +5,6 @@ name in the table ──► completed checkpoint in the cache ──► reposito
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -57,10 +56,7 @@ def push_published(
         with _place(repo_id, folder) as target:
             if not target.is_dir():
                 source = complete_checkpoint(known[name].name, needs_images=False)
-                draft = target.with_name(f"{target.name}.partial")
-                shutil.rmtree(draft, ignore_errors=True)
-                build_repository(source, draft, repo_id, facts=name)
-                draft.rename(target)
+                build_repository(source, target, repo_id, facts=name)
             if send:
                 pushed = push_folder(
                     target, repo_id, private=private, revision=revision, create_pr=create_pr, token=token

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 from transformers import PreTrainedModel
 
-from ..checkpoints import check_name, load_model, open_config, read_task
+from ..checkpoints import check_checkpoint_name, load_model, open_config, read_task
 from ..convert.assemble import complete_checkpoint
 from ..data.columns import has_missing
 from ..data.files import find_one
@@ -153,12 +153,7 @@ def open_checkpoint(name: str, args: EvaluateArgs) -> Opened:
     Raises:
         FileNotFoundError, ValueError, OSError: There is none of this name, or it lacks something; the message says what.
     """
-    check_name(name)
-    folder = Path(name)
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        best = folder / "best"
-        hint = f"; the model of this training run is in {best}" if (best / "config.json").is_file() else ""
-        raise FileNotFoundError(f"{name}: no config.json; expected the folder of a checkpoint{hint}")
+    check_checkpoint_name(name)
     needs_pixels = args.features_dir is None and not args.text_only
     published = find_published_checkpoint(name)
     if needs_pixels and args.region_encoder is None and published and not published.detector.is_published:
@@ -167,7 +162,7 @@ def open_checkpoint(name: str, args: EvaluateArgs) -> Opened:
             "its features, or as --model what `visualbert convert` makes of the authors' .th file, which holds it"
         )
     complete, region_encoder = name, None
-    if (folder / "processor_config.json").is_file() and args.region_encoder is not None:
+    if (Path(name) / "processor_config.json").is_file() and args.region_encoder is not None:
         if open_config(name).region_encoder_config is not None:
             raise ValueError(f"{name} has a region encoder inside; expected no --region_encoder for it")
         region_encoder = args.region_encoder  # regions are found with it, the model itself stays without
