@@ -149,12 +149,15 @@ def _register_processor() -> None:
 
 def _register_pipelines() -> None:
     import transformers
+    from transformers import pipelines as pipelines_of_transformers
     from transformers.pipelines import PIPELINE_REGISTRY, TASK_ALIASES
 
     from .hub_code import pipeline_visualbert as pipelines
     from .hub_code.tasks_visualbert import TASKS
 
-    removed = getattr(transformers.pipelines, "REMOVED_TASKS", {})  # names that it refuses, since 5.19
+    if pipelines_of_transformers.get_task.__module__ != __name__:
+        pipelines_of_transformers.get_task = _knowing_ours(pipelines_of_transformers.get_task)
+    removed = getattr(pipelines_of_transformers, "REMOVED_TASKS", {})  # names that it refuses, since 5.19
     removed.pop("vqa", None)
     TASK_ALIASES["vqa"] = TASKS["vqa"].pipeline
     for task in TASKS.values():
@@ -167,6 +170,34 @@ def _register_pipelines() -> None:
                 default={"model": _NoDefault(task.name, task.pipeline)},
                 type="multimodal",
             )
+
+
+def _knowing_ours(get_task: Callable[..., str]) -> Callable[..., str]:
+    """What `pipeline(model=...)` asks for the task when none is named. `transformers` asks the Hub, also about a folder."""
+
+    def task_of(model: str, *args: Any, **kwargs: Any) -> str:
+        from .hub_code.tasks_visualbert import HEADS
+
+        if (Path(model) / "config.json").is_file() and _is_ours(model):
+            from .checkpoints import check_task
+
+            return check_task(model).pipeline
+        try:
+            return get_task(model, *args, **kwargs)
+        except RuntimeError as error:
+            known = ", ".join(task.pipeline for task in HEADS.values())
+            raise RuntimeError(
+                f"{model}: {error}; name the task, as in pipeline({known.split(', ')[0]!r}, model=...)"
+            ) from error
+
+    return task_of
+
+
+def _is_ours(folder: str) -> bool:
+    from transformers import PretrainedConfig
+
+    fields, _ = PretrainedConfig.get_config_dict(folder)
+    return isinstance(fields, dict) and fields.get("model_type") == "visual_bert"
 
 
 class _NoDefault:

@@ -9,7 +9,7 @@ from PIL import Image
 from pipeline_results import close, looks
 from test_region_detector import processor_for as detector_processor
 from test_region_detector import tiny_model as tiny_vcr
-from tiny_checkpoints import PIPELINE_TASKS, tiny_checkpoint
+from tiny_checkpoints import PIPELINE_TASKS, save_tiny_checkpoint, tiny_checkpoint
 from transformers import pipeline
 
 from modeling_visualbert import VisualBertForMultipleChoice, VisualBertProcessor
@@ -423,3 +423,19 @@ def test_ask_gives_the_answers_of_the_pipeline_and_the_regions(pipes, checkpoint
     assert answers == close(pipes["vqa"](image=image, question=questions, top_k=top_k))
     assert [len(row) for row in answers] == [top_k, top_k]
     torch.testing.assert_close(regions["boxes"], pipes["vqa"].find_regions(image)["boxes"])
+
+
+def test_the_task_of_a_folder_is_known_without_the_hub(tmp_path):
+    """`transformers` asks the Hub for it; these tests are offline."""
+    save_tiny_checkpoint("flickr30k", tmp_path / "flickr30k")
+    assert pipeline(model=str(tmp_path / "flickr30k")).about.name == "flickr30k"
+
+
+def test_where_the_task_is_not_known_it_has_to_be_named(tmp_path):
+    from transformers import BertConfig
+
+    BertConfig(num_hidden_layers=1).save_pretrained(tmp_path / "bert")
+    with pytest.raises(
+        RuntimeError, match=r"offline mode; name the task, as in pipeline\('visual-question-answering', model="
+    ):
+        pipeline(model=str(tmp_path / "bert"))

@@ -540,3 +540,9 @@ def test_detector_inside_is_the_given_one(tmp_path):
     detector.save_pretrained(tmp_path)
     encoder = QueryRegionEncoder.from_detector(AutoModelForObjectDetection.from_pretrained(tmp_path)).eval()
     assert torch.equal(encoder.detector(images()).logits, detector(images()).logits)
+
+
+@pytest.mark.parametrize("name", ["output_hidden_states", "output_attentions"])
+def test_settings_of_the_detector_that_are_no_truth_values_are_refused(name):
+    with pytest.raises(ValueError, match=rf"^detector_config.{name} is -1; expected true or false$"):
+        QueryRegionEncoderConfig(detector_config={"model_type": "d_fine", name: -1})

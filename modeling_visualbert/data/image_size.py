@@ -6,9 +6,7 @@ import io
 import warnings
 from pathlib import Path
 
-from PIL import ExifTags, Image
-
-from ..hub_code.image_processing_visualbert import FORMATS
+from ..hub_code.image_files_visualbert import open_image_file, orientation_of
 
 
 def upright_size(source: Path | str | bytes) -> tuple[int, int]:
@@ -20,10 +18,11 @@ def upright_size(source: Path | str | bytes) -> tuple[int, int]:
     Raises:
         Exception: It cannot be read; image readers fail in ways of their own when a file is damaged.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about very large images, which are refused when they are loaded
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
-            lies_on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    name = str(source) if isinstance(source, (Path, str)) else "image"
+    with warnings.catch_warnings(), io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        warnings.simplefilter("ignore")  # about damage, which is told when the image is loaded
+        with open_image_file(file, name) as image:
+            lies_on_its_side = orientation_of(image, name) >= 5
             return image.size if lies_on_its_side else image.size[::-1]
 
 

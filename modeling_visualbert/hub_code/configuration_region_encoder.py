@@ -112,6 +112,9 @@ class QueryRegionEncoderConfig(WrapperConfig):
             values = dict(self.detector_config)
             if "model_type" not in values:
                 raise ValueError("`detector_config` needs a `model_type`, such as 'd_fine' or 'detr'")
+            for name in ("output_hidden_states", "output_attentions"):
+                if not isinstance(values.get(name, False), (bool, type(None))):
+                    raise ValueError(f"detector_config.{name} is {values[name]!r:.40}; expected true or false")
             self.detector_config = AutoConfig.for_model(values.pop("model_type"), **values)
         super().__post_init__(**kwargs)
 

@@ -3,9 +3,8 @@
 import base64
 import io
 import math
-import warnings
-from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -15,23 +14,36 @@ import torch
 from huggingface_hub.dataclasses import validate_typed_dict
 from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import httpx
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import ChannelDimension, validate_preprocess_arguments
 
-MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs, as an error instead of a warning
+from .image_files_visualbert import (
+    FORMATS,
+    MAX_PIXELS,
+    check_pixels,
+    check_structure,
+    open_image_file,
+    orientation_of,
+)
+
 MIN_SIDE = 8
 _MAX_SIDE = 4096  # that a checkpoint may resize images to
 MAX_DOWNLOAD = 200_000_000  # bytes
 TIMEOUT = 30  # seconds without an answer
-# Pillow reads more, some through other programs: an EPS file, whatever its name, would start Ghostscript.
-FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "JPEG2000")
-if find_spec("PIL.AvifImagePlugin"):
-    FORMATS += ("AVIF",)
-_MOST_SCANS = 64  # of a JPEG; encoders write about ten
 _MODES = ("RGB", "RGBA", "L", "LA", "P", "1")
 _CHANNELS = (1, 3, 4)  # of an array: grey, RGB, RGBA
+_STRIP = 1 << 20  # pixels
+_TURNS = {  # that make an image upright, by its EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # Settings that say how an image is resized and scaled.
 _PREPARATION = (
@@ -42,7 +54,9 @@ _PREPARATION = (
 ImageSource = Any  # str | Path | bytes | an open file | PIL.Image.Image | numpy.ndarray | torch.Tensor
 
 
-def load_image(source: ImageSource, name: str | None = None, download: bool = False) -> Image.Image:
+def load_image(
+    source: ImageSource, name: str | None = None, download: bool = False, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
     """
     Load one image as 8-bit RGB, upright (EXIF orientation applied), transparency shown on white.
 
@@ -53,14 +67,21 @@ def load_image(source: ImageSource, name: str | None = None, download: bool = Fa
             `datasets` has them before it decodes an image; its path is never fetched.
         name: What to call the image in an error; defaults to its path.
         download: Whether addresses are fetched. Leave it off where others choose the address.
+        max_pixels: How many an image may have, in WebP and JPEG 2000 half as many. Loading it takes up to 8 bytes for each.
 
     Raises:
         FileNotFoundError: The path does not exist.
         OSError: The address cannot be fetched.
         TypeError: `source` is of no supported type.
-        ValueError: The file is no image or is truncated; the image is animated, 16-bit, CMYK or of another mode that
-            has no agreed way to RGB, smaller than 8 pixels, or has more than 89 megapixels.
+        ValueError: The file is no image, is truncated or made to keep its reader busy; the image is closed, animated, 16-bit,
+            CMYK or of another mode that has no agreed way to RGB, smaller than 8 pixels, or has more than `max_pixels`.
     """
+    image = _load(source, name, download, max_pixels)
+    return image.copy() if image is source else image
+
+
+def _load(source: ImageSource, name: str | None, download: bool, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The same; an image that is 8-bit RGB already is not copied."""
     if is_undecoded(source):
         download, source = False, source["path"] if source.get("bytes") is None else source["bytes"]
     name = name or (f"{source!s:.200}" if isinstance(source, (str, Path)) else "image")
@@ -73,15 +94,16 @@ def load_image(source: ImageSource, name: str | None = None, download: bool = Fa
     if isinstance(source, (str, Path)):
         if not _is_file(source):
             raise FileNotFoundError(f"{name}: no such image file")
-        return _open(source, name)
+        with open(source, "rb") as file:
+            return _read(file, name, max_pixels)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _open(io.BytesIO(source), name)
+        return _read(io.BytesIO(source), name, max_pixels)
     if isinstance(source, Image.Image):
-        return _checked_rgb(source, name)
+        return _rgb_of_image(source, name, max_pixels)
     if isinstance(source, (np.ndarray, torch.Tensor)):
-        return _checked_rgb(_image_from_array(_as_array(source), name), name)
+        return _checked_rgb(_image_from_array(_as_array(source), name), name, max_pixels).copy()
     if hasattr(source, "read"):
-        return _open(source, name)
+        return _read(source, name, max_pixels)
     raise TypeError(f"{name}: got {type(source).__name__}; expected a path, a PIL image, an array, a tensor or bytes")
 
 
@@ -128,7 +150,7 @@ def load_images(images: Any, input_data_format: str | None = None) -> list[Image
         name = None if len(sources) == 1 or isinstance(source, (str, Path)) else f"image {i}"
         if input_data_format is not None and isinstance(source, (np.ndarray, torch.Tensor)):
             _check_layout(tuple(source.shape), ChannelDimension(input_data_format), name or "image")
-        loaded.append(load_image(source, name, download=True))
+        loaded.append(_load(source, name, download=True))
     return loaded
 
 
@@ -163,19 +185,38 @@ def _is_file(path: str | Path) -> bool:
         return False
 
 
-def _open(file: Any, name: str) -> Image.Image:
+def _read(file: Any, name: str, max_pixels: int) -> Image.Image:
+    with _damage_named(name), open_image_file(file, name, max_pixels) as image:
+        return _checked_rgb(image, name, max_pixels)
+
+
+def _rgb_of_image(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+    """An image that the caller has opened. Until its pixels are read, it needs its file."""
+    file = getattr(image, "fp", None)
     try:
-        with warnings.catch_warnings():  # of images that are refused below, in one line
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(file, formats=FORMATS)
-        with opened as image:
-            return _checked_rgb(image, name)
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{name}: not an image that Pillow can read") from error
-    except Exception as error:  # readers of formats fail in their own ways when a file is damaged
-        if str(error).startswith(name):
+        with _damage_named(name):
+            check_pixels(image.size, name, max_pixels, image.format)
+            if file is not None and image.format in ("MPO", *FORMATS):
+                place = file.tell()
+                check_structure(file, name, max_pixels)
+                file.seek(place)
+            return _checked_rgb(image, name, max_pixels)
+    except ValueError as error:
+        if getattr(file, "closed", file is None) and error.__cause__ is not None:
+            raise ValueError(f"{name}: a closed image ({error.__cause__}); expected an open one, or a path") from error
+        raise
+
+
+@contextmanager
+def _damage_named(name: str) -> Iterator[None]:
+    """Readers of formats fail in their own ways when a file is damaged."""
+    try:
+        yield
+    except Exception as error:
+        if str(error).startswith(f"{name}: "):
             raise
-        raise ValueError(f"{name}: damaged or truncated image file ({error})") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{name}: damaged or truncated image file ({reason})") from error
 
 
 def _download(address: str) -> bytes:
@@ -204,31 +245,38 @@ def _decode_base64(address: str) -> bytes:
         raise ValueError(f"{address[:30]}...: not base64 ({error}); expected data:image/...;base64,...") from error
 
 
-def _checked_rgb(image: Image.Image, name: str) -> Image.Image:
+def _checked_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+    """The image as 8-bit RGB; itself if it is that already."""
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"{name}: {width} x {height} pixels; expected at most {MAX_PIXELS:,} (decompression bomb?)")
+    check_pixels(image.size, name, max_pixels, image.format)
     if min(width, height) < MIN_SIDE:
         raise ValueError(f"{name}: {width} x {height} pixels; expected at least {MIN_SIDE} on each side")
     if image.format not in (None, "MPO", *FORMATS):
         raise ValueError(f"{name}: image in {image.format} format; expected one of {', '.join(FORMATS)}")
     if (frames := _frames(image)) is not None:
         raise ValueError(f"{name}: animated, {frames} frames; expected a still image (pick one frame)")
-    _check_scans(image, name)
     if image.mode not in _MODES:
         kind = "16-bit or 32-bit" if image.mode.startswith(("I", "F")) else image.mode
         raise ValueError(
             f"{name}: {kind} image (mode {image.mode}); expected 8-bit RGB, grey or palette: convert it first"
         )
-    try:
-        image.load()
-    except (OSError, SyntaxError) as error:  # Pillow reports a truncated PNG as a SyntaxError
-        raise ValueError(f"{name}: damaged or truncated image file ({error})") from error
-    image = ImageOps.exif_transpose(image)
+    image.load()
+    turned = _TURNS.get(orientation_of(image, name))
+    image = image if turned is None else image.transpose(turned)
     if image.mode in ("RGBA", "LA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+        return _on_white(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """A transparent image as it looks on white; in strips, which take less memory than whole copies."""
+    width, height = image.size
+    whole, rows = Image.new("RGB", image.size), max(1, _STRIP // width)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(height, top + rows))).convert("RGBA")
+        white = Image.new("RGBA", strip.size, "white")
+        whole.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
+    return whole
 
 
 def _frames(image: Image.Image) -> str | None:
@@ -248,21 +296,6 @@ def _frames(image: Image.Image) -> str | None:
         return "several"
     frames = getattr(image, "n_frames", 1)
     return str(frames) if frames > 1 else None
-
-
-def _check_scans(image: Image.Image, name: str) -> None:
-    """Refuse a JPEG that goes over its pixels again and again: a small one keeps a processor busy for minutes."""
-    file = getattr(image, "fp", None)
-    if file is None or image.format not in ("JPEG", "MPO"):
-        return
-    place, scans, last = file.tell(), 0, b""
-    file.seek(0)
-    while block := file.read(1 << 20):
-        scans += (last + block).count(b"\xff\xda")  # in front of every scan; within one, 255 is never followed by this
-        last = block[-1:]
-    file.seek(place)
-    if scans > _MOST_SCANS:
-        raise ValueError(f"{name}: JPEG of {scans} scans; expected at most {_MOST_SCANS}")
 
 
 def _as_array(value: np.ndarray | torch.Tensor) -> np.ndarray:
@@ -450,6 +483,7 @@ def _is_float(array: np.ndarray | torch.Tensor) -> bool:
 
 
 __all__ = [
+    "FORMATS",
     "MAX_PIXELS",
     "MIN_SIDE",
     "VisualBertImageProcessor",

@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, Pipeline
 
 from .compile_visualbert import compile_model
 from .explain_visualbert import explain_answers, outputs_with_attention
-from .image_processing_visualbert import is_undecoded
+from .image_processing_visualbert import MAX_PIXELS, is_undecoded, load_image
 from .modeling_visualbert import (
     VisualBertForMultipleChoice,
     VisualBertForPreTraining,
@@ -185,6 +185,12 @@ class VisualBertPipeline(Pipeline):
         """
         prepared = self._ensure_tensor_on_device(self._prepare({"image": image, **objects}, image), self.device)
         return self._ensure_tensor_on_device(self._regions_of([prepared])[0], torch.device("cpu"))
+
+    @staticmethod
+    def load_image(source, name: str | None = None, max_pixels: int = MAX_PIXELS):
+        """An image as a call loads it, see [`load_image`], where strangers send it: nothing is fetched, and a call takes what is
+        returned in place of the image."""
+        return load_image(source, name, max_pixels=max_pixels)
 
     def _sanitize_parameters(
         self, top_k: int | None = None, attention: int | tuple[int, int] | None = None, padding=None, truncation=None
