@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+from attack_demo import SCRIPTS, attacked
 from bench_demo import image_bytes, running_demo
 from PIL import Image
 from tiny_checkpoints import save_tiny_checkpoint
@@ -166,6 +167,41 @@ def test_text_of_others_is_text(watched, address):
         tab.get_by_role("button", name="Find").click()
         watched.page.wait_for_timeout(1000)
         assert not tab.locator(".vb-answer img, .vb-answer b, .vb-seen b, .vb-seen img").count()
+
+
+def test_labels_of_others_are_text(watched, tmp_path):
+    save_tiny_checkpoint("nlvr2", tmp_path, labels=list(SCRIPTS), num_images=1)
+    with running_demo(str(tmp_path)) as (address, _):
+        watched.page.goto(address)
+        tab = watched.page.locator("#vb-classification")
+        (tmp_path / "mine.png").write_bytes(image_bytes(3))
+        files_of(tab).set_input_files(tmp_path / "mine.png")
+        says(tab.locator(".vb-note"), r"\d regions found")
+        tab.get_by_label("Text").fill(SCRIPTS[0])
+        tab.get_by_role("button", name="Classify").click()
+        says(tab.locator(".vb-answer"), re.escape("onerror=alert(2)"))
+        assert not tab.locator(".vb-answer :is(img, svg, script, iframe)").count()
+
+
+def test_the_page_answers_while_it_is_attacked(watched, address, tmp_path):
+    """By all attacks at once; scripts in questions and file names are text."""
+    image = tmp_path / "<img src=x onerror=alert(7)>.png"
+    image.write_bytes(image_bytes(3))
+    tab = watched.open(address)
+    with attacked(address, 10.0) as attack:
+        clear(tab)
+        files_of(tab).set_input_files(image)
+        says(tab.locator(".vb-note"), r"\d regions found")
+        for text in SCRIPTS:
+            tab.get_by_label("Question").fill(text)
+            tab.get_by_role("button", name="Ask").click()
+            watched.page.wait_for_function(
+                "text => new URLSearchParams(location.search).get('text') === text", arg=text
+            )
+            says(tab.locator(".vb-note"), "all heads")
+        answers = attack.result()
+    assert answers["200"] > 0 and answers["500"] == 0
+    assert not tab.locator(".vb-answer :is(img, svg, script, iframe)").count()
 
 
 @pytest.mark.parametrize("bad", ["100 megapixels", "text", "12 MB"])

@@ -1,11 +1,13 @@
 """The demo as a process: real HTTP from visitors who mean well, from those who do not, and from many at once."""
 
 import asyncio
+import contextlib
 import io
 import json
 import os
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from PIL import Image
@@ -71,6 +73,16 @@ def test_a_question_is_answered(client):
     assert bars.count("<li>") == 4
     assert "<svg" in seen and "data:image/jpeg;base64," in seen
     assert link == "?task=vqa&text=How+many+things+are+there%3F&layer=1&head=0"  # nothing of the image
+
+
+@pytest.mark.parametrize(
+    "name", ["my photo.png", "Größe (1).png", "写真.png", "<img src=x onerror=alert(1)>.png", "100%.png"]
+)
+def test_files_may_have_any_name(client, name):
+    """Browsers send the address of an upload percent-encoded."""
+    image = upload(client, image_bytes(1), name)
+    image["url"] = f"{client.base_url}/gradio_api/file={quote(image['path'])}"
+    assert "vb-bars" in ask(client, image)[0]
 
 
 @pytest.mark.usefixtures("alive")
@@ -266,10 +278,11 @@ def test_an_image_that_was_deleted_is_explained(client):
     assert "please upload it again" in ask(client, image)
 
 
-async def at_once(address, count):
-    """What many questions at the same moment get."""
+async def at_once(address, count, clients=1):
+    """What many questions at the same moment get, from so many addresses."""
 
-    async def one(client, number):
+    async def one(number):
+        client = visitors[number % clients]
         # The answer: its status and, if it went into the queue, whether there was a result.
         data = [images[number % len(images)], QUESTIONS[number % len(QUESTIONS)], "", 0, -1, ""]
         joined = await client.post("/gradio_api/call/vqa", json={"data": data})
@@ -279,12 +292,17 @@ async def at_once(address, count):
         return 200, "event: complete" in events.text
 
     limits = httpx.Limits(max_connections=count, max_keepalive_connections=0)
-    async with httpx.AsyncClient(base_url=address, timeout=240, limits=limits, trust_env=False) as client:
+    async with contextlib.AsyncExitStack() as stack:
+        visitors = []
+        for number in range(1, clients + 1):
+            place = httpx.AsyncHTTPTransport(local_address=f"127.0.0.{number}", limits=limits)
+            visitor = httpx.AsyncClient(base_url=address, timeout=240, transport=place, trust_env=False)
+            visitors.append(await stack.enter_async_context(visitor))
         images = []
         for number in range(4):
-            response = await client.post("/gradio_api/upload", files={"files": ("a.png", image_bytes(number))})
+            response = await visitors[0].post("/gradio_api/upload", files={"files": ("a.png", image_bytes(number))})
             images.append({"path": response.json()[0], "meta": {"_type": "gradio.FileData"}})
-        return await asyncio.gather(*(one(client, number) for number in range(count)))
+        return await asyncio.gather(*(one(number) for number in range(count)))
 
 
 @pytest.mark.usefixtures("alive")
@@ -295,7 +313,7 @@ def test_60_questions_at_once_wait_and_are_answered(server):
 @pytest.mark.slow
 @pytest.mark.usefixtures("alive")
 def test_more_than_the_queue_holds_are_refused_with_a_message(server):
-    results = asyncio.run(at_once(server[0], 400))
+    results = asyncio.run(at_once(server[0], 400, clients=50))
     assert results.count((200, True)) >= 64
     refused = [result for result in results if result != (200, True)]
     assert refused and all(status == 503 and "Queue is full" in message for status, message in refused)

@@ -16,6 +16,7 @@ import torch
 from helpers import shared
 from PIL import Image, ImageOps
 from transformers import AutoImageProcessor, DetrImageProcessorPil
+from transformers.image_processing_backends import PilBackend
 
 from modeling_visualbert import VisualBertImageProcessor, load_image
 from modeling_visualbert.hub_code.image_processing_region_detector import RegionDetectorImageProcessor
@@ -662,3 +663,16 @@ def test_saving_leaves_the_image_processor_as_it_was(tmp_path):
     before = read.to_dict()
     read.save_pretrained(tmp_path)
     assert read.to_dict() == before
+
+
+@pytest.mark.parametrize("size", [{"height": 64, "width": 80}, {"height": 33, "width": 200}, {"shortest_edge": 50}])
+@pytest.mark.parametrize("resample", list(Image.Resampling))
+def test_resizing_early_changes_no_bit(size, resample):
+    """What `transformers` does with the image as an array."""
+    image = Image.fromarray(noise(130, 90))
+    processor = VisualBertImageProcessor(size=size, resample=resample)
+    expected = PilBackend.preprocess(processor, [image], return_tensors="pt")["pixel_values"]
+    assert torch.equal(processor(images=[image])["pixel_values"], expected)
+    assert torch.equal(
+        VisualBertImageProcessor()(images=[image], size=size, resample=resample)["pixel_values"], expected
+    )

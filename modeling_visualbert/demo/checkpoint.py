@@ -23,6 +23,7 @@ from ..hub_code.regions_visualbert import find_regions
 from .drawing import Bars, View
 
 _KEPT_IMAGES = 32  # whose regions are remembered: to ask again, or with another head, finds no regions anew
+_STRIP = 64  # rows of an image at once
 _TOP_K = 5
 # What an answer to a question can be explained with beside single layers, see `explain_answers`.
 EXPLANATIONS = ("rollout", "gradient", "drop")
@@ -106,7 +107,7 @@ class Checkpoint:
     @torch.inference_mode()
     def regions(self, image: Image.Image) -> dict[str, torch.Tensor]:
         """Regions of an image with boxes in pixels; those of recent images are remembered."""
-        key = hashlib.sha256(repr(image.size).encode() + image.tobytes()).digest()
+        key = _digest(image)
         with self._lock:
             if key in self._regions:
                 self._regions.move_to_end(key)
@@ -201,6 +202,14 @@ class Checkpoint:
         ]
         reader = "[MASK]" if count == 1 else f"all {count} [MASK]"
         return Answer(bars, [self.view(images[0], weights)], _note(reader, weights, look))
+
+
+def _digest(image: Image.Image) -> bytes:
+    """What identifies the pixels of an image, read in strips: they are not copied as a whole."""
+    digest = hashlib.sha256(repr(image.size).encode())
+    for top in range(0, image.height, _STRIP):
+        digest.update(image.crop((0, top, image.width, min(top + _STRIP, image.height))).tobytes())
+    return digest.digest()
 
 
 def split_phrases(text: str) -> tuple[str, list[str], list[int]]:

@@ -119,8 +119,10 @@ def _label(text: str, box: Sequence[float], color: str, font: float, size: tuple
 
 
 def _data_uri(image: Image.Image) -> str:
-    small = image.copy()
-    small.thumbnail((_MAX_SIDE, _MAX_SIDE))
+    scale = min(1.0, _MAX_SIDE / max(image.size))
+    width, height = (max(1, round(scale * side)) for side in image.size)
+    # As `thumbnail` does, which changes the image: a copy of a large one would be large.
+    small = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0) if scale < 1 else image
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=88)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

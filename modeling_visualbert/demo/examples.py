@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..corpus.scenes import render, sample_scene
 from ..data.files import read_json
-from .limits import open_image
+from .inputs import open_image
 
 _SCENES = {"triangles": 10, "stars": 5, "diamonds": 2, "circles": 8, "suns": 1}  # number of the scene
 

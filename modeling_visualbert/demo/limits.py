@@ -9,24 +9,34 @@ import asyncio
 import json
 import re
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
-from PIL import Image, UnidentifiedImageError
+from .clients import Places, RefusedError, client_of_request
+from .inputs import (
+    MAX_CHARACTERS,
+    MAX_CHOICES,
+    MAX_PIXELS,
+    MAX_UPLOAD_BYTES,
+    check_text,
+    count_pixels,
+    open_image,
+    split_choices,
+)
+from .questions import Questions
 
-from ..hub_code.image_processing_visualbert import FORMATS, load_image
-
-MAX_UPLOAD_BYTES = 10_000_000
-MAX_PIXELS = 25_000_000  # what phones take; decoded it is 75 MB
-MAX_CHARACTERS = 400
-MAX_CHOICES = 8
 MAX_BODY_BYTES = 64_000  # of a request without an image
 MAX_QUEUE = 64  # questions that wait; more are refused
 KEEP_SECONDS = 900  # images of visitors are deleted after this time
 MAX_KEPT_BYTES = 500_000_000  # of such images on disk
+KEPT_SHARE = 0.5  # of it that is one client's
 UPLOAD_SECONDS = 120  # 10 MB over a slow line of 0.7 Mbit/s
+BODY_SECONDS = 20  # for the body of any other request
+REQUESTS_OF_ONE, UPLOADS_OF_ONE, STREAMS_OF_ONE = 8, 4, 128  # of one client at once; many may stand behind one address
+WAITING_OF_ONE, WAIT_SECONDS = 256, 30  # requests and uploads that wait until one of these is done
 _FULL = "Too many images at the moment; please try again in some minutes."
 
 # What the page and `gradio_client` ask for. Gradio has more, such as fetching files from elsewhere, which nobody here needs.
@@ -39,96 +49,57 @@ _ROUTES = re.compile(
 )
 
 _CALL = re.compile(r"/gradio_api/call/(\w+)")
+_ASKS = re.compile(r"/gradio_api/(?:call/\w+|queue/join)")  # POST
+_STREAMS = re.compile(r"/gradio_api/(?:heartbeat/\w+|queue/data|upload_progress|call/\w+/\w+)")  # GET: they stay open
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """
-    An uploaded file as 8-bit RGB. Its size in bytes and pixels is checked before anything is decoded.
-
-    Raises:
-        ValueError: It is not an image, damaged, animated, or too large; the message is for the visitor.
-    """
-    size = Path(path).stat().st_size
-    if size > MAX_UPLOAD_BYTES:
-        raise ValueError(f"The image has {size / 1e6:.0f} MB; at most {MAX_UPLOAD_BYTES // 1_000_000} MB are accepted.")
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ValueError(
-                    f"The image has {width * height / 1e6:.0f} megapixels; at most {MAX_PIXELS // 1_000_000} are accepted."
-                )
-            return load_image(image, "The image")
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ValueError(f"The file cannot be read as an image; expected {', '.join(FORMATS)}.") from error
-    except ValueError:
-        raise
-    except Exception as error:  # readers of formats fail in their own ways when a file is damaged
-        raise ValueError("The image is damaged or cut off.") from error
-
-
-def check_text(text: Any, what: str) -> str:
-    """The text without blanks around it.
-
-    Raises:
-        ValueError: It is not a string, empty, or too long; the message is for the visitor.
-    """
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"Please write {what}.")
-    if len(text) > MAX_CHARACTERS:
-        raise ValueError(f"The text has {len(text):,} characters; at most {MAX_CHARACTERS} are accepted.")
-    return text.strip()
-
-
-def split_choices(text: Any) -> list[str]:
-    """The choices of a question, one a line.
-
-    Raises:
-        ValueError: There are too few or too many, or they are too long; the message is for the visitor.
-    """
-    choices = [line.strip() for line in check_text(text, "the choices").splitlines() if line.strip()]
-    if not 2 <= len(choices) <= MAX_CHOICES:
-        raise ValueError(f"There are {len(choices)} choices; please write 2 to {MAX_CHOICES}, one a line.")
-    return choices
-
-
 class KeptBytes:
-    """How many bytes of uploads are on disk: what has arrived in the last `KEEP_SECONDS`."""
+    """How many bytes of uploads are on disk, in all and by client: what has arrived in the last `KEEP_SECONDS`."""
 
     def __init__(self) -> None:
-        self._arrived: deque[tuple[float, int]] = deque()  # when, bytes
+        self._arrived: deque[tuple[float, int, str | None]] = deque()  # when, bytes, of whom
         self._sum = 0
+        self._sums: Counter[str | None] = Counter()
 
-    def has_room(self, size: int) -> bool:
-        """Whether so many bytes more are accepted."""
+    def has_room(self, size: int, client: str | None = None) -> bool:
+        """Whether so many bytes more are accepted, of a client that has an address."""
         before = time.monotonic() - KEEP_SECONDS
         while self._arrived and self._arrived[0][0] < before:
-            self._sum -= self._arrived.popleft()[1]
+            self._count(-self._arrived[0][1], self._arrived.popleft()[2])
+        if client and self._sums[client] + size > KEPT_SHARE * MAX_KEPT_BYTES:
+            return False
         return self._sum + size <= MAX_KEPT_BYTES
 
-    def add(self, size: int) -> bool:
+    def add(self, size: int, client: str | None = None) -> bool:
         """Count bytes that have arrived; False if they are too many."""
-        if not self.has_room(size):
+        if not self.has_room(size, client):
             return False
-        self._arrived.append((time.monotonic(), size))
-        self._sum += size
+        self._arrived.append((time.monotonic(), size, client))
+        self._count(size, client)
         return True
+
+    def _count(self, size: int, client: str | None) -> None:
+        self._sum += size
+        self._sums[client] += size
+        if not self._sums[client]:
+            del self._sums[client]
 
 
 class RequestLimits:
     """
-    ASGI middleware: only the routes that the page needs, bodies of bounded size, a bounded amount of uploads, and no mention
-    of a file that was not uploaded here.
+    ASGI middleware: only the routes that the page needs, bodies of bounded size that arrive in a bounded time, a bounded amount
+    of uploads, a share for each client, and no mention of a file that was not uploaded here.
 
     Args:
         app: The application behind it.
         uploads: Folder in which uploads are kept.
         calls: Names of what can be called, for which gradio's programs ask by name; of another name gradio makes an error of the
             server. None lets all through.
+        queue: Returns gradio's queue, in which questions wait; without it they are not counted.
     """
 
     def __init__(
@@ -136,52 +107,67 @@ class RequestLimits:
         app: Callable[[Scope, Receive, Send], Awaitable[None]],
         uploads: str | Path,
         calls: Collection[str] | None = None,
+        queue: Callable[[], Any] | None = None,
     ):
         self.app = app
         self.uploads, self.calls = Path(uploads).resolve(), calls
         self.kept = KeptBytes()
+        self.questions = Questions(queue) if queue is not None else None
+        self._requests = Places(REQUESTS_OF_ONE, WAITING_OF_ONE, WAIT_SECONDS, _BUSY)
+        self._uploads = Places(UPLOADS_OF_ONE, WAITING_OF_ONE, WAIT_SECONDS, _BUSY)
+        self._streams = Places(STREAMS_OF_ONE, 0, 0.1, _MANY_STREAMS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._serve(scope, receive, send)
+        except RefusedError as refusal:
+            await _refuse(scope, send, refusal.status, str(refusal))
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await self.app(scope, receive, send)
-        elif scope["type"] != "http" or not self._is_served(scope["path"]):
-            await _refuse(scope, send, 404, "There is nothing here.")
-        elif scope["method"] in ("GET", "HEAD", "OPTIONS"):
-            await self.app(scope, receive, send)
+            return await self.app(scope, receive, send)
+        if scope["type"] != "http" or not self._is_served(scope["path"]):
+            raise RefusedError(404, "There is nothing here.")
+        client = client_of_request(scope)
+        if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            places = self._streams if _STREAMS.fullmatch(scope["path"]) else self._requests
+            async with places.taken(client):
+                await self.app(scope, receive, send)
         elif scope["path"].endswith("/upload"):
-            await self._take_upload(scope, receive, send)
+            async with self._uploads.taken(client):
+                await self._take_upload(scope, receive, send, client)
         else:
-            await self._take_body(scope, receive, send)
+            await self._take_body(scope, receive, send, client)
 
     def _is_served(self, path: str) -> bool:
         called = _CALL.match(path)
         return bool(_ROUTES.fullmatch(path)) and (called is None or self.calls is None or called[1] in self.calls)
 
-    async def _take_upload(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _take_upload(self, scope: Scope, receive: Receive, send: Send, client: str) -> None:
         """The body streams through; the number of bytes must be announced, so that it can be judged before. What counts as kept
         is what arrives: visitors who only announce something take nothing from others."""
         announced = _content_length(scope)
         if announced is None:
-            return await _refuse(scope, send, 411, "How large is the upload? Expected a Content-Length.")
+            raise RefusedError(411, "How large is the upload? Expected a Content-Length.")
         if announced > MAX_UPLOAD_BYTES + MAX_BODY_BYTES:
-            message = (
-                f"The upload has {announced / 1e6:.0f} MB; at most {MAX_UPLOAD_BYTES // 1_000_000} MB are accepted."
-            )
-            return await _refuse(scope, send, 413, message)
-        if not self.kept.has_room(announced):
-            return await _refuse(scope, send, 503, _FULL)
-        cut_off: tuple[int, str] | None = None
+            most = MAX_UPLOAD_BYTES // 1_000_000
+            raise RefusedError(413, f"The upload has {announced / 1e6:.0f} MB; at most {most} MB are accepted.")
+        if not self.kept.has_room(announced, client):
+            raise RefusedError(503, _FULL)
+        cut_off: RefusedError | None = None
+        has_left = False
         end = time.monotonic() + UPLOAD_SECONDS
 
         async def receive_within_limits() -> dict[str, Any]:
-            nonlocal cut_off
+            nonlocal cut_off, has_left
             try:
                 message = await asyncio.wait_for(receive(), end - time.monotonic())
             except asyncio.TimeoutError:
-                cut_off = 408, f"The upload took longer than {UPLOAD_SECONDS} seconds."
+                cut_off = RefusedError(408, f"The upload took longer than {UPLOAD_SECONDS} seconds.")
                 return {"type": "http.disconnect"}
-            if not self.kept.add(len(message.get("body", b""))):
-                cut_off = 503, _FULL
+            has_left = message["type"] == "http.disconnect"
+            if not self.kept.add(len(message.get("body", b"")), client):
+                cut_off = RefusedError(503, _FULL)
                 return {"type": "http.disconnect"}
             return message
 
@@ -191,54 +177,74 @@ class RequestLimits:
 
         try:
             await self.app(scope, receive_within_limits, send_until_then)
-        except Exception:
+        except Exception as error:
+            if has_left:
+                return
+            if isinstance(error, (AttributeError, LookupError, TypeError, ValueError)):  # in gradio's reader of forms
+                cut_off = cut_off or RefusedError(400, "This is no upload; expected a form whose `files` are files.")
             if cut_off is None:
                 raise
         if cut_off is not None:
-            await _refuse(scope, send, *cut_off)
+            raise cut_off
 
-    async def _take_body(self, scope: Scope, receive: Receive, send: Send) -> None:
-        too_long = f"The request is too long; at most {MAX_BODY_BYTES // 1000} kB are accepted."
-        if (_content_length(scope) or 0) > MAX_BODY_BYTES:
-            return await _refuse(scope, send, 413, too_long)
-        body = b""
-        while True:
-            message = await receive()
-            if message["type"] != "http.request":
-                return None  # the visitor has left
-            body += message.get("body", b"")
-            if len(body) > MAX_BODY_BYTES:
-                return await _refuse(scope, send, 413, too_long)
-            if not message.get("more_body"):
-                break
+    async def _take_body(self, scope: Scope, receive: Receive, send: Send, client: str) -> None:
+        async with self._requests.taken(client):
+            body = await _read_body(scope, receive)
+        if body is None:
+            return  # the visitor has left
         try:
-            self._check_files(json.loads(body) if body else None)
+            content = json.loads(body) if body else None
+            # Gradio repeats what is wrong in a request, and fails at what JSON or UTF-8 cannot say: infinity, half a character.
+            json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
+            paths = self._check_files(content)
         except (ValueError, RecursionError) as error:
-            return await _refuse(
-                scope, send, 400, str(error) if isinstance(error, _ForeignFileError) else "Expected JSON."
-            )
-
+            message = str(error) if isinstance(error, _ForeignFileError) else "Expected JSON."
+            raise RefusedError(400, message) from None
         messages = deque([{"type": "http.request", "body": body, "more_body": False}])
 
         async def replay() -> dict[str, Any]:
             return messages.popleft() if messages else await receive()
 
-        await self.app(scope, replay, send)
+        if self.questions is None or not _ASKS.fullmatch(scope["path"]):
+            async with self._requests.taken(client):
+                return await self.app(scope, replay, send)
+        answer = bytearray()
 
-    def _check_files(self, value: Any) -> None:
+        async def listen(message: dict[str, Any]) -> None:
+            answer.extend(message.get("body", b""))
+            await send(message)
+
+        async def join() -> str | None:
+            await self.app(scope, replay, listen)
+            return _event_id(answer)
+
+        session = content.get("session_hash") if isinstance(content, dict) else None
+        pixels = await asyncio.to_thread(count_pixels, paths) if paths else 0
+        await self.questions.ask(client, session if isinstance(session, str) else None, pixels, join)
+
+    def _check_files(self, value: Any) -> list[str]:
         """Every file that JSON data mentions must be one that was uploaded here; nothing else is opened or downloaded.
+
+        Returns:
+            Their paths.
 
         Raises:
             _ForeignFileError: One is not.
         """
+        paths = []
         if isinstance(value, dict):
             path, url = value.get("path"), value.get("url")
             if path is not None and not (isinstance(path, str) and self._is_upload(path)):
                 raise _ForeignFileError("This file was not uploaded here.")
-            if isinstance(url, str) and not url.partition("?")[0].endswith(f"file={path}"):
+            address = url.partition("?")[0] if isinstance(url, str) else None
+            if address is not None and not (
+                address.endswith(f"file={path}") or unquote(address).endswith(f"file={path}")
+            ):
                 raise _ForeignFileError("This address is not that of a file that was uploaded here.")
+            paths += [path] if path is not None else []
         for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-            self._check_files(item)
+            paths += self._check_files(item)
+        return paths
 
     def _is_upload(self, path: str) -> bool:
         if "\0" in path or "://" in path:
@@ -251,6 +257,39 @@ class RequestLimits:
 
 class _ForeignFileError(ValueError):
     pass
+
+
+_BUSY = "Many requests from your address are waiting; please try again when some of them are answered."
+_MANY_STREAMS = "Many pages from your address are open; please close some."
+
+
+async def _read_body(scope: Scope, receive: Receive) -> bytes | None:
+    """A body of bounded size, in a bounded time; None if the visitor has left."""
+    too_long = RefusedError(413, f"The request is too long; at most {MAX_BODY_BYTES // 1000} kB are accepted.")
+    if (_content_length(scope) or 0) > MAX_BODY_BYTES:
+        raise too_long
+    body, end = b"", time.monotonic() + BODY_SECONDS
+    while True:
+        try:
+            message = await asyncio.wait_for(receive(), end - time.monotonic())
+        except asyncio.TimeoutError:
+            raise RefusedError(408, f"The request took longer than {BODY_SECONDS} seconds.") from None
+        if message["type"] != "http.request":
+            return None
+        body += message.get("body", b"")
+        if len(body) > MAX_BODY_BYTES:
+            raise too_long
+        if not message.get("more_body"):
+            return body
+
+
+def _event_id(answer: bytes | bytearray) -> str | None:
+    """What gradio calls a question that it has put into its queue; None if it did not."""
+    try:
+        name = json.loads(answer)["event_id"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return name if isinstance(name, str) else None
 
 
 def _content_length(scope: Scope) -> int | None:
@@ -271,3 +310,16 @@ async def _refuse(scope: Scope, send: Send, status: int, message: str) -> None:
     ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+__all__ = [
+    "MAX_CHARACTERS",
+    "MAX_CHOICES",
+    "MAX_PIXELS",
+    "MAX_UPLOAD_BYTES",
+    "KeptBytes",
+    "RequestLimits",
+    "check_text",
+    "open_image",
+    "split_choices",
+]

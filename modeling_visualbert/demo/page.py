@@ -5,9 +5,11 @@ Gradio is imported here and nowhere else in the package: `pip install "modeling-
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,19 +28,11 @@ from starlette.middleware import Middleware
 from ..convert.assemble import complete_checkpoint
 from ..visualization import grid
 from .checkpoint import Answer, Checkpoint, Look
+from .connections import believe_proxies, guard_connections
 from .drawing import View, bars_html, views_html
 from .examples import Example, Examples, read_examples, scene_examples
-from .limits import (
-    KEEP_SECONDS,
-    MAX_CHARACTERS,
-    MAX_CHOICES,
-    MAX_QUEUE,
-    MAX_UPLOAD_BYTES,
-    RequestLimits,
-    check_text,
-    open_image,
-    split_choices,
-)
+from .inputs import MAX_CHARACTERS, MAX_CHOICES, MAX_UPLOAD_BYTES, check_text, open_image, split_choices
+from .limits import KEEP_SECONDS, MAX_QUEUE, RequestLimits
 
 _KEPT_SESSIONS = 256
 
@@ -171,12 +165,17 @@ def launch_page(page: gr.Blocks, host: str | None = None, port: int | None = Non
     Raises:
         OSError: The port is taken.
     """
+    _give_memory_back()
     workers = max(1, min(4, os.cpu_count() or 1))
     # As many answers at once as there are processors, each computed by one thread: waiting threads would fight for them.
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    # After every question, gradio would compute statistics of the last 10,000.
+    os.environ["GRADIO_ANALYTICS_MAX_EVENTS"], os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = "1", str(10**9)
     # Waiting visitors get their place in the queue once a second, not whenever somebody else gets an answer.
     page.queue(status_update_rate=1.0, max_size=MAX_QUEUE, default_concurrency_limit=workers, api_open=False)
     calls = {function.api_name for function in page.fns.values() if isinstance(function.api_name, str)}
+    limits = Middleware(RequestLimits, uploads=upload_folder(), calls=calls, queue=lambda: page._queue)
+    believe_proxies()
     _, address, _ = page.launch(
         server_name=host,
         server_port=port,
@@ -185,7 +184,7 @@ def launch_page(page: gr.Blocks, host: str | None = None, port: int | None = Non
         max_file_size=MAX_UPLOAD_BYTES,
         max_threads=workers + 4,
         state_session_capacity=_KEPT_SESSIONS,
-        app_kwargs={"middleware": [Middleware(RequestLimits, uploads=upload_folder(), calls=calls)]},
+        app_kwargs={"middleware": [limits]},
         theme=_theme(),
         css_paths=Path(__file__).with_name("page.css"),
         footer_links=[],
@@ -196,7 +195,16 @@ def launch_page(page: gr.Blocks, host: str | None = None, port: int | None = Non
         pwa=False,
         share=False,
     )
+    guard_connections(page.server)
     return address
+
+
+def _give_memory_back() -> None:
+    """Have glibc return the memory of large images to the system at once; each thread would keep as much as it ever used."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for parameter, size in ((-3, 8 << 20), (-1, 32 << 20)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+            mallopt(parameter, size)
 
 
 def upload_folder() -> Path:

@@ -400,9 +400,19 @@ class VisualBertImageProcessor(PilBackend):
             kwargs |= self._rescaled_by_the_caller(sources)
         layout, device = (kwargs.pop(name, None) or getattr(self, name) for name in ("input_data_format", "device"))
         loaded = load_images(sources, layout)
-        batch = super().preprocess(loaded, return_tensors="pt", **kwargs)
-        batch["image_sizes"] = torch.tensor([(image.height, image.width) for image in loaded])
+        image_sizes = torch.tensor([(image.height, image.width) for image in loaded])
+        batch = super().preprocess([self._resized(image, kwargs) for image in loaded], return_tensors="pt", **kwargs)
+        batch["image_sizes"] = image_sizes
         return as_tensors(batch if device is None else batch.to(device), return_tensors)
+
+    def _resized(self, image: Image.Image, kwargs: Mapping[str, Any]) -> Image.Image:
+        """The image in the size that all get, if there is one. `transformers` resizes it as an array, as which a large one is in
+        memory several times; what has its size already stays as it is."""
+        size = kwargs.get("size", self.size)
+        height, width = (size.get("height"), size.get("width")) if hasattr(size, "get") else (None, None)
+        if not (kwargs.get("do_resize", self.do_resize) and height and width):
+            return image
+        return image.resize((width, height), kwargs.get("resample", self.resample))
 
     def _checked(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Arguments of a call, None left out. What `transformers` would ignore is refused."""
