@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from huggingface_hub import SpaceCard
 
-from modeling_visualbert.demo import limits
+from modeling_visualbert.demo import limits, questions
 
 ROOT = Path(__file__).parents[1]
 SPACE = ROOT / "hub_cards" / "space"
@@ -31,6 +31,7 @@ def test_the_limits_it_names_are_those_of_the_code():
         f"{limits.MAX_CHARACTERS} characters",
         f"{limits.MAX_QUEUE} questions",
         f"{limits.KEEP_SECONDS // 60} minutes",
+        f"up to {questions.OPEN_OF_ONE} of them from one address",
     ):
         assert number in text
 
