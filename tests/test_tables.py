@@ -493,3 +493,26 @@ def test_real_questions_about_real_photos():
     found = read_vqa_table(table, images)
     assert (len(found), len(images)) == (9974, 1442)
     assert found[0]["question"] == "what is the object on the shelves" and found[0]["answers"] == ["cup"]
+
+
+def test_a_damaged_table_of_any_kind_is_named(folder):
+    """What the readers of `datasets` and Arrow raise has other types, and no name of a file."""
+    from datasets import Dataset as Rows
+
+    Rows.from_list(rows()).to_parquet(folder / "a.parquet")
+    content = (folder / "a.parquet").read_bytes()
+    place = content.rindex(b"PAR1") - 60
+    (folder / "a.parquet").write_bytes(content[:place] + b"\xff" * 50 + content[place + 50 :])
+    (folder / "a.csv").write_bytes(b"PK\x03\x04image,question,answer\n0.png,a,b\n")
+    for name in ("a.parquet", "a.csv"):
+        with pytest.raises(ValueError, match=rf"^{folder / name}: cannot be read as \w+ \(.*\)$"):
+            read(folder / name)
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "a\0b"])
+def test_a_cell_that_is_no_possible_path_names_its_row(folder, path):
+    write(folder / "a.jsonl", rows(image=[path] * 4))
+    with pytest.raises(
+        FileNotFoundError, match=r"a.jsonl: row 0: 'image': no such image file .{,220}; --images_dir says"
+    ):
+        read(folder / "a.jsonl")

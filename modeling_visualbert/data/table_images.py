@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ..hub_code.image_processing_visualbert import is_file
 from .files import skipping
 from .tables import Table
 
@@ -105,8 +106,8 @@ class TableImages(Mapping[str, "Path | bytes"]):
         file = table.folder / path
         key = str(file)
         if key not in self._paths:
-            if not file.is_file():
-                raise FileNotFoundError(f"{where}: no such image file {file}; --images_dir says where paths start")
+            if not is_file(file):
+                raise FileNotFoundError(f"{where}: no such image file {key:.200}; --images_dir says where paths start")
             self._paths[key] = file
             self._rows[key] = table, row
         return key
@@ -121,15 +122,24 @@ def _content(cell: pa.Scalar, where: str) -> tuple[memoryview | None, str | None
         content, path = fields.get("bytes"), fields.get("path")
         if content is not None and content.is_valid:
             return memoryview(content.as_buffer()), None
-        return None, None if path is None else path.as_py()
+        return None, None if path is None else _text(path, where)
     if isinstance(cell, (pa.BinaryScalar, pa.LargeBinaryScalar)) and not isinstance(
         cell, (pa.StringScalar, pa.LargeStringScalar)
     ):
         return (memoryview(cell.as_buffer()), None) if cell.is_valid else (None, None)
-    value = cell.as_py()
+    value = _text(cell, where)
     if value is not None and not isinstance(value, str):
         raise ValueError(f"{where} is {value!r:.40}; expected an image, the bytes of one, or the path of a file")
     return None, value
+
+
+def _text(cell: pa.Scalar, where: str) -> Any:
+    try:
+        return cell.as_py()
+    except UnicodeDecodeError as error:  # Parquet files hold any bytes as text
+        raise ValueError(
+            f"{where} is not UTF-8 ({error.reason} at byte {error.start}); expected the path of a file"
+        ) from error
 
 
 __all__ = ["TableImages"]

@@ -21,6 +21,7 @@ from datasets import Dataset, DatasetDict, Features, Value, load_dataset, load_f
 from datasets import Image as ImageColumn
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
+from ..disk import full_disk
 from .layouts import recognise
 
 KINDS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -65,9 +66,10 @@ class Table:
             if name in there:
                 return name
         near = _nearest(names[0], there)
+        known = ", ".join(f"{name!r:.60}" for name in there)
         raise ValueError(
-            f"{self.name}: no column {' or '.join(map(repr, names))}; there are {', '.join(map(repr, there))}{self.hint}: "
-            f"pass --{flag}{f' {near}' if near else ''}"
+            f"{self.name}: no column {' or '.join(map(repr, names))}; there are {known:.600}{self.hint}: "
+            f"pass --{flag}{f' {near:.60}' if near else ''}"
         )
 
     def first(self, count: int) -> Table:
@@ -172,10 +174,16 @@ def naming_file(path: Path, kind: str) -> Iterator[None]:
     """A file is read inside the block: what is wrong with it is one line that names it."""
     try:
         yield
-    except (DatasetGenerationError, pa.ArrowInvalid) as error:
+    except (DatasetGenerationError, pa.ArrowInvalid, UnicodeError) as error:
         raise ValueError(f"{path}: cannot be read as {kind} ({_cause(error)})") from error
     except ValueError as error:
         raise ValueError(f"{path}: no rows in it; expected at least one ({error})") from error
+    except (
+        Exception
+    ) as error:  # readers fail in ways of their own when a file is damaged: StopIteration, BadZipFile, OSError
+        if isinstance(error, OSError) and error.errno is not None or full_disk(error):
+            raise
+        raise ValueError(f"{path}: cannot be read as {kind} ({_cause(error)})") from error
 
 
 def _check_csv(path: Path) -> dict[str, Any]:

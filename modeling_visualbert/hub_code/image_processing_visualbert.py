@@ -92,7 +92,7 @@ def _load(source: ImageSource, name: str | None, download: bool, max_pixels: int
     elif isinstance(source, str) and source.startswith("data:image/"):
         name, source = f"{source[:30]}...", _decode_base64(source)
     if isinstance(source, (str, Path)):
-        if not _is_file(source):
+        if not is_file(source):
             raise FileNotFoundError(f"{name}: no such image file")
         with open(source, "rb") as file:
             return _read(file, name, max_pixels)
@@ -178,10 +178,11 @@ def check_return_tensors(return_tensors: Any) -> str | None:
     return plain
 
 
-def _is_file(path: str | Path) -> bool:
+def is_file(path: str | Path) -> bool:
+    """Whether it is the path of a file; text of any other kind is not."""
     try:
         return Path(path).is_file()
-    except OSError:  # too long for a name
+    except (OSError, ValueError):  # too long for a name, or with a NUL
         return False
 
 
@@ -499,6 +500,7 @@ __all__ = [
     "VisualBertImageProcessor",
     "as_tensors",
     "check_return_tensors",
+    "is_file",
     "is_undecoded",
     "list_images",
     "load_image",

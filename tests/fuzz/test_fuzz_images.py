@@ -91,7 +91,7 @@ def usual_of(door, path, world):
 
 
 @pytest.mark.parametrize("door", DOORS)
-@examples(24)
+@examples(16)
 @given(random=strategies.randoms(use_true_random=False))
 def test_images(door, random, world, tmp_path_factory):
     path = tmp_path_factory.getbasetemp() / f"images {door}" / "photo.jpg"
