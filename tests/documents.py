@@ -71,11 +71,13 @@ def command_lines(text):
 
 
 def words_of(line):
-    """The words of a command line without its comment; of `accelerate launch script.py ...` those from the script on.
+    """The words of a command line without its comment and variables; of `accelerate launch script.py ...` those from the script on.
 
     `accelerate launch -m modeling_visualbert.cli ...` is taken as `visualbert ...`, and `visualbert train TASK ...` as the script
     that it stands for."""
     words = shlex.split(line, comments=True)
+    while re.match(r"[A-Z_]+=", words[0]):  # variables of the environment
+        words = words[1:]
     if "modeling_visualbert.cli" in words:
         words = ["visualbert", *words[words.index("modeling_visualbert.cli") + 1 :]]
     if words[:2] == ["accelerate", "launch"]:
