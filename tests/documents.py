@@ -71,7 +71,7 @@ def command_lines(text):
 
 
 def words_of(line):
-    """The words of a command line without its comment and variables; of `accelerate launch script.py ...` those from the script on.
+    """The words of a command line without comment and variables; of `accelerate launch script.py ...` those from the script on.
 
     `accelerate launch -m modeling_visualbert.cli ...` is taken as `visualbert ...`, and `visualbert train TASK ...` as the script
     that it stands for."""
