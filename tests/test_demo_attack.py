@@ -16,7 +16,7 @@ import httpx
 from attack_demo import SCRIPTS, attacked
 from bench_demo import running_demo, visit
 
-from modeling_visualbert.demo import connections, limits, questions
+from modeling_visualbert.demo import connections, limits, questions, uploads
 from modeling_visualbert.demo.clients import Places, RefusedError, client_of
 from modeling_visualbert.demo.connections import believe_proxies
 
@@ -336,6 +336,36 @@ def test_uploads_that_are_none_are_refused(launch, query, kind, content):
         f"{url}/gradio_api/upload{query}", content=content, headers={"content-type": kind}, trust_env=False
     )
     assert answer.status_code in (400, 413)
+
+
+def test_uploads_of_many_files_are_refused(launch):
+    """A thousand would be written to disk."""
+    url, _ = launch()
+    files = [("files", (f"{number}.png", b"x")) for number in range(9)]
+    assert httpx.post(f"{url}/gradio_api/upload", files=files[:8], trust_env=False).status_code == 200
+    answer = httpx.post(f"{url}/gradio_api/upload", files=files, trust_env=False)
+    assert (answer.status_code, answer.json()["detail"]) == (
+        400,
+        "The upload has more than 8 files; the page sends one or two.",
+    )
+
+
+def test_what_is_left_of_broken_uploads_is_deleted(launch, tmp_path, monkeypatch):
+    """Of a visitor who hung up; nothing of others in a folder that is not the demo's own."""
+    monkeypatch.setattr(uploads, "REMAINS_SECONDS", -1)
+    url, _ = launch()
+    connection = raw(url)
+    head = b"POST /gradio_api/upload HTTP/1.1\r\nhost: x\r\ncontent-type: multipart/form-data; boundary=x\r\n"
+    part = b'--x\r\ncontent-disposition: form-data; name="files"; filename="a.png"\r\n\r\n' + bytes(100_000)
+    connection.sendall(head + b"content-length: 900000\r\n\r\n" + part)
+    end = time.monotonic() + 20
+    while not list(tmp_path.glob("tmp*")) and time.monotonic() < end:
+        time.sleep(0.05)
+    connection.close()
+    limits.RequestLimits(None, tmp_path)._tidy()
+    assert len(list(tmp_path.glob("tmp*"))) == 1
+    limits.RequestLimits(None, tmp_path, is_own_folder=True)._tidy()
+    assert not list(tmp_path.glob("tmp*"))
 
 
 @pytest.mark.parametrize("value", ["NaN", "1e400", '"\\ud800"', "9" * 5000])

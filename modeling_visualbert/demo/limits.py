@@ -27,6 +27,7 @@ from .inputs import (
     split_choices,
 )
 from .questions import Questions
+from .uploads import Arriving, delete_remains
 
 MAX_BODY_BYTES = 64_000  # of a request without an image
 MAX_QUEUE = 64  # questions that wait; more are refused
@@ -100,6 +101,7 @@ class RequestLimits:
         calls: Names of what can be called, for which gradio's programs ask by name; of another name gradio makes an error of the
             server. None lets all through.
         queue: Returns gradio's queue, in which questions wait; without it they are not counted.
+        is_own_folder: Nobody else writes to `uploads`, so that what is left there of broken uploads is deleted.
     """
 
     def __init__(
@@ -108,9 +110,11 @@ class RequestLimits:
         uploads: str | Path,
         calls: Collection[str] | None = None,
         queue: Callable[[], Any] | None = None,
+        is_own_folder: bool = False,
     ):
         self.app = app
         self.uploads, self.calls = Path(uploads).resolve(), calls
+        self.is_own_folder, self._tidied = is_own_folder, 0.0
         self.kept = KeptBytes()
         self.questions = Questions(queue) if queue is not None else None
         self._requests = Places(REQUESTS_OF_ONE, WAITING_OF_ONE, WAIT_SECONDS, _BUSY)
@@ -134,10 +138,16 @@ class RequestLimits:
             async with places.taken(client):
                 await self.app(scope, receive, send)
         elif scope["path"].endswith("/upload"):
+            self._tidy()
             async with self._uploads.taken(client):
                 await self._take_upload(scope, receive, send, client)
         else:
             await self._take_body(scope, receive, send, client)
+
+    def _tidy(self) -> None:
+        if self.is_own_folder and time.monotonic() > self._tidied + 60:
+            self._tidied = time.monotonic()
+            delete_remains(self.uploads)
 
     def _is_served(self, path: str) -> bool:
         called = _CALL.match(path)
@@ -154,38 +164,23 @@ class RequestLimits:
             raise RefusedError(413, f"The upload has {announced / 1e6:.0f} MB; at most {most} MB are accepted.")
         if not self.kept.has_room(announced, client):
             raise RefusedError(503, _FULL)
-        cut_off: RefusedError | None = None
-        has_left = False
-        end = time.monotonic() + UPLOAD_SECONDS
-
-        async def receive_within_limits() -> dict[str, Any]:
-            nonlocal cut_off, has_left
-            try:
-                message = await asyncio.wait_for(receive(), end - time.monotonic())
-            except asyncio.TimeoutError:
-                cut_off = RefusedError(408, f"The upload took longer than {UPLOAD_SECONDS} seconds.")
-                return {"type": "http.disconnect"}
-            has_left = message["type"] == "http.disconnect"
-            if not self.kept.add(len(message.get("body", b"")), client):
-                cut_off = RefusedError(503, _FULL)
-                return {"type": "http.disconnect"}
-            return message
+        arriving = Arriving(receive, lambda size: self.kept.add(size, client), UPLOAD_SECONDS, _FULL)
 
         async def send_until_then(message: dict[str, Any]) -> None:
-            if cut_off is None:
+            if arriving.refusal is None:
                 await send(message)
 
         try:
-            await self.app(scope, receive_within_limits, send_until_then)
+            await self.app(scope, arriving.receive, send_until_then)
         except Exception as error:
-            if has_left:
+            if arriving.has_left:
                 return
             if isinstance(error, (AttributeError, LookupError, TypeError, ValueError)):  # in gradio's reader of forms
-                cut_off = cut_off or RefusedError(400, "This is no upload; expected a form whose `files` are files.")
-            if cut_off is None:
+                raise arriving.refusal or RefusedError(400, _NO_UPLOAD) from None
+            if arriving.refusal is None:
                 raise
-        if cut_off is not None:
-            raise cut_off
+        if arriving.refusal is not None:
+            raise arriving.refusal
 
     async def _take_body(self, scope: Scope, receive: Receive, send: Send, client: str) -> None:
         async with self._requests.taken(client):
@@ -259,6 +254,7 @@ class _ForeignFileError(ValueError):
     pass
 
 
+_NO_UPLOAD = "This is no upload; expected a form whose `files` are files."
 _BUSY = "Many requests from your address are waiting; please try again when some of them are answered."
 _MANY_STREAMS = "Many pages from your address are open; please close some."
 

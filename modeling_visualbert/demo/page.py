@@ -174,7 +174,13 @@ def launch_page(page: gr.Blocks, host: str | None = None, port: int | None = Non
     # Waiting visitors get their place in the queue once a second, not whenever somebody else gets an answer.
     page.queue(status_update_rate=1.0, max_size=MAX_QUEUE, default_concurrency_limit=workers, api_open=False)
     calls = {function.api_name for function in page.fns.values() if isinstance(function.api_name, str)}
-    limits = Middleware(RequestLimits, uploads=upload_folder(), calls=calls, queue=lambda: page._queue)
+    limits = Middleware(
+        RequestLimits,
+        uploads=upload_folder(),
+        calls=calls,
+        queue=lambda: page._queue,
+        is_own_folder=_folder is not None,
+    )
     believe_proxies()
     _, address, _ = page.launch(
         server_name=host,
