@@ -109,3 +109,4 @@ def test_the_site_builds_without_a_warning(tmp_path):
     missing = [name for name in NAMES if f'id="modeling_visualbert.{name}"' not in built]
     assert not missing
     assert len(list((tmp_path / "site").rglob("index.html"))) == len(PAGES) - 1
+    assert 'id="visualbert-ask"' in built and "--explain" in built
