@@ -21,11 +21,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from transformers import pipeline
 
 from modeling_visualbert.data.files import read_json
+from modeling_visualbert.system import multiplies_bf16
 from modeling_visualbert.tasks.run import run_task
 from modeling_visualbert.tasks.vqa import VqaArgs, vqa_task
 from modeling_visualbert.training.args import read_recipe
@@ -131,9 +131,7 @@ def run(args: argparse.Namespace, folder: Path, splits: dict[str, list[dict]], t
 
 def precision() -> str:
     """That of the recipe where the device multiplies in it; processors without the units take many times as long for it."""
-    units = torch.cpu.get_capabilities()
-    has_units = torch.cuda.is_available() or any(units.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    return "bf16" if has_units else "no"
+    return "bf16" if multiplies_bf16() else "no"
 
 
 def kind_of(question: str) -> str:

@@ -1,4 +1,4 @@
-"""What Linux, macOS and Windows do differently."""
+"""What Linux, macOS, Windows and their processors do differently."""
 
 from __future__ import annotations
 
@@ -46,6 +46,14 @@ def can_fork() -> bool:
     return "fork" in multiprocessing.get_all_start_methods()
 
 
+def multiplies_bf16() -> bool:
+    """Whether this machine multiplies in bfloat16; processors without units for it take many times as long."""
+    import torch
+
+    units = torch.cpu.get_capabilities()
+    return torch.cuda.is_available() or any(units.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
 def print_any_letter() -> None:
     """From now on, letters that the encoding of stdout lacks are printed as `\\u...`, where Python would raise an error: on
     Windows, the output of a command that goes to a file or another program has 251 letters."""
@@ -54,4 +62,4 @@ def print_any_letter() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-__all__ = ["STOP_SIGNALS", "can_fork", "lock", "peak_memory_bytes", "print_any_letter"]
+__all__ = ["STOP_SIGNALS", "can_fork", "lock", "multiplies_bf16", "peak_memory_bytes", "print_any_letter"]

@@ -114,6 +114,32 @@ def test_json_is_what_model_and_processor_say(capsys, saved, files, scene, comma
 
 
 @pytest.mark.parametrize("command", HEADS)
+def test_regions_are_found_in_bfloat16_and_read_in_single_precision(capsys, saved, files, command, monkeypatch):
+    encoder, found = type(saved[command][0].base_model.region_encoder), []
+    forward = encoder.forward
+
+    def heard(self, pixel_values, *arguments, **fields):
+        found.append(pixel_values.dtype)
+        return forward(self, pixel_values, *arguments, **fields)
+
+    monkeypatch.setattr(encoder, "forward", heard)
+    fast = json.loads(run(capsys, saved, command, arguments(command, files), "--json", "--bf16").out)
+    exact = json.loads(run(capsys, saved, command, arguments(command, files), "--json").out)
+    half = len(found) // 2
+    assert found == [torch.bfloat16] * half + [torch.float32] * half
+    assert [row.keys() for row in fast] == [row.keys() for row in exact]
+
+
+def test_a_model_without_a_region_encoder_finds_no_regions_in_bfloat16(capsys, files, tmp_path):
+    model, processor = save_tiny_checkpoint("vqa", tmp_path)
+    model.config.region_encoder_config = None
+    type(model)(model.config).save_pretrained(tmp_path)
+    assert main(["ask", "--model", str(tmp_path), str(files / "left.png"), "Is it red?", "--bf16"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert "no region encoder" in line
+
+
+@pytest.mark.parametrize("command", HEADS)
 def test_text_says_the_same_as_json(capsys, saved, files, scene, command):
     lines = run(capsys, saved, command, arguments(command, files)).out.splitlines()
     records = expected(command, saved, files, scene)

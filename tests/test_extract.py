@@ -247,6 +247,31 @@ def test_an_encoder_of_half_precision(folder, kind, dtype, capsys):
     assert capsys.readouterr().out.splitlines()[0] == f"{len(regions['boxes'])} regions"
 
 
+@pytest.mark.parametrize("kind", ["c4", "fpn", "query"])
+def test_regions_in_bfloat16_are_those_of_the_same_detector(folder, kind, capsys):
+    if kind == "query":
+        encoder = QueryRegionEncoder.from_detector(tiny_detector("detr"), max_regions=8, score_threshold=0.0)
+        image_processor = VisualBertImageProcessor(size={"height": 64, "width": 96})
+    else:
+        encoder, image_processor = region_detector(kind), detector_processor(kind)
+    encoder.save_pretrained(folder / "detector")
+    image_processor.save_pretrained(folder / "detector")
+    stores = {}
+    for name, options in (("exact", []), ("fast", ["--bf16"])):
+        argv = ["extract", str(folder), str(folder / name), "--region_encoder", str(folder / "detector"), *options]
+        assert main([*argv, "--dtype", "float32", "--ids", "name"]) == 0
+        stores[name] = FeatureStore(folder / name, expect_detector=encoder.fingerprint())
+    assert "computed_in" not in stores["exact"].detector
+    assert stores["fast"].detector["computed_in"] == "bfloat16"
+    pairs = [(stores["exact"][image_id], stores["fast"][image_id]) for image_id in stores["exact"]]
+    assert any(not torch.equal(exact["visual_embeds"], fast["visual_embeds"]) for exact, fast in pairs)
+    means = [torch.stack([regions["visual_embeds"].mean(0) for regions in side]) for side in zip(*pairs, strict=True)]
+    assert torch.cosine_similarity(*means).min() > 0.98
+    # A store is gone on with only as it was begun.
+    assert main(["extract", *argv[1:-1], "--dtype", "float32", "--ids", "name"]) == 2
+    assert "computed_in" in capsys.readouterr().err
+
+
 def test_the_store_holds_what_the_encoder_finds(folder, finder):
     result = extract(folder, finder)
     store = FeatureStore(folder / "store", finder[0].config.region_dim, finder[0].fingerprint())

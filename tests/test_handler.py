@@ -164,7 +164,10 @@ GOOD = encoded(IMAGES[0])
         ({"inputs": {"image": "http://127.0.0.1:9/a.png", "question": "Is it red?"}}, "URLs are not opened"),
         ({"inputs": {"image": base64.b64encode(b"hello").decode(), "question": "Is it red?"}}, "cannot be read"),
         ({"inputs": {"image": "A" * 20_000_000, "question": "Is it red?"}}, "more than 10 MB"),
-        ({"inputs": {"image": encoded(Image.new("1", (10_000, 10_000))), "question": "?"}}, "100 megapixels"),
+        (
+            {"inputs": {"image": encoded(Image.new("1", (10_000, 10_000))), "question": "?"}},
+            "10000 x 10000 pixels; expected at most",
+        ),
         ({"inputs": {"image": GOOD[: len(GOOD) // 8 * 4], "question": "Is it red?"}}, "damaged or truncated"),
         ({"inputs": {"images": [GOOD], "statement": "It is red."}}, "a list of two images"),
     ],

@@ -8,8 +8,27 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..system import multiplies_bf16
+
 if TYPE_CHECKING:
     from PIL import Image
+
+
+def add_bf16(command: argparse._ActionsContainer) -> None:
+    """The option by which regions are found in bfloat16."""
+    command.add_argument(
+        "--bf16",
+        action="store_true",
+        help="find regions in bfloat16: at least twice as fast where the processor multiplies in it, and a little less exact",
+    )
+
+
+def tell_slow_bf16() -> None:
+    """A line on stderr where bfloat16 is slower than single precision."""
+    if not multiplies_bf16():
+        print(
+            "this processor has no units for bfloat16, so --bf16 may be slower than single precision", file=sys.stderr
+        )
 
 
 def add_any_detector(command: argparse._ActionsContainer) -> None:

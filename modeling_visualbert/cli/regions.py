@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .output import check_picture_out, print_records, save_image
+from .output import add_bf16, check_picture_out, print_records, save_image, tell_slow_bf16
 
 # Those of `features/`, written out here so that the parser imports nothing; a test compares them.
 FEATURE_KINDS = ("hdf5", "lmdb", "npy", "npz", "th", "tsv")
@@ -45,6 +45,7 @@ def add_region_commands(commands: Any) -> None:
     )
     command.add_argument("--batch_size", type=int, default=8, help="images per batch (default: %(default)s)")
     command.add_argument("--num_workers", type=int, default=2, help="threads that load images (default: %(default)s)")
+    add_bf16(command)
     command.add_argument("--image_column", help="read the source as a dataset, with the images in this column")
     command.add_argument("--id_column", help="column of the dataset with the image ids (default: the row number)")
     command.add_argument("--split", default="train", help="split of the dataset (default: %(default)s)")
@@ -210,10 +211,13 @@ def _extract(args: argparse.Namespace) -> None:
     by_id = sorted(
         images, key=lambda pair: pair[0]
     )  # as a feature store has them, so that training takes the same sizes
+    if args.bf16:
+        tell_slow_bf16()
     encoder, image_processor = _open_encoder(args, (image for _, image in by_id), args.spatial)
     processes = launched_processes(args.cpu)
     options = ExtractionOptions(
-        args.dtype, args.images_per_shard, args.max_regions, args.batch_size, args.num_workers, args.hash_images
+        *(args.dtype, args.images_per_shard, args.max_regions, args.batch_size, args.num_workers, args.hash_images),
+        bf16=args.bf16,
     )
     result = extract_store(args.target, images, encoder, image_processor, options, processes)
     if not processes.is_main:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .analysis import explanation_lines
-from .output import add_any_detector, check_picture_out, print_records, save_image
+from .output import add_any_detector, add_bf16, check_picture_out, print_records, save_image, tell_slow_bf16
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -80,6 +80,7 @@ def _model_command(commands: Any, name: str, run: Callable, help_text: str) -> a
     command.add_argument(
         "--int8", action="store_true", help="run the encoder in 8-bit integers, which is faster on a CPU"
     )
+    add_bf16(command)
     command.add_argument("--picture_out", metavar="FILE", help="save the image with the result drawn on it")
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(run=partial(_run_checked, run))
@@ -271,6 +272,8 @@ def _fill(args: argparse.Namespace) -> None:
 
 
 def _load_pipeline(task_name: str, args: argparse.Namespace) -> Any:
+    import torch
+
     from ..checkpoints import HEAD_CLASSES, read_task
     from ..convert.assemble import complete_checkpoint
     from ..hub_code import pipeline_visualbert
@@ -291,5 +294,10 @@ def _load_pipeline(task_name: str, args: argparse.Namespace) -> Any:
         options["quantization_config"] = int8_config()
     # As `pipeline(...)` does, which reads the configuration and its thousands of answers four times.
     model = HEAD_CLASSES[task_name].from_pretrained(name, config=config, dtype="auto", **options)
+    if args.bf16:
+        tell_slow_bf16()
+        if config.region_encoder_config is None:
+            raise ValueError(f"{name} has no region encoder inside; --bf16 is for finding regions")
+        model.base_model.region_encoder.to(torch.bfloat16)
     processor = VisualBertProcessor.from_pretrained(name)
     return getattr(pipeline_visualbert, task.pipeline_class)(model=model, processor=processor, task=task.pipeline)

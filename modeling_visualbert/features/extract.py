@@ -267,6 +267,7 @@ class ExtractionOptions:
     batch_size: int = 32
     num_workers: int = 0
     hash_images: bool = False  # record checksums of the image files, not only their sizes and dates
+    bf16: bool = False  # the detector multiplies in bfloat16
 
 
 def extract_store(
@@ -370,7 +371,7 @@ def _extraction_plan(
     return make_plan(
         encoder.config.region_dim,
         options.dtype,
-        describe_detector(encoder, image_processor),
+        describe_detector(encoder, image_processor) | ({"computed_in": "bfloat16"} if options.bf16 else {}),
         options.images_per_shard,
         region_names(encoder),
         {
@@ -481,10 +482,11 @@ def _extract_shard(
         group=size_of.get,
         name_of=lambda position: images[position][0],
     )
-    for position, regions in found:
-        kept = {k: v if k == "image_size" else v[: options.max_regions] for k, v in regions.items()}
-        rows[position] = encode_row(images[position][0], kept, encoder.config.region_dim, options.dtype)
-        bar.update()
+    with torch.autocast(encoder.device.type, torch.bfloat16, enabled=options.bf16):
+        for position, regions in found:
+            kept = {k: v if k == "image_size" else v[: options.max_regions] for k, v in regions.items()}
+            rows[position] = encode_row(images[position][0], kept, encoder.config.region_dim, options.dtype)
+            bar.update()
     return [rows[position] for position in sorted(rows)], [failed[position] for position in sorted(failed)]
 
 

@@ -10,7 +10,7 @@ replace. Modules call theirs through [`apply_linear`], which leaves a layer that
 
 import re
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import nn
@@ -39,15 +39,15 @@ _WORTHWHILE = 2**22  # multiplications from which on the faster library makes up
 
 def apply_linear(layer: nn.Module, states: torch.Tensor) -> torch.Tensor:
     """`layer(states)`, computed by [`linear`] if the layer is an `nn.Linear` that nobody has changed."""
-    return linear(states, layer.weight, layer.bias) if _is_untouched(layer) else layer(states)
+    if not is_untouched(layer, nn.Linear):
+        return layer(states)
+    return linear(states, layer.weight, layer.bias)  # type: ignore[arg-type]
 
 
-def _is_untouched(layer: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether calling the layer would do no more than multiply: no hooks, no `forward` of its own, no other class."""
+def is_untouched(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether calling a layer would do no more than the class `kind` does: no hooks, no `forward` of its own, no other class."""
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
-    return (
-        type(layer) is nn.Linear and "forward" not in layer.__dict__ and not any(hooks) and not _has_any_global_hook()
-    )
+    return type(layer) is kind and "forward" not in layer.__dict__ and not any(hooks) and not _has_any_global_hook()
 
 
 def linear(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -163,4 +163,4 @@ class _OneDnnLinear(torch.autograd.Function):
         return for_states, for_weight, for_bias
 
 
-__all__ = ["apply_linear", "linear", "prefers_onednn"]
+__all__ = ["apply_linear", "is_untouched", "linear", "prefers_onednn"]

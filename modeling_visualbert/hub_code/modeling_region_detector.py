@@ -21,6 +21,7 @@ from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_region_detector import RegionDetectorConfig
+from .convolution_visualbert import apply_convolution, convolve
 from .detection_ops import (
     best_surviving_scores,
     cell_anchors,
@@ -34,6 +35,7 @@ from .detection_ops import (
     roi_pool,
 )
 from .image_processing_region_detector import RegionDetectorImageProcessor
+from .linear_visualbert import apply_linear
 from .modeling_region_encoder import RegionEncoder, RegionEncoderOutput
 from .regions_visualbert import spatial_features
 
@@ -68,15 +70,17 @@ class NormedConv(nn.Conv2d):
         if self.statistics == "frozen":
             self.norm.num_batches_tracked = None  # nothing is tracked
 
-    def forward(self, maps_BCHW: torch.Tensor) -> torch.Tensor:
+    def forward(self, maps_BCHW: torch.Tensor, relu: bool = False) -> torch.Tensor:
         norm = self.norm
+        if self.statistics == "frozen" or (self.statistics == "running" and not norm.training):
+            weight, bias = self.folded() if self.kept is None else self.kept
+            return convolve(self, maps_BCHW, weight, bias, relu)
+        convolved = self._conv_forward(maps_BCHW, self.weight, None)
         if self.statistics == "batch":
-            convolved = self._conv_forward(maps_BCHW, self.weight, None)
-            return F.batch_norm(convolved, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
-        if self.statistics == "running" and norm.training:
-            return norm(self._conv_forward(maps_BCHW, self.weight, None))
-        weight, bias = self.folded() if self.kept is None else self.kept
-        return self._conv_forward(maps_BCHW, weight, bias)
+            found = F.batch_norm(convolved, None, None, norm.weight, norm.bias, training=True, eps=norm.eps)
+        else:
+            found = norm(convolved)
+        return F.relu(found, inplace=True) if relu else found
 
     def folded(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Weight and bias of the one convolution that includes the normalisation."""
@@ -118,8 +122,7 @@ class Bottleneck(nn.Module):
 
     def forward(self, maps_BCHW: torch.Tensor) -> torch.Tensor:
         residual = maps_BCHW if self.shortcut is None else self.shortcut(maps_BCHW)
-        inner = F.relu(self.conv1(maps_BCHW), inplace=True)
-        inner = F.relu(self.conv2(inner), inplace=True)
+        inner = self.conv2(self.conv1(maps_BCHW, relu=True), relu=True)
         return F.relu(self.conv3(inner).add_(residual), inplace=True)
 
 
@@ -144,7 +147,7 @@ class Stem(nn.Module):
         self.ceil_pooling = config.ceil_pooling
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        maps_BCHW = F.relu(self.conv(pixel_values), inplace=True)
+        maps_BCHW = self.conv(pixel_values, relu=True)
         if self.ceil_pooling:
             return F.max_pool2d(maps_BCHW, 3, stride=2, ceil_mode=True)
         return F.max_pool2d(maps_BCHW, 3, stride=2, padding=1)
@@ -176,11 +179,12 @@ class FeaturePyramid(nn.Module):
         self.layer = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(4))
 
     def forward(self, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        merged = self.inner[3](maps[3])
-        pyramid = [self.layer[3](merged)]
+        merged = apply_convolution(self.inner[3], maps[3])
+        pyramid = [apply_convolution(self.layer[3], merged)]
         for level in (2, 1, 0):
-            merged = self.inner[level](maps[level]) + F.interpolate(merged, scale_factor=2.0, mode="nearest")
-            pyramid.insert(0, self.layer[level](merged))
+            coarser = F.interpolate(merged, scale_factor=2.0, mode="nearest")
+            merged = apply_convolution(self.inner[level], maps[level]) + coarser
+            pyramid.insert(0, apply_convolution(self.layer[level], merged))
         return [*pyramid, F.max_pool2d(pyramid[-1], 1, stride=2)]
 
 
@@ -197,8 +201,8 @@ class ProposalNetwork(nn.Module):
 
     def forward(self, map_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Objectness logits [B, A, H, W] and box deltas [B, 4 A, H, W] of one map."""
-        hidden = F.relu(self.conv(map_BCHW), inplace=True)
-        return self.logits(hidden), self.deltas(hidden)
+        hidden = apply_convolution(self.conv, map_BCHW, relu=True)
+        return apply_convolution(self.logits, hidden), apply_convolution(self.deltas, hidden)
 
     def anchors(self, level: int, map_BCHW: torch.Tensor) -> torch.Tensor:
         """Anchors [H * W * A, 4] of a map (or of this network's output for it), on its device."""
@@ -286,11 +290,12 @@ class C4Head(nn.Module):
         with _folded_once(self.res5):
             chunks = [self.res5(self.pool(maps, some)).mean(dim=(2, 3)) for some in rois_N5.split(_ROIS_AT_ONCE)]
         features_NV = torch.cat(chunks)
-        logits_NK = self.classes(features_NV)
+        logits_NK = apply_linear(self.classes, features_NV)
         # The attributes are computed for the likeliest class even if that is the background, which is never reported.
         embedded = self.class_embedding(logits_NK.argmax(dim=1))
-        hidden = F.relu(self.attribute_hidden(torch.cat((features_NV, embedded), dim=1)))
-        return Described(features_NV, logits_NK, self.deltas(features_NV), self.attributes(hidden))
+        hidden = F.relu(apply_linear(self.attribute_hidden, torch.cat((features_NV, embedded), dim=1)))
+        deltas_NX, attributes_NK = apply_linear(self.deltas, features_NV), apply_linear(self.attributes, hidden)
+        return Described(features_NV, logits_NK, deltas_NX, attributes_NK)
 
 
 class PyramidHead(nn.Module):
@@ -321,9 +326,9 @@ class PyramidHead(nn.Module):
         return torch.cat(pooled)[torch.cat(order).argsort()]
 
     def forward(self, maps: Sequence[torch.Tensor], rois_N5: torch.Tensor) -> Described:
-        features_NV = F.relu(self.fc6(self.pool(maps, rois_N5).flatten(1)))
-        hidden = F.relu(self.fc7(features_NV))
-        return Described(features_NV, self.classes(hidden), self.deltas(hidden))
+        features_NV = F.relu(apply_linear(self.fc6, self.pool(maps, rois_N5).flatten(1)))
+        hidden = F.relu(apply_linear(self.fc7, features_NV))
+        return Described(features_NV, apply_linear(self.classes, hidden), apply_linear(self.deltas, hidden))
 
 
 class GivenBoxesHead(nn.Module):
