@@ -39,9 +39,9 @@ def open_image(path: str | Path) -> Image.Image:
             return load_image(image, "The image", max_pixels=MAX_PIXELS)
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise ValueError(f"The file cannot be read as an image; expected {', '.join(FORMATS)}.") from error
-    except ValueError:
-        raise
     except Exception as error:  # readers of formats fail in their own ways when a file is damaged
+        if str(error).startswith("The image"):
+            raise
         raise ValueError("The image is damaged or cut off.") from error
 
 
