@@ -26,7 +26,8 @@ TEST_ID = 200  # ids of the questions of the test split begin here, those of the
 CONTEXT = multiprocessing.get_context("fork")
 
 
-def _begin(folder: str) -> None:
+def begin(folder: str) -> None:
+    """What each process does first; its messages are in `<folder>.stderr`."""
     torch.set_num_threads(1)  # threads of the parent do not exist here
     sys.stderr = open(f"{folder}.stderr", "a", buffering=1)  # noqa: SIM115 (until the process ends)
     os.dup2(sys.stderr.fileno(), 2)
@@ -35,7 +36,7 @@ def _begin(folder: str) -> None:
 def run_toy(folder: str, changes: dict, pause: float, tests: bool = False) -> None:
     """The body of the process: a toy run that sleeps a little in each step and each evaluation, marks its evaluations and lists
     the first question of each batch. With `tests`, its final evaluation has a test split."""
-    _begin(folder)
+    begin(folder)
     task = toy_task()
     if tests:  # `make_task` reads the same splits
         task.splits["test"] = questions(9, first_id=TEST_ID)
@@ -63,7 +64,7 @@ def run_toy(folder: str, changes: dict, pause: float, tests: bool = False) -> No
 
 def run_vqa(folder: str, tables: str) -> None:
     """The body of the process: VQA on an embedded corpus, from an empty cache to the metrics, regions included."""
-    _begin(folder)
+    begin(folder)
     os.environ["MODELING_VISUALBERT_CACHE"] = tables
     cache.KEPT = 0  # small tables are kept too
 

@@ -70,4 +70,4 @@ def test_ctrl_c_ends_without_a_traceback(monkeypatch, capsys):
 
     monkeypatch.setattr("modeling_visualbert.cli.checkpoints._corpus", interrupt)
     assert main(["corpus"]) == 130
-    assert capsys.readouterr() == ("", "visualbert corpus: interrupted\n")
+    assert capsys.readouterr() == ("", "visualbert corpus: interrupted; run the same command again\n")

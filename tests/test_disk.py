@@ -5,9 +5,11 @@ import json
 import os
 import resource
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
+from datasets import Features, Value
 from safetensors.torch import save_file
 from tiny_checkpoints import save_tiny_checkpoint
 from toy_training import log_of, toy_args, toy_task
@@ -15,7 +17,9 @@ from toy_training import log_of, toy_args, toy_task
 from modeling_visualbert.cli import main
 from modeling_visualbert.convert.assemble import Assembled
 from modeling_visualbert.corpus.build import CorpusConfig, build_corpus
+from modeling_visualbert.data import cache
 from modeling_visualbert.disk import telling_full_disks, whole_folder
+from modeling_visualbert.publish.export import export_onnx
 from modeling_visualbert.training.loop import train
 
 
@@ -117,6 +121,30 @@ def test_a_full_disk_leaves_no_converted_model(tmp_path):
     ]
 
 
+def test_a_full_disk_leaves_no_onnx_file(tmp_path, monkeypatch):
+    """With a stand-in for the exporter, which takes seconds, where it writes."""
+    pytest.importorskip("onnxscript", reason='pip install "modeling-visualbert[onnx]"')
+    monkeypatch.setattr(torch.onnx, "export", lambda *arguments, f, **options: Path(f).write_bytes(bytes(100_000)))
+    with pytest.raises(OSError, match="make room and run the command again"), files_of_at_most(20_000):
+        export_onnx(toy_task().model, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_leaves_no_table(tmp_path, monkeypatch):
+    monkeypatch.setenv("MODELING_VISUALBERT_CACHE", str(tmp_path))
+    monkeypatch.setattr(cache, "KEPT", 0)
+    features = Features({"number": Value("int64")})
+
+    def rows():
+        read = lambda notes: cache.batches(({"number": number} for number in range(9000)), features)  # noqa: E731
+        return cache.cached_table("numbers", features, read, 1)[0]
+
+    with pytest.raises(OSError, match="make room and run the command again.*tables/numbers-"), files_of_at_most(20_000):
+        rows()
+    assert [path.suffix for path in (tmp_path / "tables").iterdir()] == [".lock"]
+    assert len(rows()) == 9000
+
+
 def test_a_full_disk_ends_a_command_in_one_line(tmp_path, capsys):
     """Also one that writes with a library whose errors are no `OSError`."""
     save_tiny_checkpoint("vqa", tmp_path / "vqa")
@@ -125,7 +153,8 @@ def test_a_full_disk_ends_a_command_in_one_line(tmp_path, capsys):
         assert main(["push", str(tmp_path / "vqa"), "me/vqa", "--dry_run", "--folder", str(tmp_path / "new")]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "it/s]" not in line]
     assert line.startswith("visualbert push: ")
-    assert os.strerror(errno.EFBIG) in line
+    assert f"{os.strerror(errno.EFBIG)}; nothing half-written is kept: make room and run the command again" in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["vqa"]
 
 
 def test_a_full_disk_leaves_no_corpus(tmp_path):

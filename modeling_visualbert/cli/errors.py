@@ -25,7 +25,7 @@ def exit_status(name: str, run: Callable[[], object]) -> int:
     try:
         run()
     except KeyboardInterrupt as error:
-        print(f"{name}: {error if error.args else 'interrupted'}", file=sys.stderr)
+        print(f"{name}: {error if error.args else 'interrupted; run the same command again'}", file=sys.stderr)
         return 130  # as shells have it
     except Exception as error:
         if (status := _stopped(error)) is not None:

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,21 @@ _INDEX, _IDS, _FAILED, _PLAN, _PARTS = "index.json", "ids.arrow", "failed.jsonl"
 _CARD, _IMAGES = "README.md", "images.arrow"
 _EMPTY = {"file": None, "rows": 0, "regions": 0, "bytes": 0, "sha256": ""}  # `datasets` cannot open a file without rows
 Failure = dict[str, Any]
+
+
+@contextmanager
+def saying_how_to_go_on(folder: Path) -> Iterator[None]:
+    """Inside the block shards are written to the draft in `folder`.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; the message says how to go on.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(
+            f"interrupted; the same command goes on with the complete shards in {folder}"
+        ) from error
 
 
 class StoreDraft:

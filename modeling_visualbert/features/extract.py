@@ -11,7 +11,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain, groupby, islice
@@ -31,7 +30,7 @@ from ..hub_code.image_processing_visualbert import load_image
 from ..hub_code.modeling_grid_encoder import GridRegionEncoder
 from ..hub_code.modeling_region_encoder import RegionEncoder
 from ..hub_code.regions_visualbert import encode_boxes, find_regions, given_boxes
-from .draft import Failure, StoreDraft, check_plan, make_plan, read_failures
+from .draft import Failure, StoreDraft, check_plan, make_plan, read_failures, saying_how_to_go_on
 from .format import Row, encode_row
 from .image_files import ImageFile, find_changes
 from .store import FeatureStore, partial_folder
@@ -326,7 +325,7 @@ def extract_store(
         shards = {number: range(len(images))[number * per_shard : (number + 1) * per_shard] for number in mine}
         total, hidden = sum(map(len, shards.values())), not (progress and processes.is_main)
         bar = tqdm(total=total, desc="finding regions", unit="image", disable=hidden)
-        with _saying_how_to_go_on(draft), bar:
+        with saying_how_to_go_on(draft.folder), bar:
             for number, positions in shards.items():
                 files = _image_files(positions, images, options.hash_images)
                 given = None if boxes is None else {position: boxes[position] for position in positions}
@@ -343,16 +342,6 @@ def extract_store(
     seconds = time.time() - started
     failures = len(images) - num_images
     return {"images": left, "changed": changed, "seconds": seconds, "num_images": num_images, "failed": failures}
-
-
-@contextmanager
-def _saying_how_to_go_on(draft: StoreDraft) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(
-            f"interrupted; the same command goes on with the complete shards in {draft.folder}"
-        ) from error
 
 
 def _extraction_plan(

@@ -22,7 +22,7 @@ from ..disk import sha256_of, write_json
 from ..hub_code.regions_visualbert import UNKNOWN_DETECTOR, spatial_hint
 from ..published import published_detector_name
 from .batches import StoredRegions
-from .draft import Failure, StoreDraft, check_plan, make_plan
+from .draft import Failure, StoreDraft, check_plan, make_plan, saying_how_to_go_on
 from .format import (
     ARRAYS,
     FEATURES,
@@ -378,6 +378,7 @@ def write_store(
         FileExistsError: `folder` exists.
         ValueError: An image id occurs twice, a feature has another length, or the interrupted run had other images.
         OSError: The disk is full.
+        KeyboardInterrupt: Ctrl-C; with `resume`, the message says how to go on.
     """
     folder = Path(folder)
     if folder.exists():
@@ -386,7 +387,8 @@ def write_store(
     plan = make_plan(dim, dtype, detector, images_per_shard, names, source)
     folder.parent.mkdir(parents=True, exist_ok=True)
     if resume:
-        _write_shards(partial_folder(folder), folder, plan, regions, skip_bad_records)
+        with saying_how_to_go_on(partial_folder(folder)):
+            _write_shards(partial_folder(folder), folder, plan, regions, skip_bad_records)
         return
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent, ignore_cleanup_errors=True) as draft:
         _write_shards(Path(draft) / "store", folder, plan, regions, skip_bad_records)
