@@ -251,3 +251,21 @@ def test_labels_and_settings_of_others_stay_in_their_cells():
     assert "`no'&lt;/td> --- # Title \\|`, `0`" in card and " and 11 more" in card
     assert "| learning rate | 1 \\| \\| &lt;script> \\| 2 |" in card
     assert "\n# Title" not in card and "<script>" not in card
+
+
+def test_facts_stay_in_their_places():
+    """Whatever Markdown, HTML, YAML or template they hold."""
+    hostile = "a\n---\n# Title: <script> | `c` {{ 7 * 7 }} ```\n..."
+    keys = ("title", "license", "pipeline_tag", "source", "base_model")
+    lists = {key: [hostile] for key in ("tags", "metrics", "datasets")}
+    example = {"example": {"image": "scene.png", "question": hostile}, "expects": {hostile: hostile}}
+    score = {"scores": [{"key": "accuracy", "name": hostile, "type": hostile}]}
+    facts = {**load_facts("shapes-vqa"), **dict.fromkeys(keys, hostile), **lists, **example, **score}
+    metrics = {"splits": {facts["dataset"]["split"]: {"accuracy": 50.0, "num_examples": 2}}}
+    card = build_card("me/model", facts, metrics)
+    data = ModelCard(card, ignore_metadata_errors=False).data
+    assert (data.license, data.model_name, data.tags, data.datasets) == (hostile, hostile, [hostile], [hostile])
+    line = "a --- # Title: <script> \\| `c` {{ 7 * 7 }} ``` ..."
+    body = card.splitlines()
+    assert {f"# {line}", f"| {line} | {line} |", f"| {line} | 50.00 |", f"    question={hostile!r},"} <= set(body)
+    assert not [found for found in body if found.startswith("# Title")] and body.count("---") == 2

@@ -6,6 +6,7 @@ Scores come from `metrics.json` only; what it lacks is "not measured". The facts
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -48,6 +49,7 @@ _DEFAULTS: dict[str, Any] = {
     "placeholder_regions": 3,
     "region_encoder": None,
 }
+_NOT_AS_THEY_ARE = ("license", "tags", "widget", "base_model", "expects", "scores")  # in the template
 _REQUIRED = ("title", "head", "example")
 
 
@@ -235,8 +237,9 @@ def build_card(
     card = ModelCard.from_template(
         data,
         template_path=str(cards_folder() / "template.md"),
-        **{key: facts[key] for key in _DEFAULTS if key not in ("license", "tags", "widget", "base_model", "scores")},
-        title=facts["title"],
+        **{key: facts[key] for key in _DEFAULTS if key not in _NOT_AS_THEY_ARE},
+        title=_line(facts["title"]),
+        expects={_line(name): _line(value) for name, value in facts["expects"].items()},
         repo_id=repo_id,
         task=HEADS[facts["head"]].pipeline,
         arguments=arguments,
@@ -244,7 +247,12 @@ def build_card(
         printed=printed,
         settings=_settings(metrics),
         scores=[
-            {**row, "value": _shown(row["value"]), "baselines": [_shown(value) for value in row["baselines"]]}
+            {
+                **row,
+                "name": _line(row["name"]),
+                "value": _shown(row["value"]),
+                "baselines": [_shown(value) for value in row["baselines"]],
+            }
             for row in scores
         ],
         num_examples=num_examples,
@@ -350,6 +358,11 @@ def _cell(value: Any) -> str:
     """A text from a run or a checkpoint as one cell of a table: no line, column or tag of its own."""
     text = " ".join(str(value).split())[:_LONGEST_CELL]
     return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def _line(text: Any) -> str:
+    """A text from facts, which is Markdown, as a heading or a cell of a table: it ends neither."""
+    return re.sub(r"(?<!\\)\|", r"\\|", " ".join(str(text).split()))
 
 
 def _shown(value: Any) -> str:
