@@ -1,10 +1,15 @@
-"""Code blocks of Markdown files: the Python in them, and command lines that are parsed as their programs parse them."""
+"""Code blocks of Markdown files: the Python in them, and command lines that are parsed as their programs parse them.
+Messages that pages quote, in which `...` stands for what differs."""
 
 import argparse
+import ast
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
+
+from transformers.utils import PROCESSOR_NAME
 
 from modeling_visualbert.cli import build_parser
 from modeling_visualbert.cli.training import SCRIPTS
@@ -107,3 +112,31 @@ def parsed(line):
         if word.startswith("--") and word not in known:
             raise ValueError(f"{word} in {line!r}; expected a flag in full")
     return args
+
+
+def _filled_in(part):
+    """A part of an f-string as a message has it."""
+    if isinstance(part, ast.Constant):
+        return part.value
+    return PROCESSOR_NAME if isinstance(part.value, ast.Name) and part.value.id == "PROCESSOR_NAME" else "..."
+
+
+@cache
+def _texts_in_code():
+    """Every constant text of the package and of the endpoint's file, with `...` for what an f-string fills in."""
+    found = []
+    for path in (*sorted((ROOT / "modeling_visualbert").rglob("*.py")), ROOT / "hub_cards" / "handler.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                found.append("".join(_filled_in(part) for part in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def assert_said_in_code(message):
+    """A message that a page quotes is in the code, word by word."""
+    parts = [part.strip(" ;:,.") for part in message.split("...")]
+    parts = [part for part in parts if len(part) > 3]
+    candidates = [text for text in _texts_in_code() if max(parts, key=len) in text]
+    assert any(all(part in text for part in parts) for text in candidates), (parts, candidates)
