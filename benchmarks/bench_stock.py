@@ -180,16 +180,21 @@ def answering(head: str, inputs: Inputs, **config: Any) -> dict[str, Callable[[]
 
 
 def training(
-    head: str, inputs: Inputs, ours: Inputs | None = None, checkpointing: bool = False, **config: Any
+    head: str,
+    inputs: Inputs,
+    ours: Inputs | None = None,
+    checkpointing: bool = False,
+    optimizer: str = "adamw",
+    **config: Any,
 ) -> dict[str, Callable[[], Any]]:
     """One optimiser step of each side: stock with the AdamW of `transformers.Trainer`, ours as in the training loop, with the
-    extra inputs of the collator and, if requested, `--gradient_checkpointing`."""
+    extra inputs of the collator and, if requested, `--gradient_checkpointing` and another `--optimizer`."""
     models = both_models(head, **config)
     if checkpointing:
         models["ours"].activation_checkpointing_enable()  # type: ignore[operator]
     optimizers = {
         "stock": torch.optim.AdamW(models["stock"].parameters(), lr=1e-5, fused=True),
-        "ours": make_optimizer(models["ours"], TrainArgs("unused", learning_rate=1e-5)),  # type: ignore[arg-type]
+        "ours": make_optimizer(models["ours"], TrainArgs("unused", learning_rate=1e-5, optimizer=optimizer)),  # type: ignore[arg-type]
     }
 
     batches = {"stock": placed(inputs), "ours": placed({**inputs, **(ours or {})})}
@@ -209,11 +214,11 @@ def training(
     return {side: step(model, optimizers[side], batches[side]) for side, model in models.items()}
 
 
-def pretraining(checkpointing: bool) -> dict[str, Callable[[], Any]]:
+def pretraining(checkpointing: bool = False, optimizer: str = "adamw") -> dict[str, Callable[[], Any]]:
     """A pre-training step; ours gets the masked positions from the collator."""
     inputs = pretraining_inputs()
     places = masked_positions(inputs["labels"])
-    return training("VisualBertForPreTraining", inputs, places, checkpointing, visual_embedding_dim=2048)
+    return training("VisualBertForPreTraining", inputs, places, checkpointing, optimizer, visual_embedding_dim=2048)
 
 
 def many_questions() -> dict[str, Callable[[], Any]]:
@@ -291,9 +296,12 @@ WORKLOADS = {
         None,
         lambda: answering("VisualBertForVisualReasoning", nlvr2_inputs(), visual_embedding_dim=1024),
     ),
-    "pretraining": Workload("pre-training step, 8 x (36 + 100)", 1.5, lambda: pretraining(checkpointing=False)),
+    "pretraining": Workload("pre-training step, 8 x (36 + 100)", 1.5, pretraining),
     "pretraining_checkpointed": Workload(
         "the same, with gradient checkpointing here", 1.5, lambda: pretraining(checkpointing=True)
+    ),
+    "pretraining_fp8": Workload(
+        "the same, with moments of 8 bits here", 1.5, lambda: pretraining(optimizer="adamw_fp8")
     ),
     "finetuning": Workload(
         "fine-tuning step VQA, 16 x (8 to 20 + 36)",

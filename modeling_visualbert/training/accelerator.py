@@ -9,7 +9,7 @@ from accelerate.utils import DynamoBackend
 
 from .args import TrainArgs
 from .run_log import make_trackers
-from .sharding import check_sharding, set_up_sharding
+from .sharding import check_sharding, is_sharded, set_up_sharding
 
 
 def make_accelerator(args: TrainArgs) -> Accelerator:
@@ -57,6 +57,10 @@ def check_accelerator(accelerator: Accelerator, args: TrainArgs) -> None:
             another way than FSDP2, or has another precision than the arguments.
     """
     check_sharding(accelerator)
+    if is_sharded(accelerator) and args.optimizer != "adamw":
+        raise ValueError(
+            f"--optimizer {args.optimizer} where processes share the model (FSDP2); expected adamw, whose moments are shared too"
+        )
     if accelerator.gradient_accumulation_steps != 1:
         raise ValueError(
             f"Accelerate is set up for {accelerator.gradient_accumulation_steps} gradient accumulation steps "

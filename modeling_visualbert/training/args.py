@@ -83,6 +83,14 @@ class TrainArgs:
     weight_decay: float = field(
         default=0.01, metadata={"help": "weight decay of AdamW; biases and LayerNorm have none"}
     )
+    optimizer: str = field(
+        default="adamw",
+        metadata={
+            "help": "adamw_8bit and adamw_fp8 keep the moments of AdamW in 8 bits, a quarter of their memory (needs torchao "
+            "and a C++ compiler); fp8 is faster on a CPU, and needs a GPU that knows it",
+            "choices": ["adamw", "adamw_8bit", "adamw_fp8"],
+        },
+    )
     adam_beta2: float = field(default=0.999, metadata={"help": "beta 2 of AdamW"})
     max_grad_norm: float = field(default=1.0, metadata={"help": "clip gradients to this norm"})
     ema_decay: float | None = field(

@@ -151,7 +151,9 @@ class _Kept:
 def to_host(value: Any, copies: dict[Any, torch.Tensor]) -> Any:
     """Copies of the tensors of a nested state in host memory. Tied weights stay tied: Accelerate writes them once."""
     if isinstance(value, torch.Tensor):
-        key = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride()) if value.numel() else id(value)
+        # Tensors of other classes, such as those of 8 bits, have their numbers elsewhere.
+        is_plain = type(value) in (torch.Tensor, torch.nn.Parameter) and value.numel()
+        key = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride()) if is_plain else id(value)
         if key not in copies:
             copies[key] = value.detach().to("cpu", copy=True)
         return copies[key]

@@ -17,9 +17,14 @@ PARTS = {
 }
 
 
-def make_optimizer(model: PreTrainedModel, args: TrainArgs) -> torch.optim.AdamW:
+def make_optimizer(model: PreTrainedModel, args: TrainArgs) -> torch.optim.Optimizer:
     """AdamW over the trainable parameters, without weight decay for biases and normalisation. Parts of the model that have a
-    learning rate of their own have groups of their own."""
+    learning rate of their own have groups of their own.
+
+    Raises:
+        ImportError: Moments of 8 bits are asked for and torchao is missing.
+        ValueError: There is no optimiser of this name.
+    """
     own = {rate: names for rate, names in PARTS.items() if getattr(args, rate) is not None}
     parameters: dict[str, list[torch.nn.Parameter]] = {"learning_rate": [], **{rate: [] for rate in own}}
     for name, parameter in model.named_parameters():
@@ -31,20 +36,40 @@ def make_optimizer(model: PreTrainedModel, args: TrainArgs) -> torch.optim.AdamW
         decayed, others = [p for p in mine if p.dim() > 1], [p for p in mine if p.dim() <= 1]
         groups.append({"params": decayed, "weight_decay": args.weight_decay, "rate": rate})
         groups.append({"params": others, "weight_decay": 0.0, "rate": rate})
+    options: dict[str, Any] = {"lr": args.learning_rate, "betas": (0.9, args.adam_beta2)}
+    if args.optimizer != "adamw":
+        return _with_8_bits(args.optimizer)(groups, **options)
     # One kernel that reads each parameter once: on a CPU eight times as fast as the default.
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in model.parameters())
-    return torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, args.adam_beta2), fused=fused)
+    return torch.optim.AdamW(groups, **options, fused=fused)
+
+
+def _with_8_bits(name: str) -> type[torch.optim.Optimizer]:
+    """AdamW whose moments have 8 bits and a scale for each block of 256: steps of uneven length (Dettmers et al., arXiv
+    2110.02861) or floating point numbers."""
+    try:
+        from torchao.optim import AdamW8bit, AdamWFp8
+    except ImportError as error:
+        raise ImportError(f'--optimizer {name} needs torchao: pip install "modeling-visualbert[int8]"') from error
+    kinds = {"adamw_8bit": AdamW8bit, "adamw_fp8": AdamWFp8}
+    if name not in kinds:
+        raise ValueError(f"optimizer {name!r}; expected adamw or one of {', '.join(kinds)}")
+    return kinds[name]
 
 
 def set_rates(optimizer: torch.optim.Optimizer, args: TrainArgs, factor: float) -> None:
     """Set the learning rates to this share of their peaks."""
     for group in optimizer.param_groups:
-        group["lr"] = (getattr(args, _rate_of(group)) or 0.0) * factor
+        rate = (getattr(args, _rate_of(group)) or 0.0) * factor
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def rates_of(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """The learning rates, for the log."""
-    return {_rate_of(group): group["lr"] for group in optimizer.param_groups}
+    return {_rate_of(group): float(group["lr"]) for group in optimizer.param_groups}
 
 
 def _rate_of(group: dict[str, Any]) -> str:

@@ -75,6 +75,7 @@ MUST_STAY = frozenset(
             "warmup_ratio",
             "schedule",
             "weight_decay",
+            "optimizer",
             "adam_beta2",
             "max_grad_norm",
             "ema_decay",
