@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # What `accelerate config` would ask; override for your machines: make vqa LAUNCH="--multi_gpu --num_processes 8"
 LAUNCH ?= --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: vqa nlvr2 vcr classification flickr30k pretraining test test-slow test-browser test-suites fuzz check format docs detector golden bench clean
+.PHONY: vqa nlvr2 vcr classification flickr30k pretraining test test-slow test-browser test-suites fuzz check format docs test-matrix dist detector golden bench clean
 
 vqa: $(VENV)/.train ## train on the embedded corpus and score it
 	$(BIN)/accelerate launch $(LAUNCH) examples/run_vqa.py --output_dir runs/vqa --resume
@@ -54,6 +54,16 @@ format: $(VENV)/.dev ## format and fix
 docs: $(VENV)/.docs ## the site, in build/site; a warning or a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+test-matrix: $(VENV)/.release ## quick tests over Pythons and versions: make test-matrix PYTHONS="3.11 3.12" LIBRARIES=lowest
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python .ci/matrix.py $(PYTHONS:%=--python %) $(LIBRARIES:%=--libraries %)
+
+dist: $(VENV)/.release ## what is released, in dist/, built and checked; with TAG=v1.2.3 only if that is the version
+	$(if $(TAG),test "$(TAG)" = "v$$($(BIN)/python -c "import runpy; print(runpy.run_path('modeling_visualbert/version.py')['__version__'])")")
+	rm -rf dist build/lib
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+
 detector: $(VENV)/.dev ## train the region detector that ships with the package
 	$(BIN)/accelerate launch $(LAUNCH) examples/train_detector.py --output_dir runs/detector --resume
 
@@ -76,6 +86,10 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
+
+$(VENV)/.release: constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --constraint constraints.txt build check-wheel-contents twine uv
 	touch $@
 
 clean: ## remove what was built, trained models too

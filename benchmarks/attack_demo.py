@@ -119,7 +119,7 @@ class Attacker:
 async def _or_none(answer: Awaitable[bytes]) -> bytes | None:
     try:
         return await answer
-    except asyncio.TimeoutError:
+    except TimeoutError:
         return None
 
 

@@ -579,11 +579,8 @@ def test_activation_checkpointing_gives_equal_gradients(head):
     loss_of(head, model, inputs).backward()
     expected = {name: gradient.clone() for name, gradient in gradients_of(model).items()}
     model.zero_grad()
-    kind = (
-        "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
-    )  # renamed in transformers 5.23
-    getattr(model, f"{kind}_checkpointing_enable")()
-    assert getattr(model, f"is_{kind}_checkpointing")
+    model.activation_checkpointing_enable()
+    assert model.is_activation_checkpointing
     runs = []
     base_of(model).encoder.layer[0].intermediate.register_forward_hook(lambda *_: runs.append(1))
     loss_of(head, model, inputs).backward()

@@ -9,7 +9,7 @@ from documents import PAGES, ROOT
 
 README = PAGES["README.md"]
 # Pages whose figures are those of other files, which other tests compare, or that repeat a file of benchmarks.
-_OTHERS = ("paper", "scaling", "attention", "transformers_suites", "notes", "ablations")
+_OTHERS = ("paper", "scaling", "attention", "transformers_suites", "notes", "ablations", "versions")
 FIGURES = {name: text for name, text in PAGES.items() if name not in [f"docs/{other}.md" for other in _OTHERS]}
 
 

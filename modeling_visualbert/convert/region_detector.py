@@ -82,7 +82,7 @@ def is_region_detector(path: str | Path) -> bool:
 
 
 def convert_region_detector(
-    path: str | Path, settings: str | Path | Mapping | None = None, **config_kwargs
+    path: str | Path, settings: str | Path | Mapping | None = None, **config_kwargs: Any
 ) -> tuple[RegionDetector, RegionDetectorImageProcessor, list[KeyReport]]:
     """
     Load a published detector.
@@ -125,7 +125,7 @@ def detector_from_weights(
     settings: Mapping,
     path: str | Path,
     settings_path: str | Path | None = None,
-    **config_kwargs,
+    **config_kwargs: Any,
 ) -> tuple[RegionDetector, list[KeyReport]]:
     """The detector made from tensors with their original names, and the report; see [`convert_region_detector`].
 

@@ -50,7 +50,7 @@ def rename_original_key(key: str) -> str:
 
 
 def convert_original_checkpoint(
-    path: str | Path, task: str | None = None, **config_kwargs
+    path: str | Path, task: str | None = None, **config_kwargs: Any
 ) -> tuple[PreTrainedModel, list[KeyReport]]:
     """Load one of the authors' `.th` files.
 
@@ -99,7 +99,7 @@ def convert_original_checkpoint(
     return model.eval(), report
 
 
-def convert_published_checkpoint(path: str | Path, **config_kwargs) -> tuple[PreTrainedModel, list[KeyReport]]:
+def convert_published_checkpoint(path: str | Path, **config_kwargs: Any) -> tuple[PreTrainedModel, list[KeyReport]]:
     """Load a `uclanlp/visualbert-*` folder (or Hub name): same parameter names, but a config without answers.
 
     The published VQA config calls its 3129 answers `LABEL_0` ... `LABEL_3128`; they are Pythia's, in Pythia's order, and

@@ -73,7 +73,7 @@ class Places:
         try:
             try:
                 await asyncio.wait_for(held.free.acquire(), self.seconds)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 raise RefusedError(429, self.refusal) from None
             try:
                 yield

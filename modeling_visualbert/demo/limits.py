@@ -268,7 +268,7 @@ async def _read_body(scope: Scope, receive: Receive) -> bytes | None:
     while True:
         try:
             message = await asyncio.wait_for(receive(), end - time.monotonic())
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise RefusedError(408, f"The request took longer than {BODY_SECONDS} seconds.") from None
         if message["type"] != "http.request":
             return None

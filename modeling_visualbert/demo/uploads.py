@@ -39,7 +39,7 @@ class Arriving:
         """The next message."""
         try:
             message = await asyncio.wait_for(self._receive(), self._end - time.monotonic())
-        except asyncio.TimeoutError:
+        except TimeoutError:
             return self._refuse(408, f"The upload took longer than {self._seconds} seconds.")
         self.has_left = message["type"] == "http.disconnect"
         body = message.get("body", b"")

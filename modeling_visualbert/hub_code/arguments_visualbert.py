@@ -84,7 +84,7 @@ def read_arguments(processor: ProcessorMixin, kwargs: Mapping[str, Any]) -> Call
     # A tokenizer's own `max_length` is what the processor's is made of.
     of_tokenizer = {name: value for name, value in processor.tokenizer.init_kwargs.items() if name != "max_length"}
     try:
-        merged = processor._merge_kwargs(processor.valid_processor_kwargs, of_tokenizer, **kwargs)
+        merged = processor._merge_kwargs(tokenizer_init_kwargs=of_tokenizer, **kwargs)
         text, images = merged["text_kwargs"], merged["images_kwargs"]
         text_pair = text.pop("text_pair", None)
         validate_typed_dict(TextKwargs, text)

@@ -214,7 +214,7 @@ class RegionDetectorConfig(PortableConfig):
             kwargs["num_labels"] = self.num_classes
         super().__post_init__(**kwargs)
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         """Part of `validate()`, which runs when the configuration is made and when it is saved."""
         for name, value, known in (
             ("head", self.head, DESIGNS),
@@ -282,12 +282,12 @@ class RegionDetectorConfig(PortableConfig):
         return len(self.anchor_sizes[0]) * len(self.anchor_ratios)
 
     @classmethod
-    def bottom_up_attention_vg(cls, **fields) -> "RegionDetectorConfig":
+    def bottom_up_attention_vg(cls, **fields: Any) -> "RegionDetectorConfig":
         """ResNet-101-C4 on Visual Genome with attributes: `unc-nlp/frcnn-vg-finetuned`; Flickr30k and LXMERT use it."""
         return cls(**fields)
 
     @classmethod
-    def pythia_x101(cls, **fields) -> "RegionDetectorConfig":
+    def pythia_x101(cls, **fields: Any) -> "RegionDetectorConfig":
         """ResNeXt-101 64x4d with a pyramid on Visual Genome: Pythia's `detectron_model.pth`, the VQA checkpoints."""
         published = {
             "head": "fpn",
@@ -312,12 +312,12 @@ class RegionDetectorConfig(PortableConfig):
         return cls(**{**published, **fields})
 
     @classmethod
-    def pythia_x152(cls, **fields) -> "RegionDetectorConfig":
+    def pythia_x152(cls, **fields: Any) -> "RegionDetectorConfig":
         """ResNeXt-152 32x8d with a pyramid on Visual Genome: `detectron_model_x152.pth`, ViLBERT 12-in-1."""
         return cls.pythia_x101(**{"depths": [3, 8, 36, 3], "groups": 32, "group_width": 8, **fields})
 
     @classmethod
-    def detectron_r101_coco(cls, **fields) -> "RegionDetectorConfig":
+    def detectron_r101_coco(cls, **fields: Any) -> "RegionDetectorConfig":
         """ResNet-101 with a pyramid on COCO: Detectron's model 35861858, the NLVR2 checkpoints."""
         published = {
             "groups": 1,
@@ -335,7 +335,7 @@ class RegionDetectorConfig(PortableConfig):
         return cls.pythia_x101(**{**published, **_named(COCO_CLASSES, fields), **fields})
 
     @classmethod
-    def vcr_resnet50(cls, **fields) -> "RegionDetectorConfig":
+    def vcr_resnet50(cls, **fields: Any) -> "RegionDetectorConfig":
         """ResNet-50 on given boxes: R2C's SimpleDetector, trained together with the VCR checkpoints."""
         published = {
             "head": "given",

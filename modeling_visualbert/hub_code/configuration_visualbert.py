@@ -154,10 +154,10 @@ class VisualBertConfig(PortableConfig):
     def output_attentions(self, value: bool):
         self._output_attentions = value
 
-    def validate_output_attentions(self):
+    def validate_output_attentions(self) -> None:
         """Nothing to refuse: every implementation goes with attention weights here."""
 
-    def validate_architecture(self):
+    def validate_architecture(self) -> None:
         """Part of `validate()`, which runs when the configuration is made and when it is saved.
 
         Raises:

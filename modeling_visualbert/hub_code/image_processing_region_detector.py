@@ -68,7 +68,7 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
     do_rescale = False
     model_input_names = ["pixel_values", "pixel_mask", "image_sizes", "picture_windows"]
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
         if self.recipe not in _BY_RECIPE:
             raise ValueError(f"recipe {self.recipe!r}; expected one of {', '.join(_BY_RECIPE)}")
@@ -95,7 +95,7 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
         return self.design.reads_objects
 
     @classmethod
-    def for_config(cls, config: RegionDetectorConfig, **fields) -> "RegionDetectorImageProcessor":
+    def for_config(cls, config: RegionDetectorConfig, **fields: Any) -> "RegionDetectorImageProcessor":
         """The image processor of the published detector with this kind of head; `fields` override its own."""
         published = dict(config.design.images)
         if config.reads_objects:
@@ -104,7 +104,13 @@ class RegionDetectorImageProcessor(VisualBertImageProcessor):
         return cls(**{**published, **fields})
 
     def preprocess(
-        self, images, return_tensors="pt", boxes=None, classes=None, polygons=None, **kwargs
+        self,
+        images: Any,
+        return_tensors: str | None = "pt",
+        boxes: Any = None,
+        classes: Any = None,
+        polygons: Any = None,
+        **kwargs: Any,
     ) -> BatchFeature:
         """
         Args:

@@ -359,7 +359,7 @@ class VisualBertImageProcessor(PilBackend):
     do_pad = True
     model_input_names = ["pixel_values", "pixel_mask", "image_sizes"]
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any):
         kwargs.pop("auto_map", None)  # saving writes it anew
         super().__init__(**kwargs)
         validate_preprocess_arguments(**{name: getattr(self, name) for name in _PREPARATION})
@@ -367,7 +367,7 @@ class VisualBertImageProcessor(PilBackend):
         self._checked({name: value for name, value in kwargs.items() if name in known})
 
     @classmethod
-    def from_detector(cls, pretrained_model_name_or_path, **kwargs) -> "VisualBertImageProcessor":
+    def from_detector(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "VisualBertImageProcessor":
         """The image processor that treats images as a detector of `transformers` was trained with.
 
         Args:
@@ -377,13 +377,13 @@ class VisualBertImageProcessor(PilBackend):
         fields, _ = cls.get_image_processor_dict(pretrained_model_name_or_path)
         return cls(**{**{name: fields[name] for name in _PREPARATION if name in fields}, **kwargs})
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> Any:
         """As in `transformers`; the image processor is afterwards what it was before."""
         saved = super().save_pretrained(save_directory, *args, **kwargs)
         self.__dict__.pop("auto_map", None)  # written for `trust_remote_code`, and left behind in the object
         return saved
 
-    def preprocess(self, images, return_tensors="pt", **kwargs) -> BatchFeature:
+    def preprocess(self, images: Any, return_tensors: str | None = "pt", **kwargs: Any) -> BatchFeature:
         """
         Args:
             images: One image or several, see [`load_images`].

@@ -3,6 +3,9 @@
 Letters: B batch, C channels of the backbone, H and W rows and columns of its map, R regions, V region feature.
 """
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from transformers import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
@@ -47,7 +50,7 @@ class GridRegionEncoder(StandardisedRegionEncoder):
         return mean, std
 
     @classmethod
-    def from_backbone(cls, backbone: PreTrainedModel, **config_kwargs) -> "GridRegionEncoder":
+    def from_backbone(cls, backbone: PreTrainedModel, **config_kwargs: Any) -> "GridRegionEncoder":
         """Wrap a loaded vision model, or the tower of one for images and text; `config_kwargs` are fields of
         [`GridRegionEncoderConfig`].
 
@@ -69,7 +72,7 @@ class GridRegionEncoder(StandardisedRegionEncoder):
         return encoder.eval()
 
     @classmethod
-    def from_tower(cls, name, **config_kwargs) -> "GridRegionEncoder":
+    def from_tower(cls, name: str | Path, **config_kwargs: Any) -> "GridRegionEncoder":
         """Wrap the vision tower of a checkpoint (folder or Hub name), see [`load_tower`]; `config_kwargs` are fields of
         [`GridRegionEncoderConfig`].
 

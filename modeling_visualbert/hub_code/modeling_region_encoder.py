@@ -97,7 +97,7 @@ class RegionEncoder(CheckedModel):
     )
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """As in `transformers`, but weights that are not those of the region encoder are refused, see [`load_checked`].
 
         Raises:
@@ -107,7 +107,7 @@ class RegionEncoder(CheckedModel):
         new_parts = [("feature_mean", "feature_std")]
         return load_checked(super().from_pretrained, pretrained_model_name_or_path, args, kwargs, new_parts)
 
-    def set_attn_implementation(self, attn_implementation: str, **kwargs) -> None:
+    def set_attn_implementation(self, attn_implementation: str, **kwargs: Any) -> None:
         """
         Choose the attention of all parts: `"eager"`, or `"sdpa"` where a part has it.
 
@@ -234,7 +234,7 @@ class QueryRegionEncoder(StandardisedRegionEncoder):
         self.post_init()
 
     @classmethod
-    def from_detector(cls, detector: PreTrainedModel, **config_kwargs) -> "QueryRegionEncoder":
+    def from_detector(cls, detector: PreTrainedModel, **config_kwargs: Any) -> "QueryRegionEncoder":
         """Wrap a loaded detector; `config_kwargs` are fields of [`QueryRegionEncoderConfig`].
 
         Raises:
@@ -328,7 +328,9 @@ class QueryRegionEncoder(StandardisedRegionEncoder):
             class_ids=found["class_ids"].gather(1, best_BR),
         )
 
-    def detect(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None, **asked) -> dict[str, Any]:
+    def detect(
+        self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None, **asked: Any
+    ) -> dict[str, Any]:
         """All Q queries before selection: `features` [B, Q, V] (not standardised), `boxes_unit`, `scores`, `class_ids`; and
         what is asked for by `output_hidden_states` and `output_attentions`."""
         # Not every detector has a mask argument.

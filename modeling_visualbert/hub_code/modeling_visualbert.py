@@ -12,6 +12,7 @@ words per region, E phrases (entities), P positions that are read.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -382,7 +383,7 @@ class VisualBertPreTrainedModel(VisualBertCheckpointModel):
             init.copy_(module.visual_token_type_embeddings.weight, module.token_type_embeddings.weight)
             init.copy_(module.visual_position_embeddings.weight, module.position_embeddings.weight)
 
-    def set_attn_implementation(self, attn_implementation: str | dict, **kwargs) -> None:
+    def set_attn_implementation(self, attn_implementation: str | dict, **kwargs: Any) -> None:
         """
         Choose eager, sdpa, flex or flash attention.
 
@@ -401,7 +402,9 @@ class VisualBertPreTrainedModel(VisualBertCheckpointModel):
         if for_region_encoder is not None:
             self.base_model.region_encoder.set_attn_implementation(for_region_encoder)
 
-    def get_image_features(self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None, **kwargs):
+    def get_image_features(
+        self, pixel_values: torch.Tensor, pixel_mask: torch.Tensor | None = None, **kwargs: Any
+    ) -> Any:
         """Regions of images, to encode once and ask many times; see [`VisualBertModel.get_image_features`]."""
         return self.visual_bert.get_image_features(pixel_values, pixel_mask, **kwargs)
 

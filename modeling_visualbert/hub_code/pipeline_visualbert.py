@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
-from transformers import AutoImageProcessor, AutoTokenizer, Pipeline
+from transformers import AutoImageProcessor, AutoTokenizer, Pipeline, PreTrainedModel
 
 from .compile_visualbert import compile_model
 from .explain_visualbert import explain_answers, outputs_with_attention
@@ -140,8 +140,9 @@ class VisualBertPipeline(Pipeline):
             num_images = None
             if self.about.name == "nlvr2":
                 num_images = own_num_images(model.config, model.name_or_path or "the model")
-            known = {"task": self.about.name, "num_images": num_images, "region_dim": dim}
-            processor = VisualBertProcessor(image_processor, tokenizer, **known)
+            processor = VisualBertProcessor(
+                image_processor, tokenizer, task=self.about.name, num_images=num_images, region_dim=dim
+            )
         given = _given(tokenizer=tokenizer, image_processor=image_processor)
         if self.about.name == "vqa" and processor.answers is None:
             given["answers"] = [name for _, name in sorted(model.config.id2label.items())]
@@ -153,7 +154,7 @@ class VisualBertPipeline(Pipeline):
                 setattr(processor, name, value)
         return processor
 
-    def save_pretrained(self, save_directory, **kwargs):
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """
         Save all that is needed to answer: the model with its code, labels and region encoder, and the processor with its
         tokenizer and image processor. `push_to_hub` sends the same.
@@ -423,14 +424,14 @@ class VisualBertVQAPipeline(VisualBertPipeline):
 
     def __call__(
         self,
-        image=None,
+        image: Any = None,
         question: str | list[str] | None = None,
         top_k: int | None = None,
         batch_size: int | None = None,
         explain: bool | None = None,
         attention: int | tuple[int, int] | None = None,
         num_workers: int | None = None,
-        **options,
+        **options: Any,
     ) -> Any:
         """
         Args:
@@ -499,7 +500,7 @@ class VisualBertMultipleChoicePipeline(VisualBertPipeline):
 
     def __call__(
         self,
-        image=None,
+        image: Any = None,
         question: str | list[str] | None = None,
         choices: list | None = None,
         objects: list[str] | None = None,
@@ -509,7 +510,7 @@ class VisualBertMultipleChoicePipeline(VisualBertPipeline):
         batch_size: int | None = None,
         attention: int | tuple[int, int] | None = None,
         num_workers: int | None = None,
-        **options,
+        **options: Any,
     ) -> list:
         """
         Args:
@@ -608,7 +609,7 @@ class VisualBertReasoningPipeline(VisualBertPipeline):
     image_key = "images"
     keys = ("images", "statement")
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         if self.processor.num_images == 1:
             self.image_key = "image"
@@ -616,14 +617,14 @@ class VisualBertReasoningPipeline(VisualBertPipeline):
 
     def __call__(
         self,
-        images=None,
+        images: Any = None,
         statement: str | list[str] | None = None,
         top_k: int | None = None,
         batch_size: int | None = None,
         attention: int | tuple[int, int] | None = None,
         num_workers: int | None = None,
-        image=None,
-        **options,
+        image: Any = None,
+        **options: Any,
     ) -> list | dict:
         """
         Args:
@@ -688,14 +689,14 @@ class VisualBertGroundingPipeline(VisualBertPipeline):
 
     def __call__(
         self,
-        image=None,
+        image: Any = None,
         sentence: str | list[str] | None = None,
         phrases: list | None = None,
         top_k: int | None = None,
         batch_size: int | None = None,
         attention: int | tuple[int, int] | None = None,
         num_workers: int | None = None,
-        **options,
+        **options: Any,
     ) -> list:
         """
         Args:
@@ -769,14 +770,14 @@ class VisualBertMaskedCaptionPipeline(VisualBertPipeline):
 
     def __call__(
         self,
-        image=None,
+        image: Any = None,
         text: str | list[str] | None = None,
         text_pair: str | list[str] | None = None,
         top_k: int | None = None,
         batch_size: int | None = None,
         attention: int | tuple[int, int] | None = None,
         num_workers: int | None = None,
-        **options,
+        **options: Any,
     ) -> list | dict:
         """
         Args:
@@ -819,7 +820,9 @@ class VisualBertMaskedCaptionPipeline(VisualBertPipeline):
         return self.processor.post_process_pretraining(found["outputs"], found["inputs"]["input_ids"], top_k)
 
 
-def ask(model, processor, image, questions: list[str], top_k: int = 5) -> tuple[list[list[dict]], dict]:
+def ask(
+    model: PreTrainedModel, processor: VisualBertProcessor, image: Any, questions: list[str], top_k: int = 5
+) -> tuple[list[list[dict[str, Any]]], dict[str, Any]]:
     """
     Answers to questions about one image, and the regions they were answered from. The regions are found once.
 

@@ -1,6 +1,7 @@
 """Text and image -> model inputs; logits -> answers, by the conventions that the checkpoints were trained with."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,18 +78,18 @@ class VisualBertProcessor(ProcessorMixin):
 
     def __init__(
         self,
-        image_processor=None,
-        tokenizer=None,
-        task="vqa",
-        answers=None,
-        max_length=None,
-        region_dim=None,
-        alignment="subword",
-        whole_image=True,
-        num_images=None,
-        labels=None,
-        threshold=None,
-        **kwargs,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        task: str = "vqa",
+        answers: Sequence[str] | None = None,
+        max_length: int | None = None,
+        region_dim: int | None = None,
+        alignment: str = "subword",
+        whole_image: bool = True,
+        num_images: int | None = None,
+        labels: Sequence[str] | None = None,
+        threshold: float | None = None,
+        **kwargs: Any,
     ):
         if task not in TASKS:
             raise ValueError(f"unknown task {task!r}; expected one of {', '.join(TASKS)}")
@@ -120,7 +121,7 @@ class VisualBertProcessor(ProcessorMixin):
         self.threshold = threshold
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """As in `transformers`, but what a bare checkpoint lacks is told, and no tokenizer is made up.
 
         Raises:
@@ -145,7 +146,7 @@ class VisualBertProcessor(ProcessorMixin):
             )
         return processor
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> Any:
         """As in `transformers`; the processor is afterwards what it was before."""
         saved = super().save_pretrained(save_directory, *args, **kwargs)
         for part in (self, self.image_processor):
@@ -210,13 +211,13 @@ class VisualBertProcessor(ProcessorMixin):
         images: Any = None,
         text: str | Sequence[Any] | None = None,
         *,
-        choices=None,
-        objects=None,
-        boxes=None,
-        polygons=None,
-        phrases=None,
-        regions=None,
-        **kwargs,
+        choices: Sequence[Any] | None = None,
+        objects: Sequence[Any] | None = None,
+        boxes: Any = None,
+        polygons: Any = None,
+        phrases: Sequence[Any] | None = None,
+        regions: Any = None,
+        **kwargs: Any,
     ) -> BatchFeature:
         """
         Args:
