@@ -1,13 +1,16 @@
 """Checkpoints of others: the authors' `.th` files, folders as `uclanlp` published them, and files to refuse."""
 
+import io
 import json
 import math
+import pickle
 import re
 
 import pytest
 import torch
 from golden_cases import CHECKPOINTS, GOLDEN, compare, golden
 from helpers import SIZES, inputs_for, randomise, scores_of
+from published_layouts import write_checkpoint
 from safetensors.torch import save_file
 from transformers.models.visual_bert import modeling_visual_bert as stock
 from transformers.models.visual_bert.configuration_visual_bert import VisualBertConfig as StockConfig
@@ -226,6 +229,13 @@ def test_unknown_architecture_is_refused(tmp_path):
         convert_published_checkpoint(tmp_path)
 
 
+def old_file(content):
+    """As older versions of torch wrote it."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer, _use_new_zipfile_serialization=False)
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize("old_format", [False, True])
 def test_hostile_pickle_is_refused_and_not_run(tmp_path, old_format):
     path, trace = tmp_path / "hostile.th", tmp_path / "code_was_run"
@@ -236,6 +246,29 @@ def test_hostile_pickle_is_refused_and_not_run(tmp_path, old_format):
     assert not trace.exists()
     torch.load(path, weights_only=False)["bert.classifier.bias"].close()
     assert trace.exists(), "the file is not hostile, so this test shows nothing"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x80\x02\x82\x01.", "Unsupported operand 130"),
+        (pickle.dumps({"a": 1.0}, protocol=4), "Unsupported operand 149"),
+        (old_file({1: torch.zeros(2)}), "expected a dict of tensors by name, found the name 1"),
+    ],
+)
+def test_what_is_no_file_of_tensors_by_name_is_one_line(tmp_path, content, message, capsys, recwarn):
+    (tmp_path / "a.th").write_bytes(content)
+    assert main(["convert", str(tmp_path / "a.th"), str(tmp_path / "new")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"visualbert convert: {tmp_path / 'a.th'}: ") and re.search(message, line)
+    assert not list(recwarn)
+
+
+def test_a_number_as_a_name_in_published_weights_is_told(tmp_path):
+    folder = write_checkpoint(tmp_path / "a", "nlvr2", 9)
+    (folder / "pytorch_model.bin").write_bytes(old_file({1: torch.zeros(2)}))
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin: has the key 1; expected tensors by name"):
+        convert_published_checkpoint(folder)
 
 
 def test_hostile_published_weights_are_refused_and_not_run(tmp_path):

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..hub_code.loading_visualbert import check_archive, check_repeated
+from ..hub_code.loading_visualbert import check_archive, check_repeated, load_tensors
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,9 @@ def load_weights(path: str | Path, inside: str | None = None) -> dict[str, torch
         weights = weights[inside]
     if not isinstance(weights, Mapping) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise ValueError(f"{path}: expected a dict of tensors by name, found {type(weights).__name__}")
+    for name in weights:
+        if not isinstance(name, str):
+            raise ValueError(f"{path}: expected a dict of tensors by name, found the name {name!r:.80}")
     check_repeated(path, weights.values())
     return dict(weights)
 
@@ -72,7 +75,7 @@ def load_torch(path: Path) -> Any:
         Exception: It is damaged, or could run code; see [`why_refused`].
     """
     mapped = check_archive(path) and not _has_other_byte_order(path)  # torch turns bytes only in files that it reads
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped or None)
+    return load_tensors(path, "cpu", mapped)
 
 
 def _has_other_byte_order(path: Path) -> bool:
@@ -87,7 +90,7 @@ def why_refused(error: Exception) -> str:
     named = re.search(r"GLOBAL (\S+) (was not an allowed global|whose module)", text)
     if named:
         return f"it refers to {named[1]}, which could run code"
-    unpickling = re.search(r"WeightsUnpickler error: *(.+)", text)
+    unpickling = re.search(r"WeightsUnpickler error:\s*(.+)", text)
     if unpickling:
         return unpickling[1].strip()
     if "Weights only load failed" in text:

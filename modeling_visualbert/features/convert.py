@@ -44,6 +44,7 @@ from ..published import published_detector_name
 from .array_files import Hdf5Arrays, dict_of_arrays, load_numpy
 from .arrays import LAYOUTS, ArrayOptions, name_of_features, to_regions
 from .images import IMAGE_IDS
+from .lmdb_files import check_lmdb
 from .store import FeatureStore, Regions, partial_folder, write_store
 
 logger = logging.getLogger(__name__)
@@ -350,12 +351,11 @@ def read_lmdb(path: Path) -> Records:
     for file in _files(path, ".mdb", ".lmdb"):
         if file.name == "lock.mdb":
             continue
+        check_lmdb(file)
         try:
             environment = lmdb.open(str(file), subdir=False, readonly=True, lock=False, readahead=False, max_readers=1)
         except lmdb.Error as error:
             raise ValueError(f"{file}: not an LMDB file, or damaged ({error})") from error
-        if (last := (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]) > file.stat().st_size:
-            raise ValueError(f"{file}: {file.stat().st_size} bytes; expected {last} (is it cut off?)")
         with environment, environment.begin() as transaction:
             listed = transaction.get(b"keys")
             names = None if listed is None else parse_arrays(bytes(listed), f"{file}: 'keys'")

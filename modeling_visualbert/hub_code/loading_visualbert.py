@@ -114,7 +114,7 @@ def check_files(folder: Path) -> None:
     for path in sorted(folder.glob("pytorch_model*.bin")):
         is_archive = check_archive(path)
         try:
-            found = torch.load(path, map_location="meta", weights_only=True, mmap=is_archive)
+            found = load_tensors(path, "meta", is_archive)
         except (pickle.UnpicklingError, EOFError, RuntimeError, KeyError, AttributeError) as error:
             said = "it holds Python objects, but weights only are read" if "GLOBAL" in str(error) else "it is damaged"
             raise ValueError(
@@ -123,10 +123,24 @@ def check_files(folder: Path) -> None:
         if not isinstance(found, dict):
             raise ValueError(f"{path}: holds a {type(found).__name__}; expected tensors by name")
         for key, value in found.items():
+            if not isinstance(key, str):
+                raise ValueError(f"{path}: has the key {key!r:.80}; expected tensors by name")
             # Others are told as left over: they may be what surrounds the weights in the file of a training run.
             if not isinstance(value, (torch.Tensor, dict, list)):
                 raise ValueError(f"{path}: {key!r} is a {type(value).__name__}; expected a tensor")
         check_repeated(path, [value for value in found.values() if isinstance(value, torch.Tensor)])
+
+
+def load_tensors(path: str | Path, device: str, mapped: bool) -> Any:
+    """The content of a file of `torch.save`, without running code from it, and without torch's warning of pickles that are
+    newer than its own.
+
+    Raises:
+        Exception: It is damaged, or could run code; torch fails in many ways.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected pickle protocol")
+        return torch.load(path, map_location=device, weights_only=True, mmap=mapped)
 
 
 def check_repeated(path: Path, tensors: Iterable[torch.Tensor]) -> None:
@@ -311,7 +325,7 @@ def _stored(files: Sequence[str]) -> Iterator[tuple[str, str, str, Sequence[int]
                     tensor = file.get_slice(key)
                     yield path, key, tensor.get_dtype(), tensor.get_shape()
         elif path.endswith(".bin"):
-            found = torch.load(path, map_location="meta", weights_only=True, mmap=check_archive(Path(path)))
+            found = load_tensors(path, "meta", check_archive(Path(path)))
             for key, value in found.items():
                 if isinstance(value, torch.Tensor):
                     yield path, key, str(value.dtype), value.shape
@@ -347,4 +361,5 @@ __all__ = [
     "check_repeated",
     "check_safetensors",
     "load_checked",
+    "load_tensors",
 ]
