@@ -1,6 +1,7 @@
 """Promises of the model: padding and batching change nothing, every branch runs, what is saved is what is loaded."""
 
 import inspect
+import re
 
 import pytest
 import torch
@@ -357,6 +358,16 @@ def test_word_vectors_instead_of_ids(head):
     assert torch.equal(meaningful(head, output, inputs), meaningful(head, model(**inputs), inputs))
     with pytest.raises(ValueError, match="exactly one of"):
         model(**inputs, inputs_embeds=words)
+
+
+@pytest.mark.parametrize("head", ALL)
+def test_texts_of_another_shape_are_named(head):
+    model, axes = tiny_model(head), "batch_size, num_choices, length" if head == "vcr" else "batch_size, length"
+    places = {"region_to_phrase_position": torch.zeros(1, 1)} if head == "flickr30k" else {}
+    for name, text in {"input_ids": torch.ones(5, dtype=torch.long), "inputs_embeds": torch.ones(1, 5)}.items():
+        shape, more = re.escape(str(tuple(text.shape))), ", hidden_size" if name == "inputs_embeds" else ""
+        with pytest.raises(ValueError, match=rf"`{name}` of shape {shape}; expected \({axes}{more}\)"):
+            model(**{name: text}, **places)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

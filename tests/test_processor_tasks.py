@@ -550,7 +550,7 @@ def test_texts_that_are_no_strings_are_named(task, value):
         ("vcr", {"choices": [None, None]}, "question 0: choices None; expected a list of some"),
         ("vcr", {"choices": [["yes"], ["no [2]"]]}, r"question 1, choice 0: tag \[2\], but there are 2 objects"),
         ("vcr", {"choices": [["yes", ""], ["no", "no"]]}, "question 0, choice 1: an empty text"),
-        ("vcr", {"objects": None}, r"question 0, choice 0: tag \[0\], but there are 0 objects"),
+        ("vcr", {"objects": None}, r"question 0, choice 0: tag \[0\], but there are 0 objects; expected no tag"),
         ("vcr", {"objects": [["circle"] * 4, PERSON]}, "question 1: objects 'person'; expected a list of class names"),
         ("flickr30k", {"phrases": [["a red circle"]]}, "1 phrases for 2 texts; expected as many"),
         ("flickr30k", {"phrases": [["a"], ["star"]]}, "sentence 1: phrase 'star' is not in the sentence 'two stars'"),

@@ -847,7 +847,7 @@ class VisualBertForMultipleChoice(VisualBertPreTrainedModel):
             ValueError: Labels of another shape, or that name no choice; or a `choices_mask` of another shape, or that leaves a
                 question without a choice.
         """
-        text = text_of(input_ids, inputs_embeds)
+        text = text_of(input_ids, inputs_embeds, ("batch_size", "num_choices", "length"))
         regions = (visual_embeds, visual_attention_mask, visual_token_type_ids)
         pixels = (pixel_values, pixel_mask, boxes_unit, boxes_mask)
         *found, class_loss = self.visual_bert.regions_given_or_found(*regions, *pixels, **pop_region_inputs(kwargs))

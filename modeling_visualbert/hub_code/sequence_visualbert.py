@@ -11,17 +11,26 @@ import torch
 _OF_IMAGES = ("visual", "pixel", "image", "region", "box", "bbox")  # beginnings of the names that are in use
 
 
-def text_of(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> torch.Tensor:
+def text_of(
+    input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, axes: tuple[str, ...] = ("batch_size", "length")
+) -> torch.Tensor:
     """Whichever of the two forms of the text was given: [B, T] or [B, T, D].
 
+    Args:
+        axes: Names of the dimensions of `input_ids`.
+
     Raises:
-        ValueError: Both or neither.
+        ValueError: Both or neither, or one of another shape.
     """
-    if input_ids is not None and inputs_embeds is None:
-        return input_ids
-    if inputs_embeds is not None and input_ids is None:
-        return inputs_embeds
-    raise ValueError("pass exactly one of `input_ids` and `inputs_embeds`")
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("pass exactly one of `input_ids` and `inputs_embeds`")
+    name, text, expected = "input_ids", input_ids, axes
+    if text is None:
+        name, text, expected = "inputs_embeds", inputs_embeds, (*axes, "hidden_size")
+    assert text is not None
+    if text.dim() != len(expected):
+        raise ValueError(f"`{name}` of shape {tuple(text.shape)}; expected ({', '.join(expected)})")
+    return text
 
 
 def for_each_text(tensor: torch.Tensor, batch_size: int) -> torch.Tensor:

@@ -383,9 +383,8 @@ def _named_pieces(
 
 def _object_name(region: int, objects: Sequence[str], names: dict[int, str], where: str) -> str:
     if region >= len(objects):
-        raise ValueError(
-            f"{where}: tag [{region}], but there are {len(objects)} objects; expected 0 to {len(objects) - 1}"
-        )
+        expected = f"0 to {len(objects) - 1}" if objects else "no tag"
+        raise ValueError(f"{where}: tag [{region}], but there are {len(objects)} objects; expected {expected}")
     if objects[region] != "person":
         return objects[region]
     return names.setdefault(region, NAMES[len(names) % len(NAMES)])
