@@ -38,6 +38,7 @@ ASK = ["ask", "image.png", "Is it red?", "--model"]
         ([*ASK, "empty"], "empty: no config.json; expected the folder of a checkpoint"),
         ([*ASK, "run"], f"run: no config.json; expected the folder of a checkpoint; {TRAINED} run/best"),
         ([*ASK, "list"], "list/config.json: holds a list; expected a JSON object"),
+        (["ask", "empty", "Is it red?", "--model", "vqa"], "empty: no such image file, but a folder"),
         (["convert", "model.th", "new"], "model.th: no such file"),
         (["demo", "--model", "nofolder"], "nofolder: no folder of this name is here"),
         (["export", "nofolder", "new.onnx"], "nofolder: no folder of this name is here"),
@@ -71,3 +72,12 @@ def test_ctrl_c_ends_without_a_traceback(monkeypatch, capsys):
     monkeypatch.setattr("modeling_visualbert.cli.checkpoints._corpus", interrupt)
     assert main(["corpus"]) == 130
     assert capsys.readouterr() == ("", "visualbert corpus: interrupted; run the same command again\n")
+
+
+@pytest.mark.parametrize(("flag", "meant"), [("--explian", "; did you mean --explain?"), ("--zzz", "")])
+def test_a_misspelt_flag_is_answered_with_the_one_that_was_meant(capsys, flag, meant):
+    with pytest.raises(SystemExit, match="^2$"):
+        main([*ASK, "vqa", flag])
+    printed = capsys.readouterr().err
+    assert printed.startswith("usage: visualbert ask ")
+    assert printed.endswith(f"visualbert ask: error: unrecognized arguments: {flag}{meant}\n")

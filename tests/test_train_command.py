@@ -34,6 +34,7 @@ def test_help_is_that_of_the_script(task, capsys):
     "options, message",
     [
         (["--train_file", "none.csv"], "none.csv: no such file"),
+        (["--train_file", "."], ".: a folder; expected a file, .csv, "),
         (
             ["--recipe", "vqa_finetun"],
             "vqa_finetun: no such recipe; expected a file, or one of classification_corpus, ",

@@ -230,7 +230,9 @@ def test_a_missing_recipe_is_named():
     [
         ([], "required: --output_dir"),
         (["--output_dir", "x", "--schedule", "liner"], "invalid choice: 'liner'"),
-        (["--output_dir", "x", "--batch_sise", "8"], "--batch_sise"),
+        (["--output_dir", "x", "--batch_sise", "8"], "--batch_sise 8; did you mean --batch_size?"),
+        (["--output_dir", "x", "--lerning-rate=3"], "--lerning-rate=3; did you mean --learning-rate?"),
+        (["--output_dir", "x", "--zzz"], "unrecognized arguments: --zzz\n"),
     ],
 )
 def test_wrong_flags_end_with_a_usage_line(argv, message, capsys):

@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 from functools import partial
 
+from ..flags import parse_flags
 from ..version import __version__
 from .analysis import add_analysis_commands
 from .checkpoints import add_checkpoint_commands
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: Arguments; those of this process when not given, which then is taken to have nothing else to do.
     """
-    args = build_parser().parse_args(argv)
+    args = parse_flags(build_parser(), argv)
     if argv is None:
         prepare_process(args)
     from transformers.utils import logging as transformers_logging

@@ -157,8 +157,10 @@ def check_file(path: Path) -> tuple[str, dict[str, Any]]:
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is of another kind, of a data set that is no table, or a damaged CSV file.
+        ValueError: It is a folder, of another kind, of a data set that is no table, or a damaged CSV file.
     """
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder; expected a file, {', '.join(KINDS)}")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     if path.suffix.lower() not in KINDS:

@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Real
@@ -93,7 +94,7 @@ def _load(source: ImageSource, name: str | None, download: bool, max_pixels: int
         name, source = f"{source[:30]}...", _decode_base64(source)
     if isinstance(source, (str, Path)):
         if not is_file(source):
-            raise FileNotFoundError(f"{name}: no such image file")
+            raise FileNotFoundError(f"{name}: no such image file{', but a folder' if os.path.isdir(source) else ''}")
         with open(source, "rb") as file:
             return _read(file, name, max_pixels)
     if isinstance(source, (bytes, bytearray, memoryview)):

@@ -13,6 +13,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from transformers import HfArgumentParser
 
 from ..data.plain_yaml import read_yaml
+from ..flags import parse_flags
 from .recipes import recipe_path
 
 PRECISIONS = ("no", "bf16", "fp16")
@@ -290,7 +291,7 @@ def parse_args(
     for action in parser._actions:
         action.required = action.required and action.dest not in values
     parser.set_defaults(**values)
-    namespace = vars(parser.parse_args(argv))
+    namespace = vars(parse_flags(parser, argv))
     namespace.pop("recipe")
     return args_class(**namespace)
 
