@@ -291,6 +291,14 @@ def test_one_question_prints_no_heading(saved, images, capsys):
     assert re.fullmatch(r" *\d+\.\d%  \w+\n", capsys.readouterr().out)
 
 
+def test_a_question_without_quotes_is_told(saved, images, capsys):
+    assert main(["ask", "--model", str(saved), str(images[0]), "Is", "it", "red?"]) == 0
+    told = 'visualbert ask: 3 questions of one word each; one question is given in quotes: "Is it red?"\n'
+    assert capsys.readouterr().err == told
+    assert main(["ask", "--model", str(saved), str(images[0]), "Why?", "Is it red?"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize(
     ("question", "flags", "message"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -99,6 +100,7 @@ def _ask(args: argparse.Namespace) -> None:
     from ..hub_code.image_processing_visualbert import load_image
     from ..visualization import captioned, draw_regions, region_labels
 
+    _tell_unquoted(args.question)
     image = load_image(args.image, download=True)
     pipe = _load_pipeline("vqa", args)
     regions = pipe.find_regions(image)
@@ -122,6 +124,16 @@ def _ask(args: argparse.Namespace) -> None:
         drawn = draw_regions(image, boxes, weights, labels)
         best = records[0]["answers"][0]
         save_image(captioned(drawn, [args.question[0], f"{best['answer']} ({best['score']:.0%})"]), args)
+
+
+def _tell_unquoted(questions: list[str]) -> None:
+    """Say how to quote, if a question was given as its words, each of which would be answered."""
+    if len(questions) > 1 and not any(" " in question.strip() for question in questions):
+        print(
+            f"visualbert ask: {len(questions)} questions of one word each; one question is given in quotes: "
+            f'"{" ".join(questions):.200}"',
+            file=sys.stderr,
+        )
 
 
 def _with_explanation(record: dict, names: list[str]) -> dict:
