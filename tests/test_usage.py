@@ -278,6 +278,16 @@ def test_a_missing_image_ends_with_one_line(saved):
     assert done.stderr.splitlines() == ["visualbert ask: nowhere.png: no such image file"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no EPIPE")
+def test_a_reader_that_leaves_ends_the_command_quietly(saved, images):
+    command = [sys.executable, "-m", "modeling_visualbert.cli", "ask", "--model", saved, images[0], "Is it red?"]
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as asking:
+        asking.stdout.close()
+        assert asking.stderr.read() == b""
+    assert asking.returncode == 141
+
+
 def test_ask_prints_json(answering, saved, images, capsys):
     assert main(["ask", "--model", str(saved), str(images[0]), *QUESTIONS, "--json", "--top_k", "1"]) == 0
     printed = json.loads(capsys.readouterr().out)

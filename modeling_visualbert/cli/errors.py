@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable
@@ -24,10 +25,13 @@ def exit_status(name: str, run: Callable[[], object]) -> int:
     print_any_letter()
     try:
         run()
+        sys.stdout.flush()
     except KeyboardInterrupt as error:
         print(f"{name}: {error if error.args else 'interrupted; run the same command again'}", file=sys.stderr)
         return 130  # as shells have it
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _reader_left():
+            return 141  # as shells have it
         if (status := _stopped(error)) is not None:
             if str(error):
                 print(f"{name}: {error}", file=sys.stderr)
@@ -47,6 +51,18 @@ def _stopped(error: Exception) -> int | None:
     if preemption is None or not isinstance(error, preemption.RunStoppedError):
         return None
     return preemption.STOPPED_STATUS
+
+
+def _reader_left() -> bool:
+    """Whether nobody reads stdout any more, as after `| head`; what is still to be written to it then goes nowhere."""
+    if not hasattr(select, "poll"):  # Windows, where such a pipe has another error
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # errors are always reported
+    if not poll.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _is_mistake(error: Exception) -> bool:
