@@ -313,7 +313,7 @@ def test_every_form_of_phrases_and_boxes(folder, name, phrases, boxes, texts, la
             "row 0: 'boxes': row 0 [1.0, 2.0, 60.0, 9.0] is outside the image of 32 x 24",
         ),
         ({"boxes": [[0.1, 0.2, 0.5, 0.9]] * 2}, "row 0: 'boxes': all boxes lie in 0..1"),
-        ({"image": "broken.png"}, "row 0: 'image' cannot be read (cannot identify image file"),
+        ({"image": "broken.png"}, "row 0: 'image' cannot be read (broken.png: not an image that Pillow can read)"),
         ({"sentence": ""}, "row 0: the sentence is ''; expected at least one word"),
     ],
 )
@@ -321,7 +321,7 @@ def test_bad_rows_of_grounding_are_named(folder, columns, message):
     (folder / "broken.png").write_bytes(b"not an image")
     good = grounded()
     path = write_table(folder / "a.json", grounded(**columns))
-    assert refused(read_grounding_table, path).startswith(message)
+    assert refused(read_grounding_table, path).replace(f"{folder}/", "").startswith(message)
     if columns.get("phrases") != []:  # of another type in the table
         skipped = []
         path = write_table(folder / "a.json", [*grounded(**columns), *good])

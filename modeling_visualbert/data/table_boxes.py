@@ -25,7 +25,7 @@ def image_size(images: TableImages, key: str, what: str) -> tuple[int, int]:
             images.sizes[key] = upright_size(images[key])
         return images.sizes[key]
     except Exception as error:
-        raise ValueError(f"{what} cannot be read ({' '.join(str(error).split()):.80}); expected an image") from error
+        raise ValueError(f"{what} cannot be read ({' '.join(str(error).split()):.300}); expected an image") from error
 
 
 def box_lists(value: Any, count: int, what: str) -> list[list[Box]]:
