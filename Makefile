@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # What `accelerate config` would ask; override for your machines: make vqa LAUNCH="--multi_gpu --num_processes 8"
 LAUNCH ?= --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-.PHONY: vqa nlvr2 vcr classification flickr30k pretraining test test-slow test-browser test-suites fuzz check format docs test-matrix dist detector golden bench clean
+.PHONY: vqa nlvr2 vcr classification flickr30k pretraining test test-slow test-browser test-suites fuzz check format docs test-matrix dist detector golden bench bench-detectors clean
 
 vqa: $(VENV)/.train ## train on the embedded corpus and score it
 	$(BIN)/accelerate launch $(LAUNCH) examples/run_vqa.py --output_dir runs/vqa --resume
@@ -72,6 +72,9 @@ golden: $(VENV)/.dev ## worst difference to the authors' code, case by case
 
 bench: $(VENV)/.dev ## our classes beside those of transformers: a table, and a line of benchmarks/results.jsonl
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_stock.py
+
+bench-detectors: $(VENV)/.dev ## time and memory of the region detectors of published size
+	$(BIN)/python benchmarks/bench_detectors.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
