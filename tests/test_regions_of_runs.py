@@ -118,6 +118,7 @@ def test_two_processes_find_regions_together_and_a_killed_run_goes_on(tmp_path):
     while len(parts) < 4 and time.time() < deadline and killed.poll() is None:
         parts = list((tmp_path / "cache" / "regions").glob("*.partial/parts/*.json"))
         time.sleep(0.005)
+    assert killed.poll() is None, killed.communicate()[1][-3000:]
     for process in [psutil.Process(killed.pid), *psutil.Process(killed.pid).children(recursive=True)]:
         process.kill()  # the launcher's processes have sessions of their own
     assert "finding the regions of 740 images with 2 processes" in killed.communicate()[1]
