@@ -14,9 +14,11 @@ from PIL import Image
 from processes import ROOT, environment, launcher
 
 from modeling_visualbert.data.files import index_images_by_name
+from modeling_visualbert.features import extract
 from modeling_visualbert.features.extract import Processes
 from modeling_visualbert.features.store import FeatureStore
 from modeling_visualbert.hub_code.modeling_region_encoder import QueryRegionEncoder
+from modeling_visualbert.tasks import regions
 from modeling_visualbert.tasks.common import DETECTOR, TaskArgs
 from modeling_visualbert.tasks.regions import prepare_images
 from modeling_visualbert.tasks.tables import TaskData
@@ -84,6 +86,20 @@ def test_a_run_that_was_interrupted_loses_at_most_a_shard(images, tmp_path, monk
     (folder,) = stores(tmp_path)
     assert len(FeatureStore(folder)) == 40
     assert written.items() <= {path.name: path.stat().st_mtime_ns for path in (folder / "data").glob("*.arrow")}.items()
+
+
+def test_a_detector_that_another_version_describes_otherwise_has_regions_of_its_own(images, tmp_path, monkeypatch):
+    """The cache of an older version of this package is in nobody's way."""
+    prepare(images)
+    describe = extract.describe_detector
+
+    def otherwise(*detector):
+        return {**describe(*detector), "config_hash": "of an older version"}
+
+    for module in (extract, regions):
+        monkeypatch.setattr(module, "describe_detector", otherwise)
+    prepare(images)
+    assert len(stores(tmp_path)) == 2
 
 
 def test_given_boxes_are_described(images):

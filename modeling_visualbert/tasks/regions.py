@@ -33,6 +33,7 @@ from ..features.extract import (
     Boxes,
     ExtractionOptions,
     Processes,
+    describe_detector,
     extract_store,
     image_processor_fields,
     image_processor_hash,
@@ -122,9 +123,8 @@ def prepare_images(
         assert encoder is not None and image_processor is not None and made_by is not None
         paths, left_out = _existing(data, args.skip_bad_records)
         _check_images(args, encoder, data.images_dir)
-        fingerprint = made_by["fingerprint"]
         how = args.skip_bad_records, args.hash_images
-        store = _stored_regions(paths, boxes, encoder, fingerprint, image_processor, processes, *how)
+        store = _stored_regions(paths, boxes, encoder, image_processor, processes, *how)
         left_out |= _unreadable(paths, [key for key in paths if key not in store])
     keys = [key for key in data.all_keys() if key not in left_out]
     id_of = ids_in_store(store, keys)
@@ -381,7 +381,6 @@ def _stored_regions(
     paths: Mapping[Any, ImageFile],
     boxes: Mapping[Any, Boxes] | None,
     encoder: RegionEncoder,
-    fingerprint: str,
     image_processor: VisualBertImageProcessor,
     processes: Processes,
     skip: bool,
@@ -396,7 +395,8 @@ def _stored_regions(
     given = None if boxes is None else [boxes[key] for key in paths]
     options = ExtractionOptions(images_per_shard=_shard_size(len(paths)), num_workers=2)
     treatment = json.dumps(image_processor_fields(image_processor), indent=2, sort_keys=True) + "\n"
-    identity = [FORMAT, options.dtype, list(paths), files, given, fingerprint, treatment, *(["skip"] if skip else [])]
+    detector = describe_detector(encoder, image_processor)
+    identity = [FORMAT, options.dtype, list(paths), files, given, detector, treatment, *(["skip"] if skip else [])]
     folder = default_cache_dir() / "regions" / hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Another run may be about to find the same regions; the other processes of this one wait inside.
