@@ -65,7 +65,7 @@ DOORS = {
     "ask": lambda folder: by_command(
         "ask", "--model", folder, f"{folder}/../image.png", "Is there a red star?", "--json"
     ),
-    "demo": lambda folder: len(Checkpoint(folder).name),
+    "demo": lambda folder: Checkpoint(folder).task,
     "convert": lambda folder: by_command("convert", folder, f"{folder}/../new", "--tokenizer", folder),
     "push": pushed,
     "init_from": started,
