@@ -90,7 +90,7 @@ def parse_sentence(line: str, where: str = "sentence") -> tuple[list[str], list[
         if token.startswith("["):
             opening = _OPENING.fullmatch(token)
             if entity is not None or opening is None:
-                raise ValueError(f"{where}: {token!r} where a phrase cannot start; expected [/EN#id/type words]")
+                raise ValueError(f"{where}: {token!r:.60} where a phrase cannot start; expected [/EN#id/type words]")
             entity = int(opening[1]), tuple(opening[2][1:].split("/")), len(words)
             continue
         if word := token.replace("]", ""):  # the bracket may stand alone
@@ -98,7 +98,7 @@ def parse_sentence(line: str, where: str = "sentence") -> tuple[list[str], list[
         if "]" not in token:
             continue
         if entity is None:
-            raise ValueError(f"{where}: {token!r} closes a phrase that was not opened")
+            raise ValueError(f"{where}: {token!r:.60} closes a phrase that was not opened")
         entity_id, types, first_word = entity
         if first_word == len(words):
             raise ValueError(f"{where}: the phrase of entity {entity_id} has no words; expected at least one")

@@ -7,6 +7,7 @@ import os
 import time
 from argparse import ArgumentParser
 from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -310,7 +311,8 @@ def read_recipe(path: str | Path, args_class: type[TrainArgs]) -> dict:
     hints = get_type_hints(args_class)
     for name, value in values.items():
         if name not in known:
-            raise ValueError(f"{path}: unknown argument {name!r:.60}; expected one of {', '.join(sorted(known))}")
+            near = ", ".join(get_close_matches(str(name), known)) or "those that --help lists"
+            raise ValueError(f"{path}: unknown argument {name!r:.60}; expected one of {near}")
         if get_origin(hints[name]) is list:
             items = value if isinstance(value, list) else [value]
             values[name] = [_checked(item, get_args(hints[name]), f"{path}: {name!r}") for item in items]
