@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace, _SubParsersAction
+import argparse
 from collections.abc import Sequence
 from difflib import get_close_matches
 
 
-def parse_flags(parser: ArgumentParser, argv: Sequence[str] | None = None) -> Namespace:
+def parse_flags(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
     """`parser.parse_args(argv)`, but a flag that is unknown ends with the usage of its command and the nearest flag of it.
 
     Raises:
@@ -20,15 +20,15 @@ def parse_flags(parser: ArgumentParser, argv: Sequence[str] | None = None) -> Na
     return namespace
 
 
-def _command_of(parser: ArgumentParser, namespace: Namespace) -> ArgumentParser:
+def _command_of(parser: argparse.ArgumentParser, namespace: argparse.Namespace) -> argparse.ArgumentParser:
     """The parser of the command that was given."""
     for action in parser._actions:
-        if isinstance(action, _SubParsersAction):
+        if isinstance(action, argparse._SubParsersAction):
             return action.choices[getattr(namespace, action.dest)]
     return parser
 
 
-def _meant(command: ArgumentParser, unknown: Sequence[str]) -> str:
+def _meant(command: argparse.ArgumentParser, unknown: Sequence[str]) -> str:
     """`; did you mean --explain?` for `--explian`."""
     flags = [word.partition("=")[0] for word in unknown if word.startswith("--")]
     near = [match for flag in flags for match in get_close_matches(flag, command._option_string_actions, n=1)]

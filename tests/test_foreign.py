@@ -27,14 +27,13 @@ ATTRIBUTES = {
     "a processor": ("_merge_kwargs",),
     "an accelerator": ("_models", "_optimizers", "_custom_objects"),
     "a parser": ("_actions", "_option_string_actions"),
-    "argparse": ("_ActionsContainer",),
+    "argparse": ("_ActionsContainer", "_SubParsersAction"),
 }
 # oneDNN's products are looked for before they are used, and are missing in builds without oneDNN.
 LOOKED_FOR = {"_linear_pointwise", "_convolution_pointwise"}
 # Modules that no documentation names, or that it calls internal, and what is imported from them.
 MODULES = {
     "accelerate.checkpointing": ("save_accelerator_state", "save_custom_state"),
-    "argparse": ("_SubParsersAction",),
     "datasets.packaged_modules.parquet.parquet": ("ParquetConfig",),
     "huggingface_hub.dataclasses": ("strict", "validate_typed_dict"),
     "torch._dynamo.exc": ("BackendCompilerFailed",),
