@@ -299,6 +299,10 @@ def _load_pipeline(task_name: str, args: argparse.Namespace) -> Any:
     is_int8 = saved.get("quant_method") == "torchao"
     if saved and args.int8 and not is_int8:
         raise ValueError(f"{args.model} was quantised by {saved.get('quant_method')}; --int8 needs single precision")
+    if args.bf16:
+        tell_slow_bf16()
+        if config.region_encoder_config is None:
+            raise ValueError(f"{name} has no region encoder inside; --bf16 is for finding regions")
     options = {}
     if args.int8 and not is_int8:
         from ..publish.export import int8_config
@@ -307,9 +311,6 @@ def _load_pipeline(task_name: str, args: argparse.Namespace) -> Any:
     # As `pipeline(...)` does, which reads the configuration and its thousands of answers four times.
     model = HEAD_CLASSES[task_name].from_pretrained(name, config=config, dtype="auto", **options)
     if args.bf16:
-        tell_slow_bf16()
-        if config.region_encoder_config is None:
-            raise ValueError(f"{name} has no region encoder inside; --bf16 is for finding regions")
         model.base_model.region_encoder.to(torch.bfloat16)
     processor = VisualBertProcessor.from_pretrained(name)
     return getattr(pipeline_visualbert, task.pipeline_class)(model=model, processor=processor, task=task.pipeline)

@@ -37,82 +37,83 @@ def guard_connections(server: Any) -> None:
     config = server.config
     config.ws_protocol_class = None  # the page uses no WebSocket
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a crowd could fill the log with warnings
-    config.http_protocol_class = _guarded(config.http_protocol_class)
+    protocol = config.http_protocol_class  # h11's or httptools'
+    config.http_protocol_class = type("Guarded", (_Guard, protocol), {"open_of": Counter()})
 
 
-def _guarded(protocol_class: type) -> type:
-    """The protocol of uvicorn, which is h11 or httptools, with the limits of this file."""
-    open_of: Counter[str] = Counter()
+class _Guard(asyncio.Protocol):
+    """Put in front of a protocol of uvicorn: the limits of this file."""
 
-    class Guarded(protocol_class):
-        _header_bytes = 0
-        _refused = False
+    open_of: Counter[str]  # connections by client
+    transport: Any  # this and what follows is uvicorn's
+    loop: Any
+    config: Any
+    client: Any
+    cycle: Any
+    _header_bytes = 0
+    _refused = False
 
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._headers, self._reader = (
-                _Timer(),
-                _Timer(),
-            )  # run while headers are expected, while something is not read
-            # What is not read yet is seen at once, not only from 64 kB on.
-            transport.set_write_buffer_limits(high=0)
-            peer = self.client[0] if self.client else ""
-            self._name = client_of(peer)
-            open_of[self._name] += 1
-            if open_of.total() > MAX_CONNECTIONS:
-                self._hang_up("503 Service Unavailable", "Too many visitors at the moment; please try again later.")
-            elif open_of[self._name] > MAX_CONNECTIONS_OF_ONE and not self._is_proxy(peer):
-                self._hang_up("429 Too Many Requests", "Too many connections from your address; please close some.")
-            else:
-                self._expect_headers()
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        # They run while headers are expected, and while something is not read.
+        self._headers, self._reader = _Timer(), _Timer()
+        # What is not read yet is seen at once, not only from 64 kB on.
+        transport.set_write_buffer_limits(high=0)
+        peer = self.client[0] if self.client else ""
+        self._name = client_of(peer)
+        self.open_of[self._name] += 1
+        if self.open_of.total() > MAX_CONNECTIONS:
+            self._hang_up("503 Service Unavailable", "Too many visitors at the moment; please try again later.")
+        elif self.open_of[self._name] > MAX_CONNECTIONS_OF_ONE and not self._is_proxy(peer):
+            self._hang_up("429 Too Many Requests", "Too many connections from your address; please close some.")
+        else:
+            self._expect_headers()
 
-        def _is_proxy(self, peer: str) -> bool:
-            return peer in getattr(self.config.loaded_app, "trusted_hosts", ())
+    def _is_proxy(self, peer: str) -> bool:
+        return peer in getattr(self.config.loaded_app, "trusted_hosts", ())
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            open_of[self._name] -= 1
-            if not open_of[self._name]:
-                del open_of[self._name]
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.open_of[self._name] -= 1
+        if not self.open_of[self._name]:
+            del self.open_of[self._name]
+        self._headers.stop()
+        self._reader.stop()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        if not self._is_answering() and not self._headers.runs():
+            self._expect_headers()
+        super().data_received(data)
+        if self._is_answering():
             self._headers.stop()
-            self._reader.stop()
-            super().connection_lost(exc)
+            return
+        self._header_bytes += len(data)
+        if self._header_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
+            self._hang_up("431 Request Header Fields Too Large", "The headers are too long.")
 
-        def data_received(self, data: bytes) -> None:
-            if self._refused:
-                return
-            if not self._is_answering() and not self._headers.runs():
-                self._expect_headers()
-            super().data_received(data)
-            if self._is_answering():
-                self._headers.stop()
-                return
-            self._header_bytes += len(data)
-            if self._header_bytes > MAX_HEADER_BYTES and not self.transport.is_closing():
-                self._hang_up("431 Request Header Fields Too Large", "The headers are too long.")
+    def _is_answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
 
-        def _is_answering(self) -> bool:
-            return self.cycle is not None and not self.cycle.response_complete
+    def _expect_headers(self) -> None:
+        self._header_bytes = 0
+        self._headers.start(self.loop, HEADER_SECONDS, self._hang_up, "408 Request Timeout", "Too slow.")
 
-        def _expect_headers(self) -> None:
-            self._header_bytes = 0
-            self._headers.start(self.loop, HEADER_SECONDS, self._hang_up, "408 Request Timeout", "Too slow.")
+    def _hang_up(self, status: str, message: str) -> None:
+        self._refused = True
+        self._headers.stop()
+        head = f"HTTP/1.1 {status}\r\ncontent-type: text/plain\r\ncontent-length: {len(message)}\r\n"
+        self.transport.write(f"{head}connection: close\r\n\r\n{message}".encode())
+        self.transport.close()
 
-        def _hang_up(self, status: str, message: str) -> None:
-            self._refused = True
-            self._headers.stop()
-            head = f"HTTP/1.1 {status}\r\ncontent-type: text/plain\r\ncontent-length: {len(message)}\r\n"
-            self.transport.write(f"{head}connection: close\r\n\r\n{message}".encode())
-            self.transport.close()
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._reader.start(self.loop, READ_SECONDS, self.transport.abort)
 
-        def pause_writing(self) -> None:
-            super().pause_writing()
-            self._reader.start(self.loop, READ_SECONDS, self.transport.abort)
-
-        def resume_writing(self) -> None:
-            super().resume_writing()
-            self._reader.stop()
-
-    return Guarded
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._reader.stop()
 
 
 class _Timer:

@@ -22,6 +22,8 @@ PIXELS_AT_ONCE = 25_000_000  # of larger ones in the queue; a question that has 
 UNFETCHED_SECONDS = 60  # in which an answer is fetched
 MAX_OPEN = 256  # questions of all, beyond which the oldest unfetched answers go earlier
 _POLL_SECONDS = 0.02
+_TOO_MANY = "Many questions from your address are waiting; please ask again when some of them are answered."
+_TOO_LARGE = "Many large images are waiting; please try again in some minutes, or use a smaller image."
 
 
 @dataclass
@@ -110,7 +112,3 @@ class Questions:
                 await queue.clean_events(session_hash=asked.session)
                 queue.pending_event_ids_session.pop(asked.session, None)
                 queue.pending_messages_per_session.pop(asked.session, None)
-
-
-_TOO_MANY = "Many questions from your address are waiting; please ask again when some of them are answered."
-_TOO_LARGE = "Many large images are waiting; please try again in some minutes, or use a smaller image."

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch.nn import functional as F
 from transformers import AutoImageProcessor, AutoTokenizer, Pipeline, PreTrainedModel
 
@@ -188,7 +189,7 @@ class VisualBertPipeline(Pipeline):
         return self._ensure_tensor_on_device(self._regions_of([prepared])[0], torch.device("cpu"))
 
     @staticmethod
-    def load_image(source, name: str | None = None, max_pixels: int = MAX_PIXELS):
+    def load_image(source: Any, name: str | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
         """An image as a call loads it, see [`load_image`], where strangers send it: nothing is fetched, and a call takes what is
         returned in place of the image."""
         return load_image(source, name, max_pixels=max_pixels)
