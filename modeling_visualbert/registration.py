@@ -233,10 +233,8 @@ def _completing(auto_class: Any, task: str) -> type:
                 kwargs.pop("revision", None)  # of the repository, which is not what is opened
                 try:
                     name = complete_checkpoint(name, task=task, needs_images=False)
-                except (
-                    OSError,
-                    ValueError,
-                ) as error:  # for these, `pipeline` would go on to the class of `transformers`
+                # For these, `pipeline` would go on to the class of `transformers`.
+                except (OSError, ValueError) as error:
                     raise LookupError(str(error)) from error
             try:
                 return auto_class.from_pretrained(name, *args, **kwargs)

@@ -218,6 +218,7 @@ BOMB = "a: &a [x, x]\n" + "".join(
     [
         ("based_on: own.yaml\n", "based_on own.yaml leads back to itself"),
         ("based_on: ../own.yaml\n", "based_on is '../own.yaml'; expected the name of a file beside it"),
+        ("based_on: none.yaml\n", "based_on is 'none.yaml', which is not there; expected the name of a file beside it"),
         ("based_on: [own]\n", r"based_on is \['own'\]; expected the name of a file beside it"),
         ("expects: 3\n", "'expects' is 3; expected a mapping"),
         (BOMB, r"its aliases \(`\*name`\) make more than 1,000,000 characters of it"),

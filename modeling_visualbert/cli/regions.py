@@ -208,9 +208,8 @@ def _extract(args: argparse.Namespace) -> None:
         images = list_dataset_images(args.source, args.image_column, args.id_column, args.split)
     else:
         images = list_images(args.source, args.ids, skipped if args.skip_bad_records else None)
-    by_id = sorted(
-        images, key=lambda pair: pair[0]
-    )  # as a feature store has them, so that training takes the same sizes
+    # As a feature store has them, so that training takes the same sizes.
+    by_id = sorted(images, key=lambda pair: pair[0])
     if args.bf16:
         tell_slow_bf16()
     encoder, image_processor = _open_encoder(args, (image for _, image in by_id), args.spatial)

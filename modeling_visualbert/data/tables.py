@@ -180,9 +180,8 @@ def naming_file(path: Path, kind: str) -> Iterator[None]:
         raise ValueError(f"{path}: cannot be read as {kind} ({_cause(error)})") from error
     except ValueError as error:
         raise ValueError(f"{path}: no rows in it; expected at least one ({error})") from error
-    except (
-        Exception
-    ) as error:  # readers fail in ways of their own when a file is damaged: StopIteration, BadZipFile, OSError
+    # Readers fail in ways of their own when a file is damaged: StopIteration, BadZipFile, OSError.
+    except Exception as error:
         if isinstance(error, OSError) and error.errno is not None or full_disk(error):
             raise
         raise ValueError(f"{path}: cannot be read as {kind} ({_cause(error)})") from error

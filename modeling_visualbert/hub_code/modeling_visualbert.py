@@ -852,9 +852,8 @@ class VisualBertForMultipleChoice(VisualBertPreTrainedModel):
         pixels = (pixel_values, pixel_mask, boxes_unit, boxes_mask)
         *found, class_loss = self.visual_bert.regions_given_or_found(*regions, *pixels, **pop_region_inputs(kwargs))
         about_text = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        about_regions = zip(
-            (*found, image_text_alignment), (3, 2, 2, 3), strict=True
-        )  # dimensions with one image per example
+        # How many dimensions they have with one image per example.
+        about_regions = zip((*found, image_text_alignment), (3, 2, 2, 3), strict=True)
         outputs = self.visual_bert(
             *(flatten_choices(tensor) for tensor in about_text),
             *(flatten_choices(tensor, ndim) for tensor, ndim in about_regions),

@@ -396,9 +396,8 @@ def check_boxes(boxes: torch.Tensor, image_size: Sequence[float] | None, what: s
             f"{what}: all boxes lie in 0..1 (row 0: {boxes[0].tolist()}), but the image has {width} x {height} pixels; "
             "expected x1, y1, x2, y2 in pixels"
         )
-    slack = max(
-        1.0, 1e-3 * max(height, width)
-    )  # detectors overshoot the border by rounding, in an image they made smaller
+    # Detectors overshoot the border by rounding, in an image they made smaller.
+    slack = max(1.0, 1e-3 * max(height, width))
     limit = boxes.new_tensor([width, height, width, height])
     outside = ((boxes < -slack) | (boxes > limit + slack)).any(dim=-1)
     if outside.any():

@@ -128,6 +128,8 @@ def _read_facts(path: Path, others: tuple[Path, ...] = ()) -> dict[str, Any]:
         return content
     if not isinstance(base, str) or Path(base).name != base:
         raise ValueError(f"{path}: based_on is {base!r:.60}; expected the name of a file beside it")
+    if not (path.parent / base).is_file():
+        raise ValueError(f"{path}: based_on is {base!r:.60}, which is not there; expected the name of a file beside it")
     if path.parent / base in (path, *others):
         raise ValueError(f"{path}: based_on {base} leads back to itself; expected a file that is not based on this one")
     shared = _read_facts(path.parent / base, (path, *others))
