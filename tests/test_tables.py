@@ -273,6 +273,11 @@ def records(changes):
         ("a.json", b'[{"image": "x"', "cannot be read as json ("),
         ("a.jsonl", b"not json\n", "cannot be read as json ("),
         (
+            "a.jsonl",
+            b'{"image": "photos/0.png", "question": "wh\xff\xffd?", "answer": "b"}\n',
+            "cannot be read as json (ArrowInvalid: Column 1: In chunk 0: Invalid: Invalid UTF8 sequence",
+        ),
+        (
             "a.json",
             b'{"questions": [{"image": "x"}]}',
             "no column 'image'; there are 'questions' (expected a list of records",

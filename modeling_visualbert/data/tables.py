@@ -146,6 +146,7 @@ def _open_file(path: Path, images_dir: str | None) -> Table:
     kind, options = check_file(path)
     with naming_file(path, kind):
         rows = load_dataset(kind, data_files=str(path), split="train", **options)
+        rows.data.validate(full=True)  # readers of JSON and Parquet take any bytes for text
     hint = ""
     if len(rows.column_names) == 1 and kind == "json":
         hint = " (expected a list of records, or a record on each line)"
