@@ -150,18 +150,17 @@ def _register_processor() -> None:
 def _register_pipelines() -> None:
     import transformers
     from transformers import pipelines as pipelines_of_transformers
-    from transformers.pipelines import PIPELINE_REGISTRY, TASK_ALIASES
+    from transformers.pipelines import PIPELINE_REGISTRY, REMOVED_TASKS, TASK_ALIASES
 
     from .hub_code import pipeline_visualbert as pipelines
     from .hub_code.tasks_visualbert import TASKS
 
     if pipelines_of_transformers.get_task.__module__ != __name__:
         pipelines_of_transformers.get_task = _knowing_ours(pipelines_of_transformers.get_task)
-    removed = getattr(pipelines_of_transformers, "REMOVED_TASKS", {})  # names that it refuses, since 5.19
-    removed.pop("vqa", None)
+    REMOVED_TASKS.pop("vqa", None)
     TASK_ALIASES["vqa"] = TASKS["vqa"].pipeline
     for task in TASKS.values():
-        removed.pop(task.pipeline, None)
+        REMOVED_TASKS.pop(task.pipeline, None)
         if task.pipeline not in PIPELINE_REGISTRY.supported_tasks:  # registering again would warn
             PIPELINE_REGISTRY.register_pipeline(
                 task.pipeline,
@@ -176,7 +175,7 @@ def _knowing_ours(get_task: Callable[..., str]) -> Callable[..., str]:
     """What `pipeline(model=...)` asks for the task when none is named. `transformers` asks the Hub, also about a folder."""
 
     def task_of(model: str, *args: Any, **kwargs: Any) -> str:
-        from .hub_code.tasks_visualbert import HEADS
+        from .hub_code.tasks_visualbert import TASKS
 
         if (Path(model) / "config.json").is_file() and _is_ours(model):
             from .checkpoints import check_task
@@ -185,10 +184,8 @@ def _knowing_ours(get_task: Callable[..., str]) -> Callable[..., str]:
         try:
             return get_task(model, *args, **kwargs)
         except RuntimeError as error:
-            known = ", ".join(task.pipeline for task in HEADS.values())
-            raise RuntimeError(
-                f"{model}: {error}; name the task, as in pipeline({known.split(', ')[0]!r}, model=...)"
-            ) from error
+            example = TASKS["vqa"].pipeline
+            raise RuntimeError(f"{model}: {error}; name the task, as in pipeline({example!r}, model=...)") from error
 
     return task_of
 

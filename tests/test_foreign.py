@@ -48,7 +48,7 @@ MODULES = {
         *("MODEL_FOR_BACKBONE_MAPPING", "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING", "MODEL_FOR_OBJECT_DETECTION_MAPPING"),
         "MODEL_MAPPING",
     ),
-    "transformers.pipelines": ("PIPELINE_REGISTRY", "TASK_ALIASES"),
+    "transformers.pipelines": ("PIPELINE_REGISTRY", "REMOVED_TASKS", "TASK_ALIASES"),
     "transformers.utils.generic": ("can_return_tuple", "is_flash_attention_requested", "merge_with_config_defaults"),
     "transformers.utils.output_capturing": ("capture_outputs", "maybe_install_capturing_hooks"),
 }
