@@ -28,7 +28,7 @@ def run_clean(code, home, hub=None, token="hf_tester", **variables):
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, cwd=home, capture_output=True, text=True, timeout=300
     )
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.returncode == 0, done.stderr
     return done.stdout
 
 

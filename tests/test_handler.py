@@ -82,7 +82,7 @@ def answers(folder, requests, tmp_path):
         cwd=tmp_path,
         env={**environment, "PYTHONPATH": paths},
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 

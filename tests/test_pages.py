@@ -91,4 +91,4 @@ def test_commands_run_one_after_the_other(name, user_folder, monkeypatch):
         done = subprocess.run(
             [sys.executable, "-m", "modeling_visualbert.cli", *arguments], capture_output=True, text=True, timeout=600
         )
-        assert done.returncode == 0, f"{line}\n{done.stderr[-3000:]}"
+        assert done.returncode == 0, f"{line}\n{done.stderr}"

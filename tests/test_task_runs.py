@@ -86,7 +86,7 @@ def finished(cache, workplace):
             finish("flickr30k")  # what it starts from
         if name not in outputs:
             done = start(cache, workplace, name, "--output_dir", f"runs/{name}", *RUN)
-            assert done.returncode == 0, done.stderr[-3000:]
+            assert done.returncode == 0, done.stderr
             outputs[name] = done.stdout
         return outputs[name]
 
@@ -193,7 +193,7 @@ def test_two_processes_with_micro_batches_take_the_steps_of_one(finished, cache,
     output_dir = workplace / "runs" / f"{name}_two"
     flags += ["--output_dir", str(output_dir), *RUN, "--micro_batch_size", "4"]
     done = start(cache, workplace, name, *flags, processes=2)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr
     for part in folders_of(name):
         one, two = workplace / "runs" / name / part, output_dir / part
         metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (one, two)]
@@ -220,7 +220,7 @@ def test_a_model_that_classifies_is_published_with_its_labels(cache, workplace):
     with serve() as hub:
         done = start(cache, workplace, "classification", *flags, **hub_environment(hub))
         files = hub.files("tester/entailment")
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr
     folder = workplace / "runs" / "classification_pushed"
     assert files["model.safetensors"] == (folder / "best" / "model.safetensors").read_bytes()
     config = json.loads(files["config.json"])

@@ -12,7 +12,7 @@ def pytest_sessionfinish(session):
 
 
 def pytest_configure(config):
-    if config.pluginmanager.hasplugin("dsession"):
+    if config.pluginmanager.hasplugin("xdist"):  # it has no session of its own yet
         config.pluginmanager.register(_Workers())
 
 
