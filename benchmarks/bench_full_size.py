@@ -274,7 +274,7 @@ def first_step(folder: Path, task_name: str, output: Path) -> None:
     from modeling_visualbert.tasks.pretraining import PretrainingArgs, pretraining_task
     from modeling_visualbert.tasks.vcr import VcrArgs, vcr_task
     from modeling_visualbert.tasks.vqa import VqaArgs, vqa_task
-    from modeling_visualbert.training.accelerator import make_accelerator
+    from modeling_visualbert.training.accelerator import end_run, make_accelerator
     from modeling_visualbert.training.batches import AugmentedRows
     from modeling_visualbert.training.loop import train_step
     from modeling_visualbert.training.optimizer import make_optimizer
@@ -304,7 +304,7 @@ def first_step(folder: Path, task_name: str, output: Path) -> None:
         "peak_mib": round(int(status.split("VmHWM:")[1].split()[0]) / 1024),
     }
     (output / f"process_{accelerator.process_index}.json").write_text(json.dumps(found))
-    accelerator.end_training()
+    end_run(accelerator)
 
 
 def _started_at() -> float:

@@ -28,6 +28,7 @@ from modeling_visualbert.data.files import read_json
 from modeling_visualbert.system import multiplies_bf16
 from modeling_visualbert.tasks.run import run_task
 from modeling_visualbert.tasks.vqa import VqaArgs, vqa_task
+from modeling_visualbert.training.accelerator import end_run
 from modeling_visualbert.training.args import read_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -125,7 +126,7 @@ def run(args: argparse.Namespace, folder: Path, splits: dict[str, list[dict]], t
         "mixed_precision": precision(),
     }
     _, _, accelerator = run_task(vqa_task, VqaArgs(**fields))
-    accelerator.end_training()
+    end_run(accelerator)
     return read_json(folder / "metrics.json")["splits"]
 
 

@@ -16,7 +16,7 @@ from modeling_visualbert.tasks.flickr30k import Flickr30kArgs, flickr30k_task
 from modeling_visualbert.tasks.nlvr2 import Nlvr2Args, nlvr2_task
 from modeling_visualbert.tasks.vcr import VcrArgs, vcr_task
 from modeling_visualbert.tasks.vqa import VqaArgs, vqa_task
-from modeling_visualbert.training.accelerator import make_accelerator
+from modeling_visualbert.training.accelerator import end_run, make_accelerator
 from modeling_visualbert.training.args import read_recipe
 from modeling_visualbert.training.loop import train
 from modeling_visualbert.training.task import Task
@@ -56,7 +56,7 @@ def run_once(build: Callable[[Args, Accelerator], Task], args: Args, evaluations
         args = replace(args, evals_per_epoch=evaluations * steps_per_epoch / args.max_steps)
         task = replace(task, splits={name: task.splits[name] for name in ("train", "dev")})
         train(task, args, accelerator)
-        accelerator.end_training()
+        end_run(accelerator)
     record = read_json(folder / "metrics.json")
     name = f"dev_{record['best_metric']}"
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -18,6 +18,7 @@ from modeling_visualbert.cli.errors import run_script
 from modeling_visualbert.tasks.classification import ClassificationArgs, classification_task, majority_baseline
 from modeling_visualbert.tasks.common import reads_corpus
 from modeling_visualbert.tasks.run import run_task
+from modeling_visualbert.training.accelerator import end_run
 from modeling_visualbert.training.args import parse_args
 
 CORPUS_RECIPE = Path(__file__).parent / "recipes" / "classification_corpus.yaml"
@@ -27,7 +28,7 @@ def main() -> None:
     args = parse_args(ClassificationArgs, __doc__.split("\n")[0], recipe_without_data=CORPUS_RECIPE)
     corpus = reads_corpus(args) and not args.text_only
     *_, accelerator = run_task(classification_task, args, text_baseline=corpus, baselines=majority_baseline)
-    accelerator.end_training()
+    end_run(accelerator)
 
 
 if __name__ == "__main__":

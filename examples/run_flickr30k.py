@@ -14,6 +14,7 @@ from pathlib import Path
 from modeling_visualbert.cli.errors import run_script
 from modeling_visualbert.tasks.flickr30k import Flickr30kArgs, confidence_baseline, flickr30k_task
 from modeling_visualbert.tasks.run import run_task
+from modeling_visualbert.training.accelerator import end_run
 from modeling_visualbert.training.args import parse_args
 from modeling_visualbert.training.evaluation import read_predictions
 from modeling_visualbert.training.task import Task
@@ -30,7 +31,7 @@ def main() -> None:
         return {"most confident region": confidence_baseline(predictions, task.splits[split])}
 
     *_, accelerator = run_task(flickr30k_task, args, baselines=baselines)
-    accelerator.end_training()
+    end_run(accelerator)
 
 
 if __name__ == "__main__":

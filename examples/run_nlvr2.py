@@ -14,6 +14,7 @@ from modeling_visualbert.cli.errors import run_script
 from modeling_visualbert.tasks.common import reads_corpus
 from modeling_visualbert.tasks.nlvr2 import Nlvr2Args, nlvr2_task
 from modeling_visualbert.tasks.run import run_task
+from modeling_visualbert.training.accelerator import end_run
 from modeling_visualbert.training.args import parse_args
 
 CORPUS_RECIPE = Path(__file__).parent / "recipes" / "nlvr2_corpus.yaml"
@@ -22,7 +23,7 @@ CORPUS_RECIPE = Path(__file__).parent / "recipes" / "nlvr2_corpus.yaml"
 def main() -> None:
     args = parse_args(Nlvr2Args, __doc__.split("\n")[0], recipe_without_data=CORPUS_RECIPE)
     *_, accelerator = run_task(nlvr2_task, args, text_baseline=reads_corpus(args) and not args.text_only)
-    accelerator.end_training()
+    end_run(accelerator)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from modeling_visualbert.cli.errors import run_script
 from modeling_visualbert.tasks.common import reads_corpus
 from modeling_visualbert.tasks.pretraining import PretrainingArgs, pretraining_task
 from modeling_visualbert.tasks.run import run_task
+from modeling_visualbert.training.accelerator import end_run
 from modeling_visualbert.training.args import parse_args
 
 CORPUS_RECIPE = Path(__file__).parent / "recipes" / "pretraining_corpus.yaml"
@@ -25,7 +26,7 @@ CORPUS_RECIPE = Path(__file__).parent / "recipes" / "pretraining_corpus.yaml"
 def main() -> None:
     args = parse_args(PretrainingArgs, __doc__.split("\n")[0], recipe_without_data=CORPUS_RECIPE)
     *_, accelerator = run_task(pretraining_task, args, text_baseline=reads_corpus(args) and not args.text_only)
-    accelerator.end_training()
+    end_run(accelerator)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from modeling_visualbert.tasks.common import reads_corpus
 from modeling_visualbert.tasks.run import run_task
 from modeling_visualbert.tasks.tables import reads_table
 from modeling_visualbert.tasks.vcr import SUBTASKS, VcrArgs, joint_scores, rationales_of_every_answer, vcr_task
+from modeling_visualbert.training.accelerator import end_run
 from modeling_visualbert.training.args import parse_args
 from modeling_visualbert.training.report import table
 
@@ -46,7 +47,7 @@ def main() -> None:
         folders[next(other for other in SUBTASKS if other != args.subtask)] = Path(args.score_with)
     if len(folders) == len(SUBTASKS) and accelerator.is_main_process:
         score_both(folders, task, output_dir)
-    accelerator.end_training()
+    end_run(accelerator)
 
 
 def score_both(folders: dict[str, Path], task, output_dir: Path) -> None:

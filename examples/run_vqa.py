@@ -15,6 +15,7 @@ from modeling_visualbert.cli.errors import run_script
 from modeling_visualbert.tasks.common import reads_corpus
 from modeling_visualbert.tasks.run import run_task
 from modeling_visualbert.tasks.vqa import VqaArgs, majority_baselines, vqa_task
+from modeling_visualbert.training.accelerator import end_run
 from modeling_visualbert.training.args import parse_args
 
 CORPUS_RECIPE = Path(__file__).parent / "recipes" / "vqa_corpus.yaml"
@@ -33,7 +34,7 @@ def main() -> None:
     )
     if accelerator.is_main_process and corpus:
         print(f"try: visualbert ask --model {args.output_dir}/best IMAGE QUESTION")
-    accelerator.end_training()
+    end_run(accelerator)
 
 
 if __name__ == "__main__":

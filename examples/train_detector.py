@@ -19,7 +19,7 @@ from modeling_visualbert import QueryRegionEncoder
 from modeling_visualbert.cli.errors import run_script
 from modeling_visualbert.disk import write_json
 from modeling_visualbert.tasks.detection import DetectionArgs, detection_task, region_scores
-from modeling_visualbert.training.accelerator import make_accelerator
+from modeling_visualbert.training.accelerator import end_run, make_accelerator
 from modeling_visualbert.training.args import parse_args
 from modeling_visualbert.training.loop import train
 from modeling_visualbert.training.report import plot_curves
@@ -52,7 +52,7 @@ def main() -> None:
     metrics = train(task, args, accelerator)
     if accelerator.is_main_process:
         make_region_encoder(task, args, metrics, accelerator.device)
-    accelerator.end_training()
+    end_run(accelerator)
 
 
 def make_region_encoder(task: Task, args: DetectionArgs, metrics: dict, device: torch.device) -> None:

@@ -25,14 +25,14 @@ CONFIGS = processes.ROOT / "examples" / "accelerate"
 SCRIPT = """
 import json, sys
 from toy_training import toy_args, toy_task
-from modeling_visualbert.training.accelerator import make_accelerator
+from modeling_visualbert.training.accelerator import end_run, make_accelerator
 from modeling_visualbert.training.loop import train
 args = toy_args(sys.argv[1], report_to="none", **json.loads(sys.argv[2]))
 accelerator = make_accelerator(args)
 train(toy_task(dropout=0.0), args, accelerator)
 if accelerator.is_main_process:
     print(accelerator.distributed_type.value)
-accelerator.end_training()
+end_run(accelerator)
 """
 
 

@@ -135,8 +135,9 @@ TOY_RUN = """
 import sys
 from test_training_push import hub_args, toy_without_pictures
 from modeling_visualbert.tasks.run import run_task
+from modeling_visualbert.training.accelerator import end_run
 *_, accelerator = run_task(toy_without_pictures, hub_args(sys.argv[1]))
-accelerator.end_training()
+end_run(accelerator)
 """
 
 

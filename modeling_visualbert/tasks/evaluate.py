@@ -18,6 +18,7 @@ from accelerate.utils import broadcast_object_list
 
 from ..disk import write_json
 from ..features.store import FeatureStore
+from ..training.accelerator import end_run
 from ..training.evaluation import evaluate, with_own_scores, write_predictions
 from ..training.loop import list_skipped, run_facts
 from ..training.task import Predictions, Task
@@ -85,7 +86,7 @@ def run_evaluation(args: EvaluateArgs) -> Metrics:
     }
     if accelerator.is_main_process:
         _write(task, record, predictions, output_dir)
-    accelerator.end_training()
+    end_run(accelerator)
     return record
 
 

@@ -42,7 +42,7 @@ def run_task(
         baselines: Task and split -> metrics by name of the baseline, for baselines that need no training.
 
     Returns:
-        The task, the contents of `metrics.json`, and the accelerator; the caller calls its `end_training`.
+        The task, the contents of `metrics.json`, and the accelerator; the caller ends the run (`end_run`).
 
     Raises:
         PermissionError, ConnectionError: The model cannot be published; as far as possible, this is known before training.

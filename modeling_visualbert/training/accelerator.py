@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 from accelerate import Accelerator
 from accelerate.utils import DynamoBackend
@@ -30,6 +31,18 @@ def make_accelerator(args: TrainArgs) -> Accelerator:
     set_up_sharding(accelerator)
     check_accelerator(accelerator, args)
     return accelerator
+
+
+def end_run(accelerator: Accelerator) -> None:
+    """End the trackers and the group of processes, as the last thing that a run does.
+
+    The threads of gloo let go of the gradients' last exchange only some milliseconds after it is over, and need the interpreter
+    for that: a process that ends sooner is aborted ("terminate called without an active exception"), or waits for ever.
+    """
+    accelerator.wait_for_everyone()
+    if accelerator.num_processes > 1 and accelerator.device.type == "cpu":
+        time.sleep(0.2)
+    accelerator.end_training()
 
 
 def check_launcher(accelerator: Accelerator) -> None:
@@ -78,4 +91,4 @@ def check_accelerator(accelerator: Accelerator, args: TrainArgs) -> None:
         )
 
 
-__all__ = ["check_accelerator", "make_accelerator"]
+__all__ = ["check_accelerator", "end_run", "make_accelerator"]
