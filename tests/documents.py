@@ -5,6 +5,7 @@ import argparse
 import ast
 import re
 import shlex
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -100,18 +101,28 @@ def parsed(line):
     """
     program, *rest = words_of(line)
     if program in ARGS:
-        parser, args = None, parse_args(ARGS[program], "", rest)
+        args = parse_args(ARGS[program], "", rest)
         known = {f"--{name}" for name in vars(args)} | {"--recipe"}
     else:
         argv = rest if program == "visualbert" else [COMMANDS[program], *rest]
-        parser = build_parser()
-        args = parser.parse_args(argv)
-        (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-        known = set(commands.choices[argv[0]]._option_string_actions)
+        args = build_parser().parse_args(argv)
+        known = set(_commands()[argv[0]]._option_string_actions)
     for word in rest:
         if word.startswith("--") and word not in known:
             raise ValueError(f"{word} in {line!r}; expected a flag in full")
     return args
+
+
+def _commands():
+    """The parser of each command of `visualbert`, by name."""
+    (commands,) = (action for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction))
+    return commands.choices
+
+
+def flags():
+    """All flags of commands and training scripts."""
+    of_scripts = {f"--{field.name}" for args in ARGS.values() for field in fields(args)} | {"--recipe"}
+    return of_scripts.union(*(parser._option_string_actions for parser in _commands().values()))
 
 
 def _filled_in(part):

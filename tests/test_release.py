@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from documents import flags
 from processes import ROOT, environment
 from table_files import write_photos, write_table
 
@@ -27,6 +28,8 @@ NEEDED_TO_TRAIN = (
 )
 # Of each kind one: metrics, annotations, files of others, cards, the corpus, a golden case. Seconds.
 OF_THE_SOURCE = ("test_metrics_vqa", "test_data_nlvr2_coco", "test_checkpoint_files", "test_hub_card", "test_recipes")
+HEADINGS = {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}  # those of Keep a Changelog
+OWN_HEADINGS = {"Numbers", "Upgrading from development versions"}
 BUILD = "import sys; from setuptools import build_meta; print(build_meta.build_{}(sys.argv[1]))"
 
 
@@ -45,6 +48,20 @@ def test_the_version_is_the_same_everywhere():
     text = (ROOT / "CHANGELOG.md").read_text("utf-8")
     for version in released:
         assert re.search(rf"^## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d$", text, flags=re.MULTILINE), version
+
+
+def test_the_changelog_has_known_headings_and_links_that_exist():
+    text = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert set(re.findall(r"^### (.+)$", text, flags=re.MULTILINE)) <= HEADINGS | OWN_HEADINGS
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", text):
+        assert (ROOT / target).is_file(), target
+
+
+def test_what_the_changelog_adds_are_flags_that_there_are():
+    """In `[Unreleased]` only: a version names the flags of its time."""
+    unreleased = (ROOT / "CHANGELOG.md").read_text("utf-8").split("\n## [")[1]
+    added = unreleased.partition("### Added")[2].partition("\n### ")[0]
+    assert set(re.findall(r"--[a-z]\w+", added)) <= flags()
 
 
 def test_a_tag_of_this_commit_is_the_version():
