@@ -115,7 +115,7 @@ def check_task(name: str | Path, expected: str | None = None) -> VisualBertTask:
     if not isinstance(fields, dict):
         raise ValueError(f"{config_file(name)}: holds a {type(fields).__name__}; expected a JSON object")
     if (kind := fields.get("model_type")) != VisualBertConfig.model_type:
-        raise ValueError(f"{name}: config.json has model_type {kind!r}; expected {VisualBertConfig.model_type!r}")
+        raise ValueError(f"{name}: config.json has model_type {kind!r:.60}; expected {VisualBertConfig.model_type!r}")
     listed = fields.get("architectures") or ["unknown"]
     if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
         raise ValueError(f"{config_file(name)}: architectures is {listed!r:.60}; expected a list of names")

@@ -166,6 +166,10 @@ LINE = "1\tI\t_\tPRON\t_\t_\t0\troot\t_\t_\n"
         (f"# sent_id = 7-0\n{LINE}\n# sent_id = 7-0\n{LINE}\n", "sentence 7-0 occurs twice"),
         ("# sent_id = 7-0\n1\tI\n\n", "sentence 7-0: a line has no column 'head'"),
         ("# sent_id = 7-0\n1 I PRON\n\n", "tree 1 is not CoNLL-U"),
+        (
+            f"# sent_id = 7-0\n1\tI\t_\tX\t_\t_\t{'9' * 5000}\troot\t_\t_\n\n",
+            "tree 1 is not CoNLL-U: Exceeds the limit",
+        ),
         ("# sent_id = 7-0\n1\tI\t_\tX\t_\t_\tzero\troot\t_\t_\n\n", "tree 1 is not CoNLL-U"),
         ("# sent_id = 7-0\n2\tI\t_\tX\t_\t_\t0\troot\t_\t_\n\n", "sentence 7-0: found token 2; expected token 1"),
         ("# sent_id = 7-0\n1\tI\t_\tX\t_\t_\t9\tobj\t_\t_\n\n", "sentence 7-0: the head of 'I' is token 9"),

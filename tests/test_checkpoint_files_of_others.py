@@ -166,6 +166,19 @@ def test_fields_that_cannot_be_are_named_with_their_file(file, fields, said, cop
     assert line.startswith(f"{copied / file}: ") and said in line, line
 
 
+@pytest.mark.parametrize("value", [3, True, {"a": 1}])
+def test_architectures_that_are_no_list_are_named_by_the_model_too(value, copied):
+    change(copied / "config.json", architectures=value)
+    with pytest.raises(ValueError, match=r"config.json: architectures is .*; expected a list of names"):
+        VisualBertForQuestionAnswering.from_pretrained(copied)
+
+
+def test_a_long_model_type_makes_no_long_message(copied, world, capsys):
+    change(copied / "config.json", model_type=["visual_bert"] * 1000)
+    line = refused(copied, world, capsys)
+    assert "config.json has model_type ['visual_bert', 'visual_bert'" in line and len(line) < 300
+
+
 NAMED_BY_FOLDER = [  # each file is right by itself
     ("tokenizer.json", {"model__vocab": {}}, "the tokenizer has no word pieces; expected a BERT tokenizer"),
     (

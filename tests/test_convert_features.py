@@ -684,6 +684,12 @@ def test_hostile_arrays_of_a_chunk_are_refused(tmp_path, pickled, message):
     assert np.dtype("f8").byteorder == "=" and np.array([1.0]).tobytes() == b"\0\0\0\0\0\0\xf0?"
 
 
+def test_what_torch_did_not_write_is_refused_by_its_beginning(tmp_path):
+    (tmp_path / "evil.th").write_bytes(b"]" * 2_000_000)  # instructions to torch, which took seconds
+    with pytest.raises(ValueError, match=r"evil.th: not a chunk of tensors and .* \(not written by torch.save\)"):
+        convert_features(tmp_path / "evil.th", tmp_path / "store", progress=False)
+
+
 def write_pickle_of_chunk(path, pickled):
     """A file of `torch.save` whose pickle is this one."""
     torch.save({"a": 1}, path)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import os
 import socket
 import time
@@ -283,6 +284,14 @@ def test_slow_headers_are_given_up(launch, first, is_second):
     connection.sendall(first)
     received = read_all(connection)
     assert received.startswith("HTTP/1.1 408") and "Too slow." in received
+
+
+def test_bodies_in_other_encodings_are_refused(launch):
+    url, _ = launch()
+    body = json.dumps({"data": [], "event_id": "a"}).encode("utf-16")
+    headers = {"content-type": "multipart/form-data"}
+    answer = httpx.post(f"{url}/gradio_api/reset", content=body, headers=headers, trust_env=False)
+    assert answer.status_code == 400 and "Expected JSON." in answer.text
 
 
 def test_endless_headers_are_given_up(launch):

@@ -282,6 +282,8 @@ def records(changes):
             b'{"questions": [{"image": "x"}]}',
             "no column 'image'; there are 'questions' (expected a list of records",
         ),
+        ("a.json", b'[null, {"image": "photos/0.png"}]', "row 0 is null; expected a record"),
+        ("a.jsonl", b'{"image": "photos/0.png"}\n null\n', "row 1 is null; expected a record"),
         ("a.parquet", b"PAR1 not", "cannot be read as parquet ("),
         ("a.xlsx", b"PK", "a .xlsx file; expected .csv, .tsv, .json, .jsonl, .parquet"),
     ],
@@ -289,6 +291,12 @@ def records(changes):
 def test_bad_files_are_named(folder, name, content, message):
     (folder / name).write_bytes(content)
     assert refused(folder / name).startswith(message)
+
+
+def test_null_inside_of_a_row_is_a_value(folder):
+    rows = b'[{"image": "photos/0.png", "question": "what?", "answer": "a", "tags": [null, "x", null]}]'
+    (folder / "a.json").write_bytes(b"\xef\xbb\xbf" + rows)
+    assert open_files({"train": str(folder / "a.json")})["train"].rows[0]["tags"] == [None, "x", None]
 
 
 def test_bad_rows_can_be_left_out(folder):

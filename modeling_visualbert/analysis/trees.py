@@ -12,7 +12,7 @@ A tree may split a word of the sentence into several tokens ("don't", "circle.")
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,20 +67,28 @@ def read_trees(path: str | Path) -> dict[str, Tree]:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file of dependency trees")
     trees: dict[str, Tree] = {}
+    for number, sentence in enumerate(_sentences(path, conllu), start=1):
+        name = sentence.metadata.get("sent_id")
+        if not name:
+            raise ValueError(f"{path}: tree {number} has no `# sent_id`; expected one such as 1016887272-0")
+        if name in trees:
+            raise ValueError(f"{path}: sentence {name} occurs twice; expected it only once")
+        trees[name] = _tree(sentence, f"{path}: sentence {name}")
+    return trees
+
+
+def _sentences(path: Path, conllu: Any) -> Iterator[Any]:
+    """The sentences of a file, as `conllu` reads them."""
+    number = 1
     try:
         with path.open(encoding="utf-8-sig") as file:
-            for number, sentence in enumerate(conllu.parse_incr(file), start=1):
-                name = sentence.metadata.get("sent_id")
-                if not name:
-                    raise ValueError(f"{path}: tree {number} has no `# sent_id`; expected one such as 1016887272-0")
-                if name in trees:
-                    raise ValueError(f"{path}: sentence {name} occurs twice; expected it only once")
-                trees[name] = _tree(sentence, f"{path}: sentence {name}")
+            for sentence in conllu.parse_incr(file):
+                yield sentence
+                number += 1
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text at byte {error.start}") from error
-    except conllu.exceptions.ParseException as error:
-        raise ValueError(f"{path}: tree {len(trees) + 1} is not CoNLL-U: {error}") from error
-    return trees
+    except (conllu.exceptions.ParseException, ValueError) as error:  # the latter of numbers with thousands of digits
+        raise ValueError(f"{path}: tree {number} is not CoNLL-U: {str(error).partition(';')[0]}") from error
 
 
 def trees_in(folder: str | Path) -> Trees:

@@ -11,11 +11,23 @@ import yaml
 from .files import described, read_text
 
 _MAX_SIZE = 1_000_000  # characters and values
+_MAX_DEPTH = 100  # mappings and lists inside each other
 _PYTHON = "tag:yaml.org,2002:python/"
 
 
 class _PlainLoader(yaml.SafeLoader):
     """Reads `!!python/...` as the mapping, sequence or text after it, and never makes an object of it."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Bound the depth: the time that brackets inside brackets take grows with its square."""
+        self.depth += 1
+        if self.depth > _MAX_DEPTH:
+            raise yaml.YAMLError(f"more than {_MAX_DEPTH} mappings and lists inside each other")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         """Leave merge keys (`<<`) as they are, so that they are refused: a few lines of them can take all memory."""

@@ -8,8 +8,12 @@ Where the images of a row are is in `table_images.py`, what the columns of a tas
 
 from __future__ import annotations
 
+import codecs
 import csv
 import difflib
+import json
+import mmap
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,6 +33,9 @@ KINDS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parq
 SPLIT_NAMES = {"train": ("train", "training"), "dev": ("validation", "val", "dev", "valid"), "test": ("test",)}
 FILE_FLAGS = {"train": "train_file", "dev": "validation_file", "test": "test_file"}
 _SEPARATORS = (",", ";", "\t")
+_NULL_ROW = re.compile(
+    rb"(?m)^[ \t]*null[ \t\r]*$|[\[,]\s*null\s*[,\]]"
+)  # there may be one: it may also be inside of a list
 
 
 @dataclass(frozen=True)
@@ -169,6 +176,8 @@ def check_file(path: Path) -> tuple[str, dict[str, Any]]:
     kind = KINDS[path.suffix.lower()]
     if (layout := recognise(path)) is not None:
         raise ValueError(f"{path}: {layout.advice(path)}")
+    if kind == "json":
+        _check_json(path)
     return kind, _check_csv(path) if kind == "csv" else {}
 
 
@@ -186,6 +195,22 @@ def naming_file(path: Path, kind: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None or full_disk(error):
             raise
         raise ValueError(f"{path}: cannot be read as {kind} ({_cause(error)})") from error
+
+
+def _check_json(path: Path) -> None:
+    """Refuse rows that are null: Arrow's reader ends the process on some of them."""
+    with path.open("rb") as file:
+        if not path.stat().st_size or _NULL_ROW.search(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) is None:
+            return
+        is_list = file.read(100).lstrip(codecs.BOM_UTF8 + b" \t\r\n").startswith(b"[")
+        file.seek(0)
+        try:
+            rows = json.load(file) if is_list else (None if line.strip() == b"null" else line for line in file)
+            for number, row in enumerate(rows):
+                if row is None:
+                    raise ValueError(f"{path}: row {number} is null; expected a record")
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+            return  # which its reader tells
 
 
 def _check_csv(path: Path) -> dict[str, Any]:

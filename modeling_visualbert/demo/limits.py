@@ -188,7 +188,7 @@ class RequestLimits:
         if body is None:
             return  # the visitor has left
         try:
-            content = json.loads(body) if body else None
+            content = json.loads(body.decode()) if body else None  # of bytes, it would take UTF-16 too
             # Gradio repeats what is wrong in a request, and fails at what JSON or UTF-8 cannot say: infinity, half a character.
             json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
             paths = self._check_files(content)

@@ -205,7 +205,7 @@ def _region_encoder_config(values: dict) -> PretrainedConfig:
     model_type = values.pop("model_type", None)
     if model_type not in REGION_ENCODER_CONFIGS:
         raise ValueError(
-            f"`region_encoder_config` has model_type {model_type!r}; "
+            f"`region_encoder_config` has model_type {model_type!r:.60}; "
             f"expected {' or '.join(map(repr, REGION_ENCODER_CONFIGS))}"
         )
     return REGION_ENCODER_CONFIGS[model_type](**values)

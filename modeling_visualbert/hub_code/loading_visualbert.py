@@ -31,6 +31,8 @@ _INTEGERS = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")  # as
 _MAX_HEADER = 10 << 20  # bytes of a safetensors file in front of its numbers
 # Numbers that a model may have beside those of its files; small parts are told by name once it is loaded.
 _MAX_NEW = 64 << 20
+_ARCHIVE = b"PK\x03\x04"
+_LEGACY_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"  # in the first pickle of a file that an older torch.save wrote
 _MOST_COPIES = 4  # of the numbers in a file: tied weights are there twice
 _CHECKED_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _SHOWN = 5
@@ -86,7 +88,7 @@ def load_checked(
     if not may_mismatch:
         for key, found, expected in info["mismatched_keys"]:
             raise ValueError(f"{name}: {key!r} has shape {tuple(found)}, expected {tuple(expected)}")
-    is_same_class = (model.config.architectures or [None])[0] == type(model).__name__
+    is_same_class = _first_architecture(model.config, name) == type(model).__name__
     if not is_same_class:
         new_parts = (*new_parts, *_HEAD_PARTS)
     if not is_same_class or model.base_model is model:  # no trained head
@@ -95,6 +97,13 @@ def load_checked(
     _check_left_over(model, info["unexpected_keys"], is_same_class, name)
     check_finite(model, name)
     return (model, info) if wants_info else model
+
+
+def _first_architecture(config: Any, name: Any) -> str | None:
+    listed = config.architectures or [None]
+    if not isinstance(listed, list):
+        raise ValueError(f"{name}: config.json: architectures is {listed!r:.60}; expected a list of names")
+    return listed[0]
 
 
 def check_files(folder: Path) -> None:
@@ -135,9 +144,18 @@ def load_tensors(path: str | Path, device: str, mapped: bool) -> Any:
     """The content of a file of `torch.save`, without running code from it, and without torch's warning of pickles that are
     newer than its own.
 
+    Args:
+        path: The file.
+        device: Where the tensors lie.
+        mapped: Whether they are mapped into memory instead of read, which only an archive allows.
+
     Raises:
         Exception: It is damaged, or could run code; torch fails in many ways.
     """
+    with Path(path).open("rb") as file:
+        start = file.read(64)
+    if not start.startswith(_ARCHIVE) and _LEGACY_MAGIC not in start:
+        raise pickle.UnpicklingError("not written by torch.save")  # torch would go through all of it before it says so
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Detected pickle protocol")
         return torch.load(path, map_location=device, weights_only=True, mmap=mapped)
@@ -200,7 +218,7 @@ def check_archive(path: Path) -> bool:
         ValueError: It is an archive, but not as `torch.save` wrote it.
     """
     with path.open("rb") as file:
-        if file.read(4) != b"PK\x03\x04":
+        if file.read(4) != _ARCHIVE:
             return False
     try:
         with zipfile.ZipFile(path) as archive:

@@ -19,6 +19,7 @@ An attempt that runs elsewhere, such as in a server, is an `Outcome` that the su
 from __future__ import annotations
 
 import faulthandler
+import gc
 import json
 import os
 import resource
@@ -87,6 +88,7 @@ def attempt(run: Callable[[], Any]) -> Outcome:
         try:
             os.close(reading)
             faulthandler.disable()  # how it died is part of the outcome
+            gc.freeze()  # all that a long campaign holds would be looked at, and thereby copied, on the attempt's account
             _limit_addresses()
             outcome = asdict(_outcome_of(run))
             with os.fdopen(writing, "w") as pipe:
