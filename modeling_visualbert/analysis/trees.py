@@ -88,7 +88,7 @@ def _sentences(path: Path, conllu: Any) -> Iterator[Any]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text at byte {error.start}") from error
     except (conllu.exceptions.ParseException, ValueError) as error:  # the latter of numbers with thousands of digits
-        raise ValueError(f"{path}: tree {number} is not CoNLL-U: {str(error).partition(';')[0]}") from error
+        raise ValueError(f"{path}: tree {number} is not CoNLL-U: {str(error).partition(';')[0]:.200}") from error
 
 
 def trees_in(folder: str | Path) -> Trees:

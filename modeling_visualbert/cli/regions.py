@@ -44,7 +44,12 @@ def add_region_commands(commands: Any) -> None:
         "--max_regions", type=int, help="store only this many regions of each image, the most confident"
     )
     command.add_argument("--batch_size", type=int, default=8, help="images per batch (default: %(default)s)")
-    command.add_argument("--num_workers", type=int, default=2, help="threads that load images (default: %(default)s)")
+    command.add_argument(
+        "--num_workers",
+        type=int,
+        default=2,
+        help="threads that take a batch each, from the files to its regions (default: %(default)s)",
+    )
     add_bf16(command)
     command.add_argument("--image_column", help="read the source as a dataset, with the images in this column")
     command.add_argument("--id_column", help="column of the dataset with the image ids (default: the row number)")

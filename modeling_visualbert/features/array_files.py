@@ -77,7 +77,9 @@ def dict_of_arrays(content: bytes, where: str) -> dict[str, Any]:
 
 
 def _problem(error: Exception) -> str:
-    return "it holds Python objects (pickle), which could run code" if "allow_pickle" in str(error) else str(error)
+    return (
+        "it holds Python objects (pickle), which could run code" if "allow_pickle" in str(error) else f"{error!s:.200}"
+    )
 
 
 def _check_member(archive: Any, name: str, size: int) -> None:
@@ -192,7 +194,7 @@ class Hdf5Arrays:
         try:
             _check_content(size, dataset.file.id.get_filesize())
         except ValueError as error:
-            raise ValueError(f"'{name}' cannot be read: {error}") from error
+            raise ValueError(f"'{name}' cannot be read: {error!s:.200}") from error
         if written is not None and size:
             sides = dataset.chunks or dataset.shape
             starts = (range(s - s % side, end, side) for (s, end), side in zip(bounds, sides, strict=True))

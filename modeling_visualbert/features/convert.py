@@ -494,7 +494,7 @@ def _checked(records: Records, source: Path, options: ArrayOptions) -> Iterator[
         except Exception as error:
             if str(error).startswith(str(source)):
                 raise
-            raise ValueError(f"{where}: cannot be read ({type(error).__name__}: {error})") from error
+            raise ValueError(f"{where}: cannot be read ({type(error).__name__}: {error!s:.200})") from error
 
     while True:
         with naming(str(source)):

@@ -10,11 +10,12 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import chain, groupby, islice
+from itertools import groupby, islice
 from pathlib import Path
+from threading import Lock
 from typing import Any, TypeVar
 
 import torch
@@ -38,6 +39,8 @@ from .store import FeatureStore, partial_folder
 logger = logging.getLogger(__name__)
 
 Key = TypeVar("Key", bound=Hashable)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 ImageOrFile = (
     Path | str | Image.Image | Callable[[], Path | bytes | Image.Image]
 )  # a callable need not decode the image
@@ -104,7 +107,6 @@ def region_names(encoder: Any) -> dict[str, list[str] | None]:
     return {"classes": classes or None, "attributes": None if attributes is None else [str(a) for a in attributes]}
 
 
-@torch.inference_mode()
 def extract_regions(
     region_encoder: RegionEncoder,
     image_processor: Any,
@@ -117,6 +119,7 @@ def extract_regions(
     num_workers: int = 0,
     group: Callable[[Key], Hashable] | None = None,
     name_of: Callable[[Key], str] = str,
+    bf16: bool = False,
 ) -> Iterator[tuple[Key, dict[str, torch.Tensor]]]:
     """Yield (image key, regions with boxes in pixels) for each (image key, image), in order.
 
@@ -129,9 +132,11 @@ def extract_regions(
         boxes: By image key, given boxes x1, y1, x2, y2 in pixels, to be described instead of detected ones.
         on_error: Called with the key and the error of each image that cannot be read, which is then left out; by default
             the error is raised.
-        num_workers: Threads that read the next batch while the current one is processed.
+        num_workers: Threads that take a batch each, from the files to its regions; they share torch's threads. With 0, this
+            one does everything.
         group: Function of the key; only consecutive images with equal results share a batch.
         name_of: Name of the image with this key, for error messages.
+        bf16: Whether the detector multiplies in bfloat16.
 
     Raises:
         ValueError, FileNotFoundError, TypeError: An image cannot be read; see [`load_image`].
@@ -140,27 +145,56 @@ def extract_regions(
             because it may concern all images rather than this one.
     """
     region_encoder.eval()
+    turns = (
+        contextlib.nullcontext() if region_encoder.device.type == "cpu" else Lock()
+    )  # a GPU has its own parallel units
+
+    @torch.inference_mode()
+    def read_and_find(batch: list[tuple[Key, ImageOrFile]]) -> _Found[Key]:
+        loaded, failed = _load_batch(batch, keep_on=on_error is not None)
+        if not loaded:
+            return [], failed
+        with turns, torch.autocast(region_encoder.device.type, torch.bfloat16, enabled=bf16):
+            found = _find(region_encoder, image_processor, loaded, boxes, name_of)
+        return list(zip((key for key, _ in loaded), found, strict=True)), failed
+
     with tqdm(total=total, desc="finding regions", unit="image", disable=not progress) as bar:
-        for batch in _loaded_batches(_batches(images, batch_size, group), num_workers, on_error):
-            bar.update(len(batch))
-            keys, loaded = zip(*batch, strict=True)
-            if boxes is not None:
-                given = [
-                    given_boxes(boxes[key], (image.height, image.width), f"image {name_of(key)}: given boxes")
-                    for key, image in batch
-                ]
-            try:
-                inputs = dict(image_processor(list(loaded), return_tensors="pt"))
-                if boxes is not None:
-                    inputs |= encode_boxes(given, inputs["image_sizes"].tolist())
-                found = find_regions(region_encoder, inputs, torch.float32)  # whatever dtype the encoder computes in
-            except torch.OutOfMemoryError:
-                raise  # the machine is to blame, not these images
-            except Exception as error:
-                names = ", ".join(name_of(key) for key in keys)
-                which = f"image {names}" if len(keys) == 1 else f"one of {len(keys)} images ({names})"
-                raise ValueError(f"{which}: no regions can be found ({error})") from error
-            yield from zip(keys, found, strict=True)
+        for found, failed in _in_threads(read_and_find, _batches(images, batch_size, group), num_workers):
+            bar.update(len(found))
+            for key, error in failed:
+                if on_error is not None:
+                    on_error(key, error)
+            yield from found
+
+
+_Found = tuple[list[tuple[Key, dict[str, torch.Tensor]]], list[tuple[Key, Exception]]]
+
+
+def _find(
+    region_encoder: RegionEncoder,
+    image_processor: Any,
+    loaded: Sequence[tuple[Key, Image.Image]],
+    boxes: Mapping[Key, Sequence[Sequence[float]]] | None,
+    name_of: Callable[[Key], str],
+) -> list[dict[str, torch.Tensor]]:
+    """The regions of the images of a batch."""
+    keys, images = zip(*loaded, strict=True)
+    if boxes is not None:
+        given = [
+            given_boxes(boxes[key], (image.height, image.width), f"image {name_of(key)}: given boxes")
+            for key, image in loaded
+        ]
+    try:
+        inputs = dict(image_processor(list(images), return_tensors="pt"))
+        if boxes is not None:
+            inputs |= encode_boxes(given, inputs["image_sizes"].tolist())
+        return find_regions(region_encoder, inputs, torch.float32)  # whatever dtype the encoder computes in
+    except torch.OutOfMemoryError:
+        raise  # the machine is to blame, not these images
+    except Exception as error:
+        names = ", ".join(name_of(key) for key in keys)
+        which = f"image {names}" if len(keys) == 1 else f"one of {len(keys)} images ({names})"
+        raise ValueError(f"{which}: no regions can be found ({error})") from error
 
 
 def _batches(
@@ -171,27 +205,39 @@ def _batches(
             yield batch
 
 
-def _loaded_batches(
-    batches: Iterable[list[tuple[Key, ImageOrFile]]], num_workers: int, on_error: OnError | None
-) -> Iterator[list[tuple[Key, Image.Image]]]:
-    """Batches of loaded images, without those that cannot be read; threads, if any, read one batch ahead."""
-    read_ahead = 1 if num_workers else 0
-    with ThreadPoolExecutor(max(1, num_workers)) as executor:
-        started: deque[Iterator[tuple[Key, Image.Image | Exception]]] = deque()
-        for batch in chain(batches, [[]] * read_ahead):
-            started.append(executor.map(_load, batch) if num_workers else map(_load, batch))
-            if len(started) <= read_ahead:
-                continue
-            loaded = []
-            for key, image in started.popleft():
-                if isinstance(image, Image.Image):
-                    loaded.append((key, image))
-                elif on_error is None:
-                    raise image
-                else:
-                    on_error(key, image)
-            if loaded:
-                yield loaded
+def _in_threads(work: Callable[[Item], Result], items: Iterable[Item], num_workers: int) -> Iterator[Result]:
+    """`map`, on threads that share torch's: two that compute with one thread each are faster than one with two."""
+    if not num_workers:
+        yield from map(work, items)
+        return
+    threads, started = torch.get_num_threads(), deque[Future[Result]]()
+    share = max(1, threads // num_workers)
+    executor = ThreadPoolExecutor(num_workers, initializer=torch.set_num_threads, initargs=(share,))
+    try:
+        for item in items:
+            started.append(executor.submit(work, item))
+            if len(started) > num_workers:  # one waits, so that no thread does
+                yield started.popleft().result()
+        while started:
+            yield started.popleft().result()
+    finally:
+        executor.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # of threads to come
+
+
+def _load_batch(
+    batch: Iterable[tuple[Key, ImageOrFile]], keep_on: bool
+) -> tuple[list[tuple[Key, Image.Image]], list[tuple[Key, Exception]]]:
+    """The images that can be read, and why others cannot; the first error is raised unless `keep_on`."""
+    loaded, failed = [], []
+    for key, found in map(_load, batch):
+        if isinstance(found, Image.Image):
+            loaded.append((key, found))
+        elif keep_on:
+            failed.append((key, found))
+        else:
+            raise found
+    return loaded, failed
 
 
 def unreadable(images: Mapping[Key, ImageOrFile], num_workers: int = 4) -> dict[Key, str]:
@@ -470,12 +516,12 @@ def _extract_shard(
         num_workers=options.num_workers,
         group=size_of.get,
         name_of=lambda position: images[position][0],
+        bf16=options.bf16,
     )
-    with torch.autocast(encoder.device.type, torch.bfloat16, enabled=options.bf16):
-        for position, regions in found:
-            kept = {k: v if k == "image_size" else v[: options.max_regions] for k, v in regions.items()}
-            rows[position] = encode_row(images[position][0], kept, encoder.config.region_dim, options.dtype)
-            bar.update()
+    for position, regions in found:
+        kept = {k: v if k == "image_size" else v[: options.max_regions] for k, v in regions.items()}
+        rows[position] = encode_row(images[position][0], kept, encoder.config.region_dim, options.dtype)
+        bar.update()
     return [rows[position] for position in sorted(rows)], [failed[position] for position in sorted(failed)]
 
 

@@ -88,6 +88,7 @@ def attempt(run: Callable[[], Any]) -> Outcome:
         try:
             os.close(reading)
             faulthandler.disable()  # how it died is part of the outcome
+            sys.settrace(None)  # Hypothesis explains failures by a tracer, with which code takes thirty times as long
             gc.freeze()  # all that a long campaign holds would be looked at, and thereby copied, on the attempt's account
             _limit_addresses()
             outcome = asdict(_outcome_of(run))
