@@ -360,7 +360,23 @@ def test_images_that_are_resized_to_one_size_need_no_sorting(folder, finder, mon
     assert batches == [4, 4, 2]
 
 
-def test_threads_that_read_ahead_change_nothing(folder, finder):
+def test_worker_threads_share_those_of_torch(folder, finder, monkeypatch):
+    forward, seen, before = type(finder[0]).forward, set(), torch.get_num_threads()
+
+    def count_threads(self, **inputs):
+        seen.add(torch.get_num_threads())
+        return forward(self, **inputs)
+
+    monkeypatch.setattr(type(finder[0]), "forward", count_threads)
+    torch.set_num_threads(4)
+    try:
+        found = extract_regions(*finder, list_images(folder), batch_size=2, progress=False, num_workers=2)
+        assert len(list(found)) == 10 and seen == {2} and torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_threads_change_nothing(folder, finder):
     (folder / "p-5.png").write_bytes(b"no image")
     extract(folder, finder)
     extract(folder, finder, name="threads", options=ExtractionOptions("float32", 4, None, 3, num_workers=3))
