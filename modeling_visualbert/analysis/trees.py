@@ -157,15 +157,19 @@ def _align(tree: Tree, words: Sequence[str], where: str) -> list[int]:
     word, spelled = 0, ""
     for form, count in tree.pieces:
         if word == len(words):
-            raise ValueError(f"{where}: the tree continues with {form!r} after the last word of {' '.join(words)!r}")
+            raise ValueError(
+                f"{where}: the tree continues with {form!r:.80} after the last word of {' '.join(words)!r:.80}"
+            )
         spelled += form
         if not words[word].startswith(spelled):
-            raise ValueError(f"{where}: word {word + 1} is {words[word]!r}, but the tree has {spelled!r} there")
+            raise ValueError(f"{where}: word {word + 1} is {words[word]!r:.80}, but the tree has {spelled!r:.80} there")
         word_of += [word] * count
         if spelled == words[word]:
             word, spelled = word + 1, ""
     if word < len(words):
-        raise ValueError(f"{where}: the tree ends before word {word + 1}, {words[word]!r}, of {' '.join(words)!r}")
+        raise ValueError(
+            f"{where}: the tree ends before word {word + 1}, {words[word]!r:.80}, of {' '.join(words)!r:.80}"
+        )
     return word_of
 
 
@@ -186,7 +190,9 @@ def _tree(sentence: Any, where: str) -> Tree:
         if number != len(tokens) + 1:
             raise ValueError(f"{where}: found token {number}; expected token {len(tokens) + 1}")
         if record["head"] is None or record["deprel"] is None:
-            raise ValueError(f"{where}: token {number}, {record['form']!r}, has no head or no relation; expected both")
+            raise ValueError(
+                f"{where}: token {number}, {record['form']!r:.80}, has no head or no relation; expected both"
+            )
         tokens.append(Token(record["form"], record["head"] - 1, record["deprel"]))
         if inside:
             inside -= 1
@@ -203,11 +209,11 @@ def _check_tree(tokens: Sequence[Token], where: str) -> None:
             if tokens[place].head >= len(tokens):
                 head = tokens[place].head + 1
                 raise ValueError(
-                    f"{where}: the head of {tokens[place].form!r} is token {head}; expected at most {len(tokens)}"
+                    f"{where}: the head of {tokens[place].form!r:.80} is token {head}; expected at most {len(tokens)}"
                 )
             place, steps = tokens[place].head, steps + 1
             if steps > len(tokens):
-                raise ValueError(f"{where}: the heads of {token.form!r} form a cycle; expected a tree")
+                raise ValueError(f"{where}: the heads of {token.form!r:.80} form a cycle; expected a tree")
 
 
 def _spacy_parser(model: str) -> Callable[[Sequence[str]], Iterable[Token]]:

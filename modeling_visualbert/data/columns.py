@@ -47,7 +47,7 @@ def labelled_alike(rows: pa.Table, key: str, label: str, skipped: list[str] | No
     for row in rows.select(["where", key]).filter(is_missing).to_pylist():
         with skipping(skipped):
             raise ValueError(
-                f"{row['where']}: {key} {row[key]!r} has no {label!r}, but others have; expected all or none"
+                f"{row['where']}: {key} {row[key]!r:.80} has no {label!r}, but others have; expected all or none"
             )
     return rows.filter(pc.invert(is_missing))
 

@@ -253,7 +253,7 @@ def require_path(record: Any, key: str, where: str) -> str:
     path = require(record, key, where, str)
     windows = PureWindowsPath(path)  # splits at both kinds of slash
     if not path or "\0" in path or windows.anchor or ".." in windows.parts:
-        raise ValueError(f"{where}: {key!r} is {path!r}; expected a relative path without '..'")
+        raise ValueError(f"{where}: {key!r} is {path!r:.80}; expected a relative path without '..'")
     return path
 
 
@@ -264,7 +264,7 @@ def check_new(value: Any, seen: set[Any], what: str, where: str) -> None:
         ValueError: It was there already; the message names it.
     """
     if value in seen:
-        raise ValueError(f"{where}: {what} {value!r} occurs twice; expected it only once")
+        raise ValueError(f"{where}: {what} {value!r:.80} occurs twice; expected it only once")
     seen.add(value)
 
 

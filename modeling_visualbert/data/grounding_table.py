@@ -118,7 +118,7 @@ def _phrases(value: Any, sentence: str, what: str) -> tuple[list[str], list[int]
 def _placed(phrase: Any, sentence: str, what: str) -> tuple[str, int]:
     end = find_phrase(sentence, as_text(phrase, f"{what}: one"))
     if end is None:
-        raise ValueError(f"{what}: {phrase!r} is not in the sentence {sentence!r:.60}")
+        raise ValueError(f"{what}: {phrase!r:.80} is not in the sentence {sentence!r:.60}")
     return phrase, end
 
 

@@ -96,17 +96,17 @@ def image_names(identifier: str, where: str = "identifier") -> list[str]:
     """
     parts = identifier.split("-")
     if len(parts) != 4:
-        raise ValueError(f"{where}: identifier {identifier!r}; expected split-set-pair-sentence")
+        raise ValueError(f"{where}: identifier {identifier!r:.80}; expected split-set-pair-sentence")
     return [f"{'-'.join(parts[:3])}-img{side}" for side in (0, 1)]
 
 
 def _row(record: Any, where: str) -> dict[str, Any]:
     identifier, sentence = require(record, "identifier", where, str), require(record, "sentence", where, str)
     if not sentence.strip():
-        raise ValueError(f"{where}: the sentence of {identifier!r} is empty; expected at least one word")
+        raise ValueError(f"{where}: the sentence of {identifier!r:.80} is empty; expected at least one word")
     label = optional(record, "label", where, str)
     if label is not None and label not in _LABELS:
-        raise ValueError(f"{where}: 'label' is {label!r}; expected 'True' or 'False'")
+        raise ValueError(f"{where}: 'label' is {label!r:.80}; expected 'True' or 'False'")
     return {
         "identifier": identifier,
         "sentence": sentence,

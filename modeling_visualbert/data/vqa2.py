@@ -146,7 +146,7 @@ def _questions(
 def _row(record: Any, where: str) -> dict[str, Any]:
     question_id, question = require(record, "question_id", where, int), require(record, "question", where, str)
     if not re.search(r"[^\s,?]", question):  # commas and question marks are left out
-        raise ValueError(f"{where}: question id {question_id} is empty ({question!r}); expected at least one word")
+        raise ValueError(f"{where}: question id {question_id} is empty ({question!r:.80}); expected at least one word")
     return {
         "question_id": question_id,
         "image_id": require(record, "image_id", where, int),

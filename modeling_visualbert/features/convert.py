@@ -328,7 +328,7 @@ def read_th(path: Path) -> Records:
             yield file.name, partial(_raise, error), str(file)
             continue
         for name, record in chunk.items():
-            where = f"{file}: image {name!r}"
+            where = f"{file}: image {name!r:.80}"
             if not isinstance(name, (str, int)):
                 raise ValueError(f"{where}; expected names of images as keys")
             yield str(name), partial(_th_arrays, record, where), where
@@ -363,7 +363,7 @@ def read_lmdb(path: Path) -> Records:
                 _check_all_listed(transaction, set(_keys(names, file)), file)
             for key in transaction.cursor().iternext(keys=True, values=False) if names is None else _keys(names, file):
                 name = key.decode("utf-8", "replace")
-                where = f"{file}: key {name!r}"
+                where = f"{file}: key {name!r:.80}"
                 yield name, partial(_lmdb_arrays, transaction, key, where), where
 
 
@@ -418,7 +418,7 @@ def read_hdf5(path: Path) -> Records:
         arrays = {name: item for name, item in file.items() if isinstance(item, h5py.Dataset)}
         if not arrays:
             for name, group in file.items():
-                where = f"{path}: group {name!r}"
+                where = f"{path}: group {name!r:.80}"
                 yield name, partial(_whole_group, group, where), where
             return
         if "pos_boxes" in arrays and arrays["pos_boxes"].shape[1:] != (2,):

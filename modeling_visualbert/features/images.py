@@ -125,7 +125,7 @@ def _identified(
                 found[key] = image, where
             elif not _are_one_file(image, found[key][0]):
                 raise ValueError(
-                    f"{where}: image id {key!r} occurs twice, first as {found[key][1]}; expected it only once"
+                    f"{where}: image id {key!r:.80} occurs twice, first as {found[key][1]}; expected it only once"
                 )
     return [(key, image) for key, (image, _) in found.items()]
 
@@ -136,7 +136,7 @@ def _image_id(name: str, image_id: Callable[[str], str], where: str) -> str:
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     if not is_unicode(key):
-        raise ValueError(f"{where}: the name {key!r} is not UTF-8")
+        raise ValueError(f"{where}: the name {key!r:.80} is not UTF-8")
     return key
 
 

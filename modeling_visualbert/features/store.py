@@ -200,7 +200,9 @@ def _read_index(folder: Path) -> dict[str, Any]:
     where = str(folder / "index.json")
     info = read_json(where)
     if require(info, "format", where) != FORMAT:
-        raise ValueError(f"{where}: format {info['format']!r}; this version reads {FORMAT}: extract the regions again")
+        raise ValueError(
+            f"{where}: format {info['format']!r:.80}; this version reads {FORMAT}: extract the regions again"
+        )
     return info
 
 

@@ -52,7 +52,7 @@ def sentence_of(identifier: str) -> str:
     """
     parts = identifier.split("-")
     if len(parts) != 4:
-        raise ValueError(f"identifier {identifier!r}; expected split-set-pair-sentence")
+        raise ValueError(f"identifier {identifier!r:.80}; expected split-set-pair-sentence")
     split, image_set, _, sentence = parts
     return f"{split}-{image_set}-{sentence}"
 

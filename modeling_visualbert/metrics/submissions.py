@@ -33,7 +33,7 @@ def write_vqa_results(answers: Mapping[int, str], path: str | Path) -> None:
     records = []
     for question_id, answer in _some(answers, "answers").items():
         if not isinstance(question_id, Integral):
-            raise ValueError(f"question id {question_id!r}; expected an integer")
+            raise ValueError(f"question id {question_id!r:.80}; expected an integer")
         if not isinstance(answer, str):
             raise ValueError(f"question {question_id}: answer {answer!r:.40}; expected a string")
         records.append({"question_id": int(question_id), "answer": answer})
@@ -50,7 +50,9 @@ def write_nlvr2_predictions(predictions: Mapping[str, str], path: str | Path) ->
     lines = []
     for identifier, label in _some(predictions, "predictions").items():
         if not isinstance(identifier, str) or not _is_nlvr2_identifier(identifier):
-            raise ValueError(f"identifier {identifier!r}; expected split-set-pair-sentence without commas or blanks")
+            raise ValueError(
+                f"identifier {identifier!r:.80}; expected split-set-pair-sentence without commas or blanks"
+            )
         if not isinstance(label, str) or label not in _LABELS:
             raise ValueError(f"{identifier}: label {label!r:.40}; expected the string 'True' or 'False'")
         lines.append(f"{identifier},{label}\n")
@@ -144,7 +146,7 @@ def _check_ids(ids: Iterable[tuple[str, Any]]) -> None:
         if not isinstance(annot_id, str) or not annot_id:
             raise ValueError(f"{where}: annot_id {annot_id!r:.40}; expected a string")
         if annot_id in seen:
-            raise ValueError(f"{where}: annot_id {annot_id!r} was already in {seen[annot_id]}; expected it once")
+            raise ValueError(f"{where}: annot_id {annot_id!r:.80} was already in {seen[annot_id]}; expected it once")
         seen[annot_id] = where
 
 

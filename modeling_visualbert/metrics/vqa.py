@@ -133,7 +133,7 @@ def vqa_accuracy(predictions: Mapping[int, str], annotations: Sequence[Mapping])
     ):
         for question_id in question_ids:
             if not isinstance(question_id, Integral):
-                raise ValueError(f"question id {question_id!r} in the {source}; expected an integer")
+                raise ValueError(f"question id {question_id!r:.80} in the {source}; expected an integer")
     known = Counter(record["question_id"] for record in annotations)
     repeated = [question_id for question_id, count in known.items() if count > 1]
     missing, surplus = sorted(known.keys() - predictions.keys()), sorted(predictions.keys() - known.keys())

@@ -6,6 +6,7 @@ Scores come from `metrics.json` only; what it lacks is "not measured". The facts
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -83,9 +84,11 @@ def load_facts(name: str | Path) -> dict[str, Any]:
             raise ValueError(f"{path}: key {key!r} is missing; expected {', '.join(_REQUIRED)}")
     unknown = sorted(set(facts) - {*_DEFAULTS, *_REQUIRED})
     if unknown:
-        raise ValueError(f"{path}: unknown key {unknown[0]!r}; expected {', '.join(sorted({*_DEFAULTS, *_REQUIRED}))}")
+        raise ValueError(
+            f"{path}: unknown key {unknown[0]!r:.80}; expected {', '.join(sorted({*_DEFAULTS, *_REQUIRED}))}"
+        )
     if facts["head"] not in HEADS:
-        raise ValueError(f"{path}: head {facts['head']!r}; expected one of {', '.join(HEADS)}")
+        raise ValueError(f"{path}: head {facts['head']!r:.80}; expected one of {', '.join(HEADS)}")
     return {
         **facts,
         "expects": _with_detector(facts["expects"], facts["source"], path),
@@ -128,7 +131,7 @@ def _read_facts(path: Path, others: tuple[Path, ...] = ()) -> dict[str, Any]:
         return content
     if not isinstance(base, str) or Path(base).name != base:
         raise ValueError(f"{path}: based_on is {base!r:.60}; expected the name of a file beside it")
-    if not (path.parent / base).is_file():
+    if not os.path.isfile(path.parent / base):  # which takes a name of any length
         raise ValueError(f"{path}: based_on is {base!r:.60}, which is not there; expected the name of a file beside it")
     if path.parent / base in (path, *others):
         raise ValueError(f"{path}: based_on {base} leads back to itself; expected a file that is not based on this one")

@@ -319,10 +319,10 @@ def read_recipe(path: str | Path, args_class: type[TrainArgs]) -> dict:
         else:
             values[name] = _checked(value, get_args(hints[name]) or (hints[name],), f"{path}: {name!r}")
         if name in INTERVALS:
-            check_interval(name, values[name], f"{path}: {name!r} is {value!r}")
+            check_interval(name, values[name], f"{path}: {name!r} is {value!r:.80}")
         choices = known[name].metadata.get("choices")
         if choices and any(one not in choices for one in (value if isinstance(value, list) else [value])):
-            raise ValueError(f"{path}: {name!r} is {value!r}; expected one of {', '.join(choices)}")
+            raise ValueError(f"{path}: {name!r} is {value!r:.80}; expected one of {', '.join(choices)}")
     return values
 
 
