@@ -229,10 +229,10 @@ def test_unknown_architecture_is_refused(tmp_path):
         convert_published_checkpoint(tmp_path)
 
 
-def old_file(content):
+def old_file(content, **options):
     """As older versions of torch wrote it."""
     buffer = io.BytesIO()
-    torch.save(content, buffer, _use_new_zipfile_serialization=False)
+    torch.save(content, buffer, _use_new_zipfile_serialization=False, **options)
     return buffer.getvalue()
 
 
@@ -251,8 +251,9 @@ def test_hostile_pickle_is_refused_and_not_run(tmp_path, old_format):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"\x80\x02\x82\x01.", "Unsupported operand 130"),
-        (pickle.dumps({"a": 1.0}, protocol=4), "Unsupported operand 149"),
+        (pickle.dumps({"a": 1.0}, protocol=4), "not written by torch.save"),
+        (old_file({"a": torch.zeros(2)})[:15] + b"\x80\x02\x82\x01.", "Unsupported operand 130"),
+        (old_file({"a": torch.zeros(2)}, pickle_protocol=4), "Unsupported operand 149"),
         (old_file({1: torch.zeros(2)}), "expected a dict of tensors by name, found the name 1"),
     ],
 )

@@ -223,7 +223,10 @@ BOMB = "a: &a [x, x]\n" + "".join(
         ("expects: 3\n", "'expects' is 3; expected a mapping"),
         (BOMB, r"its aliases \(`\*name`\) make more than 1,000,000 characters of it"),
         ("a: &a [*a]\n", r"its aliases \(`\*name`\) make more than"),
-        ("based_on: " + "9" * 5000 + ".yaml", "based_on is .9+, which is not there; expected the name of a file beside it"),
+        (
+            "based_on: " + "9" * 5000 + ".yaml",
+            "based_on is .9+, which is not there; expected the name of a file beside it",
+        ),
         ("a: " + "[" * 20_000, "not yaml that can be read: more than 100 mappings and lists inside each other"),
         ("a: " + "9" * 5000, "not yaml that can be read: Exceeds the limit"),
         ("a: 2026-13-45\n", "not yaml that can be read: month must be in 1..12"),
